@@ -1,0 +1,78 @@
+# make claims     every claim on the embedded target: verdicts, build/ledger.json, build/report.html
+# make test       the library's own tests
+# Both set up what is missing first. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Where pip finds torch, if not in the default index: README, "Choosing a CPU or CUDA torch".
+TORCH_INDEX ?=
+# Further arguments for pytest: make claims ARGS="--target gpt2-small --device cuda"
+ARGS ?=
+# A directory of .txt files, one book each, for `make mini`.
+CORPUS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.fra-installed
+# Small operations beside a busy second core become 70 times slower when OpenMP threads spin.
+CALM := OMP_WAIT_POLICY=passive
+ONE_THREAD := $(CALM) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup claims test lint format bench mini report clean
+
+help:
+	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'
+	@echo 'make claims   every claim on the embedded target; ARGS= goes to pytest'
+	@echo 'make test     the tests of the library; ARGS= goes to pytest'
+	@echo 'make lint     ruff, mypy, import-linter; make format rewrites'
+	@echo 'make bench    benchmarks, kept in build/bench.json'
+	@echo 'make report   build/report.html from build/ledger.json, nothing measured'
+	@echo 'make mini     the embedded target anew: CORPUS=DIR with .txt files'
+	@echo 'make clean    removes build/ and caches, not the environment'
+	@echo 'variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH_INDEX=$(TORCH_INDEX) WORKERS=$(WORKERS)'
+
+setup: $(INSTALLED)
+
+# Stale when the dependencies or their pins changed; an environment that was interrupted half-way is completed.
+$(INSTALLED): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fra needs Python 3.11 or newer and this is " + sys.version.split()[0] + "; name another with PYTHON=")' && \
+	  $(PYTHON) -m venv "$(VENV)"; \
+	fi
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url "$(TORCH_INDEX)" --constraint constraints.txt torch)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+claims: $(INSTALLED)
+	@mkdir -p build
+	$(CALM) $(BIN)/python -m pytest claims --ledger build/ledger.json --report build/report.html $(ARGS)
+
+test: $(INSTALLED)
+	$(ONE_THREAD) $(BIN)/python -m pytest fra/tests -n $(WORKERS) --dist loadfile $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	@mkdir -p build
+	JAXTYPING_DISABLE=1 $(ONE_THREAD) $(BIN)/python -m pytest fra/tests/bench -o python_files='bench_*.py' \
+	  --benchmark-json build/bench.json $(ARGS)
+
+report: $(INSTALLED)
+	$(BIN)/python -m fra.report build/ledger.json -o build/report.html
+
+mini: $(INSTALLED)
+	@test -d "$(CORPUS)" || { echo 'make mini needs a directory of .txt files, one book each: make mini CORPUS=DIR' >&2; exit 2; }
+	$(CALM) $(BIN)/python -m fixtures.mini.build "$(CORPUS)" $(ARGS)
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,62 @@
+"""Q01. Feature-resolved attention sums to the attention scores, every term counted.
+
+A head's score is a sum over {feature, bias, error} of the query times {feature, bias, error} of the key. The sum is compared with
+the model's own `hook_attn_scores` (which fires after softcap, and so is compared with `softcap(scores())`), over every unmasked
+entry of natural documents, in float32.
+
+H0: max |error| / sum |terms| >= 1e-6.
+Control: each kind of term on each side, and the scale, left out in turn. The smallest error that this makes must exceed 1e-5, else
+    the check could not have noticed the omission.
+Bar: float32 keeps 6e-8 of a number; a sum of some hundred terms in any order stays below 1e-6 of their absolute sum, and no
+    omission does.
+"""
+
+import pytest
+
+from fra.claim import Claim, Condition, Evidence
+
+CLAIM = Claim(
+    id="Q01",
+    title="FRA sums to the attention scores, every term counted",
+    h0="max |softcap(sum of terms) - hook_attn_scores| / sum |terms| >= 1e-6",
+    bar=1e-6,
+    above=False,
+    bars={"error with a term left out": 1e-5},
+    statistic="exactness/1",
+    stimuli=("natural",),
+    n=3,
+    min_documents=3,
+)
+
+
+@pytest.fixture(scope="module")
+def evidence(target, natural, progress):
+    from fra.cih import has_dictionary
+    from fra.exactness import DROPPED, errors
+
+    found = {}
+    documents = natural(CLAIM.n)
+    for layer in range(target.n_layers):
+        if not has_dictionary(target, layer):
+            continue
+        _, sae = target.dictionary_for(layer)
+        progress(f"Q01: layer {layer}")
+        for head in range(target.n_heads):
+            rows = [errors(target.model, sae, tokens, layer, head) for tokens in documents]
+            worst = {name: max(row[name] for row in rows) for name in ("complete", *DROPPED)}
+            complete = worst.pop("complete")
+            least = min(value for value in worst.values() if value == value)
+            conditions = (
+                Condition("error", complete, complete, complete, CLAIM.bar, above=False),
+                Condition("error with a term left out", least, least, least, CLAIM.bars["error with a term left out"]),
+            )
+            name = f"L{layer}H{head}"
+            found[name] = Evidence(
+                claim=CLAIM, head=name, candidates={"every term": conditions}, n=len(documents),
+                detail={"error with one term left out": worst},
+            )  # fmt: skip
+    return found
+
+
+def test_q01(head, evidence, verdict):
+    verdict(evidence.get(head))

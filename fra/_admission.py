@@ -1,0 +1,160 @@
+"""A target is admitted before it is believed: model, dictionaries and text are held against each other on the target's
+own text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fra._dictionaries import codes
+from fra._heads import attention_input_layer, check_tokens, freeze
+from fra.errors import FraError
+from fra.targets import is_head_output
+
+if TYPE_CHECKING:
+    from fra.targets import Target
+
+_DOCUMENTS = 8
+_TOKENS = 128
+_DENSEST = 0.5
+"""A dictionary with a larger share of its features live at a position is not sparse; an untrained ReLU has half."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What a dictionary does on the target's own text, the first position of each document left out."""
+
+    hook: str
+    architecture: str
+    d_sae: int
+    l0: float
+    """Features live at a position, on average."""
+    explained_variance: float
+    """1 - (squared error) / (squared deviation from the mean), summed over positions and dimensions."""
+    positions: int
+
+
+@dataclass(frozen=True)
+class AdmissionReport:
+    """What was found when a target was admitted."""
+
+    target: str
+    n_layers: int
+    n_heads: int
+    dictionaries: tuple[Quality, ...]
+
+
+def sample(target: Target, n_documents: int = _DOCUMENTS, n_tokens: int = _TOKENS) -> list[Int[Tensor, " _pos"]]:
+    """The beginnings of the target's first documents, with BOS where the target prepends it, cut to the model's
+    context.
+
+    Raises FraError where a document has no more than one token.
+    """
+    length = min(n_tokens, int(target.model.cfg.n_ctx))
+    start = [] if target.bos is None else [target.bos]
+    found = []
+    for document in target.documents()[:n_documents]:
+        tokens = torch.tensor((start + target.encode(document.text))[:length])
+        if len(tokens) <= len(start) + 1:
+            raise FraError(
+                f"the document {document.name!r} of {target.name!r} has {len(tokens) - len(start)} tokens: write more "
+                "text into it."
+            )
+        check_tokens(target.model, tokens[None])
+        found.append(tokens)
+    return found
+
+
+@torch.no_grad()
+def admit(target: Target) -> AdmissionReport:
+    """Loads the target and checks it on its own text.
+
+    Raises FraError, in one sentence, where [size] is not the model's, a hook does not exist, a dictionary has another
+    width, its L0 is zero or half of its features, it explains no more than the mean does (attention inputs; released
+    head-output dictionaries do that in some layers and are useful), or softmax of the scores hook is not the pattern
+    hook. What `load_target` and `target.dictionaries` refuse is refused here too.
+    """
+    cfg = target.model.cfg
+    for what, stated, found in (("n_layers", target.n_layers, cfg.n_layers), ("n_heads", target.n_heads, cfg.n_heads)):
+        if stated != found:
+            raise FraError(
+                f"size.{what} of {target.name!r} is {stated} and the model has {found}: correct the target file."
+            )
+    texts = sample(target)
+    qualities = tuple(_check(_measure(target, hook, texts)) for hook in target.dictionaries)
+    return AdmissionReport(target.name, target.n_layers, target.n_heads, qualities)
+
+
+def _measure(target: Target, hook: str, texts: Sequence[Int[Tensor, " _pos"]]) -> Quality:
+    sae = target.dictionaries[hook]
+    read = _head_output if is_head_output(hook) else _attention_input
+    inputs, errors, live = [], [], 0
+    for tokens in texts:
+        x, error, l0 = read(target, hook, sae, tokens)
+        # The first position is an attention sink of outlying norm in most models.
+        inputs.append(x[1:].cpu())
+        errors.append(error[1:].cpu())
+        live += int(l0[1:].sum())
+    x, error = torch.cat(inputs).double(), torch.cat(errors).double()
+    spread = float((x - x.mean(0)).square().sum())
+    explained = 1 - float(error.square().sum()) / spread if spread > 0 else float("nan")
+    return Quality(hook, sae.cfg.architecture(), sae.cfg.d_sae, live / len(x), explained, len(x))
+
+
+def _attention_input(
+    target: Target, hook: str, sae: Any, tokens: Int[Tensor, " pos"]
+) -> tuple[Float[Tensor, "pos d_in"], Float[Tensor, "pos d_in"], Int[Tensor, " pos"]]:
+    """Activation, what the dictionary leaves of it, and live features by position. `freeze` compares scores, pattern
+    and weights.
+    """
+    layer = attention_input_layer(hook)
+    if layer >= target.n_layers:
+        raise FraError(
+            f"{hook!r} feeds no attention layer: {target.name!r} has {target.n_layers} layers; use another hook."
+        )
+    frozen = freeze(target.model, tokens[None], layer, hook)
+    found = codes(sae, frozen.x)
+    return frozen.x[0], found.error[0], torch.bincount(found.row, minlength=len(tokens))
+
+
+def _head_output(
+    target: Target, hook: str, sae: Any, tokens: Int[Tensor, " pos"]
+) -> tuple[Float[Tensor, "pos d_in"], Float[Tensor, "pos d_in"], Int[Tensor, " pos"]]:
+    """The same for a dictionary of head outputs, all heads concatenated."""
+    model = target.model
+    if hook not in model.hook_dict:
+        raise FraError(f"the model of {target.name!r} has no hook {hook!r}: use a dictionary at a hook that it has.")
+    _, cache = model.run_with_cache(tokens[None].to(target.device), names_filter=[hook])
+    heads = cache[hook][0].reshape(len(tokens), target.n_heads, -1).to(sae.W_dec.dtype)
+    x = heads.flatten(1)
+    if sae.cfg.d_in != x.shape[1]:
+        raise FraError(
+            f"the dictionary at {hook!r} has width {sae.cfg.d_in} and the head outputs there have {x.shape[1]} "
+            f"({target.n_heads} heads): it belongs to another model."
+        )
+    acts = sae.encode(heads if sae.cfg.reshape_activations == "hook_z" else x)
+    return x, x - sae.decode(acts).reshape(x.shape), (acts != 0).sum(-1)
+
+
+def _check(quality: Quality) -> Quality:
+    what = f"the dictionary at {quality.hook!r}"
+    text = f"on the target's own text ({quality.positions} positions)"
+    if not quality.l0 > 0:
+        raise FraError(f"{what} has no live feature {text}: wrong weights, hook or processing.")
+    if quality.l0 > _DENSEST * quality.d_sae:
+        raise FraError(
+            f"{what} has {quality.l0:.0f} of its {quality.d_sae} features live at a position {text}: it is not sparse, "
+            "so it is untrained or made for other activations."
+        )
+    if not is_head_output(quality.hook) and not quality.explained_variance > 0:
+        raise FraError(
+            f"{what} explains no more than the mean does {text} (explained variance {quality.explained_variance:.2f}): "
+            "it was made for another model, hook or weight processing."
+        )
+    return quality

@@ -1,0 +1,354 @@
+"""Channels of one head on repeated documents: their couplings, and exactly what removing them does to its attention."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fra._dictionaries import Codes, codes
+from fra._heads import FrozenLayer, Model, Side, freeze
+from fra.stimuli import Batch
+
+
+class EntryIndex:
+    """The entries of a code, findable by feature and document."""
+
+    def __init__(self, codes: Codes) -> None:
+        batch, pos = codes.shape
+        key = codes.feature * batch + codes.row // pos
+        self._batch = batch
+        self._key, self._order = key.sort(stable=True)  # within a document entries stay in order of position
+
+    def of(self, feature: Int[Tensor, " n"], doc: Int[Tensor, " n"] | None = None) -> tuple[Tensor, Tensor]:
+        """(which, entry): for each of n features, in one document or in all, the entries where it is live, by position."""
+        low = feature * self._batch + (0 if doc is None else doc)
+        high = low + (self._batch - 1 if doc is None else 0)
+        start = torch.searchsorted(self._key, low)
+        count = torch.searchsorted(self._key, high, right=True) - start
+        which = torch.repeat_interleave(torch.arange(len(feature), device=feature.device), count)
+        within = torch.arange(len(which), device=feature.device) - (count.cumsum(0) - count)[which]
+        return which, self._order[start[which] + within]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm (repeated or control) of a set of documents at one layer."""
+
+    frozen: FrozenLayer
+    codes: Codes
+    index: EntryIndex
+
+    def coefficients(self, side: Side, head: int, entries: Int[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
+        """What multiplies G in F_ij, of chosen entries or all: the code's value over the norm's scale, times the head's QK-norm gain."""
+        row, value = self.codes.row, self.codes.value
+        if entries is not None:
+            row, value = row[entries], value[entries]
+        return value * self.frozen.gain(side, head, row)
+
+    def columns(self, side: Side, head: int, features: Int[Tensor, " n"]) -> Float[Tensor, "batch pos n"]:
+        """Coefficients of chosen features as dense columns."""
+        batch, pos = self.codes.shape
+        column, entries = self.index.of(features)
+        dense = self.codes.value.new_zeros(batch * pos, len(features))
+        dense[self.codes.row[entries], column] = self.coefficients(side, head, entries)
+        return dense.view(batch, pos, -1)
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Both arms of a set of documents at one layer."""
+
+    batch: Batch
+    repeated: Arm
+    control: Arm
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on `device`."""
+    moved: dict[str, Any] = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+
+@torch.no_grad()
+def measure_arms(model: Model, sae: Any, batch: Batch, layer: int, hook_name: str) -> Arms:
+    """Runs both arms of a set through the model and the dictionary."""
+    sides = [measure_arm(model, sae, tokens, layer, hook_name) for tokens in (batch.tokens, batch.control)]
+    return Arms(on_device(batch, sides[0].frozen.x.device), *sides)
+
+
+@torch.no_grad()
+def measure_arm(model: Model, sae: Any, tokens: Int[Tensor, "batch pos"], layer: int, hook_name: str) -> Arm:
+    """Runs documents of equal (padded) length through the model and the dictionary."""
+    frozen = freeze(model, tokens, layer, hook_name)
+    found = codes(sae, frozen.x)
+    return Arm(frozen, found, EntryIndex(found))
+
+
+def shifted_keys(batch: Batch, shift: int) -> tuple[Int[Tensor, " n_rows"], Bool[Tensor, " batch"]]:
+    """Key of every second-copy row on another stripe, and the documents on which it is far from the induction stripe.
+
+    Shift 0 is the induction key. Other shifts turn the first copy round by that many tokens, so that every stripe has the
+    same rows; documents where that lands at a lag of period - 2 .. period + 1 are to be left out.
+    """
+    if shift == 0:
+        return batch.row_key, torch.ones(len(batch), dtype=torch.bool, device=batch.row_key.device)
+    period = batch.periods[batch.row_doc]
+    turned = shift % batch.periods
+    return 1 + (batch.row_key - 1 + shift) % period, (turned > 1) & (turned < batch.periods - 2)
+
+
+def couplings(arm: Arm, head: int) -> tuple[Float[Tensor, "d_sae d_head"], Float[Tensor, "d_sae d_head"]]:
+    """U, V with G_ij = U_i . V_j before rotation, the score's scale included: projections of every decoder row."""
+    frozen = arm.frozen
+    return frozen.scale * arm.codes.decoder @ frozen.W_q[head], arm.codes.decoder @ frozen.W_k[head]
+
+
+def pair_couplings(
+    arm: Arm, head: int, pairs: Int[Tensor, "n 2"], offsets: Int[Tensor, " n_offsets"]
+) -> Float[Tensor, "n one_or_n_offsets"]:
+    """G_ij at each offset t - s; one column for a head that does not rotate, whatever the offsets."""
+    U, V = couplings(arm, head)
+    rotary = arm.frozen.rotary
+    if rotary is None:
+        return (U[pairs[:, 0]] * V[pairs[:, 1]]).sum(-1, keepdim=True)
+    at_zero = rotary.rotate(V[pairs[:, 1]], torch.zeros(len(pairs), dtype=torch.long, device=V.device))
+    columns = [(rotary.rotate(U[pairs[:, 0]], o.expand(len(pairs))) * at_zero).sum(-1) for o in offsets]
+    return torch.stack(columns, dim=1)
+
+
+def log_odds(scores: Float[Tensor, "n k_pos"], key: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """logit of the attention to `key`: its score less the log-sum-exp of all others (-inf where masked)."""
+    own = scores.gather(-1, key[..., None])[..., 0]
+    return own - scores.scatter(-1, key[..., None], -torch.inf).logsumexp(-1)
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Sums by document over rows where a channel's i is live in either arm; divide by `rows` for the mean. [n_documents, n_channels] each."""
+
+    nats: Float[np.ndarray, "n_documents n"]
+    """dL(repeated) - dL(control)."""
+    attention: Float[np.ndarray, "n_documents n"]
+    """The same in attention: dA(repeated) - dA(control)."""
+    contrast: Float[np.ndarray, "n_documents n"]
+    """The head's own attention contrast on those rows."""
+    rows: Float[np.ndarray, "n_documents n"]
+    covered: Float[np.ndarray, "n_documents n"]
+    """Rows of the repeated arm with i live, for the coverage."""
+
+
+def _capped(arm: Arm, scores: Float[Tensor, "n k_pos"]) -> Float[Tensor, "n k_pos"]:
+    """Scores after softcap; masked keys stay at -inf, which the cap would make finite."""
+    return arm.frozen.cap(scores).masked_fill(scores == -torch.inf, -torch.inf)
+
+
+class HeadOnArms:
+    """One head on both arms of a set of documents: its contrast on a stripe, and what the removal of channels does to it."""
+
+    def __init__(self, arms: Arms, head: int) -> None:
+        self.head, self.batch = head, arms.batch
+        self.keys = arms.batch.row_key
+        self.sides = (arms.repeated, arms.control)
+        doc, pos = self.batch.row_doc, self.batch.row_pos
+        self.row_scores = [arm.frozen.scores(head)[doc, pos] for arm in self.sides]
+        self.capped = [_capped(arm, rows).double() for arm, rows in zip(self.sides, self.row_scores, strict=True)]
+        self._all = [capped.logsumexp(-1) for capped in self.capped]
+        self._row_of = torch.full((len(self.batch) * self.batch.tokens.shape[1],), -1, device=doc.device)
+        self._row_of[doc * self.batch.tokens.shape[1] + pos] = torch.arange(len(doc), device=doc.device)
+
+    def on_stripe(self, keys: Int[Tensor, " n_rows"]) -> HeadOnArms:
+        """The same head on another stripe: `keys` names the stripe's key of every second-copy row."""
+        other = copy.copy(self)
+        for cached in ("base", "contrast", "others"):
+            other.__dict__.pop(cached, None)
+        other.keys = keys
+        return other
+
+    @cached_property
+    def others(self) -> tuple[Tensor, Tensor]:
+        """Log-sum-exp of every row's scores without the stripe's key, repeated and control."""
+        found = []
+        for capped, total in zip(self.capped, self._all, strict=True):
+            attention = (capped.gather(1, self.keys[:, None])[:, 0] - total).exp()
+            found.append(total + torch.log1p(-attention.clamp(max=1 - 1e-15)))
+        return found[0], found[1]
+
+    @cached_property
+    def base(self) -> tuple[Tensor, Tensor]:
+        """Log-odds of the stripe's key on every row, repeated and control."""
+        own = [capped.gather(1, self.keys[:, None])[:, 0] for capped in self.capped]
+        return own[0] - self.others[0], own[1] - self.others[1]
+
+    @cached_property
+    def contrast(self) -> Float[Tensor, " n_rows"]:
+        """A_repeated(t, key) less the larger of the control's attention at the key and at the moved token."""
+        at = [odds.sigmoid() for odds in self.base]
+        moved = (self.capped[1].gather(1, self.batch.row_moved[:, None])[:, 0] - self._all[1]).exp()
+        return at[0] - torch.maximum(at[1], moved)
+
+    def by_document(self, values: Float[Tensor, "n_rows ..."]) -> Float[np.ndarray, "n_documents ..."]:
+        """Sums of row values by document."""
+        out = values.new_zeros(len(self.batch), *values.shape[1:], dtype=torch.float64)
+        return np.asarray(out.index_add_(0, self.batch.row_doc, values.double()).cpu())
+
+    def channels(self, pairs: Int[Tensor, "n 2"], allowed: Bool[Tensor, "n_rows n"] | None = None) -> Effects:
+        """Exact effect of removing each channel by itself, at every key of the row; only over `allowed` rows where given.
+
+        Only keys at which j is live change: with w the attention among the other keys and d_u the change of a score,
+        dL = d_{s*} + log(1 + sum_u w_u (exp(-d_u) - 1)).
+        """
+        n, n_rows = len(pairs), len(self.keys)
+        parts = [self._changes(side, pairs) for side in (0, 1)]
+        if allowed is not None:
+            parts = [tuple(part[allowed[own[0], own[1]]] for part in own) for own in parts]
+        # rows of either arm, each once
+        where = torch.unique(torch.cat([channel * n_rows + row for row, channel, _, _ in parts]))
+        channel, row = where // n_rows, where % n_rows
+        sums = torch.zeros(5, len(self.batch) * n, dtype=torch.float64, device=where.device)
+        cell = self.batch.row_doc[row] * n + channel
+        sums[2].index_add_(0, cell, self.contrast[row])
+        sums[3].index_add_(0, cell, torch.ones_like(self.contrast[row]))
+        for side, (row, channel, nats, attention) in enumerate(parts):
+            cell = self.batch.row_doc[row] * n + channel
+            sums[0].index_add_(0, cell, nats if side == 0 else -nats)
+            sums[1].index_add_(0, cell, attention if side == 0 else -attention)
+            if side == 0:
+                sums[4].index_add_(0, cell, torch.ones_like(nats))
+        return Effects(*(np.asarray(part.view(len(self.batch), n).cpu()) for part in sums))
+
+    def _changes(self, side: int, pairs: Int[Tensor, "n 2"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(row, channel, dL, dA) of one arm for every row where a channel's i is live."""
+        arm, length = self.sides[side], self.batch.tokens.shape[1]
+        channel, entry = arm.index.of(pairs[:, 0])
+        row = self._row_of[arm.codes.row[entry]]
+        on = row >= 0
+        channel, entry, row = channel[on], entry[on], row[on]
+        query = arm.coefficients("query", self.head, entry)
+        which, key_entry = arm.index.of(pairs[channel, 1], self.batch.row_doc[row])
+        key = arm.codes.row[key_entry] % length
+        r, c = row[which], channel[which]
+        seen = arm.frozen.mask[self.batch.row_pos[r], key]
+        which, key_entry, key, r, c = which[seen], key_entry[seen], key[seen], r[seen], c[seen]
+        G = pair_couplings(arm, self.head, pairs, torch.arange(length, device=key.device))
+        G_here = G[c, 0] if G.shape[1] == 1 else G[c, self.batch.row_pos[r] - key]
+        F = (query[which] * G_here * arm.coefficients("key", self.head, key_entry)).double()
+        before = self.capped[side][r, key]
+        change = F if arm.frozen.softcap is None else before - arm.frozen.cap(self.row_scores[side][r, key].double() - F)
+        own = key == self.keys[r]
+        weight = (before - self.others[side][r]).exp().masked_fill(own, 0.0)
+        rest = torch.zeros(len(row), dtype=torch.float64, device=key.device)
+        rest.index_add_(0, which, weight * torch.expm1(-change))
+        nats = torch.log1p(rest.clamp(min=-1 + 1e-15))
+        nats.index_add_(0, which[own], change[own])
+        odds = self.base[side][row]
+        return row, channel, nats, odds.sigmoid() - (odds - nats).sigmoid()
+
+    def removed_together(self, pairs: Int[Tensor, "n 2"]) -> Effects:
+        """Exact effect of removing all channels of a set at once, over rows where a member's i is live."""
+        return self._together([self._share(arm, pairs) for arm in self.sides])
+
+    def _share(self, arm: Arm, pairs: Int[Tensor, "n 2"]) -> tuple[Bool[Tensor, " n_rows"], Float[Tensor, "n_rows k_pos"]]:
+        """Rows with a member's i live, and the sum of the channels' contributions to the scores of every row."""
+        doc, pos = self.batch.row_doc, self.batch.row_pos
+        q_ids, q_at = torch.unique(pairs[:, 0], return_inverse=True)
+        k_ids, k_at = torch.unique(pairs[:, 1], return_inverse=True)
+        q = arm.columns("query", self.head, q_ids)[doc, pos]
+        k = arm.columns("key", self.head, k_ids)
+        if arm.frozen.rotary is None:
+            M = q.new_zeros(len(q_ids), len(k_ids))
+            M[q_at, k_at] = pair_couplings(arm, self.head, pairs, pos[:0])[:, 0]
+            return (q != 0).any(-1), self._against_keys(q @ M, k)
+        U, V = couplings(arm, self.head)
+        total = q.new_zeros(len(q), k.shape[1])
+        everywhere = torch.arange(k.shape[1], device=pos.device)
+        for part in torch.arange(len(pairs), device=pos.device).split(64):
+            # pairs stand side by side in one long inner dimension, rotated to their positions
+            left = arm.frozen.rotary.rotate(U[pairs[part, 0]][:, None].expand(-1, len(pos), -1), pos)
+            right = arm.frozen.rotary.rotate(V[pairs[part, 1]][:, None].expand(-1, k.shape[1], -1), everywhere)
+            left = left.transpose(0, 1) * q[:, q_at[part], None]
+            keys = right.transpose(0, 1) * k[:, :, k_at[part], None]
+            total += self._against_keys(left.flatten(1), keys.flatten(2))
+        return (q != 0).any(-1), total
+
+    def _against_keys(self, rows: Float[Tensor, "n_rows n"], keys: Float[Tensor, "batch k_pos n"]) -> Float[Tensor, "n_rows k_pos"]:
+        """Dot products of every row with the keys of its own document."""
+        parts = rows.split(self.batch.periods.tolist())
+        return torch.cat([part @ keys[number].T for number, part in enumerate(parts)])
+
+    def marginal(self, side: Side, feature: int) -> Effects:
+        """Exact effect of removing everything one feature does on one side: all channels (i, .) or all channels (., j)."""
+        shares = []
+        for arm in self.sides:
+            live = torch.unique(arm.codes.feature)
+            fixed = torch.full_like(live, feature)
+            columns = (fixed, live) if side == "query" else (live, fixed)
+            shares.append(self._share(arm, torch.stack(columns, dim=1)))
+        return self._together(shares)
+
+    def plant(self, pair: Int[Tensor, " 2"]) -> Planting:
+        """The rows on which a channel is live, ready to have its coupling raised."""
+        doc, pos = self.batch.row_doc, self.batch.row_pos
+        q = [arm.columns("query", self.head, pair[:1])[doc, pos][:, 0] for arm in self.sides]
+        rows = torch.nonzero((q[0] != 0) | (q[1] != 0))[:, 0]
+        unit, own = [], []
+        for side, arm in enumerate(self.sides):
+            unit.append(q[side][rows][:, None] * arm.columns("key", self.head, pair[1:])[doc[rows], :, 0])
+            ahead = (pos[rows][:, None] - torch.arange(arm.codes.shape[1], device=pos.device)).clamp(min=0)
+            G = pair_couplings(arm, self.head, pair[None], torch.arange(arm.codes.shape[1], device=pos.device))[0]
+            own.append(unit[side] * (G if len(G) == 1 else G[ahead]))
+        return Planting(self, rows, unit, own, int((q[0] != 0).sum()))
+
+    def _together(self, shares: Sequence[tuple[Tensor, Tensor]]) -> Effects:
+        """Effects of one removal given, for each arm, which rows have it live and what it adds to their scores."""
+        live = shares[0][0] | shares[1][0]
+        nats, attention = torch.zeros_like(self.base[0]), torch.zeros_like(self.base[0])
+        for side, (there, F) in enumerate(shares):
+            changed = log_odds(_capped(self.sides[side], self.row_scores[side] - F).double(), self.keys)
+            sign = 1 - 2 * side
+            nats += there * sign * (self.base[side] - changed)
+            attention += there * sign * (self.base[side].sigmoid() - changed.sigmoid())
+        columns = [nats, attention, self.contrast * live, live.to(nats.dtype), shares[0][0].to(nats.dtype)]
+        return Effects(*(self.by_document(column)[:, None] for column in columns))
+
+
+class Planting:
+    """One channel in one head, on the rows where it is live, with its coupling raised: what a search must be able to find."""
+
+    def __init__(self, head: HeadOnArms, rows: Tensor, unit: Sequence[Tensor], own: Sequence[Tensor], covered: int) -> None:
+        self._head, self.rows, self._unit = head, rows, unit
+        self.covered = covered
+        live = torch.cat([part[part != 0] for part in unit])
+        self.size = max(float(live.abs().mean()), 1e-9) if len(live) else 1.0
+        """Mean product of activations where both features are live: the unit in which a raise is sensible."""
+        self._scores = [scores[rows] for scores in head.row_scores]
+        # the raised channel taken out again leaves what the head has without its own channel, whatever the raise
+        self._without = [self._odds(arm, s - f) for arm, s, f in zip(head.sides, self._scores, own, strict=True)]
+
+    def _odds(self, arm: Arm, scores: Tensor) -> Tensor:
+        return log_odds(_capped(arm, scores), self._head.keys[self.rows])
+
+    def effects(self, delta: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Row values of nats, attention and the head's own contrast with G_ij raised by `delta`."""
+        head = self._head
+        raised = [scores + delta * unit for scores, unit in zip(self._scores, self._unit, strict=True)]
+        odds = [self._odds(arm, scores) for arm, scores in zip(head.sides, raised, strict=True)]
+        nats = [after - before for after, before in zip(odds, self._without, strict=True)]
+        attention = [a.sigmoid() - b.sigmoid() for a, b in zip(odds, self._without, strict=True)]
+        moved = head.batch.row_moved[self.rows]
+        there = _capped(head.sides[1], raised[1]).softmax(-1).gather(1, moved[:, None])[:, 0]
+        contrast = odds[0].sigmoid() - torch.maximum(odds[1].sigmoid(), there)
+        return nats[0] - nats[1], attention[0] - attention[1], contrast
+
+    def by_document(self, values: Float[Tensor, " n"]) -> Float[np.ndarray, " n_documents"]:
+        """Sums of the live rows' values by document."""
+        out = values.new_zeros(len(self._head.batch), dtype=torch.float64)
+        return np.asarray(out.index_add_(0, self._head.batch.row_doc[self.rows], values.double()).cpu())

@@ -1,0 +1,237 @@
+"""How an intervention attaches to a model: hooks that come off again, and what one forward pass shows to its edits."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from fra._channels import Arm
+from fra._dictionaries import codes
+from fra._heads import FrozenLayer, Model, _gain, _rotary, freeze
+from fra._qk import QKWeights
+from fra.errors import FraError
+
+Hook = tuple[str, Callable[..., Any]]
+"""Name of a hook point, and a function (activation, hook) -> new activation or None."""
+
+Positions = Tensor | Sequence[int] | None
+"""Which positions: Bool[Tensor, "pos"] or Bool[Tensor, "batch pos"], or a list of integers; None for all."""
+
+
+class Intervention:
+    """A change to the model's forward pass: a context manager, or a list of hooks.
+
+    `with intervention: model(tokens)` changes every pass inside and leaves the model as it was, after an exception too.
+    Interventions nest, and add up: each takes away its own share, so what two of them name is taken away twice.
+    `hooks` is for `model.run_with_hooks(tokens, fwd_hooks=intervention.hooks)` and `model.hooks`; there, hooks run in the
+    order of the list, so an edit of the activation that this intervention reads has to stand before it.
+    """
+
+    def __init__(self, model: Model, readers: Sequence[Hook], edits: Sequence[Hook]) -> None:
+        """`readers` only look, and see what all other hooks at their point have left. Raises FraError for a hook that
+        the model does not have.
+        """
+        points = model.hook_dict
+        missing = [name for name, _ in (*readers, *edits) if name not in points]
+        if missing:
+            raise FraError(f"the model has no hook {missing[0]!r}: it cannot be changed there.")
+        self.hooks: list[Hook] = [*readers, *edits]
+        self._attachments = [(points[name], function, True) for name, function in readers]
+        self._attachments += [(points[name], function, False) for name, function in edits]
+        self._entered: list[ExitStack] = []
+
+    def __enter__(self) -> Intervention:
+        with ExitStack() as stack:
+            for point, function, last in self._attachments:
+                _attach(stack, point, function, last)
+            self._entered.append(stack.pop_all())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._entered.pop().close()
+
+
+def _attach(stack: ExitStack, point: Any, function: Callable[..., Any], last: bool) -> None:
+    """Adds a hook to a point until `stack` closes; where `last`, it runs after the hooks that are added later, too."""
+    point.add_hook(function)
+    handle = point.fwd_hooks[-1]
+
+    def detach() -> None:
+        handle.hook.remove()
+        point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
+
+    def move(*_: Any) -> None:
+        if handle.hook.id in point._forward_hooks:
+            point._forward_hooks.move_to_end(handle.hook.id)
+
+    stack.callback(detach)
+    if last:
+        stack.callback(point.register_forward_pre_hook(move).remove)
+
+
+@contextmanager
+def unhooked(model: Model) -> Iterator[None]:
+    """The model without the hooks that are on it (permanent ones stay): what a clean pass is taken under."""
+    points = {id(point): point for point in model.hook_dict.values()}
+    with ExitStack() as stack:
+        for point in points.values():
+            kept: OrderedDict[int, Any] = point._forward_hooks
+            permanent = {handle.hook.id for handle in point.fwd_hooks if handle.is_permanent}
+            stack.callback(setattr, point, "_forward_hooks", kept)
+            point._forward_hooks = OrderedDict((key, hook) for key, hook in kept.items() if key in permanent)
+        yield
+
+
+_CHECKED: WeakKeyDictionary[Any, set[tuple[int, str]]] = WeakKeyDictionary()
+
+
+def check_layer(model: Model, layer: int, hook_name: str) -> None:
+    """Raises FraError where this layer's scores hook is not what its name says, or its scores cannot be reproduced, as
+    `fra.resolve` does. Tried once for a model and layer, on a few tokens.
+    """
+    checked = _CHECKED.setdefault(model, set())
+    if (layer, hook_name) not in checked:
+        with unhooked(model):
+            freeze(model, torch.arange(min(12, model.cfg.n_ctx, model.cfg.d_vocab))[None], layer, hook_name)
+        checked.add((layer, hook_name))
+
+
+class Pass:
+    """What the current forward pass has shown at some hooks, for an edit further down to take."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        self._names = dict(names)
+        self._seen: dict[str, Tensor] = {}
+
+    def readers(self) -> list[Hook]:
+        """A hook for every name."""
+
+        def reader(key: str) -> Callable[..., None]:
+            def read(activation: Tensor, hook: Any) -> None:
+                self._seen[key] = activation.detach()
+
+            return read
+
+        return [(name, reader(key)) for key, name in self._names.items()]
+
+    def take(self) -> dict[str, Tensor]:
+        """Everything read in this pass, once. Raises FraError where a hook has not fired."""
+        seen, self._seen = self._seen, {}
+        for key, name in self._names.items():
+            if key not in seen:
+                raise FraError(
+                    f"{name!r} did not fire before the hook that needs it: give all hooks of an intervention to the "
+                    f"same pass, and run the model from its tokens."
+                )
+        return seen
+
+
+def layer_names(model: Model, layer: int, hook_name: str) -> dict[str, str]:
+    """The hooks that freeze a layer within a pass."""
+    block, points = f"blocks.{layer}", model.hook_dict
+    names = {"x": hook_name}
+    if not hook_name.endswith("hook_normalized") and f"{block}.ln1.hook_scale" in points:
+        names["sigma"] = f"{block}.ln1.hook_scale"
+    if isinstance(model, TransformerBridge) and f"{block}.attn.hook_cos" in points:
+        names |= {"cos": f"{block}.attn.hook_cos", "sin": f"{block}.attn.hook_sin"}
+    return names
+
+
+def arm_in_pass(model: Model, sae: Any, weights: QKWeights, seen: Mapping[str, Tensor], scores: Tensor) -> Arm:
+    """The layer, frozen as this very pass has it, with the dictionary's codes of its input.
+
+    `scores`: the layer's hook_attn_scores (or its pattern) in this pass; only its shape is used for more than a record.
+    """
+    dtype = weights.W_q.dtype
+    x = seen["x"].to(dtype)
+    batch, pos, _ = x.shape
+    if tuple(scores.shape) != (batch, len(weights.W_q), pos, pos):
+        raise FraError(
+            f"this pass has scores of shape {list(scores.shape)} for an input of {pos} positions: run whole documents, "
+            f"without a key-value cache."
+        )
+    sigma = seen["sigma"].to(dtype)[..., 0] if "sigma" in seen else x.new_ones(batch, pos)
+    ahead = torch.arange(pos, device=x.device)[:, None] - torch.arange(pos, device=x.device)
+    W_q, b_q, gain_q = _gain(weights, "query", x / sigma[..., None])
+    W_k, b_k, gain_k = _gain(weights, "key", x / sigma[..., None])
+    frozen = FrozenLayer(
+        layer=weights.layer,
+        n_heads=len(W_q),
+        hook_name=weights.hook_name,
+        x=x,
+        sigma=sigma,
+        W_q=W_q,
+        W_k=W_k,
+        b_q=b_q,
+        b_k=b_k,
+        gain_q=gain_q,
+        gain_k=gain_k,
+        rotary=_rotary(model, weights.layer, dict(seen), pos, dtype),
+        scale=weights.scale,
+        softcap=weights.softcap,
+        mask=(ahead >= 0) & (ahead < (pos if weights.window is None else weights.window)),
+        model_scores=scores.to(dtype),
+        pattern=x.new_zeros(()).expand(scores.shape),  # not known yet
+    )
+    return Arm(frozen, codes(sae, x))
+
+
+def chosen_positions(name: str, chosen: Positions, batch: int, pos: int, device: torch.device) -> Bool[Tensor, "#b pos"]:
+    """`chosen` as a mask over [batch or 1, pos]. Raises FraError where it does not fit the documents of this pass."""
+    if chosen is None:
+        return torch.ones(1, pos, dtype=torch.bool, device=device)
+    given = torch.as_tensor(chosen, device=device)
+    if given.dtype != torch.bool:
+        ids = given.long()
+        if ids.ndim != 1 or bool(((ids < 0) | (ids >= pos)).any()):
+            raise FraError(f"{name} are positions outside 0 to {pos - 1}: give positions of these documents, or a mask.")
+        given = torch.zeros(pos, dtype=torch.bool, device=device).index_fill_(0, ids, True)
+    given = given if given.ndim > 1 else given[None]
+    if given.ndim != 2 or given.shape[1] != pos or given.shape[0] not in (1, batch):
+        raise FraError(
+            f"{name} has shape {list(given.shape)} and these documents are {[batch, pos]}: give one value a position."
+        )
+    return given
+
+
+def chosen_entries(
+    rows: Positions, keys: Positions, entries: Tensor | None, batch: int, pos: int, device: torch.device
+) -> Bool[Tensor, "#b pos pos"]:
+    """Which entries of a head's score matrix may change: `rows` by `keys`, and `entries` where given."""
+    chosen = chosen_positions("rows", rows, batch, pos, device)[:, :, None]
+    chosen = chosen & chosen_positions("keys", keys, batch, pos, device)[:, None, :]
+    if entries is None:
+        return chosen
+    given = entries.to(device) if entries.ndim > 2 else entries.to(device)[None]
+    if given.dtype != torch.bool or given.shape[1:] != (pos, pos) or given.shape[0] not in (1, batch):
+        raise FraError(
+            f"entries is {given.dtype} of shape {list(given.shape)}: give a Boolean mask of shape [{pos}, {pos}] or "
+            f"[{batch}, {pos}, {pos}]."
+        )
+    return chosen & given
+
+
+def before_cap(frozen: FrozenLayer, head: int, scores: Float[Tensor, "batch pos pos"]) -> Float[Tensor, "batch pos pos"]:
+    """Scores as they were before softcap, with whatever other hooks have changed in them.
+
+    The cap is inverted where that is well conditioned. Near saturation, where rounding has eaten the difference, the
+    score is computed anew from the layer's input, unless another hook has changed it.
+    """
+    if frozen.softcap is None:
+        return scores
+    cap, eps = frozen.softcap, torch.finfo(scores.dtype).eps
+    share = (scores.to(frozen.x) / cap).clamp(-1 + eps, 1 - eps)
+    anew = frozen.scores(head).masked_fill(~frozen.mask, 0.0)
+    unchanged = (frozen.cap(anew) - scores.to(frozen.x)).abs() <= 16 * eps * cap
+    return torch.where((1 - share.square() < eps**0.25) & unchanged, anew, cap * torch.atanh(share))

@@ -1,0 +1,177 @@
+"""Loading a language model as the class whose hooks show what their names say."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+import warnings
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fra._heads import Model
+from fra._processing import FLAGS
+from fra._weights import check_model, first_line
+from fra.errors import FraError
+
+_TRANSFORMER_LENS_AUTHORS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
+
+
+def load_model(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    processing: Collection[str] = (),
+    revision: str | None = None,
+) -> Model:
+    """A model from a local directory, or by its name one that TransformerLens keeps in its own format.
+
+    TransformerBridge, except where its hook_attn_scores does not show scores (GPT-Neo, GPT-J, OPT): there
+    HookedTransformer. A local directory is either in Hugging Face format, or in TransformerLens' own: config.json with
+    the fields of HookedTransformerConfig, model.safetensors with HookedTransformer's parameter names, and tokenizer
+    files; the latter is how models without LayerNorm are kept. Local weights are safetensors only.
+
+    processing: the flags of TransformerLens' weight processing that are on (fra._processing.FLAGS); none by default.
+    Raises FraError for a directory without configuration or weights, weights that are pickled, truncated, incomplete,
+    of other shapes or not finite, and an unknown processing.
+    """
+    unknown = sorted(set(processing) - set(FLAGS))
+    if unknown:
+        raise FraError(f"unknown weight processing {unknown[0]!r}: the flags are {', '.join(FLAGS)}.")
+    flags = {flag: flag in processing for flag in FLAGS}
+    folder = Path(path)
+    with _quiet():
+        if not folder.is_dir():
+            model: Model = _load_named(str(path), device, dtype, flags, revision)
+        else:
+            config = check_model(folder, f"the model in {folder}")
+            if "model_type" in config:
+                model = _load_hugging_face(folder, device, dtype, flags)
+            else:
+                model = _load_transformer_lens(folder, config, device, dtype, flags)
+    model.eval()
+    return model
+
+
+@torch.no_grad()
+def shows_scores(model: Model) -> bool:
+    """Whether softmax(hook_attn_scores) is hook_pattern in every layer, tried on four tokens."""
+    names = [
+        f"blocks.{layer}.attn.{hook}"
+        for layer in range(model.cfg.n_layers)
+        for hook in ("hook_attn_scores", "hook_pattern")
+    ]
+    tokens = torch.arange(4, device=next(model.parameters()).device)[None]
+    _, cache = model.run_with_cache(tokens, names_filter=names)
+    for scores, pattern in zip(names[::2], names[1::2], strict=True):
+        if scores not in cache or pattern not in cache:
+            return False
+        if float((cache[scores].float().softmax(-1) - cache[pattern].float()).abs().max()) > 1e-2:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the deprecation notice of HookedTransformer, which is used on purpose, and without progress printed while
+    loading.
+    """
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _processed(bridge: TransformerBridge, flags: dict[str, bool]) -> TransformerBridge:
+    if any(flags.values()):
+        bridge.enable_compatibility_mode(disable_warnings=True, **flags)
+    return bridge
+
+
+def _load_named(
+    name: str, device: str | torch.device, dtype: torch.dtype, flags: dict[str, bool], revision: str | None
+) -> HookedTransformer:
+    official = loading_from_pretrained.make_model_alias_map().get(name.lower(), name)
+    if not official.startswith(_TRANSFORMER_LENS_AUTHORS):
+        raise FraError(f"there is no directory {name}: give one with config.json and model.safetensors.")
+    options: dict[str, Any] = flags if revision is None else {**flags, "revision": revision}
+    return HookedTransformer.from_pretrained(official, device=str(device), dtype=dtype, **options)
+
+
+def _load_hugging_face(folder: Path, device: str | torch.device, dtype: torch.dtype, flags: dict[str, bool]) -> Model:
+    def weights() -> Any:
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                attn_implementation="eager",
+                local_files_only=True,
+                output_loading_info=True,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise FraError(f"the weights in {folder} do not fit its config.json ({first_line(error)}).") from error
+        hf, info = loaded
+        # transformers would fill them with random numbers, and go on.
+        if info["missing_keys"]:
+            raise FraError(f"the weights in {folder} lack {sorted(info['missing_keys'])[0]!r}: the file is incomplete.")
+        return hf.to(device)
+
+    bridge = TransformerBridge.boot_transformers(str(folder), device=device, dtype=dtype, hf_model=weights())
+    if shows_scores(bridge):
+        return _processed(bridge, flags)
+    return load_hooked(folder, weights(), device, dtype, flags)
+
+
+def load_hooked(
+    folder: Path, hf: Any, device: str | torch.device, dtype: torch.dtype, flags: dict[str, bool]
+) -> HookedTransformer:
+    """HookedTransformer with the weights of `hf`, the Hugging Face model in `folder`.
+
+    Its configuration says where it goes (`device`). HookedTransformer.from_pretrained refuses paths; the functions
+    beneath it take them. They guess the architecture from words in the path ("llama", "gemma", "bert"), so they are
+    shown one without words.
+    """
+    with tempfile.TemporaryDirectory() as neutral:
+        Path(neutral, "config.json").write_bytes((folder / "config.json").read_bytes())
+        cfg = loading_from_pretrained.get_pretrained_model_config(
+            neutral, fold_ln=flags["fold_ln"], device=str(device), dtype=dtype
+        )
+        state = loading_from_pretrained.get_pretrained_state_dict(neutral, cfg, hf_model=hf, dtype=dtype)
+    model = HookedTransformer(cfg, AutoTokenizer.from_pretrained(folder))
+    model.load_and_process_state_dict(state, **flags)
+    return model
+
+
+def _load_transformer_lens(
+    folder: Path, config: dict[str, Any], device: str | torch.device, dtype: torch.dtype, flags: dict[str, bool]
+) -> HookedTransformer:
+    try:
+        cfg = HookedTransformerConfig.from_dict({**config, "device": str(device), "dtype": dtype})
+    except TypeError as error:
+        raise FraError(
+            f"{folder / 'config.json'} has no model_type, and is no TransformerLens configuration either ({error})."
+        ) from error
+    model = HookedTransformer(cfg, AutoTokenizer.from_pretrained(folder))
+    state = {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
+    # load_and_process_state_dict leaves what it is not given as it was made: at random.
+    for name, parameter in model.named_parameters():
+        if name not in state:
+            raise FraError(f"the weights in {folder} lack {name!r}: the file is incomplete.")
+        if state[name].shape != parameter.shape:
+            raise FraError(
+                f"the weights in {folder} do not fit its config.json: {name!r} has shape {tuple(state[name].shape)}, "
+                f"not {tuple(parameter.shape)}."
+            )
+    model.load_and_process_state_dict(state, **flags)
+    return model

@@ -1,0 +1,109 @@
+"""What channels must beat: scrambled heads, random atoms, other lags (the lags live in the search itself)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fra._channels import Arm, Arms, EntryIndex
+from fra._dictionaries import Codes
+from fra._heads import FrozenLayer
+
+
+_SPREAD_DOCUMENTS = 20
+
+
+def random_rotation(d_head: int, generator: torch.Generator, like: Tensor) -> Float[Tensor, "d_head d_head"]:
+    """A random orthogonal matrix, uniform (Haar): QR of a Gaussian matrix with the signs of R's diagonal taken out."""
+    q, r = torch.linalg.qr(torch.randn(d_head, d_head, generator=generator, dtype=torch.float64))
+    return (q * r.diagonal().sign()).to(like)
+
+
+def row_spread(frozen: FrozenLayer, head: int) -> float:
+    """Root mean square of the head's scores after centring every row over its unmasked keys, on the first documents."""
+    by_document = ("x", "sigma", "gain_q", "gain_k", "model_scores", "pattern")
+    few = dataclasses.replace(frozen, **{name: getattr(frozen, name)[:_SPREAD_DOCUMENTS] for name in by_document})
+    scores = few.scores(head).masked_fill(~frozen.mask, 0.0)
+    count = frozen.mask.sum(-1, keepdim=True)
+    centred = (scores - scores.sum(-1, keepdim=True) / count).masked_fill(~frozen.mask, 0.0)
+    return float((centred.square().sum() / (len(scores) * frozen.mask.sum())).sqrt())
+
+
+def scramble(frozen: FrozenLayer, head: int, rotation: Float[Tensor, "d_head d_head"], stretch: float) -> FrozenLayer:
+    """The layer with the head's key map turned by an orthogonal matrix (before any rotary embedding) and stretched.
+
+    Everything about the head that is not the pairing of its query with its key directions survives: norms, biases, spectrum.
+    """
+    W_k, b_k = frozen.W_k.clone(), frozen.b_k.clone()
+    W_k[head] = stretch * W_k[head] @ rotation
+    b_k[head] = stretch * b_k[head] @ rotation
+    return dataclasses.replace(frozen, W_k=W_k, b_k=b_k)
+
+
+def scrambled_arms(arms: Arms, head: int, rotation: Tensor, stretch: float) -> Arms:
+    """Both arms under one scramble."""
+    repeated, control = (
+        dataclasses.replace(arm, frozen=scramble(arm.frozen, head, rotation, stretch))
+        for arm in (arms.repeated, arms.control)
+    )
+    return Arms(arms.batch, repeated, control)
+
+
+def stretch_to_match(frozen: FrozenLayer, head: int, rotation: Tensor) -> float:
+    """The factor that gives the scrambled head the row-centred score spread of the head."""
+    return row_spread(frozen, head) / max(row_spread(scramble(frozen, head, rotation, 1.0), head), 1e-12)
+
+
+def matching_pursuit(
+    x: Float[Tensor, "n d_model"], atoms: Float[Tensor, "n_atoms d_model"], counts: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of x in unit atoms by matching pursuit (Mallat & Zhang 1993), coefficients kept positive as an SAE's are.
+
+    Args:
+        counts: number of steps for each row, so that L0 is what it was (an atom chosen twice counts once).
+    Returns:
+        (row, atom, value) of the active entries, sorted by row, then atom.
+    """
+    gram = atoms @ atoms.T
+    rows = []
+    for start in range(0, len(x), 2048):
+        part, steps = x[start : start + 2048], counts[start : start + 2048]
+        correlation = part @ atoms.T
+        code = torch.zeros_like(correlation)
+        every = torch.arange(len(part), device=x.device)
+        for step in range(int(steps.max())):
+            best, atom = correlation.max(dim=1)
+            taken = torch.where(steps > step, best.clamp(min=0), 0.0)
+            code[every, atom] += taken
+            correlation -= taken[:, None] * gram[atom]
+        row, atom = code.nonzero(as_tuple=True)
+        rows.append((row + start, atom, code[row, atom]))
+    row, atom, value = (torch.cat(column) for column in zip(*rows, strict=True))
+    return row, atom, value
+
+
+def random_atoms(arm: Arm, atoms: Float[Tensor, "n_atoms d_model"]) -> Arm:
+    """The arm with the dictionary's features replaced by random atoms of equal number and L0; what they leave joins the error.
+
+    Bias terms stay the dictionary's own, so that only the choice of directions differs.
+    """
+    codes = arm.codes
+    batch, pos = codes.shape
+    target = (arm.frozen.x - codes.bias).flatten(0, 1)
+    counts = torch.bincount(codes.row, minlength=batch * pos)
+    row, atom, value = matching_pursuit(target, atoms, counts)
+    left = target.clone()
+    for start in range(0, len(target), 1024):
+        here = (row >= start) & (row < start + 1024)
+        left.index_add_(0, row[here], -value[here, None] * atoms[atom[here]])
+    replaced = Codes(row, atom, value, atoms, codes.bias, left.view_as(arm.frozen.x), codes.shape)
+    return Arm(arm.frozen, replaced, EntryIndex(replaced))
+
+
+def draw_atoms(n: int, generator: torch.Generator, like: Tensor) -> Float[Tensor, "n d_model"]:
+    """n random unit vectors."""
+    atoms = torch.randn(n, like.shape[-1], generator=generator, dtype=torch.float64)
+    return (atoms / atoms.norm(dim=-1, keepdim=True)).to(like)

@@ -1,0 +1,206 @@
+"""The OV side of a head: what each feature of the attention input contributes to the head's output, with its sign.
+
+z_t = sum over keys s of A(t,s) v_s and v_s is linear in the attention input once the norm's scale is frozen, so that
+z_t = sum_i ( sum_s A(t,s) a_i(s) g_s / sigma_s ) d_i W_V + (bias) + (error), and the head's result is z_t W_O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from fra._channels import Arm
+from fra._dictionaries import check_dictionary, codes, dictionary_hook
+from fra._heads import Model, _run, check_layer_and_head, freeze
+from fra._qk import _read_bridge, _read_hooked, attention_input_layer, working_dtype
+from fra._resolve import TERMS
+from fra.errors import FraError
+
+Space = Literal["z", "result"]
+
+
+@dataclass(frozen=True)
+class OVWeights:
+    """v = (input @ W_V + b_V) and result = z @ W_O for every head of a layer; centring and the norm's weight and bias are
+    folded into W_V and b_V, key-value heads repeated over their groups.
+    """
+
+    W_V: Float[Tensor, "n_heads d_model d_head"]
+    b_V: Float[Tensor, "n_heads d_head"]
+    W_O: Float[Tensor, "n_heads d_head d_model"]
+
+
+@torch.no_grad()
+def ov_weights(model: Model, layer: int, hook_name: str, dtype: torch.dtype | None = None) -> OVWeights:
+    """Value and output maps of every head of `layer`, as they read the activation at `hook_name`.
+
+    Raises FraError where the layer does not exist or the hook is not its attention input.
+    """
+    check_layer_and_head(model, layer)
+    if attention_input_layer(hook_name) != layer:
+        raise FraError(
+            f"{hook_name!r} is the attention input of layer {attention_input_layer(hook_name)}, not of layer {layer}."
+        )
+    raw = _read_bridge(model, layer) if isinstance(model, TransformerBridge) else _read_hooked(model, layer)
+    attn: Any = model.blocks[layer].attn
+    home, target = attn.W_V.device, working_dtype(model, dtype)
+    work = torch.device("cpu") if home.type == "mps" else home
+
+    def wide(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(work, torch.float64)
+
+    groups = len(attn.W_O) // len(attn.W_V)
+    W = wide(attn.W_V).repeat_interleave(groups, dim=0)
+    b = wide(attn.W_V.new_zeros(len(attn.W_O), W.shape[-1])) if attn.b_V is None else wide(attn.b_V)
+    b = b.repeat_interleave(len(W) // len(b), dim=0)
+    if raw["ln_b"] is not None:
+        b = b + wide(raw["ln_b"]) @ W
+    if raw["ln_w"] is not None:
+        W = wide(raw["ln_w"])[:, None] * W
+    if raw["centred"]:
+        W = W - W.mean(dim=1, keepdim=True)
+    return OVWeights(W.to(home, target), b.to(home, target), attn.W_O.detach().to(home, target))
+
+
+def value_terms(arm: Arm, weights: OVWeights, head: int, terms: Collection[str] = TERMS) -> Float[Tensor, "batch pos d_head"]:
+    """What the named kinds of term ("feature", "bias", "error") bring to a head's value vectors, summed."""
+    frozen, found = arm.frozen, arm.codes
+    total = torch.zeros_like(frozen.x)
+    if "feature" in terms:
+        total = total + (frozen.x - found.bias - found.error)
+    if "bias" in terms:
+        total = total + found.bias
+    if "error" in terms:
+        total = total + found.error
+    value = (total / frozen.sigma[..., None]) @ weights.W_V[head]
+    return value + weights.b_V[head] if "bias" in terms else value
+
+
+def value_features(
+    arm: Arm, weights: OVWeights, head: int, features: Int[Tensor, " n"]
+) -> Float[Tensor, "batch pos d_head"]:
+    """What chosen features (each named once) bring to a head's value vectors, summed."""
+    return source_gains(arm, features) @ (arm.codes.decoder[features] @ weights.W_V[head])
+
+
+def source_gains(arm: Arm, features: Int[Tensor, " n"]) -> Float[Tensor, "batch pos n"]:
+    """a_i(s) g_s / sigma_s for chosen features (each named once): what multiplies d_i W_V in the value at s."""
+    batch, pos = arm.codes.shape
+    place = torch.full((len(arm.codes.decoder),), -1, device=features.device)
+    place[features] = torch.arange(len(features), device=features.device)
+    column = place[arm.codes.feature]
+    chosen = column >= 0
+    dense = arm.codes.value.new_zeros(batch * pos, len(features))
+    dense[arm.codes.row[chosen], column[chosen]] = arm.codes.value[chosen]
+    return dense.view(batch, pos, -1) / arm.frozen.sigma[..., None]
+
+
+@torch.no_grad()
+def resolve_output(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, head: int) -> ResolvedOutput:
+    """Resolves the output of one head on one document into terms of a dictionary's features, exactly and with signs.
+
+    Arguments as for `fra.resolve`. The attention pattern and LayerNorm's scale are frozen at their values here. Raises
+    FraError as `fra.resolve` does, and where the model's own hook_z is not what its pattern and weights make (gated
+    attention).
+    """
+    check_dictionary(sae)
+    check_layer_and_head(model, layer, head)
+    if tokens.ndim != 1 or tokens.is_floating_point():
+        raise FraError(
+            f"tokens must be the integer ids of one document, of shape [pos], not {tokens.dtype} of shape "
+            f"{list(tokens.shape)}."
+        )
+    hook_name = dictionary_hook(sae)
+    frozen = freeze(model, tokens[None], layer, hook_name)
+    resolved = ResolvedOutput(Arm(frozen, codes(sae, frozen.x)), ov_weights(model, layer, hook_name), head)
+    z = _run(model, tokens[None].to(frozen.x.device), layer, {"z": f"blocks.{layer}.attn.hook_z"})["z"]
+    own = z.flatten(2).view(len(tokens), frozen.n_heads, -1)[:, head].to(frozen.x)
+    tolerance = 1e-4 if z.dtype in (torch.float32, torch.float64) else 5e-2
+    size = value_terms(resolved.arm, resolved.weights, head).norm(dim=-1).max()
+    error = (resolved.z() - own).abs().max()
+    if not float(error) <= tolerance * float(size):
+        raise FraError(
+            f"hook_z of layer {layer} head {head} is not pattern times values (off by {float(error):.3g}): this "
+            f"architecture's attention does more than that and its output cannot be resolved."
+        )
+    return resolved
+
+
+class ResolvedOutput:
+    """One head's output on one document, resolved; made by `resolve_output`.
+
+    `space` says where: "z" (the head's output before W_O, `d_head`) or "result" (what it writes to the residual stream,
+    `d_model`, without b_O and before a norm after attention, where the model has one).
+    """
+
+    def __init__(self, arm: Arm, weights: OVWeights, head: int) -> None:
+        self.arm = arm
+        self.weights = weights
+        self.head = head
+        self.pattern: Float[Tensor, "q_pos k_pos"] = arm.frozen.pattern[0, head]
+        self.live: Int[Tensor, " n_live"] = torch.unique(arm.codes.feature)
+        """Ids of the features that are live anywhere in the document, ascending."""
+
+    def z(self) -> Float[Tensor, "pos d_head"]:
+        """Every term summed: the model's own hook_z."""
+        return torch.stack(list(self.terms().values())).sum(0)
+
+    def result(self) -> Float[Tensor, "pos d_model"]:
+        """Every term summed: what the head writes to the residual stream."""
+        return self._to(self.z(), "result")
+
+    def terms(self, space: Space = "z") -> dict[str, Float[Tensor, "pos d"]]:
+        """The three sums, "feature", "bias" (with b_V) and "error"; they add up to `z` or `result`."""
+        return {
+            term: self._to(self.pattern @ value_terms(self.arm, self.weights, self.head, (term,))[0], space)
+            for term in TERMS
+        }
+
+    def gains(self) -> Float[Tensor, "pos n_live"]:
+        """sum_s A(t,s) a_i(s) g_s / sigma_s of every live feature: its contribution is this times its direction."""
+        return self.pattern @ source_gains(self.arm, self.live)[0]
+
+    def directions(self, space: Space = "z") -> Float[Tensor, "n_live d"]:
+        """d_i W_V, or d_i W_V W_O, of every live feature."""
+        return self._to(self.arm.codes.decoder[self.live] @ self.weights.W_V[self.head], space)
+
+    def feature(self, feature: int, space: Space = "z") -> Float[Tensor, "pos d"]:
+        """What one feature contributes at every position; zero where it is not attended to.
+
+        Raises FraError for an id outside the dictionary.
+        """
+        if not 0 <= feature < len(self.arm.codes.decoder):
+            raise FraError(
+                f"feature {feature} is out of range: the dictionary has {len(self.arm.codes.decoder)} features."
+            )
+        chosen = torch.tensor([feature], device=self.live.device)
+        return self._to(self.pattern @ value_features(self.arm, self.weights, self.head, chosen)[0], space)
+
+    def along(self, direction: Float[Tensor, "*pos d"], space: Space = "z") -> Float[Tensor, "pos n_live"]:
+        """Signed contribution of every live feature along one direction, or one for each position.
+
+        With those of `terms` "bias" and "error" they add up to the output along it.
+        """
+        return self.gains() * (direction @ self.directions(space).mT)
+
+    def sources(self, q_pos: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
+        """Every feature term of the output at one position: key positions, feature ids, and A(t,s) a_i(s) g_s / sigma_s,
+        which multiplies the feature's direction.
+
+        Raises FraError for a position outside the document.
+        """
+        if not 0 <= q_pos < len(self.pattern):
+            raise FraError(f"position {q_pos} is out of range: the document has {len(self.pattern)} tokens.")
+        found, sigma = self.arm.codes, self.arm.frozen.sigma[0]
+        attended = self.arm.frozen.mask[q_pos][found.row]
+        row, feature = found.row[attended], found.feature[attended]
+        return row, feature, self.pattern[q_pos][row] * found.value[attended] / sigma[row]
+
+    def _to(self, vectors: Tensor, space: Space) -> Tensor:
+        return vectors @ self.weights.W_O[self.head] if space == "result" else vectors

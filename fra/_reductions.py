@@ -1,0 +1,230 @@
+"""Streaming reductions over all pairs of query and key entries, in tiles; what they reduce is never stored."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from fra.errors import FraError
+
+Reduce = Literal["sum", "abs", "max", "mean", "count"]
+
+TILE_ELEMENTS = 1 << 22
+"""Numbers in one tile. Results do not depend on it."""
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The live features of every position on one side, sorted by position, then feature."""
+
+    pos: Int[Tensor, " n"]
+    feature: Int[Tensor, " n"]
+    vector: Float[Tensor, "n d_head"]
+    coefficient: Float[Tensor, " n"] | None
+    """Without rotation a vector is coefficient times its feature's direction, wherever it stands; None with rotation.
+    """
+    direction: Float[Tensor, "live d_head"] | None
+    """One for each of `live`."""
+
+    @cached_property
+    def live(self) -> Int[Tensor, " live"]:
+        """Ids of the features that are live anywhere, ascending."""
+        live: Tensor = torch.unique(self.feature)
+        return live
+
+    @cached_property
+    def slot(self) -> Int[Tensor, " n"]:
+        """Each entry's index into `live`."""
+        return torch.searchsorted(self.live, self.feature)
+
+    @cached_property
+    def rank(self) -> Int[Tensor, " n"]:
+        """Each entry's place among the entries of its position."""
+        return torch.arange(len(self.pos), device=self.pos.device) - self.first(self.pos)
+
+    def first(self, pos: Int[Tensor, " m"]) -> Int[Tensor, " m"]:
+        """Index of the first entry of each of these positions."""
+        return torch.searchsorted(self.pos, pos)
+
+    def matrix(self, values: Float[Tensor, " n"], n_pos: int) -> Float[Tensor, "live pos"]:
+        """`values` as a sparse matrix of live features by positions."""
+        return torch.sparse_coo_tensor(
+            torch.stack((self.slot, self.pos)), values, (len(self.live), n_pos), check_invariants=False
+        )
+
+
+def memory_budget() -> int:
+    """Bytes that one result may take: half of this machine's memory (4 GiB where the system does not tell)."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (AttributeError, ValueError, OSError):
+        return 4 << 30
+
+
+def refuse_beyond_memory(n_rows: int, row_bytes: int, what: str, instead: str) -> None:
+    """Raises FraError where a result of `n_rows` would take more than memory_budget()."""
+    needed = n_rows * row_bytes
+    if needed > memory_budget():
+        raise FraError(
+            f"{n_rows:,} {what} would take {needed:,} bytes, more than the {memory_budget():,} that may be used: "
+            f"{instead}."
+        )
+
+
+class Strongest:
+    """The n rows of largest key, of rows that come in batches (all of them where n is None); ties go to the smaller
+    code.
+    """
+
+    def __init__(self, n: int | None):
+        self._n = n
+        self._kept: list[tuple[Tensor, ...]] = []
+        self.threshold = -torch.inf
+        """Rows with a smaller key need not be offered."""
+
+    def offer(self, key: Float[Tensor, " m"], code: Int[Tensor, " m"], *more: Tensor) -> None:
+        """Rows with their keys, int64 codes (unique over all batches) and further columns."""
+        if self._n is not None and len(key) > self._n:
+            keep = key >= key.topk(self._n).values[-1]
+            key, code, *rest = (column[keep] for column in (key, code, *more))
+            more = tuple(rest)
+        self._kept.append(tuple(column.cpu() for column in (key, code, *more)))
+        if self._n is not None:
+            self._kept = [self._ordered(self._n)]
+            if len(self._kept[0][0]) == self._n:
+                self.threshold = float(self._kept[0][0][-1])
+
+    def result(self) -> tuple[Tensor, ...]:
+        """Key, code and further columns, strongest first."""
+        return self._ordered(self._n)
+
+    def _ordered(self, n: int | None) -> tuple[Tensor, ...]:
+        columns = tuple(torch.cat(parts) for parts in zip(*self._kept, strict=True))
+        order = columns[1].argsort()
+        order = order[columns[0][order].argsort(descending=True, stable=True)][:n]
+        return tuple(column[order] for column in columns)
+
+
+def top_terms(
+    q: Entries, k: Entries, mask: Bool[Tensor, "pos pos"], n: int, by: Literal["abs", "value"], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of query entries, of key entries, and values of the n strongest unmasked pairs; ties by q_pos, k_pos,
+    q_feature, k_feature.
+    """
+    n_pos, widest = len(mask), 1 + int(max(q.rank.max(), k.rank.max()))
+    best = Strongest(n)
+    rows = max(1, TILE_ELEMENTS // len(k.pos))
+    for start in range(0, len(q.pos), rows):
+        tile = slice(start, start + rows)
+        values = (q.vector[tile] @ k.vector.mT).to(dtype)
+        key = values.abs() if by == "abs" else values
+        row, column = (mask[q.pos[tile]][:, k.pos] & (key >= best.threshold)).nonzero(as_tuple=True)
+        at = row + start
+        code = ((q.pos[at] * n_pos + k.pos[column]) * widest + q.rank[at]) * widest + k.rank[column]
+        best.offer(key[row, column], code, values[row, column])
+    _, code, values = best.result()
+    code, k_rank = code.to(q.pos.device) // widest, code.to(q.pos.device) % widest
+    code, q_rank = code // widest, code % widest
+    return q.first(code // n_pos) + q_rank, k.first(code % n_pos) + k_rank, values
+
+
+def _feature_tiles(q: Entries, k: Entries, n_pos: int) -> Iterator[tuple[slice, Tensor]]:
+    """Ranges of the query's live features, with the indices of their entries (ordered by feature)."""
+    order = q.slot.argsort(stable=True)
+    width = max(1, TILE_ELEMENTS // max(len(k.pos), n_pos))
+    for start in range(0, len(q.live), width):
+        stop = min(start + width, len(q.live))
+        low, high = torch.searchsorted(q.slot[order], torch.tensor([start, stop], device=order.device)).tolist()
+        yield slice(start, stop), order[low:high]
+
+
+class _Channels:
+    """Reductions over positions of every channel, for one tile of query features at a time."""
+
+    def __init__(self, q: Entries, k: Entries, mask: Bool[Tensor, "pos pos"]):
+        self.q, self.k, self.mask = q, k, mask
+        self.attended = mask.to(q.vector.dtype)
+
+    def _positions(self, tile: slice, at: Tensor, of_q: Tensor, of_k: Tensor) -> Float[Tensor, "tile live"]:
+        """Sum over unmasked (t, s) of of_q(t, i) * of_k(s, j)."""
+        rows = of_q.new_zeros(tile.stop - tile.start, len(self.mask))
+        rows[self.q.slot[at] - tile.start, self.q.pos[at]] = of_q[at]
+        by_key: Tensor = torch.sparse.mm(self.k.matrix(of_k, len(self.mask)), (rows @ self.attended).mT)
+        return by_key.mT
+
+    def count(self, tile: slice, at: Tensor) -> Float[Tensor, "tile live"]:
+        """Unmasked (t, s) at which both features are live."""
+        ones = (self.attended.new_ones(len(entries.pos)) for entries in (self.q, self.k))
+        return self._positions(tile, at, *ones)
+
+    def value(self, tile: slice, at: Tensor, reduce: Reduce) -> Float[Tensor, "tile live"]:
+        """The reduction, "mean" left to the caller; closed form where vectors are not rotated."""
+        if reduce == "max" or self.q.direction is None or self.k.direction is None:
+            return self._from_entries(tile, at, reduce)
+        assert self.q.coefficient is not None and self.k.coefficient is not None
+        # sum_{t,s} a_i(t) a_j(s) <u_i, v_j> = (U V^T) * (F^T C F), with C the mask.
+        coupling = self.q.direction[tile] @ self.k.direction.mT
+        if reduce == "abs":
+            return coupling.abs() * self._positions(tile, at, self.q.coefficient.abs(), self.k.coefficient.abs())
+        return coupling * self._positions(tile, at, self.q.coefficient, self.k.coefficient)
+
+    def _from_entries(self, tile: slice, at: Tensor, reduce: Reduce) -> Float[Tensor, "tile live"]:
+        """Blocks of single terms, reduced first over query entries of one feature, then over key entries."""
+        q, k, start = self.q, self.k, -torch.inf if reduce == "max" else 0.0
+        by_query = q.vector.new_full((tile.stop - tile.start, len(k.pos)), start)
+        for rows in torch.split(at, max(1, TILE_ELEMENTS // len(k.pos))):
+            terms = q.vector[rows] @ k.vector.mT
+            terms = (terms.abs() if reduce == "abs" else terms).masked_fill(~self.mask[q.pos[rows]][:, k.pos], start)
+            _gather(by_query, q.slot[rows] - tile.start, terms, reduce)
+        return _gather(q.vector.new_full((len(k.live), tile.stop - tile.start), start), k.slot, by_query.mT, reduce).mT
+
+
+def _gather(into: Tensor, row: Int[Tensor, " m"], values: Float[Tensor, "m n"], reduce: Reduce) -> Tensor:
+    """Rows of `values` added to those of `into` (or their maximum taken), in place."""
+    if reduce == "max":
+        return into.scatter_reduce_(0, row[:, None].expand_as(values), values, "amax")
+    return into.index_add_(0, row, values)
+
+
+def reduce_channels(
+    q: Entries,
+    k: Entries,
+    mask: Bool[Tensor, "pos pos"],
+    reduce: Reduce,
+    n: int | None,
+    min_count: int,
+    d_sae: int,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Query features, key features, values and counts of the n strongest channels (of all where n is None), by |value|;
+    ties by ids.
+
+    Only channels with `count` at least `min_count`, and at least 1. Raises FraError where all of them would not fit
+    into memory.
+    """
+    channels = _Channels(q, k, mask)
+    least = max(1, min_count)
+    tiles = list(_feature_tiles(q, k, len(mask)))
+    if n is None:
+        # Key, code, value, count, and as much again while they are sorted.
+        row_bytes = 2 * (2 * dtype.itemsize + 16)
+        n_live = sum(int((channels.count(*tile) >= least).sum()) for tile in tiles)
+        refuse_beyond_memory(n_live, row_bytes, "live channels", "pass n= for the strongest, or min_count=")
+    best = Strongest(n)
+    for tile, at in tiles:
+        count = channels.count(tile, at)
+        value = count if reduce == "count" else channels.value(tile, at, reduce)
+        value = (value / count if reduce == "mean" else value).to(dtype)
+        row, column = ((count >= least) & (value.abs() >= best.threshold)).nonzero(as_tuple=True)
+        code = q.live[row + tile.start] * d_sae + k.live[column]  # int64: d_sae**2 passes 2**31 at 46 341
+        kept = value[row, column]
+        best.offer(kept.abs(), code, kept, count[row, column].to(torch.int64))
+    _, code, value, count = best.result()
+    return code // d_sae, code % d_sae, value, count

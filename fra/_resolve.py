@@ -1,0 +1,226 @@
+"""Feature-resolved attention of one head on one document.
+
+S(t,s) = sum over query entries at t and key entries at s of scale * <query vector, key vector>, where the entries of a
+position are its live features, one bias entry and one error entry. The four-dimensional tensor of feature-feature terms
+is never stored: each live entry is projected once, and every view is a product of those.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fra._dictionaries import Codes, check_dictionary, codes, dictionary_hook
+from fra._heads import FrozenLayer, Model, Side, check_layer_and_head, freeze
+from fra._reductions import Entries, Reduce, reduce_channels, refuse_beyond_memory, top_terms
+from fra.errors import FraError
+
+TERMS = ("feature", "bias", "error")
+
+
+def resolve(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, head: int) -> ResolvedHead:
+    """Resolves the attention scores of one head into terms of a dictionary's features, exactly.
+
+    model: TransformerBridge or HookedTransformer whose weights are processed as they were when the dictionary was
+    trained. sae: a SAELens dictionary of this layer's attention input (its metadata names the hook).
+    tokens: ids of one document, special tokens included, at most the model's context long.
+
+    Scores are those before softcap; a softcap is not additive. LayerNorm's scale and the gain of a QK-norm are frozen
+    at their values here. Raises FraError (one sentence) for what does not fit: tokens, layer, head, and dictionary
+    (another kind, hook or width, nothing live).
+    """
+    check_dictionary(sae)
+    check_layer_and_head(model, layer, head)
+    if tokens.ndim != 1 or tokens.is_floating_point():
+        raise FraError(
+            f"tokens must be the integer ids of one document, of shape [pos], not {tokens.dtype} of shape "
+            f"{list(tokens.shape)}."
+        )
+    frozen = freeze(model, tokens[None], layer, dictionary_hook(sae))
+    return ResolvedHead(frozen, codes(sae, frozen.x), head)
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """One side of the head: what each position brings to the score. The query side carries the scale."""
+
+    entries: Entries
+    bias: Float[Tensor, "pos d_head"]
+    error: Float[Tensor, "pos d_head"]
+
+    def sum(self, term: str) -> Float[Tensor, "pos d_head"]:
+        """The vectors of one kind of term, summed within each position."""
+        if term != "feature":
+            return self.bias if term == "bias" else self.error
+        return torch.zeros_like(self.bias).index_add_(0, self.entries.pos, self.entries.vector)
+
+
+class ResolvedHead:
+    """One head's scores on one document, resolved; made by `fra.resolve`.
+
+    `frozen` and `codes` are what it was made of. Computed in double precision from what the model computed in its own;
+    returned in the model's precision (half precisions as float32), tensors on its device.
+    """
+
+    def __init__(self, frozen: FrozenLayer, codes: Codes, head: int):
+        self.frozen = frozen
+        self.codes = codes
+        self.head = head
+
+    @property
+    def n_pos(self) -> int:
+        """Length of the document."""
+        return self.frozen.x.shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features of the dictionary."""
+        return self.codes.decoder.shape[0]
+
+    def scores(self) -> Float[Tensor, "q_pos k_pos"]:
+        """Every term summed, before softcap; -inf where masked. `frozen.cap` of it is the model's own "
+        "hook_attn_scores.
+        """
+        q, k = (torch.stack([side.sum(term) for term in TERMS]).sum(0) for side in (self._query, self._key))
+        return self._masked(q @ k.mT, -torch.inf)
+
+    def blocks(self) -> dict[tuple[str, str], Float[Tensor, "q_pos k_pos"]]:
+        """The nine sums: ("feature", "bias" or "error" of the query, the same of the key). Zero where masked; they add
+        up to `scores`.
+        """
+        return {(a, b): self._masked(self._query.sum(a) @ self._key.sum(b).mT) for a in TERMS for b in TERMS}
+
+    def channel(self, q_feature: int, k_feature: int) -> Float[Tensor, "q_pos k_pos"]:
+        """F_ij: what query feature i and key feature j contribute to each score. Zero where masked, and where one of
+        them is not live.
+
+        Raises FraError for an id outside the dictionary.
+        """
+        sides = []
+        for feature, side in ((q_feature, self._query), (k_feature, self._key)):
+            if not 0 <= feature < self.d_sae:
+                raise FraError(f"feature {feature} is out of range: the dictionary has {self.d_sae} features.")
+            here = side.entries.feature == feature
+            sides.append(torch.zeros_like(side.bias).index_add_(0, side.entries.pos[here], side.entries.vector[here]))
+        return self._masked(sides[0] @ sides[1].mT)
+
+    def pair(self, q_pos: int, k_pos: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"], Float[Tensor, "n m"]]:
+        """One score's feature-feature terms: ids live at the query, ids live at the key, and their contributions.
+
+        Raises FraError where the key is masked, or a position is outside the document.
+        """
+        if not (0 <= q_pos < self.n_pos and 0 <= k_pos < self.n_pos):
+            raise FraError(f"positions ({q_pos}, {k_pos}) are out of range: the document has {self.n_pos} tokens.")
+        if not bool(self.frozen.mask[q_pos, k_pos]):
+            raise FraError(f"position {q_pos} does not attend to position {k_pos}: that key is masked.")
+        q, k = self._query.entries, self._key.entries
+        at_q, at_k = q.pos == q_pos, k.pos == k_pos
+        return q.feature[at_q], k.feature[at_k], (q.vector[at_q] @ k.vector[at_k].mT).to(self.frozen.x)
+
+    def top(self, n: int, by: Literal["abs", "value"] = "abs") -> pd.DataFrame:
+        """The n strongest feature-feature terms: columns q_pos, k_pos, q_feature, k_feature, value.
+
+        by: "abs" (largest magnitude first) or "value" (largest first). Ties by ids, in the order of the columns; fewer
+        rows where there are fewer terms. Streams. Raises FraError for another `by`, and for n below 1.
+        """
+        _check_choice("by", by, ("abs", "value"))
+        _check_positive("n", n)
+        q, k = self._query.entries, self._key.entries
+        at_q, at_k, value = top_terms(q, k, self.frozen.mask, n, by, self.frozen.x.dtype)
+        columns = {
+            "q_pos": q.pos[at_q],
+            "k_pos": k.pos[at_k],
+            "q_feature": q.feature[at_q],
+            "k_feature": k.feature[at_k],
+            "value": value,
+        }
+        return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+
+    def channels(self, reduce: Reduce = "sum", n: int | None = None, min_count: int = 1) -> pd.DataFrame:
+        """Every channel reduced over positions: columns q_feature, k_feature, value, count, strongest |value| first,
+        ties by ids.
+
+        count: the number of attended (query, key) position pairs at which both features are live; channels below
+        `min_count` are left out. reduce: "sum", "abs" (sum of magnitudes), "max" (the largest signed value), "mean"
+        (sum over count), "count". n: only the n strongest; None for all live channels, refused with FraError before
+        they are allocated where they would not fit. Exact either way, and streams: without rotary positions in closed
+        form, (U V^T) * (F^T C F) with C the mask; else from blocks of terms.
+        """
+        _check_choice("reduce", reduce, get_args(Reduce))
+        if n is not None:
+            _check_positive("n", n)
+        q, k, like = self._query.entries, self._key.entries, self.frozen.x
+        found = reduce_channels(q, k, self.frozen.mask, reduce, n, min_count, self.d_sae, like.dtype)
+        names = ("q_feature", "k_feature", "value", "count")
+        return pd.DataFrame({name: column.cpu().numpy() for name, column in zip(names, found, strict=True)})
+
+    def to_sparse(self) -> Float[Tensor, "q_pos k_pos d_sae d_sae"]:
+        """All feature-feature terms as one coalesced torch.sparse_coo_tensor, for small documents.
+
+        Raises FraError, before allocating, where it would not fit.
+        """
+        q, k, mask = self._query.entries, self._key.entries, self.frozen.mask
+        per_pos = [torch.bincount(entries.pos, minlength=self.n_pos) for entries in (q, k)]
+        n_terms = int((mask * per_pos[0][:, None] * per_pos[1]).sum())
+        # Four indices and a value, and as much again while they are ordered.
+        refuse_beyond_memory(
+            n_terms, 2 * (4 * 8 + self.frozen.x.dtype.itemsize), "terms", "use top(n) or channels(n=...)"
+        )
+        indices, values = [], []
+        for t in range(self.n_pos):
+            at_q = (q.pos == t).nonzero()[:, 0]
+            at_k = mask[t][k.pos].nonzero()[:, 0]
+            terms = (k.vector[at_k] @ q.vector[at_q].mT).to(self.frozen.x)
+            of_k, of_q = at_k.repeat_interleave(len(at_q)), at_q.repeat(len(at_k))
+            indices.append(torch.stack((q.pos[of_q], k.pos[of_k], q.feature[of_q], k.feature[of_k])))
+            values.append(terms.flatten())
+        size = (self.n_pos, self.n_pos, self.d_sae, self.d_sae)
+        return torch.sparse_coo_tensor(
+            torch.cat(indices, dim=1), torch.cat(values), size, check_invariants=False
+        ).coalesce()
+
+    def _masked(self, values: Tensor, fill: float = 0.0) -> Tensor:
+        return values.to(self.frozen.x).masked_fill(~self.frozen.mask, fill)
+
+    @cached_property
+    def _query(self) -> _Terms:
+        return self._terms("query", self.frozen.scale)
+
+    @cached_property
+    def _key(self) -> _Terms:
+        return self._terms("key", 1.0)
+
+    def _terms(self, side: Side, scale: float) -> _Terms:
+        # Sums over many terms are taken in double precision, so that they do not depend on how they are cut (MPS has
+        # none).
+        wide = self.frozen.x.dtype if self.frozen.x.device.type == "mps" else torch.float64
+        frozen, found = self.frozen.to(wide), self.codes
+        W, b = frozen.weights(side, self.head)
+        W, b = W * scale, b * scale
+        rows = torch.arange(self.n_pos, device=b.device)
+        live, slot = torch.unique(found.feature, return_inverse=True)
+        direction = found.decoder[live].to(wide) @ W
+        value = found.value.to(wide)
+        vector = frozen.place(side, self.head, direction[slot] * value[:, None], found.row)
+        coefficient = None if frozen.rotary else value * frozen.gain(side, self.head, found.row)
+        bias = frozen.place(side, self.head, found.bias[0].to(wide) @ W, rows)
+        bias = bias + frozen.place(side, self.head, b.expand(self.n_pos, -1), rows, scaled=False)
+        error = frozen.place(side, self.head, found.error[0].to(wide) @ W, rows)
+        entries = Entries(found.row, found.feature, vector, coefficient, None if frozen.rotary else direction)
+        return _Terms(entries, bias, error)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise FraError(f"{name}={value!r} is unknown: choose one of {', '.join(choices)}.")
+
+
+def _check_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise FraError(f"{name}={value} asks for nothing: give a positive number.")

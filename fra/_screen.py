@@ -1,0 +1,330 @@
+"""One screen of a layer's heads for induction channels: search, effects, nulls, sets, power. Numbers only; fra.cih judges them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.spatial import cKDTree
+from scipy.stats import t as student
+from torch import Tensor
+
+from fra._channels import Arm, Arms, Effects, HeadOnArms, Planting, pair_couplings, shifted_keys
+from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, scrambled_arms, stretch_to_match
+from fra._search import SET_SIZE, Search, Stripe
+from fra.stats import seed_of
+from fra.stimuli import Batch
+
+SHIFTS = tuple(range(2, 42))
+SCRAMBLES = 20
+ATOM_SEEDS = 2
+SET_SIZES = (1, 50, 500, 5_000)
+MIN_LIVE_DOCUMENTS = 20
+POOL = 20_000
+MATCHED = 200
+PLANTED = 10
+
+
+@dataclass(frozen=True)
+class Bars:
+    """The bars of a CIH channel (CLAIMS): nats, attention, the head's contrast on live rows, coverage."""
+
+    nats: float = 0.10
+    attention: float = 0.02
+    contrast: float = 0.10
+    coverage: float = 0.002
+
+
+@dataclass(frozen=True)
+class HeadScreen:
+    """What the screen found for one head. Channels stand in search order, strongest first."""
+
+    layer: int
+    head: int
+    pairs: Int[np.ndarray, "n 2"]
+    search_value: Float[np.ndarray, " n"]
+    coupling: Float[np.ndarray, " n"]
+    effects: Effects
+    """Of each channel on the confirmation documents, by document."""
+    sources: tuple[str, ...]
+    n_rows: int
+    p_lag: Float[np.ndarray, " n"]
+    p_coupling: Float[np.ndarray, " n"]
+    """Share of the head's own matched pairs with a larger coupling."""
+    above_heads: Float[np.ndarray, " n"]
+    """Coupling less the median of the same pair over the layer's other heads."""
+    lag_best: Float[np.ndarray, " n_shifts"]
+    """Best effect that the same search found on each other stripe."""
+    scramble_best: Float[np.ndarray, " n_scrambles"]
+    set_effects: Mapping[int, Effects]
+    """Of the 1, 50, 500, 5 000 first channels of the search removed together, on the sets documents; one column."""
+    set_sources: tuple[str, ...]
+    set_rows: Float[np.ndarray, " n_documents"]
+    contrast: Float[np.ndarray, " n_documents"]
+    """Sum over the rows of each sets document of the head's attention contrast."""
+    blocks: Mapping[str, float]
+    """Row-centred stripe score, repeated less control, of each of the nine blocks; they add up to the whole."""
+    atom_effects: tuple[Effects, ...]
+    """The same set found and removed with random atoms for features, one for each seed."""
+    scramble_sets: Float[np.ndarray, " n_scrambles"]
+    marginals: tuple[Effects, Effects] | None
+    """Removing (i, .) and (., j) of the first channel."""
+    planted_found: int
+    planted: int
+    without_heaviest: Float[np.ndarray, " n"]
+    """E of each channel over the rows that do not hold the token on which it is live most often."""
+    tokens: Sequence[Mapping[str, Any]]
+    """For each channel, ids and counts of tokens at live query rows and at live induction keys, and the breadth."""
+
+
+def mean_effect(effects: Effects) -> Float[np.ndarray, " n"]:
+    """E of each channel; -inf where it is live in too few documents to count."""
+    rows = effects.rows.sum(0)
+    enough = (effects.rows > 0).sum(0) >= MIN_LIVE_DOCUMENTS
+    return np.where(enough, effects.nats.sum(0) / np.maximum(rows, 1), -np.inf)
+
+
+def _best(effects: Effects) -> float:
+    found = mean_effect(effects)
+    return float(found.max()) if len(found) else -np.inf
+
+
+def _restrict(effects: Effects, documents: np.ndarray) -> Effects:
+    """Effects with other documents' sums set to zero."""
+    keep = documents.astype(float)[:, None]
+    return Effects(*(getattr(effects, name) * keep for name in ("nats", "attention", "contrast", "rows", "covered")))
+
+
+class LayerScreen:
+    """Screens the heads of one layer on one stimulus. What the heads share is computed once."""
+
+    def __init__(
+        self, batch: Batch, discovery: Arm, confirmation: Arms, sets: Arms, *, seed_parts: Sequence[str], bars: Bars | None = None,
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        self.discovery, self.confirmation, self.sets = discovery, confirmation, sets
+        self.seed_parts, self.bars, self.progress = tuple(seed_parts), bars or Bars(), progress
+        self.search = Search(batch, discovery)
+        self.stripes = self.search.stripes((0, *SHIFTS))
+        self._shifted = {shift: shifted_keys(confirmation.batch, shift) for shift in SHIFTS}
+        pool = self.search.live_pairs(POOL, np.random.default_rng(seed_of(*self.seed_parts, "pool")))
+        activity = self.search.activity(pool)
+        self._pool, self._spread = pool, activity.std(0).clamp(min=1e-6)
+        self._tree = cKDTree((activity / self._spread).cpu().numpy())
+
+    @property
+    def stripe(self) -> Stripe:
+        """The induction stripe."""
+        return self.stripes[0]
+
+    def candidates(self, head: int, n: int = SET_SIZE, shift: int = 0, arm: Arm | None = None) -> tuple[Tensor, Tensor]:
+        """The n strongest channels of a head in the search; of its scrambled self where that is given as `arm`."""
+        return self.stripes[shift].strongest(arm or self.discovery, head, n)
+
+    def null_scrambles(self, head: int, n: int = SCRAMBLES) -> tuple[list[float], list[float]]:
+        """Best channel effect and set effect of the whole search on n scrambled versions of the head."""
+        generator = torch.Generator().manual_seed(seed_of(*self.seed_parts, "scramble", str(head)) % 2**63)
+        best, together = [], []
+        W_k = self.confirmation.repeated.frozen.W_k
+        for _ in range(n):
+            rotation = random_rotation(W_k.shape[-1], generator, W_k)
+            stretch = stretch_to_match(self.confirmation.repeated.frozen, head, rotation)
+            frozen = scramble(self.discovery.frozen, head, rotation, stretch)
+            pairs, _ = self.candidates(head, arm=Arm(frozen, self.discovery.codes, self.discovery.index))
+            confirmation, sets = (scrambled_arms(arms, head, rotation, stretch) for arms in (self.confirmation, self.sets))
+            best.append(_best(HeadOnArms(confirmation, head).channels(pairs)))
+            removed = HeadOnArms(sets, head).removed_together(pairs)
+            together.append(float(removed.nats.sum() / max(removed.rows.sum(), 1)))
+        return best, together
+
+    def null_lags(self, on_confirmation: HeadOnArms, head: int) -> list[float]:
+        """Best channel effect of the same search at every other shift."""
+        found = []
+        for shift in SHIFTS:
+            pairs, _ = self.candidates(head, shift=shift)
+            keys, documents = self._shifted[shift]
+            effects = on_confirmation.on_stripe(keys).channels(pairs)
+            found.append(_best(_restrict(effects, np.asarray(documents.cpu()))))
+        return found
+
+    def coupling_rank(self, head: int, pairs: Tensor, arms: Arms) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """Couplings of pairs at the induction stripe, their rank among matched pairs, and what they exceed the other heads' median by."""
+        own = self._typical(arms, head, pairs)
+        pool = self._typical(arms, head, self._pool)
+        _, near = self._tree.query((self.search.activity(pairs) / self._spread).cpu().numpy(), k=min(MATCHED, len(self._pool)))
+        share = (pool.cpu().numpy()[near] > own.cpu().numpy()[:, None]).mean(1)
+        others = [self._typical(arms, other, pairs) for other in range(arms.repeated.frozen.n_heads) if other != head]
+        above = own - torch.stack(others).median(0).values if others else own
+        return own, share, above.cpu().numpy()
+
+    def _typical(self, arms: Arms, head: int, pairs: Tensor) -> Tensor:
+        """G_ij, averaged over the offsets of the induction stripe where it depends on them."""
+        if arms.repeated.frozen.rotary is None:
+            return pair_couplings(arms.repeated, head, pairs, pairs[:0, 0])[:, 0]
+        offsets, times = torch.unique(arms.batch.periods - 1, return_counts=True)
+        weight = times.to(arms.repeated.codes.value.dtype)
+        return pair_couplings(arms.repeated, head, pairs, offsets) @ (weight / weight.sum())
+
+    def atoms(self) -> tuple[tuple[Arms, Stripe], ...]:
+        """For each seed: the sets arms, and the induction stripe of the discovery arm, with random atoms for features."""
+        found = []
+        for seed in range(ATOM_SEEDS):
+            generator = torch.Generator().manual_seed(seed_of(*self.seed_parts, "atoms", str(seed)) % 2**63)
+            decoder = self.discovery.codes.decoder
+            atoms = draw_atoms(len(decoder), generator, decoder)
+            stripe = Search(self.search.batch, random_atoms(self.discovery, atoms)).stripes((0,))[0]
+            sides = (random_atoms(arm, atoms) for arm in (self.sets.repeated, self.sets.control))
+            found.append((Arms(self.sets.batch, *sides), stripe))
+            self.progress(f"random atoms, dictionary {seed + 1} of {ATOM_SEEDS}")
+        return tuple(found)
+
+    def plant(self, on_confirmation: HeadOnArms, head: int, values: Tensor) -> tuple[int, int]:
+        """How many of PLANTED channels injected at the bars the search finds and the measurement sees, and how many were tried.
+
+        A random eligible pair has its coupling raised in the head's scores until it meets every bar of an expressed channel on the confirmation
+        documents; found: it then ranks among the candidates of the search, and its effect exceeds zero at the level corrected for them.
+        """
+        rng = np.random.default_rng(seed_of(*self.seed_parts, "plant", str(head)))
+        stripe = self.stripe
+        cut = float(values[-1]) if len(values) >= SET_SIZE else -np.inf
+        found = tried = 0
+        for number in rng.permutation(len(stripe.pairs))[: 10 * PLANTED]:
+            if tried == PLANTED:
+                break
+            planting = on_confirmation.plant(stripe.pairs[int(number)])
+            delta = self._raise_to_bars(planting)
+            if delta is None:
+                continue
+            tried += 1
+            coupling = pair_couplings(self.discovery, head, stripe.pairs[int(number)][None], stripe.offsets)[0]
+            M = float((stripe.position_part[int(number)] * (coupling + delta)).sum())
+            sums = planting.by_document(planting.effects(delta)[0])
+            counts = planting.by_document(torch.ones(len(planting.rows)))
+            mean, n = sums.sum() / counts.sum(), int((counts > 0).sum())
+            error = np.sqrt(n / (n - 1) * np.square(sums - mean * counts).sum()) / counts.sum()
+            found += int(cut <= M and mean > student.ppf(1 - 0.05 / SET_SIZE, n - 1) * error)
+        return found, tried
+
+    def _raise_to_bars(self, planting: Planting) -> float | None:
+        """The smallest coupling (to a tenth) that lifts a planted channel to every bar; None where none does."""
+        bars = self.bars
+        live = int((planting.by_document(torch.ones(len(planting.rows))) > 0).sum())
+        if live < MIN_LIVE_DOCUMENTS or planting.covered < bars.coverage * len(self.confirmation.batch.row_doc):
+            return None
+
+        def meets(delta: float) -> bool:
+            means = [float(part.mean()) for part in planting.effects(delta)]
+            return means[0] >= bars.nats and means[1] >= bars.attention and means[2] >= bars.contrast
+
+        high = 0.05 / planting.size
+        low = 0.0
+        while not meets(high):
+            low, high = high, 2 * high
+            if high > 1e3 / planting.size:
+                return None
+        while high - low > 0.1 * high:
+            middle = (low + high) / 2
+            low, high = (low, middle) if meets(middle) else (middle, high)
+        return high
+
+def stripe_blocks(on_arms: HeadOnArms) -> dict[str, float]:
+    """The head's row-centred stripe score, repeated less control, split into the nine blocks of features, bias and error.
+
+    C(t) = S(t,s*) - sum_{u != s*} w_u S(t,u) with w the attention over the other keys: to first order the log-odds of the induction key.
+    """
+    doc, pos, head = on_arms.batch.row_doc, on_arms.batch.row_pos, on_arms.head
+    total: dict[str, float] = {}
+    for sign, arm, scores in zip((1, -1), on_arms.sides, on_arms.capped, strict=True):
+        frozen, codes = arm.frozen, arm.codes
+        weight = scores.scatter(1, on_arms.keys[:, None], -torch.inf).softmax(-1).to(frozen.x)
+        parts: dict[str, list[Tensor]] = {"query": [], "key": []}
+        batch, length = codes.shape
+        rows = torch.arange(batch * length, device=doc.device)
+        inputs = (frozen.x - codes.bias - codes.error, codes.bias, codes.error)
+        for side in ("query", "key"):
+            W, b = frozen.weights(side, head)  # type: ignore[arg-type]
+            for number, part in enumerate(inputs):
+                placed = frozen.place(side, head, part.flatten(0, 1) @ W, rows)  # type: ignore[arg-type]
+                if number == 1:
+                    placed = placed + frozen.place(side, head, b.expand(len(rows), -1), rows, scaled=False)  # type: ignore[arg-type]
+                parts[side].append(placed.view(batch, length, -1))
+        for a, query in zip("fbe", parts["query"], strict=True):
+            for c, key in zip("fbe", parts["key"], strict=True):
+                own = key[doc, on_arms.keys]
+                other = torch.cat([w @ key[n] for n, w in enumerate(weight.split(on_arms.batch.periods.tolist()))])
+                value = frozen.scale * (query[doc, pos] * (own - other)).sum(-1)
+                total[a + c] = total.get(a + c, 0.0) + sign * float(value.mean())
+    return total
+
+
+def screen_head(layer: LayerScreen, head: int, scramble_null: tuple[np.ndarray, np.ndarray], atoms: Sequence[tuple[Arms, Stripe]]) -> HeadScreen:
+    """The whole screen of one head; nulls that the layer shares are handed in."""
+    pairs_all, values_all = layer.candidates(head, max(SET_SIZES))
+    pairs, values = pairs_all[:SET_SIZE], values_all[:SET_SIZE]
+    confirmation = HeadOnArms(layer.confirmation, head)
+    effects = confirmation.channels(pairs)
+    E = mean_effect(effects)
+    lag_best = np.asarray(layer.null_lags(confirmation, head))
+    coupling, p_coupling, above = layer.coupling_rank(head, pairs, layer.confirmation)
+    sets = HeadOnArms(layer.sets, head)
+    set_effects = {n: sets.removed_together(pairs_all[:n]) for n in SET_SIZES}
+    atom_effects = []
+    for arms, stripe in atoms:
+        chosen, _ = stripe.strongest(arms.repeated, head, SET_SIZE)
+        atom_effects.append(HeadOnArms(arms, head).removed_together(chosen))
+    found, tried = layer.plant(confirmation, head, values)
+    best = int(np.argmax(E)) if len(E) else None
+    tokens = live_tokens(layer.confirmation, pairs)
+    heaviest = torch.tensor([row["heaviest"] for row in tokens], device=pairs.device)
+    at_rows = layer.confirmation.batch.tokens[layer.confirmation.batch.row_doc, layer.confirmation.batch.row_pos]
+    rows = np.bincount(layer.sets.batch.row_doc.cpu().numpy(), minlength=len(layer.sets.batch)).astype(float)
+    return HeadScreen(
+        layer=layer.discovery.frozen.layer, head=head, pairs=pairs.cpu().numpy(), search_value=values.cpu().numpy(),
+        coupling=coupling.cpu().numpy(), effects=effects, sources=layer.confirmation.batch.sources,
+        n_rows=len(confirmation.keys), p_lag=_rank(E, lag_best), p_coupling=p_coupling, above_heads=above,
+        lag_best=lag_best, scramble_best=scramble_null[0], set_effects=set_effects, set_sources=layer.sets.batch.sources,
+        set_rows=rows, contrast=sets.by_document(sets.contrast), blocks=stripe_blocks(sets),
+        atom_effects=tuple(atom_effects), scramble_sets=scramble_null[1],
+        marginals=None if best is None else (
+            sets.marginal("query", int(pairs[best, 0])), sets.marginal("key", int(pairs[best, 1]))
+        ),
+        planted_found=found, planted=tried, tokens=tokens,
+        without_heaviest=mean_effect(confirmation.channels(pairs, at_rows[:, None] != heaviest[None, :])),
+    )  # fmt: skip
+
+
+def _rank(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """(1 + #{null >= observed}) / (1 + n) for each observed value."""
+    return (1 + (null[None, :] >= observed[:, None]).sum(1)) / (1 + len(null))
+
+
+def live_tokens(arms: Arms, pairs: Tensor, top: int = 6) -> list[dict[str, Any]]:
+    """What stands where each channel is live on the stripe: query tokens, key tokens, and breadth.
+
+    Breadth is the inverse Simpson index (1 / sum of squared shares) of the tokens on rows with i live.
+    """
+    doc, pos, key = arms.batch.row_doc, arms.batch.row_pos, arms.batch.row_key
+    tokens = arms.batch.tokens
+    found = []
+    q_ids, q_at = torch.unique(pairs[:, 0], return_inverse=True)
+    k_ids, k_at = torch.unique(pairs[:, 1], return_inverse=True)
+    q = arms.repeated.columns("query", 0, q_ids)[doc, pos] != 0
+    k = arms.repeated.columns("key", 0, k_ids)[doc, key] != 0
+    for number in range(len(pairs)):
+        live = q[:, q_at[number]]
+        both = live & k[:, k_at[number]]
+        row: dict[str, Any] = {"live_pair_share": float(both.sum() / live.sum().clamp(min=1))}
+        for name, at in (("query", tokens[doc[live], pos[live]]), ("key", tokens[doc[both], key[both]])):
+            ids, times = torch.unique(at, return_counts=True)
+            order = times.argsort(descending=True, stable=True)[:top]
+            row[name] = [(int(ids[n]), int(times[n])) for n in order]
+            if name == "query":
+                shares = times.double() / times.sum().clamp(min=1)
+                row["breadth"] = float(1 / shares.square().sum()) if len(ids) else 0.0
+                row["heaviest"] = int(ids[order[0]]) if len(ids) else -1
+        found.append(row)
+    return found

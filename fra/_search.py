@@ -1,0 +1,187 @@
+"""The search for induction channels: exhaustive over live pairs of features.
+
+A head writes every channel as F_ij(t,s) = a_i(t) a_j(s) G_ij (G by offset where it rotates), so the search splits into a
+position part, which all heads and all nulls of the layer share, and the coupling G, which is the head's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fra._channels import Arm, pair_couplings, shifted_keys
+from fra._heads import Side
+from fra.errors import FraError
+from fra.stimuli import Batch
+
+SET_SIZE = 50
+FLOOR_DOCUMENTS = 20
+_TABLE_CELLS = 2**30
+_ACTIVITY_DOCUMENTS = 30
+
+
+@dataclass(frozen=True)
+class Stripe:
+    """Pairs of features jointly live on a stripe, with the position part of M = G * sum F_q^T (F_key - mean_{u<=t} F_u)."""
+
+    pairs: Int[Tensor, "n 2"]
+    position_part: Float[Tensor, "n n_offsets"]
+    """By offset t - s where the head rotates, else one column."""
+    offsets: Int[Tensor, " n_offsets"]
+    documents: Int[Tensor, " n"]
+    """Documents in which the pair is jointly live on the stripe."""
+
+    def strongest(self, arm: Arm, head: int, n: int) -> tuple[Int[Tensor, "m 2"], Float[Tensor, " m"]]:
+        """The n pairs of largest M for one head, strongest first, and their M."""
+        m = (self.position_part * pair_couplings(arm, head, self.pairs, self.offsets)).sum(-1)
+        best = m.topk(min(n, len(m)))
+        return self.pairs[best.indices], best.values
+
+
+class Search:
+    """The position part of the search on discovery documents of one layer: shared by its heads, and by nulls that change only weights."""
+
+    def __init__(self, batch: Batch, arm: Arm, head: int = 0) -> None:
+        """`head` matters only where a QK-norm gives every head gains of its own."""
+        self.batch, self.arm = batch, arm
+        self._live = torch.unique(arm.codes.feature)
+        if (len(self._live) + 1) ** 2 > _TABLE_CELLS:
+            raise FraError(f"{len(self._live)} live features make too large a table of pairs: use fewer discovery documents")
+        self._q = self._padded("query", head)
+        self._k = self._padded("key", head)
+        self._doc, self._pos = batch.row_doc, batch.row_pos
+
+    def _padded(self, side: Side, head: int) -> tuple[Int[Tensor, "batch pos width"], Float[Tensor, "batch pos width"]]:
+        """Places of live entries among the live features and their coefficients, as wide as the busiest position; the rest holds
+        a place of its own (len(live)) and zeros."""
+        codes = self.arm.codes
+        batch, pos = codes.shape
+        per_row = torch.bincount(codes.row, minlength=batch * pos)
+        within = torch.arange(len(codes.row), device=codes.row.device) - (per_row.cumsum(0) - per_row)[codes.row]
+        width = int(per_row.view(batch, pos)[:, 1:].max())
+        fits = within < width  # only the first position, often a sink, may be busier; it is on no stripe
+        place = torch.full((batch * pos, width), len(self._live), device=codes.row.device)
+        value = codes.value.new_zeros(batch * pos, width)
+        at = codes.row[fits], within[fits]
+        place[at] = torch.searchsorted(self._live, codes.feature[fits])
+        value[at] = self.arm.coefficients(side, head)[fits]
+        return place.view(batch, pos, width), value.view(batch, pos, width)
+
+    def _products(self, q_rows: tuple[Tensor, Tensor], k_rows: tuple[Tensor, Tensor]) -> tuple[Int[Tensor, "rows n"], Float[Tensor, "rows n"]]:
+        """Linear ids q * (n_live + 1) + k and products of coefficients of every entry pair of matching (document, position)."""
+        q_place, q_value = (table[q_rows] for table in self._q)
+        k_place, k_value = (table[k_rows] for table in self._k)
+        pair = q_place[:, :, None] * (len(self._live) + 1) + k_place[:, None, :]
+        return pair.flatten(1), (q_value[:, :, None] * k_value[:, None, :]).flatten(1)
+
+    def stripes(self, shifts: Sequence[int], floor: int = FLOOR_DOCUMENTS) -> dict[int, Stripe]:
+        """For each shift every pair jointly live on its stripe in at least `floor` documents, with its position part.
+
+        The mean over keys of a null stripe that leaves documents out is that of all documents, scaled to its rows.
+        """
+        found = {shift: self._joint(shift, floor) for shift in shifts}
+        everything = torch.unique(torch.cat([pair for pair, _, _, _ in found.values()]))
+        mean = self._mean_part(everything)
+        stripes = {}
+        n = len(self._live) + 1
+        for shift, (pair, part, count, share) in found.items():
+            less = share * mean[torch.searchsorted(everything, pair)]
+            offsets = torch.arange(part.shape[1], device=pair.device)
+            stripes[shift] = Stripe(
+                torch.stack([self._live[pair // n], self._live[pair % n]], 1), part - less, offsets, count
+            )
+        return stripes
+
+    @property
+    def _n_offsets(self) -> int:
+        return 1 if self.arm.frozen.rotary is None else self.arm.codes.shape[1]
+
+    def _joint(self, shift: int, floor: int) -> tuple[Tensor, Tensor, Tensor, float]:
+        """Linear ids of eligible pairs, their stripe sums by offset, document counts, and the share of rows used."""
+        keys, documents = shifted_keys(self.batch, shift)
+        used = documents[self._doc]
+        doc, pos, key = self._doc[used], self._pos[used], keys[used]
+        pair, value = self._products((doc, pos), (doc, key))
+        n = len(self._live) + 1
+        # a pair in `floor` documents has at least so many entries: most pairs go before anything is sorted
+        often = torch.bincount(pair.flatten(), minlength=n * n) >= floor
+        real = torch.arange(n, device=pair.device) < n - 1
+        often &= (real[:, None] & real).flatten()
+        row, at = torch.nonzero(often[pair], as_tuple=True)
+        pair, value, offset = pair[row, at], value[row, at], (pos - key)[row]
+        seen = torch.unique(pair * len(self.batch) + doc[row])
+        ids, count = torch.unique_consecutive(seen // len(self.batch), return_counts=True)
+        eligible, count = ids[count >= floor], count[count >= floor]
+        part = value.new_zeros(len(eligible), self._n_offsets)
+        self._add(part, eligible, pair, value, offset)
+        return eligible, part, count, float(used.double().mean())
+
+    def _add(self, part: Tensor, eligible: Tensor, pair: Tensor, value: Tensor, offset: Tensor) -> None:
+        """part[pair, offset] += value for eligible pairs; every offset is column 0 for a head that does not rotate."""
+        at = torch.searchsorted(eligible, pair).clamp(max=len(eligible) - 1)
+        known = eligible[at] == pair if len(eligible) else torch.zeros_like(pair, dtype=torch.bool)
+        column = offset[known] if part.shape[1] > 1 else 0
+        part.view(-1).index_add_(0, at[known] * part.shape[1] + column, value[known])
+
+    def _mean_part(self, pairs: Int[Tensor, " n"]) -> Float[Tensor, "n n_offsets"]:
+        """sum over second-copy rows t of F_q(t)_i mean_{u<=t} F_u,j for linear pair ids, by offset where the head rotates."""
+        mask = self.arm.frozen.mask
+        weight = mask.to(self._q[1].dtype) / mask.sum(-1, keepdim=True)
+        if self._n_offsets == 1:
+            q, k = self._dense("query"), self._dense("key")
+            return (q[self._doc, self._pos].T @ (weight @ k)[self._doc, self._pos]).flatten()[pairs][:, None]
+        part = weight.new_zeros(len(pairs), self._n_offsets)
+        for offset in range(self._n_offsets):
+            chosen = torch.nonzero(self._pos > offset)[:, 0]
+            doc, pos = self._doc[chosen], self._pos[chosen]
+            pair, value = self._products((doc, pos), (doc, pos - offset))
+            value = value * weight[pos, pos - offset][:, None]
+            self._add(part, pairs, pair.flatten(), value.flatten(), torch.full_like(pair, offset).flatten())
+        return part
+
+    def _dense(self, side: Side) -> Float[Tensor, "batch pos live_and_one"]:
+        """Coefficients of the live features as dense columns, the padding's column last and zero."""
+        place, value = self._q if side == "query" else self._k
+        return value.new_zeros(*place.shape[:2], len(self._live) + 1).scatter_add_(2, place, value)
+
+    def activity(self, pairs: Int[Tensor, "n 2"]) -> Float[Tensor, "n 3"]:
+        """Log products of frequencies and of mean magnitudes, and log causal co-activation count: what matched pairs must share."""
+        frequency, magnitude, together = self._activity
+        i, j = torch.searchsorted(self._live, pairs.T.contiguous())
+        columns = (frequency[0, i] * frequency[1, j], magnitude[0, i] * magnitude[1, j], together[i, j] + 1)
+        return torch.stack([column.clamp(min=1e-12).log() for column in columns], dim=1)
+
+    @cached_property
+    def _activity(self) -> tuple[Tensor, Tensor, Tensor]:
+        sides = [self._dense("query")[:_ACTIVITY_DOCUMENTS], self._dense("key")[:_ACTIVITY_DOCUMENTS]]
+        live = [(side != 0).to(side.dtype) for side in sides]
+        frequency = torch.stack([part.mean((0, 1)) for part in live])
+        total = torch.stack([part.abs().sum((0, 1)) for part in sides])
+        times = torch.stack([part.sum((0, 1)) for part in live])
+        together = live[0].flatten(0, 1).T @ live[1].cumsum(1).flatten(0, 1)
+        return frequency, total / times.clamp(min=1), together
+
+    def live_pairs(self, n: int, rng: np.random.Generator) -> Int[Tensor, "n 2"]:
+        """n random pairs of live features."""
+        drawn = torch.from_numpy(rng.integers(0, len(self._live), (n, 2))).to(self._live.device)
+        return self._live[drawn]
+
+
+def _products(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Every product of live entries of matching rows of q and k [rows, live]: rows, linear pair ids (int64), values."""
+    n = q.shape[1]
+    row_q, i = torch.nonzero(q, as_tuple=True)
+    row_k, j = torch.nonzero(k, as_tuple=True)
+    per_row = torch.bincount(row_k, minlength=len(q))
+    start = torch.cumsum(per_row, 0) - per_row
+    repeats = per_row[row_q]
+    left = torch.repeat_interleave(torch.arange(len(i), device=q.device), repeats)
+    within = torch.arange(len(left), device=q.device) - torch.repeat_interleave(torch.cumsum(repeats, 0) - repeats, repeats)
+    right = start[row_q[left]] + within
+    return row_q[left], i[left] * n + j[right], q[row_q, i][left] * k[row_k, j][right]

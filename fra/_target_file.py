@@ -1,0 +1,248 @@
+"""Target files: what stands in one, and how a name is found. Reading one imports no torch, so that tests are collected
+without it.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from fra._processing import NAMED
+from fra.errors import FraError
+
+_BESIDE = Path(__file__).resolve().parent.parent
+_FOLDER = Path("fixtures") / "targets"
+_TOO_LARGE = 1_000_000
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
+Hook = Annotated[str, StringConstraints(pattern=r"^blocks\.\d{1,6}\.[a-z0-9_.]+$")]
+Head = Annotated[str, StringConstraints(pattern=r"^L\d{1,6}H\d{1,6}$")]
+Count = Annotated[int, Field(ge=1, le=10_000)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ProcessingTable(_Table):
+    """TransformerLens' weight processing, flag by flag; a flag that is not named is off."""
+
+    fold_ln: bool = False
+    center_writing_weights: bool = False
+    center_unembed: bool = False
+    fold_value_biases: bool = False
+
+
+def _by_name(value: Any) -> Any:
+    """The flags of a processing that has a name."""
+    if isinstance(value, str) and value in NAMED:
+        return ProcessingTable(**dict.fromkeys(NAMED[value], True))
+    if isinstance(value, dict):
+        return value
+    raise ValueError('say "none", "folded", or a table of flags')
+
+
+class ModelTable(_Table):
+    """`[model]`: a Hugging Face directory, or a name on the hub."""
+
+    path: Text | None = None
+    """A Hugging Face directory, relative to the target file."""
+    name: Text | None = None
+    """A name on the hub."""
+    revision: Text | None = None
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
+    """Precision in memory; float32 where it is not given."""
+    processing: Annotated[ProcessingTable, BeforeValidator(_by_name)] | None = None
+    """Weight processing; where it is not given, what the dictionaries' metadata says."""
+    prepend_bos: bool | None = None
+    """Whether documents begin with BOS; where it is not given, what the dictionaries' metadata says, else yes."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelTable:
+        if (self.path is None) == (self.name is None):
+            raise ValueError("give either path (a directory) or name (on the hub)")
+        if self.revision is not None and self.name is None:
+            raise ValueError("revision goes with name, not with path")
+        return self
+
+    @property
+    def flags(self) -> frozenset[str] | None:
+        """The processing flags that are on, or None where the target does not say."""
+        if self.processing is None:
+            return None
+        return frozenset(flag for flag, on in self.processing.model_dump().items() if on)
+
+
+class DictionaryTable(_Table):
+    """`[[dictionary]]`: a SAELens directory, or a release of SAELens."""
+
+    hook: Hook
+    """The hook at which it is used, which must be the one at which it was trained."""
+    path: Text | None = None
+    """A SAELens directory (cfg.json, sae_weights.safetensors), relative to the target file."""
+    release: Text | None = None
+    sae_id: Text | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DictionaryTable:
+        if (self.release is None) != (self.sae_id is None):
+            raise ValueError("release and sae_id go together")
+        if (self.path is None) == (self.release is None):
+            raise ValueError("give either path (a directory) or release with sae_id")
+        return self
+
+
+class HeadsTable(_Table):
+    """`[heads]`: what is known of the heads, and from where."""
+
+    known_tih: tuple[Head, ...] = Field(default=(), strict=False)
+    """Token induction heads, as "L1H3"."""
+    known_from: Text | None = None
+
+    @model_validator(mode="after")
+    def _sourced(self) -> HeadsTable:
+        if self.known_tih and self.known_from is None:
+            raise ValueError("known_from must say where known_tih is known from")
+        return self
+
+
+class TextTable(_Table):
+    """`[text]`: what the target is measured on."""
+
+    documents: Text
+    """A directory of .txt files, relative to the target file, or the name of a dataset on the hub."""
+
+
+class SizeTable(_Table):
+    """`[size]`: static, so that tests are collected without loading the model."""
+
+    n_layers: Count
+    n_heads: Count
+
+
+class TargetSpec(_Table):
+    """A target file."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    allow_pickle_release: bool = False
+    """Whether releases that exist only as pickles (which can run code when loaded) may be loaded from the hub."""
+    model: ModelTable
+    dictionary: tuple[DictionaryTable, ...] = Field(default=(), strict=False)
+    heads: HeadsTable = HeadsTable()
+    text: TextTable
+    size: SizeTable
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TargetSpec:
+        hooks = [entry.hook for entry in self.dictionary]
+        for hook in hooks:
+            if hooks.count(hook) > 1:
+                raise ValueError(f"two dictionaries at {hook}")
+            if int(hook.split(".")[1]) >= self.size.n_layers:
+                raise ValueError(f"the hook {hook} lies beyond the {self.size.n_layers} layers of [size]")
+        for head in self.heads.known_tih:
+            layer, index = map(int, head[1:].split("H"))
+            if layer >= self.size.n_layers or index >= self.size.n_heads:
+                raise ValueError(
+                    f"the known head {head} lies outside the {self.size.n_layers} x {self.size.n_heads} heads of [size]"
+                )
+        return self
+
+    @property
+    def local(self) -> bool:
+        """Whether model and dictionaries are all directories on this machine."""
+        return self.model.path is not None and all(entry.path is not None for entry in self.dictionary)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that the file system refuses, as too long
+        return False
+
+
+def presets() -> dict[str, Path]:
+    """The target files that a bare name finds: those of `./fixtures/targets`, then those beside the package."""
+    found: dict[str, Path] = {}
+    for folder in (_FOLDER, _BESIDE / _FOLDER):
+        for file in sorted(folder.glob("*.toml")):
+            found.setdefault(file.stem, file)
+    return found
+
+
+def find_target(name_or_path: str | Path) -> Path:
+    """The target file: a path, then `./fixtures/targets/NAME.toml`, then the same beside the package. Raises FraError
+    where there is none.
+    """
+    text = str(name_or_path)
+    if _is_file(Path(text)):
+        return Path(text).resolve()
+    known = presets()
+    if text in known:
+        return known[text].resolve()
+    raise FraError(
+        f"there is no target {text[:200]!r}: no such file, and none of that name in fixtures/targets (known there: "
+        f"{', '.join(sorted(known)) or 'none'}); give a known name or the path of a target file."
+    )
+
+
+def _parse(file: Path) -> dict[str, Any]:
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise FraError(f"the target file {file} cannot be read: {error.strerror or error}.") from error
+    if len(raw) > _TOO_LARGE:
+        raise FraError(f"the target file {file} has {len(raw)} bytes: this is not a target file.")
+    try:
+        return tomllib.loads(raw.decode())
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise FraError(f"the target file {file} is not UTF-8 text (line {line}): save it as UTF-8.") from error
+    except RecursionError as error:
+        raise FraError(f"the target file {file} is nested too deeply to be a target file.") from error
+    except ValueError as error:  # TOMLDecodeError, and what Python's own number parser refuses
+        message = str(error)
+        at = re.search(r"\(at line (\d+), column (\d+)\)$", message)
+        last = raw.count(b"\n") + 1
+        where = (
+            f"line {at[1]}, column {at[2]}"
+            if at
+            else f"line {last}"
+            if "end of document" in message
+            else "line unknown"
+        )
+        what = re.sub(r"\s*\(at [^()]*\)$", "", message)
+        raise FraError(f"the target file {file} is not TOML ({where}): {what}.") from error
+
+
+def _sentence(error: ValidationError) -> str:
+    """The first complaint of pydantic as dotted key and reason, and how many more there are."""
+    complaints = error.errors(include_url=False, include_context=False, include_input=False)
+    first = complaints[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        what = "unknown key"
+    elif first["type"] == "missing":
+        what = "missing"
+    else:
+        what = first["msg"].removeprefix("Value error, ")
+        what = what[:1].lower() + what[1:]
+    more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
+    return f"{key[:200] + ': ' if key else ''}{what}{more}"
+
+
+def read_target(name_or_path: str | Path) -> tuple[TargetSpec, Path]:
+    """The target of that name or path, and the folder that its relative paths start from. Nothing is loaded.
+
+    Raises FraError where there is none, with the line of a syntax error, and with the dotted key of a value that does
+    not fit.
+    """
+    file = find_target(name_or_path)
+    try:
+        return TargetSpec.model_validate(_parse(file)), file.parent
+    except ValidationError as error:
+        raise FraError(f"the target file {file} does not fit: {_sentence(error)}.") from error

@@ -1,0 +1,125 @@
+"""Token-level induction: stripes of an attention pattern, the contrast of every head, and which heads are TIHs.
+
+Rows are those of the second copy of a repeated document (fra.stimuli). Keys of a row t with period P: induction `t - P + 1`,
+duplicate token `t - P`, previous token `t - 1`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fra._heads import Model
+from fra.errors import FraError
+from fra.stats import ClusterMeans, seed_of
+from fra.stimuli import Batch
+
+TIH_AT_LEAST = 0.20
+NOT_TIH_AT_MOST = 0.05
+STRIPES = ("induction", "duplicate", "previous", "after", "before")
+_DOCUMENTS_AT_ONCE = 32
+
+
+@torch.no_grad()
+def patterns(model: Model, tokens: Tensor) -> Float[Tensor, "n_layers batch n_heads q_pos k_pos"]:
+    """The model's own attention patterns of every layer.
+
+    Raises FraError where the model has no hook_pattern.
+    """
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    missing = [name for name in names if name not in model.hook_dict]
+    if missing:
+        raise FraError(f"the model has no hook {missing[0]}: its attention patterns cannot be read")
+    device = next(model.parameters()).device
+    parts = []
+    for some in tokens.split(_DOCUMENTS_AT_ONCE):
+        _, cache = model.run_with_cache(some.to(device), names_filter=names, return_type=None)
+        parts.append(torch.stack([cache[name].float() for name in names]))
+    return torch.cat(parts, dim=1)
+
+
+def stripe_attention(
+    pattern: Float[Tensor, "*heads batch q_pos k_pos"], batch: Batch
+) -> dict[str, Float[Tensor, "*heads n_rows"]]:
+    """Attention of every second-copy row to the keys of each of STRIPES, and what a uniform row would give (`uniform`).
+
+    Induction is the token-level induction score of Olsson et al. (2022); `after` and `before` are the keys next to the induction key.
+    A pattern that lies wholly on one stripe scores 1 there and 0 on the others.
+    """
+    doc, pos, key = batch.row_doc, batch.row_pos, batch.row_key
+    keys = {"induction": key, "duplicate": key - 1, "previous": pos - 1, "after": key + 1, "before": key - 2}
+    found = {name: pattern[..., doc, pos, at.clamp(min=0)] for name, at in keys.items()}
+    found["uniform"] = (1.0 / (pos + 1)).expand(found["induction"].shape)
+    return found
+
+
+def contrast(
+    repeated: Float[Tensor, "*heads batch q_pos k_pos"], control: Float[Tensor, "*heads batch q_pos k_pos"], batch: Batch
+) -> Float[Tensor, "*heads n_rows"]:
+    """A_repeated(t, s*) less the larger of the control's attention at s* and at the key that now holds the token of s*."""
+    doc, pos = batch.row_doc, batch.row_pos
+    here = control[..., doc, pos, batch.row_key]
+    moved = control[..., doc, pos, batch.row_moved]
+    return repeated[..., doc, pos, batch.row_key] - torch.maximum(here, moved)
+
+
+def by_source(
+    values: Float[np.ndarray, "n_documents *rest"], sources: Sequence[str]
+) -> Float[np.ndarray, "n_sources *rest"]:
+    """Sums over documents of one source: what is resampled as one."""
+    names, index = np.unique(np.asarray(sources), return_inverse=True)
+    out = np.zeros((len(names), *values.shape[1:]))
+    np.add.at(out, index, values)
+    return out
+
+
+def row_sums(values: Float[Tensor, "*heads n_rows"], batch: Batch) -> Float[np.ndarray, "n_documents *heads"]:
+    """Sums of row values by document."""
+    moved = values.movedim(-1, 0).double()
+    out = moved.new_zeros(len(batch), *moved.shape[1:])
+    return np.asarray(out.index_add_(0, batch.row_doc.to(out.device), moved).cpu())
+
+
+@dataclass(frozen=True)
+class HeadStatus:
+    """What a head is on one stimulus, at token level."""
+
+    head: str
+    status: str
+    """'TIH', 'not a TIH' or 'undecided'."""
+    contrast: float
+    lower: float
+    upper: float
+    stripes: Mapping[str, float]
+    """Mean attention on each of STRIPES and `uniform`, repeated documents."""
+
+
+def head_status(model: Model, batch: Batch, *, target: str, stimulus: str, level: float = 0.05) -> dict[str, HeadStatus]:
+    """Status of every head by its contrast on the status documents.
+
+    TIH: the lower bound of the contrast is at least 0.20; not a TIH: the upper bound is at most 0.05 (CLAIMS, common definitions). Bounds are
+    one-sided, simultaneous over all heads of the model (max-T), documents resampled.
+    """
+    sides = [patterns(model, tokens) for tokens in (batch.tokens, batch.control)]
+    n_layers, _, n_heads = sides[0].shape[:3]
+    heads_first = [side.transpose(1, 2).flatten(0, 1).cpu() for side in sides]
+    sums = row_sums(contrast(heads_first[0], heads_first[1], batch), batch)
+    counts = np.repeat(batch.periods.numpy()[:, None].astype(float), sums.shape[1], axis=1)
+    means = ClusterMeans(
+        by_source(sums, batch.sources), by_source(counts, batch.sources), seed=seed_of(target, stimulus, "status")
+    )
+    lower, upper = means.lower(level), means.upper(level)
+    stripes = {name: value.mean(-1) for name, value in stripe_attention(heads_first[0], batch).items()}
+    found = {}
+    for number in range(n_layers * n_heads):
+        name = f"L{number // n_heads}H{number % n_heads}"
+        low, high = float(lower[number]), float(upper[number])
+        status = "TIH" if low >= TIH_AT_LEAST else "not a TIH" if high <= NOT_TIH_AT_MOST else "undecided"
+        own = {stripe: float(value[number]) for stripe, value in stripes.items()}
+        found[name] = HeadStatus(name, status, float(means.estimate[number]), low, high, own)
+    return found

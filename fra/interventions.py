@@ -1,0 +1,602 @@
+"""Changing what a head does inside a forward pass: channels of its scores, features of its output, or the whole head.
+
+Every function returns an `Intervention`: a context manager (`with fra.remove(...): model(tokens)`) that also carries its
+list of hooks (`.hooks`). What is taken away is computed from the activation that stands at the dictionary's hook in the
+very pass that is changed, so it is right under other interventions, too; `clean=tokens` takes it from a pass of its own
+without any hooks. No change ever touches a masked entry: a logit does not depend on later tokens under any of them.
+
+LayerNorm's scale and a QK-norm's gain of the head's own layer are those of the pass: removing a channel leaves them as they
+are. Scales further down adapt; `freeze_scales` holds them. Gradients take what is removed as a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fra._channels import Arm
+from fra._dictionaries import check_dictionary, codes, dictionary_hook
+from fra._heads import Model, Side, _run, check_layer_and_head, check_tokens, freeze
+from fra._intervention import (
+    Hook,
+    Intervention,
+    Pass,
+    Positions,
+    arm_in_pass,
+    before_cap,
+    check_layer,
+    chosen_entries,
+    chosen_positions,
+    layer_names,
+    unhooked,
+)
+from fra._output import ResolvedOutput, ov_weights, resolve_output, value_features, value_terms
+from fra._qk import qk_weights
+from fra._resolve import TERMS
+from fra.errors import FraError
+
+__all__ = [
+    "Hook",
+    "Intervention",
+    "Positions",
+    "ResolvedOutput",
+    "freeze_scales",
+    "head_outputs",
+    "keep_only",
+    "mean_ablate",
+    "patch_output",
+    "patch_pattern",
+    "remove",
+    "remove_output",
+    "resolve_output",
+    "scale",
+    "scale_blocks",
+    "scale_features",
+    "scale_output",
+    "set_output",
+    "zero_ablate",
+]
+
+Channels = pd.DataFrame | Tensor | np.ndarray | Sequence[Sequence[int]]
+"""[n, 2] ids (query feature, key feature), or a DataFrame with columns q_feature and k_feature."""
+
+_PAIRS_AT_ONCE = 64
+
+
+def remove(
+    model: Model,
+    channels: Channels,
+    *,
+    layer: int,
+    head: int,
+    dictionary: Any,
+    rows: Positions = None,
+    keys: Positions = None,
+    entries: Tensor | None = None,
+    clean: Int[Tensor, "batch pos"] | None = None,
+) -> Intervention:
+    """Takes the contributions F_ij(t,s) of these channels out of a head's scores, before softcap, and nothing else.
+
+    channels: pairs of feature ids; a pair named twice is removed once. dictionary: of this layer's attention input.
+    rows, keys: only at these query or key positions (a mask [pos] or [batch, pos], or a list of positions). entries: only
+    where this mask, [q_pos, k_pos] or [batch, q_pos, k_pos], is true. clean: take codes and scales from a pass over these
+    tokens as the model is without hooks, not from the pass that is changed.
+
+    Raises FraError for channels, layer, head or dictionary that do not fit, no channel at all, and a model whose scores
+    `fra.resolve` would refuse; in the pass, for positions that do not fit it and with a key-value cache.
+    """
+    return scale(
+        model,
+        channels,
+        0.0,
+        layer=layer,
+        head=head,
+        dictionary=dictionary,
+        rows=rows,
+        keys=keys,
+        entries=entries,
+        clean=clean,
+    )
+
+
+def scale(
+    model: Model,
+    channels: Channels,
+    factor: float,
+    *,
+    layer: int,
+    head: int,
+    dictionary: Any,
+    rows: Positions = None,
+    keys: Positions = None,
+    entries: Tensor | None = None,
+    clean: Int[Tensor, "batch pos"] | None = None,
+) -> Intervention:
+    """Multiplies the contributions of these channels to a head's scores by `factor`; otherwise as `remove`."""
+    pairs = _pairs(channels, dictionary)
+    if len(pairs) == 0:
+        raise FraError("there are no channels to change: give at least one pair of feature ids.")
+    share = _channels(pairs)
+    return _change_scores(model, share, factor, layer, head, dictionary, (rows, keys, entries), clean)
+
+
+def keep_only(
+    model: Model,
+    channels: Channels,
+    *,
+    layer: int,
+    head: int,
+    dictionary: Any,
+    rows: Positions = None,
+    keys: Positions = None,
+    entries: Tensor | None = None,
+    clean: Int[Tensor, "batch pos"] | None = None,
+) -> Intervention:
+    """Takes every feature-feature term out of a head's scores but those of these channels (none of them: all are taken
+    out). Terms with a bias or an error on either side stay: `scale_blocks` removes those. Otherwise as `remove`.
+    """
+    pairs = _pairs(channels, dictionary)
+    kept, block = _channels(pairs), _blocks([("feature", "feature")])
+
+    def share(arm: Arm, head: int) -> Tensor:
+        return block(arm, head) - kept(arm, head)
+
+    return _change_scores(model, share, 0.0, layer, head, dictionary, (rows, keys, entries), clean)
+
+
+def scale_blocks(
+    model: Model,
+    blocks: Collection[tuple[str, str]],
+    factor: float = 0.0,
+    *,
+    layer: int,
+    head: int,
+    dictionary: Any,
+    rows: Positions = None,
+    keys: Positions = None,
+    entries: Tensor | None = None,
+    clean: Int[Tensor, "batch pos"] | None = None,
+) -> Intervention:
+    """Multiplies whole blocks of a head's scores by `factor`; 0 removes them.
+
+    blocks: pairs of "feature", "bias" or "error", of the query and of the key, as in `ResolvedHead.blocks`. Otherwise as
+    `remove`. Raises FraError for an unknown block.
+    """
+    unknown = [block for block in blocks if len(block) != 2 or not set(block) <= set(TERMS)]
+    if unknown or not blocks:
+        named = f"{unknown[0]!r} is no block of a score" if unknown else "there are no blocks to change"
+        raise FraError(f"{named}: name pairs of {', '.join(TERMS)}.")
+    return _change_scores(model, _blocks(blocks), factor, layer, head, dictionary, (rows, keys, entries), clean)
+
+
+def scale_features(
+    model: Model,
+    features: Int[Tensor, " n"] | Sequence[int],
+    side: Side,
+    factor: float = 0.0,
+    *,
+    layer: int,
+    head: int,
+    dictionary: Any,
+    rows: Positions = None,
+    keys: Positions = None,
+    entries: Tensor | None = None,
+    clean: Int[Tensor, "batch pos"] | None = None,
+) -> Intervention:
+    """Multiplies what features do on one side of a head's scores by `factor`, against all that stands on the other side
+    (features, bias and error); 0 removes them from the head's queries or keys. Otherwise as `remove`.
+    """
+    if side not in ("query", "key"):
+        raise FraError(f"side={side!r} is unknown: choose one of query, key.")
+    ids = _ids(features, dictionary)
+
+    def share(arm: Arm, head: int) -> Tensor:
+        frozen = arm.frozen
+        W, _ = frozen.weights(side, head)
+        batch, pos = arm.codes.shape
+        # placed below with the norm's scale and the gain, which `columns` already carries
+        projected = arm.columns(side, head, ids.to(W.device)) @ (arm.codes.decoder[ids.to(W.device)] @ W)
+        if frozen.rotary is not None:
+            projected = frozen.rotary.rotate(projected, torch.arange(pos, device=W.device))
+        if side == "query":
+            return frozen.scale * projected @ frozen.vectors("key", head).mT
+        return frozen.scale * frozen.vectors("query", head) @ projected.mT
+
+    return _change_scores(model, share, factor, layer, head, dictionary, (rows, keys, entries), clean)
+
+
+def remove_output(
+    model: Model,
+    features: Int[Tensor, " n"] | Sequence[int],
+    *,
+    layer: int,
+    head: int,
+    dictionary: Any,
+    terms: Collection[str] = (),
+    rows: Positions = None,
+    keys: Positions = None,
+    entries: Tensor | None = None,
+    clean: Int[Tensor, "batch pos"] | None = None,
+) -> Intervention:
+    """Takes what features contribute to a head's output out of hook_z, and so out of the residual stream.
+
+    That is, for each row t, sum_s A(t,s) a_i(s) g_s / sigma_s d_i W_V, over the keys chosen. The pattern A is the one of
+    the pass. terms: whole kinds of term to remove as well, "bias" (with b_V), "error", or "feature" for all features.
+    rows, keys, entries, clean: as in `remove`.
+
+    Raises FraError for features, terms, layer, head or dictionary that do not fit, and where there is nothing to remove.
+    """
+    return scale_output(
+        model,
+        features,
+        0.0,
+        layer=layer,
+        head=head,
+        dictionary=dictionary,
+        terms=terms,
+        rows=rows,
+        keys=keys,
+        entries=entries,
+        clean=clean,
+    )
+
+
+def scale_output(
+    model: Model,
+    features: Int[Tensor, " n"] | Sequence[int],
+    factor: float,
+    *,
+    layer: int,
+    head: int,
+    dictionary: Any,
+    terms: Collection[str] = (),
+    rows: Positions = None,
+    keys: Positions = None,
+    entries: Tensor | None = None,
+    clean: Int[Tensor, "batch pos"] | None = None,
+) -> Intervention:
+    """Multiplies what features contribute to a head's output by `factor`; otherwise as `remove_output`."""
+    check_layer_and_head(model, layer, head)
+    check_dictionary(dictionary)
+    unknown = sorted(set(terms) - set(TERMS))
+    if unknown:
+        raise FraError(f"{unknown[0]!r} is no kind of term: name some of {', '.join(TERMS)}.")
+    ids = _ids(features, dictionary, empty=bool(terms))
+    if "feature" in terms:
+        ids = ids[:0]  # all of them already
+    hook_name = dictionary_hook(dictionary)
+    weights, values = qk_weights(model, layer, hook_name), ov_weights(model, layer, hook_name)
+    check_layer(model, layer, hook_name)
+
+    def share(arm: Arm, pattern: Tensor) -> Tensor:
+        total = value_features(arm, values, head, ids.to(pattern.device))
+        if terms:
+            total = total + value_terms(arm, values, head, terms)
+        batch, pos, _ = pattern.shape
+        return pattern * chosen_entries(rows, keys, entries, batch, pos, pattern.device) @ total
+
+    fixed = None
+    if clean is not None:
+        arm = _clean_arm(model, dictionary, clean, layer)
+        fixed = share(arm, arm.frozen.pattern[:, head])
+    block = f"blocks.{layer}.attn"
+    seen = Pass(layer_names(model, layer, hook_name) | {"pattern": f"{block}.hook_pattern"})
+
+    @torch.no_grad()
+    def edit(z: Tensor, hook: Any) -> Tensor:
+        got = seen.take()
+        if fixed is None:
+            arm = arm_in_pass(model, dictionary, weights, got, got["pattern"])
+            taken = share(arm, got["pattern"][:, head].to(arm.frozen.x))
+        else:
+            taken = fixed
+        return _with_head(z, head, lambda own: own - (1 - factor) * _fitting(taken, own))
+
+    return Intervention(model, seen.readers(), [(f"{block}.hook_z", edit)])
+
+
+def set_output(
+    model: Model,
+    value: Float[Tensor, "*batch_pos d_head"],
+    *,
+    layer: int,
+    head: int,
+    rows: Positions = None,
+    share: float = 1.0,
+) -> Intervention:
+    """Puts `value` ([d_head], [pos, d_head] or [batch, pos, d_head]) in place of a head's output at hook_z.
+
+    share: how much of the way from the head's own output to `value`; 1 replaces it, 0 changes nothing.
+    Raises FraError for a layer or head that the model does not have, and in the pass where `value` does not fit.
+    """
+    check_layer_and_head(model, layer, head)
+
+    @torch.no_grad()
+    def edit(z: Tensor, hook: Any) -> Tensor:
+        def change(own: Tensor) -> Tensor:
+            chosen = chosen_positions("rows", rows, len(own), own.shape[1], own.device)[..., None]
+            moved = own + share * (_fitting(value, own) - own) if share != 1 else _fitting(value, own)
+            return torch.where(chosen, moved, own)
+
+        return _with_head(z, head, change)
+
+    return Intervention(model, [], [(f"blocks.{layer}.attn.hook_z", edit)])
+
+
+def zero_ablate(model: Model, *, layer: int, head: int, rows: Positions = None, share: float = 1.0) -> Intervention:
+    """Puts zero in place of a head's output; arguments as for `set_output`."""
+    value = torch.zeros(int(model.cfg.d_head), device=next(model.parameters()).device)
+    return set_output(model, value, layer=layer, head=head, rows=rows, share=share)
+
+
+def mean_ablate(
+    model: Model,
+    reference: Int[Tensor, "batch pos"],
+    *,
+    layer: int,
+    head: int,
+    reference_rows: Positions = None,
+    by_position: bool = False,
+    rows: Positions = None,
+    share: float = 1.0,
+) -> Intervention:
+    """Puts the head's mean output over reference documents in place of its output.
+
+    reference_rows: which of their positions count (leave out padding and, if you wish, BOS); all where None. by_position:
+    a mean for each position, over documents. Raises FraError where no position counts; otherwise as `set_output`.
+    """
+    z = head_outputs(model, reference, layer=layer, head=head)
+    chosen = chosen_positions("reference_rows", reference_rows, len(z), z.shape[1], z.device).expand(z.shape[:2])
+    dims = (0,) if by_position else (0, 1)
+    count = chosen.sum(dims)
+    if not bool((count > 0).all()):
+        raise FraError("no reference position counts, so there is no mean: choose some in reference_rows.")
+    mean = (z * chosen[..., None]).sum(dims) / count[..., None]
+    return set_output(model, mean, layer=layer, head=head, rows=rows, share=share)
+
+
+def patch_output(
+    model: Model,
+    source: Int[Tensor, "batch pos"],
+    *,
+    layer: int,
+    head: int,
+    rows: Positions = None,
+    share: float = 1.0,
+) -> Intervention:
+    """Puts the head's output on `source` (documents of the same shape) in place of its output, position by position;
+    otherwise as `set_output`.
+    """
+    z = head_outputs(model, source, layer=layer, head=head)
+    return set_output(model, z, layer=layer, head=head, rows=rows, share=share)
+
+
+def patch_pattern(
+    model: Model, source: Int[Tensor, "batch pos"], *, layer: int, head: int, rows: Positions = None
+) -> Intervention:
+    """Puts the head's attention pattern on `source` (documents of the same shape) in place of its own."""
+    name = f"blocks.{layer}.attn.hook_pattern"
+    patterns = _clean(model, source, layer, head, name)[:, head]
+
+    @torch.no_grad()
+    def edit(pattern: Tensor, hook: Any) -> Tensor:
+        own = pattern[:, head]
+        chosen = chosen_positions("rows", rows, len(own), own.shape[1], own.device)[..., None]
+        changed = pattern.clone()
+        changed[:, head] = torch.where(chosen, _fitting(patterns, own), own)
+        return changed
+
+    return Intervention(model, [], [(name, edit)])
+
+
+def head_outputs(
+    model: Model, tokens: Int[Tensor, "batch pos"], *, layer: int, head: int
+) -> Float[Tensor, "batch pos d_head"]:
+    """A head's output at hook_z on these documents, as the model is without hooks."""
+    z = _clean(model, tokens, layer, head, f"blocks.{layer}.attn.hook_z")
+    return z.flatten(2).view(*z.shape[:2], model.cfg.n_heads, -1)[:, :, head]
+
+
+def freeze_scales(model: Model, tokens: Int[Tensor, "batch pos"], *, layer: int) -> Intervention:
+    """Holds every normalisation scale downstream of attention layer `layer` at its value on `tokens`, as the model is
+    without hooks: what a change in that layer does then reaches the logits without rescaling.
+
+    Run the model on documents of the same shape. Raises FraError for a layer that the model does not have.
+    """
+    check_layer_and_head(model, layer)
+    check_tokens(model, tokens)
+    upstream = tuple(f"blocks.{n}." for n in range(layer))
+    own = tuple(f"blocks.{layer}.{part}" for part in ("ln1.", "attn."))
+    points = {id(point): name for name, point in model.hook_dict.items() if name.endswith("hook_scale")}
+    names = [name for name in points.values() if not name.startswith(upstream + own)]
+    with unhooked(model), torch.no_grad():
+        _, cache = model.run_with_cache(tokens.to(next(model.parameters()).device), names_filter=names)
+
+    def holding(value: Tensor) -> Callable[..., Tensor]:
+        def hold(scale: Tensor, hook: Any) -> Tensor:
+            return _fitting(value, scale)
+
+        return hold
+
+    return Intervention(model, [], [(name, holding(cache[name])) for name in names if name in cache])
+
+
+def _pairs(channels: Channels, dictionary: Any) -> Int[Tensor, "n 2"]:
+    """Channels as distinct pairs of ids. Raises FraError where they are none, or not ids of this dictionary."""
+    check_dictionary(dictionary)
+    if isinstance(channels, pd.DataFrame):
+        lacking = [name for name in ("q_feature", "k_feature") if name not in channels]
+        if lacking:
+            raise FraError(f"the channels have no column {lacking[0]!r}: give columns q_feature and k_feature.")
+        channels = channels[["q_feature", "k_feature"]].to_numpy()
+    pairs = torch.as_tensor(channels)
+    if pairs.numel() == 0:
+        return torch.zeros(0, 2, dtype=torch.long)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.is_floating_point():
+        raise FraError(
+            f"channels are {pairs.dtype} of shape {list(pairs.shape)}: give integer ids of shape [n, 2], query feature "
+            f"and key feature."
+        )
+    _check_ids(pairs, dictionary)
+    distinct: Tensor = torch.unique(pairs.long(), dim=0)
+    return distinct
+
+
+def _ids(features: Tensor | Sequence[int], dictionary: Any, empty: bool = False) -> Int[Tensor, " n"]:
+    """Distinct feature ids. Raises FraError where they are none (unless `empty`), or not ids of this dictionary."""
+    check_dictionary(dictionary)
+    ids = torch.as_tensor(features)
+    if ids.numel() == 0:
+        if not empty:
+            raise FraError("there are no features to change: give at least one feature id.")
+        return torch.zeros(0, dtype=torch.long)
+    if ids.ndim != 1 or ids.is_floating_point():
+        raise FraError(f"features are {ids.dtype} of shape {list(ids.shape)}: give integer ids of shape [n].")
+    _check_ids(ids, dictionary)
+    distinct: Tensor = torch.unique(ids.long())
+    return distinct
+
+
+def _check_ids(ids: Tensor, dictionary: Any) -> None:
+    outside = ids[(ids < 0) | (ids >= dictionary.cfg.d_sae)]
+    if len(outside):
+        raise FraError(
+            f"feature {int(outside[0])} is out of range: the dictionary has {dictionary.cfg.d_sae} features."
+        )
+
+
+Share = Callable[[Arm, int], Tensor]
+"""What an intervention is about: a part of one head's scores, [batch, q_pos, k_pos], before softcap."""
+
+
+def _channels(pairs: Int[Tensor, "n 2"]) -> Share:
+    """The sum of F_ij over these pairs."""
+
+    def share(arm: Arm, head: int) -> Tensor:
+        frozen, decoder = arm.frozen, arm.codes.decoder
+        batch, pos = arm.codes.shape
+        everywhere = torch.arange(pos, device=decoder.device)
+        q_ids, q_at = torch.unique(pairs[:, 0].to(decoder.device), return_inverse=True)
+        k_ids, k_at = torch.unique(pairs[:, 1].to(decoder.device), return_inverse=True)
+        q, k = arm.columns("query", head, q_ids), arm.columns("key", head, k_ids)
+        U, V = frozen.scale * decoder[q_ids] @ frozen.W_q[head], decoder[k_ids] @ frozen.W_k[head]
+        total = q.new_zeros(batch, pos, pos)
+        for part in torch.arange(len(pairs), device=decoder.device).split(_PAIRS_AT_ONCE):
+            i, j = q_at[part], k_at[part]
+            if frozen.rotary is None:
+                # Shapes must not depend on the text, here and below: a product of another shape rounds differently, and
+                # earlier positions would feel later tokens in their last bit.
+                total += (q[..., i] * (U[i] * V[j]).sum(-1)) @ k[..., j].mT
+                continue
+            left = frozen.rotary.rotate(U[i][:, None].expand(-1, pos, -1), everywhere).transpose(0, 1)
+            right = frozen.rotary.rotate(V[j][:, None].expand(-1, pos, -1), everywhere).transpose(0, 1)
+            total += (q[..., i, None] * left).flatten(2) @ (k[..., j, None] * right).flatten(2).mT
+        return total
+
+    return share
+
+
+def _blocks(blocks: Collection[tuple[str, str]]) -> Share:
+    """The sum of whole blocks."""
+
+    def vectors(arm: Arm, side: Side, head: int, term: str) -> Tensor:
+        frozen, found = arm.frozen, arm.codes
+        W, b = frozen.weights(side, head)
+        rows = torch.arange(frozen.x[..., 0].numel(), device=W.device)
+        parts = {"bias": found.bias, "error": found.error}
+        total = parts[term] if term in parts else frozen.x - found.bias - found.error
+        placed = frozen.place(side, head, total.flatten(0, 1) @ W, rows)
+        if term == "bias":
+            placed = placed + frozen.place(side, head, b.expand(len(rows), -1), rows, scaled=False)
+        return placed.view(*frozen.x.shape[:2], -1)
+
+    def share(arm: Arm, head: int) -> Tensor:
+        return arm.frozen.scale * torch.stack(
+            [vectors(arm, "query", head, a) @ vectors(arm, "key", head, b).mT for a, b in sorted(set(blocks))]
+        ).sum(0)
+
+    return share
+
+
+def _change_scores(
+    model: Model,
+    share: Share,
+    factor: float,
+    layer: int,
+    head: int,
+    dictionary: Any,
+    where: tuple[Positions, Positions, Tensor | None],
+    clean: Tensor | None,
+) -> Intervention:
+    """Multiplies a share of one head's scores by `factor`: exact before softcap, and only where keys may be attended."""
+    check_dictionary(dictionary)
+    check_layer_and_head(model, layer, head)
+    hook_name = dictionary_hook(dictionary)
+    weights = qk_weights(model, layer, hook_name)
+    check_layer(model, layer, hook_name)
+    fixed = None
+    if clean is not None:
+        with torch.no_grad():
+            fixed = share(_clean_arm(model, dictionary, clean, layer), head)
+    seen = Pass(layer_names(model, layer, hook_name))
+
+    @torch.no_grad()
+    def edit(scores: Tensor, hook: Any) -> Tensor:
+        arm = arm_in_pass(model, dictionary, weights, seen.take(), scores)
+        own, frozen = scores[:, head], arm.frozen
+        taken = (1 - factor) * (share(arm, head) if fixed is None else _fitting(fixed, own).to(frozen.x))
+        batch, pos = arm.codes.shape
+        # The model's own mask counts too (padding): masked scores are -inf, or the smallest number there is.
+        allowed = frozen.mask & (own > torch.finfo(own.dtype).min / 2) & (taken != 0)
+        allowed = allowed & chosen_entries(*where, batch, pos, own.device)
+        after = frozen.cap(before_cap(frozen, head, own).to(frozen.x) - taken).to(own.dtype)
+        changed = scores.clone()
+        changed[:, head] = torch.where(allowed, after, own)
+        return changed
+
+    return Intervention(model, seen.readers(), [(f"blocks.{layer}.attn.hook_attn_scores", edit)])
+
+
+def _clean_arm(model: Model, dictionary: Any, tokens: Tensor, layer: int) -> Arm:
+    """The layer and the dictionary's codes on these tokens, as the model is without hooks."""
+    with unhooked(model):
+        frozen = freeze(model, tokens, layer, dictionary_hook(dictionary))
+    return Arm(frozen, codes(dictionary, frozen.x))
+
+
+def _clean(model: Model, tokens: Tensor, layer: int, head: int, name: str) -> Tensor:
+    """One hook's activation on these tokens, as the model is without hooks."""
+    check_layer_and_head(model, layer, head)
+    check_tokens(model, tokens)
+    with unhooked(model), torch.no_grad():
+        return _run(model, tokens.to(next(model.parameters()).device), layer, {"it": name})["it"]
+
+
+def _with_head(z: Tensor, head: int, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """hook_z with one head's output changed; it is [batch, pos, n_heads, d_head], or that flattened in its last two."""
+    raise_flat = z.ndim == 3
+    return z if raise_flat else change(z)
+
+
+def _fitting(value: Tensor, own: Tensor) -> Tensor:
+    """`value` in the precision and on the device of `own`. Raises FraError where it cannot stand in its place."""
+    try:
+        torch.broadcast_shapes(value.shape, own.shape)
+        fits = value.ndim <= own.ndim and all(
+            a == b or (a == 1 and at == 0)
+            for at, (a, b) in enumerate(zip(value.shape, own.shape[own.ndim - value.ndim :], strict=True))
+        )
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise FraError(
+            f"a value of shape {list(value.shape)} cannot stand where this pass has {list(own.shape)}: run the model on "
+            f"documents of the same shape."
+        )
+    return value.to(own)

@@ -1,0 +1,352 @@
+"""The ledger: every verdict of a run as JSON (schema 1), written whole or not at all, and read with one sentence for
+whatever is wrong.
+
+```
+{"schema": 1,
+ "header": {target, model, versions, commit, device, seed, started, seconds, options, claims},
+ "verdicts": [{claim, target, head, verdict, effect, low, high, bar, p, q, n, digest, detail}, ...]}
+```
+
+Rows are sorted by claim and head (a family's own row, head null, first). Numbers are JSON numbers or null: what is not
+finite is null. `detail` holds `reason`, `power`, `candidates` (each with its conditions), `best`, the flags
+`exploratory`, `known` and `overturned`, and whatever the measurement wishes to show.
+"""
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from fra.claim import Claim, Condition, Evidence, Verdict, judge, parse_head
+from fra.errors import FraError
+
+Word = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "CANNOT_RUN", "BROKEN"]
+WORDS: tuple[Word, ...] = get_args(Word)
+"""The judge's outcomes, and BROKEN: the measurement raised."""
+
+_TOO_LARGE = 512 * 2**20
+_TOO_DEEP = 40
+
+
+def _is_head(name: str) -> str:
+    parse_head(name)
+    return name
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+Head = Annotated[str, AfterValidator(_is_head)]
+Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ClaimNote(_Table):
+    """What a reader needs to know of a claim: it stands in the header, once."""
+
+    title: str
+    h0: str
+    bar: Number
+    above: bool
+    level: Share
+    statistic: str
+    stimuli: list[str]
+    n: int
+    exploratory: bool
+    """Not registered when it was measured."""
+
+
+class Header(_Table):
+    """Where the numbers come from."""
+
+    target: Name
+    model: str | None
+    """Name or path of the model, and the fingerprint of weights, dictionaries and text."""
+    versions: dict[str, str]
+    commit: str | None
+    """With "-dirty" where the checkout had changes; null outside one."""
+    device: str
+    seed: str
+    """How every seed is made; there is no other source of chance."""
+    started: str
+    """UTC, ISO 8601."""
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    options: dict[str, JsonValue] = {}
+    claims: dict[str, ClaimNote] = {}
+
+
+class _Shown(_Table):
+    effect: Number | None
+    low: Number | None
+    high: Number | None
+    bar: Number
+    above: bool
+    p: Share | None
+    p_refute: Share | None
+    holds: bool
+    fails: bool
+
+
+class _Known(_Table):
+    """The names in `detail` that have a meaning here; every other one is the measurement's."""
+
+    reason: str = ""
+    power: Number | None = None
+    best: str | None = None
+    candidates: dict[str, dict[str, _Shown]] = {}
+    exploratory: bool = False
+    known: str = ""
+    overturned: str = ""
+
+
+def _detail(detail: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    ours = _Known.model_validate({name: detail[name] for name in _Known.model_fields if name in detail})
+    if len({tuple(conditions) for conditions in ours.candidates.values()}) > 1:
+        raise ValueError("the candidates differ in their conditions")
+    return detail
+
+
+class Row(_Table):
+    """One verdict."""
+
+    claim: Name
+    target: Name
+    head: Head | None
+    verdict: Word
+    effect: Number | None
+    low: Number | None
+    high: Number | None
+    bar: Number | None
+    p: Share | None
+    q: Share | None
+    n: Annotated[int, Field(ge=0)] | None
+    digest: Digest
+    detail: Annotated[dict[str, JsonValue], AfterValidator(_detail)]
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """Rows are sorted by claim, then layer, then head; a family's own row comes first."""
+        return (self.claim, *((-1, -1) if self.head is None else parse_head(self.head)))
+
+
+class Ledger(_Table):
+    """A whole run. Rows are kept sorted; two for the same claim and head are refused."""
+
+    schema_: Literal[1] = Field(default=1, alias="schema")
+    header: Header
+    verdicts: list[Row]
+
+    @model_validator(mode="after")
+    def _sorted(self) -> "Ledger":
+        self.verdicts.sort(key=lambda row: row.key)
+        for one, other in zip(self.verdicts, self.verdicts[1:], strict=False):
+            if one.key == other.key:
+                raise ValueError(f"two verdicts for {one.claim} at {one.head or 'the family'}")
+        return self
+
+
+def clean(value: Any, where: str = "detail") -> Any:
+    """The value in JSON's own types: numpy and torch scalars and arrays become numbers and lists, data frames lists of
+    records, what is not finite null.
+
+    Raises FraError, naming the key, for anything else.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, Enum):
+        return clean(value.value, where)
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair is no text
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {clean(str(k), where): clean(v, f"{where}.{k}") for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean(v, f"{where}[{k}]") for k, v in enumerate(value)]
+    if isinstance(value, (set, frozenset)):
+        return [clean(v, where) for v in sorted(value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "columns") and hasattr(value, "to_dict"):
+        return clean(value.to_dict(orient="records"), where)
+    if hasattr(value, "tolist"):
+        return clean(value.tolist(), where)
+    raise FraError(
+        f"{where} holds a {type(value).__name__}; a ledger keeps numbers, strings, lists, mappings and arrays"
+    )
+
+
+def _shown(condition: Condition, level: float) -> dict[str, Any]:
+    fields = ("effect", "low", "high", "bar", "above", "p", "p_refute")
+    return {name: getattr(condition, name) for name in fields} | {
+        "holds": condition.holds(level),
+        "fails": condition.fails(level),
+    }
+
+
+def row_of(verdict: Verdict, target: str, **flags: Any) -> Row:
+    """The ledger's row for a verdict. `flags` (exploratory, known, overturned) join `detail`.
+
+    Raises FraError where the evidence's own detail uses a name that the ledger needs.
+    """
+    evidence, claim = verdict.evidence, verdict.evidence.claim
+    detail: dict[str, Any] = {"reason": verdict.reason} | flags
+    if evidence.power is not None:
+        detail["power"] = evidence.power
+    if evidence.candidates:
+        detail["best"] = verdict.best
+        detail["candidates"] = {
+            name: {c.name: _shown(c, claim.level) for c in conditions}
+            for name, conditions in evidence.candidates.items()
+        }
+    if taken := sorted(detail.keys() & evidence.detail.keys()):
+        raise FraError(
+            f"{claim.id} at {evidence.head or 'the family'}: the name {taken[0]!r} in detail is the ledger's own"
+        )
+    head = verdict.headline
+    numbers = {"effect": None, "low": None, "high": None, "p": None} if head is None else _shown(head, claim.level)
+    return Row(
+        claim=claim.id,
+        target=target,
+        head=evidence.head,
+        verdict=verdict.outcome.value,
+        bar=claim.bar,
+        q=clean(evidence.q),
+        n=int(evidence.n) if evidence.candidates or evidence.n else None,
+        digest=claim.digest,
+        detail=clean(detail | dict(evidence.detail)),
+        **{name: clean(numbers[name]) for name in ("effect", "low", "high", "p")},
+    )
+
+
+def bare_row(claim: Claim, head: str | None, target: str, word: Word, reason: str, **flags: Any) -> Row:
+    """A row without numbers: CANNOT_RUN or BROKEN before any evidence was there."""
+    row = row_of(judge(claim, Evidence(claim=claim, head=head, cannot=reason)), target, **flags)
+    return row.model_copy(update={"verdict": word})
+
+
+def note_of(claim: Claim, *, exploratory: bool) -> ClaimNote:
+    """What the header says of a claim."""
+    shown = {name: getattr(claim, name) for name in ("title", "h0", "bar", "above", "level", "statistic", "n")}
+    return ClaimNote(**shown, stimuli=list(claim.stimuli), exploratory=exploratory)
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of an output and try to write there. Raises FraError, so that it is known before anything is
+    measured.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise FraError(f"{path} is a directory; name a file to write to")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+        if path.exists():
+            path.open("ab").close()
+    except OSError as error:
+        raise FraError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a file whole or not at all (a temporary file in the same folder, then a rename). Raises FraError."""
+    check_writable(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        Path(name).chmod(0o666 & ~_umask())
+        os.replace(name, path)
+    except OSError as error:
+        raise FraError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def dumps(ledger: Ledger) -> str:
+    """The ledger as JSON text."""
+    return (
+        json.dumps(ledger.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
+
+
+def write(ledger: Ledger, path: Path | str) -> None:
+    """Write the ledger, whole or not at all. Raises FraError where the path cannot be written."""
+    write_text(dumps(ledger), Path(path))
+
+
+def read(path: Path | str) -> Ledger:
+    """Read a ledger. Raises FraError, in one sentence, for whatever is wrong with the file."""
+    try:
+        if Path(path).stat().st_size > _TOO_LARGE:
+            raise FraError(f"{path} is larger than any ledger ({_TOO_LARGE >> 20} MiB)")
+        raw = Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        if isinstance(error, FraError):
+            raise
+        raise FraError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return loads(raw, str(path))
+
+
+def loads(raw: bytes | str, name: str = "the ledger") -> Ledger:
+    """The ledger in a JSON text; `name` is what errors call it. Raises FraError."""
+    try:
+        data = json.loads(raw, parse_constant=_no_constant)
+        if not isinstance(data, dict):
+            raise FraError(f"{name} is JSON but no ledger: a ledger is an object with schema, header and verdicts")
+        schema = data.get("schema")
+        if type(schema) is not int or schema != 1:
+            raise FraError(f"{name} has the schema {str(schema)[:40]!r}; this fra reads schema 1")
+        if _depth(data) > _TOO_DEEP:
+            raise FraError(f"{name} is nested more than {_TOO_DEEP} levels deep: this is not a ledger")
+        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair could be read but never shown
+        return Ledger.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        what = re.sub(r"\s+", " ", first["msg"].removeprefix("Value error, "))
+        raise FraError(f"{name} is not a ledger: {key[:200] or 'as a whole'}: {what}") from error
+    except RecursionError as error:
+        raise FraError(f"{name} is nested too deeply to be a ledger") from error
+    except FraError:
+        raise
+    except ValueError as error:  # JSONDecodeError, bytes that are not UTF-8, a number of ten thousand digits
+        raise FraError(f"{name} is not JSON: {str(error)[:200]}") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number; a ledger writes null")
+
+
+def _depth(value: Any) -> int:
+    deep, level = 0, [value]
+    while level:
+        deep += 1
+        level = [v for x in level if isinstance(x, (dict, list)) for v in (x.values() if isinstance(x, dict) else x)]
+    return deep

@@ -1,0 +1,221 @@
+"""The report: a ledger as one self-contained HTML page. `python -m fra.report LEDGER.json -o FILE.html`; nothing is
+measured again.
+
+Everything in the ledger is data: jinja2 escapes it all, the page has no script and loads nothing. A verdict is told by
+its glyph and word; colour only repeats it.
+"""
+
+import argparse
+import math
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from fra import ledger as ledgers
+from fra.claim import parse_head
+from fra.errors import FraError
+from fra.ledger import ClaimNote, Ledger, Row
+
+GLYPHS = {
+    "SUPPORTED": "✓",
+    "REFUTED": "✗",
+    "INCONCLUSIVE": "?",
+    "CANNOT_RUN": "–",
+    "BROKEN": "!",
+}
+"""One sign a verdict, so that colour is never needed."""
+
+_WIDTH, _MARGIN = 260.0, 8.0  # of an interval's drawing, in px
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where a number lies in the drawings of one claim: the same scale for all of its heads."""
+
+    start: float
+    end: float
+
+    @classmethod
+    def over(cls, rows: Iterable[Row]) -> "Axis":
+        """Spans every effect, bar and finite bound. Bounds more than ten times as far out as effects and bars are cut,
+        and drawn as arrows.
+        """
+        rows = list(rows)
+        core = [x for r in rows for x in (r.effect, r.bar) if x is not None] or [0.0]
+        low, high = min(core), max(core)
+        reach = 10 * ((high - low) or abs(high) or 1.0)
+        ends = [x for r in rows for x in (r.low, r.high) if x is not None and low - reach <= x <= high + reach]
+        low, high = min([low, *ends]), max([high, *ends])
+        pad = 0.05 * ((high - low) or abs(high) or 1.0)
+        return cls(low - pad, high + pad)
+
+    def __call__(self, x: float | None, otherwise: float) -> float:
+        """Where a number lies, in px, never outside of the drawing; null lies at `otherwise`, a share of the width."""
+        # Halves, so that numbers near the end of the float range do not overflow.
+        share = otherwise if x is None else (x / 2 - self.start / 2) / (self.end / 2 - self.start / 2)
+        share = share if math.isfinite(share) else otherwise
+        return round(_MARGIN + min(max(share, 0.0), 1.0) * (_WIDTH - 2 * _MARGIN), 1)
+
+    def drawing(self, row: Row) -> dict[str, Any] | None:
+        """Coordinates of a row's interval, effect and bar; None where there is nothing to draw."""
+        if row.effect is None or row.bar is None:
+            return None
+        return {
+            "low": self(row.low, 0.0),
+            "high": self(row.high, 1.0),
+            "effect": self(row.effect, 0.5),
+            "bar": self(row.bar, 0.5),
+            "open_low": row.low is None or row.low < self.start,
+            "open_high": row.high is None or row.high > self.end,
+            "says": f"effect {number(row.effect)}, interval {interval(row)}, bar {number(row.bar)}",
+        }
+
+
+def number(x: Any) -> str:
+    """Four significant digits; an en dash for null, yes and no for truth values."""
+    if x is None:
+        return "–"
+    if isinstance(x, bool):
+        return "yes" if x else "no"
+    if not isinstance(x, (int, float)):
+        return str(x)
+    return f"{x:d}" if isinstance(x, int) else f"{x:.4g}"
+
+
+def interval(row: Row) -> str:
+    """[low, high], with an infinity for a side that is open."""
+    low = "−∞" if row.low is None else number(row.low)
+    high = "∞" if row.high is None else number(row.high)
+    return "–" if row.effect is None else f"[{low}, {high}]"
+
+
+def visible(text: str) -> str:
+    """Control and direction characters as escapes: a token may hold any, and a page must show it and not obey it."""
+    return re.sub(
+        r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]", lambda m: ascii(m[0])[1:-1], text
+    )
+
+
+def shape(value: Any) -> str:
+    """How a value of `detail` is laid out: "table" (records of alike keys), "list" (scalars), "items" (mixed), "map",
+    "text" or "scalar".
+    """
+    if isinstance(value, dict):
+        alike = len(value) > 1 and _alike(value.values())
+        return "named table" if alike else "map"
+    if isinstance(value, list):
+        if not any(isinstance(v, (dict, list)) for v in value):
+            return "list"
+        return "table" if _alike(value) else "items"
+    return "text" if isinstance(value, str) else "scalar"
+
+
+def columns(records: Iterable[dict[str, Any]]) -> list[str]:
+    """Every key of the records, in the order of first appearance."""
+    return list(dict.fromkeys(key for record in records for key in record))
+
+
+def _alike(values: Iterable[Any]) -> bool:
+    """Whether all are mappings that share their keys, so that they make the rows of a table that is not wider than a
+    page.
+    """
+    rows = list(values)
+    return (
+        bool(rows)
+        and all(isinstance(v, dict) and v and v.keys() == rows[0].keys() for v in rows)
+        and len(rows[0]) <= 12
+    )
+
+
+def _layers(rows: list[Row]) -> list[tuple[int, list[Row | None]]]:
+    """The grid of a claim: (layer, a row a head or None)."""
+    placed = {parse_head(row.head): row for row in rows if row.head is not None}
+    n_heads = max((head for _, head in placed), default=-1) + 1
+    return [
+        (layer, [placed.get((layer, head)) for head in range(n_heads)])
+        for layer in sorted({layer for layer, _ in placed})
+    ]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One claim's part of the page."""
+
+    id: str
+    note: ClaimNote | None
+    rows: list[Row]
+    layers: list[tuple[int, list[Row | None]]]
+    family: Row | None
+    counts: dict[str, int]
+    axis: Axis
+
+
+def sections(ledger: Ledger) -> list[Section]:
+    """The ledger by claim."""
+    out = []
+    for name, group in groupby(ledger.verdicts, key=lambda row: row.claim):
+        rows = list(group)
+        family = next((row for row in rows if row.head is None), None)
+        out.append(
+            Section(name, ledger.header.claims.get(name), rows, _layers(rows), family, count(rows), Axis.over(rows))
+        )
+    return out
+
+
+def count(rows: Iterable[Row]) -> dict[str, int]:
+    """How many rows have each verdict, in the order of the verdict table, zeros left in."""
+    counts = Counter(row.verdict for row in rows)
+    return {word: counts[word] for word in ledgers.WORDS}
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("fra", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "visible": visible, "shape": shape, "columns": columns}
+    environment.globals |= {"interval": interval, "glyphs": GLYPHS, "width": _WIDTH}
+    return environment.get_template("report.html.j2")
+
+
+def render(ledger: Ledger) -> str:
+    """The page, as HTML text. A function of the ledger alone."""
+    return _template().render(
+        header=ledger.header,
+        sections=sections(ledger),
+        total=count(ledger.verdicts),
+        digest_of={row.claim: row.digest for row in ledger.verdicts},
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Rebuild the page from a ledger: 0, or 2 with one sentence on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fra.report", description="Rebuild the HTML report of a ledger; nothing is measured."
+    )
+    parser.add_argument("ledger", metavar="LEDGER.json", type=Path)
+    parser.add_argument("-o", "--output", metavar="FILE.html", type=Path, required=True)
+    options = parser.parse_args(argv)
+    try:
+        ledgers.write_text(render(ledgers.read(options.ledger)), options.output)
+    except FraError as error:
+        print(f"fra.report: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Documents to measure on: repeated passages with their deranged controls.
+
+Every document is token ids from the start: decoding ids to text and encoding them again gives other tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fra.errors import FraError
+from fra.stats import seed_of
+
+if TYPE_CHECKING:
+    from fra.targets import Target
+
+SETS = ("status", "discovery", "confirmation", "sets")
+"""Four disjoint sets: which heads are TIHs; choosing channels; every quoted number; the effect of sets."""
+
+SHORTEST_PERIOD = 16
+_TRIES = 2_000
+
+
+@dataclass(frozen=True)
+class RepeatedDocument:
+    """BOS + R + R and its control BOS + derange(R) + R, R of `period` tokens.
+
+    Rows of the second copy are `t = period + 1 + r`, r = 0..period-1; the induction key is `t - period + 1`.
+    """
+
+    tokens: Int[Tensor, " pos"]
+    control: Int[Tensor, " pos"]
+    period: int
+    moved: Int[Tensor, " period"]
+    """For each r, the position at which the control holds the token that stands at the induction key of row r."""
+    source: str
+    """Documents of one source are one cluster when documents are resampled."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Documents of unequal length, padded on the right; causal attention never lets padding reach a real row."""
+
+    tokens: Int[Tensor, "batch pos"]
+    control: Int[Tensor, "batch pos"]
+    periods: Int[Tensor, " batch"]
+    row_doc: Int[Tensor, " n_rows"]
+    """Document of each second-copy row, over all documents."""
+    row_pos: Int[Tensor, " n_rows"]
+    row_key: Int[Tensor, " n_rows"]
+    """Induction key of the row: `t - period + 1`."""
+    row_moved: Int[Tensor, " n_rows"]
+    sources: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def collate(documents: Sequence[RepeatedDocument]) -> Batch:
+    """Pad documents to one length and list their second-copy rows."""
+    if not documents:
+        raise FraError("no documents to measure on: the set is empty")
+    pad = [doc.tokens[0] for doc in documents]
+    length = max(len(doc.tokens) for doc in documents)
+
+    def padded(name: str) -> Tensor:
+        rows = [getattr(doc, name) for doc in documents]
+        return torch.stack([torch.cat([row, p.expand(length - len(row))]) for row, p in zip(rows, pad, strict=True)])
+
+    periods = torch.tensor([doc.period for doc in documents])
+    row_doc = torch.repeat_interleave(torch.arange(len(documents)), periods)
+    within = torch.cat([torch.arange(doc.period) for doc in documents])
+    return Batch(
+        tokens=padded("tokens"),
+        control=padded("control"),
+        periods=periods,
+        row_doc=row_doc,
+        row_pos=periods[row_doc] + 1 + within,
+        row_key=within + 2,
+        row_moved=torch.cat([doc.moved for doc in documents]),
+        sources=tuple(doc.source for doc in documents),
+    )
+
+
+def derange(passage: Int[np.ndarray, " period"], rng: np.random.Generator) -> Int[np.ndarray, " period"]:
+    """An order of the passage's positions that keeps no token in place and no neighbouring pair of tokens together.
+
+    Tokens, not positions, are compared, so a word that occurs twice cannot stand in for itself.
+
+    Raises:
+        FraError: no such order was found (a passage of very few distinct tokens).
+    """
+    n = len(passage)
+    pairs = set(zip(passage[:-1].tolist(), passage[1:].tolist(), strict=True))
+    order = rng.permutation(n)
+    for _ in range(_TRIES):
+        moved = passage[order]
+        bad = moved == passage
+        together = np.fromiter(
+            ((a, b) in pairs for a, b in zip(moved[:-1].tolist(), moved[1:].tolist(), strict=True)), bool, n - 1
+        )
+        bad[1:] |= together
+        where = np.flatnonzero(bad)
+        if not len(where):
+            return order
+        here, there = rng.choice(where), rng.integers(n)
+        order[[here, there]] = order[[there, here]]
+    raise FraError(
+        f"a passage of {n} tokens with {len(set(passage.tolist()))} distinct ones has no deranged control: "
+        "use more varied text"
+    )
+
+
+def repeat(
+    passage: Int[np.ndarray, " period"], bos: int | None, rng: np.random.Generator, source: str
+) -> RepeatedDocument:
+    """BOS + passage + passage, and its control.
+
+    A target without a BOS token starts with the passage's last token, so that positions are the same.
+    """
+    period = len(passage)
+    order = derange(passage, rng)
+    start = [passage[-1] if bos is None else bos]
+    inverse = np.argsort(order)
+    successor = np.arange(1, period + 1)
+    # the last row's induction key is the first token of the second copy, which the control leaves in place
+    moved = np.where(successor < period, inverse[np.minimum(successor, period - 1)] + 1, period + 1)
+    return RepeatedDocument(
+        tokens=torch.from_numpy(np.concatenate([start, passage, passage]).astype(np.int64)),
+        control=torch.from_numpy(np.concatenate([start, passage[order], passage]).astype(np.int64)),
+        period=period,
+        moved=torch.from_numpy(moved.astype(np.int64)),
+        source=source,
+    )
+
+
+def token_pool(frequency: Float[np.ndarray, " d_vocab"], special: Sequence[int] = ()) -> Int[np.ndarray, " n"]:
+    """Ids for random passages: all but special tokens, the 2.5 % most frequent and the 25 % least frequent.
+
+    Args:
+        frequency: any estimate that orders the vocabulary, such as the model's mean prediction.
+        special: ids never to be used (BOS, padding).
+    """
+    ids = np.argsort(frequency)
+    pool = np.setdiff1d(ids[len(ids) // 4 : len(ids) - len(ids) // 40], np.asarray(special, dtype=np.int64))
+    if len(pool) < 2 * SHORTEST_PERIOD:
+        raise FraError(f"a vocabulary of {len(frequency)} tokens leaves {len(pool)} for random passages: too few")
+    return pool
+
+
+def periods(n: int, longest: int, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+    """One period for each document, uniform in SHORTEST_PERIOD..longest: no fixed offset can pass for induction."""
+    if longest < SHORTEST_PERIOD:
+        raise FraError(f"a context that repeats at most {longest} tokens is too short: {SHORTEST_PERIOD} are needed")
+    return rng.integers(SHORTEST_PERIOD, longest + 1, n)
+
+
+def repeated_random(
+    n: int, pool: Int[np.ndarray, " n_pool"], context: int, bos: int | None, seed_parts: Sequence[str]
+) -> list[RepeatedDocument]:
+    """BOS + R + R with R of P distinct random tokens of the pool, P anew for each document."""
+    rng = np.random.default_rng(seed_of(*seed_parts))
+    longest = min((context - 1) // 2, len(pool))
+    return [
+        repeat(rng.choice(pool, period, replace=False), bos, rng, source=f"random-{number:04d}")
+        for number, period in enumerate(periods(n, longest, rng).tolist())
+    ]
+
+
+def repeated_natural(
+    texts: Sequence[tuple[str, Int[np.ndarray, " n"]]], context: int, bos: int | None, seed_parts: Sequence[str]
+) -> list[RepeatedDocument]:
+    """BOS + a natural passage + the same passage, P anew for each; one document for each (source, token ids).
+
+    Texts shorter than SHORTEST_PERIOD tokens are left out.
+    """
+    rng = np.random.default_rng(seed_of(*seed_parts))
+    documents = []
+    for source, ids in texts:
+        longest = min((context - 1) // 2, len(ids))
+        if longest < SHORTEST_PERIOD:
+            continue
+        period = int(periods(1, longest, rng)[0])
+        documents.append(repeat(ids[:period], bos, rng, source))
+    return documents
+
+
+def natural_documents(target: Target, n: int, longest: int = 128) -> list[Int[Tensor, " pos"]]:
+    """Token ids of n of the target's texts, spread over all of them: BOS first where the target has one, cut to the context.
+
+    Raises FraError where the target has fewer texts.
+    """
+    texts = target.documents()
+    if len(texts) < n:
+        raise FraError(f"{target.name!r} has {len(texts)} documents where {n} are needed: add text to text.documents")
+    longest = min(longest, int(target.model.cfg.n_ctx))
+    start = [] if target.bos is None else [target.bos]
+    chosen = [texts[k * len(texts) // n] for k in range(n)]
+    return [torch.tensor((start + target.encode(text.text))[:longest]) for text in chosen]
+
+
+def split(n: int, shares: Sequence[int], seed_parts: Sequence[str]) -> list[Int[np.ndarray, " m"]]:
+    """Indices 0..n-1, shuffled and cut into disjoint sets in proportion to `shares`."""
+    order = np.random.default_rng(seed_of(*seed_parts)).permutation(n)
+    cuts = np.cumsum(np.asarray(shares) * n // int(np.sum(shares)))
+    return [np.sort(part) for part in np.split(order, cuts)[: len(shares)]]

@@ -1,0 +1,386 @@
+"""A target: a model with its dictionaries and its text, by the name of a preset or the path of a target file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fra._processing import check_agreement, declared_by, describe, settle
+from fra._target_file import DictionaryTable, TargetSpec, find_target, presets, read_target
+from fra.errors import CannotLoad, FraError
+
+if TYPE_CHECKING:
+    import torch
+
+    from fra._admission import AdmissionReport
+    from fra._heads import Model
+
+__all__ = [
+    "CannotLoad",
+    "Document",
+    "Target",
+    "TargetSpec",
+    "admit",
+    "find_target",
+    "load_target",
+    "presets",
+    "read_target",
+]
+
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+_DATASET_DOCUMENTS = 400
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text of a target."""
+
+    name: str
+    source: str
+    """Documents of one source are one cluster when documents are resampled: the name up to its last hyphen."""
+    text: str
+
+
+class Dictionaries(Mapping[str, Any]):
+    """{hook name: sae_lens SAE} of a target, each loaded and checked once, when it is first asked for."""
+
+    def __init__(self, target: Target):
+        self._target = target
+        self._entries = {entry.hook: entry for entry in target.spec.dictionary}
+        self._loaded: dict[str, Any] = {}
+
+    def __getitem__(self, hook: str) -> Any:
+        if hook not in self._loaded:
+            self._loaded[hook] = self._target._load_dictionary(self._entries[hook])
+        return self._loaded[hook]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, hook: object) -> bool:
+        return hook in self._entries
+
+
+class Target:
+    """A model, its dictionaries and its text; model and dictionaries are loaded when first asked for. Made by
+    `load_target`.
+    """
+
+    def __init__(self, spec: TargetSpec, folder: Path, device: str, dtype: str):
+        self.spec = spec
+        self.folder = folder
+        """Relative paths of the spec start here."""
+        self.device = device
+        self.dtype = dtype
+        self.model_folder: Path | None = None
+        """The Hugging Face directory, given or fetched; None for a model in TransformerLens' own format."""
+        self.dictionaries: Mapping[str, Any] = Dictionaries(self)
+
+    @property
+    def name(self) -> str:
+        """The target's name, as known.toml and the ledger use it."""
+        return self.spec.name
+
+    @property
+    def n_layers(self) -> int:
+        """Layers, as the target file states them."""
+        return self.spec.size.n_layers
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads of a layer, as the target file states them."""
+        return self.spec.size.n_heads
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """All heads, as "L1H3", by layer."""
+        return tuple(f"L{layer}H{head}" for layer in range(self.n_layers) for head in range(self.n_heads))
+
+    @property
+    def known_tih(self) -> tuple[str, ...]:
+        """The heads that the target file lists as token induction heads."""
+        return self.spec.heads.known_tih
+
+    def _path(self, relative: str) -> Path:
+        return (self.folder / Path(relative).expanduser()).resolve()
+
+    @cached_property
+    def _metadata(self) -> dict[str, Mapping[str, Any]]:
+        """Metadata of every dictionary, without its weights where the target does not need them."""
+        from fra._hub import dictionary_metadata
+        from fra._weights import SAE_CONFIG, read_json
+
+        found: dict[str, Mapping[str, Any]] = {}
+        for entry in self.spec.dictionary:
+            if entry.path is not None:
+                config = read_json(self._path(entry.path) / SAE_CONFIG, f"the dictionary at {entry.hook!r}")
+                metadata = config.get("metadata", config)  # SAELens before version 6 kept it flat
+                found[entry.hook] = metadata if isinstance(metadata, dict) else {}
+            elif self.spec.model.flags is None and entry.release is not None and entry.sae_id is not None:
+                found[entry.hook] = dictionary_metadata(
+                    entry.release, entry.sae_id, allow_pickle=self.spec.allow_pickle_release
+                )
+        return found
+
+    @cached_property
+    def processing(self) -> frozenset[str]:
+        """TransformerLens' processing flags that are on. Raises FraError where nobody says, or where target and
+        dictionaries disagree.
+        """
+        return settle(self.spec.model.flags, {hook: declared_by(metadata) for hook, metadata in self._metadata.items()})
+
+    @cached_property
+    def prepend_bos(self) -> bool:
+        """Whether documents begin with BOS: as the target says, else as the local dictionaries were trained, else
+        yes.
+        """
+        if self.spec.model.prepend_bos is not None:
+            return self.spec.model.prepend_bos
+        told = {
+            metadata["prepend_bos"]
+            for metadata in self._metadata.values()
+            if isinstance(metadata.get("prepend_bos"), bool)
+        }
+        if len(told) > 1:
+            raise FraError(
+                f"the dictionaries of {self.name!r} disagree on prepend_bos: set model.prepend_bos in the target file."
+            )
+        return told.pop() if told else True
+
+    @cached_property
+    def model(self) -> Model:
+        """The model, as TransformerBridge or HookedTransformer. Raises CannotLoad where the hub is not reached,
+        FraError for broken weights.
+        """
+        import torch
+
+        from fra._hub import fetch_transformer_lens_model
+        from fra._models import load_model
+        from fra._weights import LIBRARY_ERRORS, first_line
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        if self.model_folder is None:
+            name = str(self.spec.model.name)
+            return fetch_transformer_lens_model(  # type: ignore[no-any-return]
+                name,
+                allow_pickle=self.spec.allow_pickle_release,
+                load=lambda: load_model(name, self.device, dtype, self.processing, self.spec.model.revision),
+            )
+        try:
+            return load_model(self.model_folder, self.device, dtype, self.processing)
+        except FraError:
+            raise
+        except LIBRARY_ERRORS as error:
+            raise FraError(f"the model in {self.model_folder} cannot be loaded: {first_line(error)}.") from error
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own tokenizer."""
+        return self.model.tokenizer
+
+    @property
+    def bos(self) -> int | None:
+        """The token that documents begin with, or None where they begin with none."""
+        if not self.prepend_bos:
+            return None
+        token = self.tokenizer.bos_token_id
+        if token is None:
+            raise FraError(
+                f"the tokenizer of {self.name!r} has no BOS token: set model.prepend_bos = false in the target file."
+            )
+        return int(token)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without BOS and of any length."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _load_dictionary(self, entry: DictionaryTable) -> Any:
+        """The dictionary of an entry of the target file, trained where and as it is used. Raises FraError for any
+        other.
+        """
+        from sae_lens import SAE
+
+        from fra._dictionaries import check_dictionary, check_kind
+        from fra._hub import fetch_dictionary
+        from fra._weights import LIBRARY_ERRORS, check_dictionary_directory, first_line
+
+        what = f"the dictionary at {entry.hook!r}"
+        # Codes of a half-precision model are taken in single precision.
+        dtype = "float64" if self.dtype == "float64" else "float32"
+        try:
+            if entry.path is None:
+                release, sae_id = str(entry.release), str(entry.sae_id)
+                allow_pickle = self.spec.allow_pickle_release
+                sae = fetch_dictionary(release, sae_id, device=self.device, dtype=dtype, allow_pickle=allow_pickle)
+            else:
+                folder = self._path(entry.path)
+                check_dictionary_directory(folder, what)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of processing, which `settle` decides
+                    sae = SAE.load_from_disk(folder, device=self.device, dtype=dtype)
+        except FraError:
+            raise
+        except KeyError as error:
+            raise FraError(
+                f"{what} cannot be loaded: its config lacks {error}, or SAELens has no such architecture."
+            ) from error
+        except LIBRARY_ERRORS as error:
+            raise FraError(f"{what} cannot be loaded: {first_line(error)}.") from error
+        metadata = sae.cfg.metadata
+        if metadata.hook_name is None:
+            metadata.hook_name = entry.hook
+        if metadata.hook_name != entry.hook:
+            raise FraError(
+                f"{what} was trained at {metadata.hook_name!r}: name that hook in the target file, or give the "
+                "dictionary of this one."
+            )
+        check_agreement(entry.hook, declared_by(metadata.to_dict()), self.processing)
+        if is_head_output(entry.hook):
+            check_kind(sae)
+        else:
+            check_dictionary(sae, hook_name=entry.hook)
+        return sae
+
+    def dictionary_for(self, layer: int) -> tuple[str, Any]:
+        """Hook name and dictionary of the attention input of `layer`. Raises FraError where the target has none."""
+        hook = self.hook_for(layer)
+        return hook, self.dictionaries[hook]
+
+    def hook_for(self, layer: int) -> str:
+        """The hook at which the target has a dictionary of the attention input of `layer`, without loading it. Raises
+        FraError where it has none.
+        """
+        if not 0 <= layer < self.n_layers:
+            raise FraError(f"layer {layer} is out of range: {self.name!r} has {self.n_layers} layers.")
+        inputs = (
+            f"blocks.{layer}.ln1.hook_normalized",
+            f"blocks.{layer}.hook_resid_pre",
+            f"blocks.{layer - 1}.hook_resid_post",
+        )
+        for hook in inputs:
+            if hook in self.dictionaries:
+                return hook
+        other = (
+            f" (that at {hook} is one of head outputs)"
+            if (hook := f"blocks.{layer}.attn.hook_z") in self.dictionaries
+            else ""
+        )
+        raise FraError(
+            f"{self.name!r} has no dictionary at the attention input of layer {layer}{other}: give one at "
+            f"{' or '.join(inputs[: 2 + (layer > 0)])}."
+        )
+
+    def documents(self) -> list[Document]:
+        """The target's text, by name. Raises FraError for a folder without text, an empty text, or one that is not
+        UTF-8.
+        """
+        given = self.spec.text.documents
+        folder = self._path(given)
+        if folder.is_dir():
+            files = sorted(folder.glob("*.txt"))
+            if not files:
+                raise FraError(f"the text of {self.name!r} is empty: {folder} holds no .txt file.")
+            return [self._document(file) for file in files]
+        if given.startswith((".", "/", "~")) or folder.exists():
+            raise FraError(
+                f"the text of {self.name!r} is missing: text.documents names {folder}, which is no directory."
+            )
+        from fra._hub import dataset_texts
+
+        texts = dataset_texts(given, _DATASET_DOCUMENTS)
+        if not texts:
+            raise FraError(f"the dataset {given!r} holds no text: use another as text.documents.")
+        names = [f"{given.rsplit('/', 1)[-1]}.{number}" for number in range(len(texts))]
+        return [Document(name, name, text) for name, text in zip(names, texts, strict=True)]
+
+    def _document(self, file: Path) -> Document:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise FraError(f"the document {file} cannot be read as UTF-8 text ({error}).") from error
+        if not text.strip():
+            raise FraError(f"the document {file} is empty: write text into it or remove it.")
+        return Document(file.stem, file.stem.rpartition("-")[0] or file.stem, text)
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        from fra._weights import SAE_CONFIG, SAE_WEIGHTS, hash_files, hash_tensors, model_files
+
+        digest = hashlib.sha256()
+        digest.update(f"{self.dtype} {describe(self.processing)} bos={self.prepend_bos}\n".encode())
+        if self.model_folder is None:
+            hash_tensors(digest, self.model.state_dict())
+        else:
+            hash_files(digest, [self.model_folder / "config.json", *model_files(self.model_folder, self.name)])
+        for entry in self.spec.dictionary:
+            digest.update(f"dictionary {entry.hook}\n".encode())
+            if entry.path is None:
+                hash_tensors(digest, self.dictionaries[entry.hook].state_dict())
+            else:
+                hash_files(digest, [self._path(entry.path) / name for name in (SAE_CONFIG, SAE_WEIGHTS)])
+        for document in self.documents():
+            digest.update(f"document {document.name} {len(document.text)}\n{document.text}".encode())
+        return digest.hexdigest()
+
+    def fingerprint(self) -> str:
+        """sha256 of weights, dictionaries, text, precision and processing: what a cached measurement depends on
+        besides code.
+        """
+        return self._fingerprint
+
+
+def is_head_output(hook: str) -> bool:
+    """Whether the hook holds head outputs."""
+    return hook.endswith("attn.hook_z")
+
+
+def load_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | torch.dtype | None = None) -> Target:
+    """A target by the name of a preset or the path of a target file, its files found and checked; model and
+    dictionaries load when asked for.
+
+    dtype: precision in memory; the target file's where it is not given, else float32.
+    A target whose model and dictionaries are all local sets HF_HUB_OFFLINE=1 for this process where the variable is
+    not set: no library asks the hub for what is here.
+
+    Raises FraError (one sentence) for an unknown target, a malformed file, weights that are missing, truncated,
+    pickled or not finite, and weight processing that is unknown or contradictory; its subclass CannotLoad for what
+    only the hub has, where the hub is not reached.
+    """
+    spec, folder = read_target(name_or_path)
+    precision = str(dtype).removeprefix("torch.") if dtype is not None else spec.model.dtype or "float32"
+    if precision not in _DTYPES:
+        raise FraError(f"there is no precision {precision!r}: use {', '.join(_DTYPES)}.")
+    if spec.local:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    target = Target(spec, folder, device, precision)
+    from fra._hub import fetch_model, is_transformer_lens_format
+    from fra._weights import check_dictionary_directory, check_model
+
+    for entry in spec.dictionary:
+        if entry.path is not None:
+            check_dictionary_directory(target._path(entry.path), f"the dictionary at {entry.hook!r}")
+    if spec.model.path is not None:
+        target.model_folder = target._path(spec.model.path)
+    elif not is_transformer_lens_format(str(spec.model.name)):
+        target.model_folder = fetch_model(str(spec.model.name), spec.model.revision)
+    if target.model_folder is not None:
+        check_model(target.model_folder, f"the model of {spec.name!r}")
+    _ = target.processing  # settled now, so that a contradiction is found before anything is loaded
+    return target
+
+
+def admit(target: Target) -> AdmissionReport:
+    """The checks without which a target is not believed; see `fra._admission.admit`, which this is."""
+    from fra import _admission
+
+    return _admission.admit(target)

@@ -1,0 +1,221 @@
+"""How often the tests of `fra.stats` are wrong on samples shaped like the real ones, beside what else could be used.
+
+`python -m fra.tests.calibration > fra/tests/CALIBRATION.md` makes the tables anew. `test_calibration.py` uses the same
+samples at smaller sizes.
+"""
+
+import argparse
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats as sps
+
+from fra import stats
+from fra.stats import ClusterMeans, Floats
+
+LEVEL = 0.05
+
+Uniforms = Callable[[], Floats]
+
+
+def _sparse_lognormal(zeros: float, noise: float = 0.0) -> tuple[Callable[[Uniforms], Floats], float]:
+    def draw(u: Uniforms) -> Floats:
+        effect = (u() > zeros) * np.exp(sps.norm.ppf(u()))
+        return effect + noise * sps.norm.ppf(u()) if noise else effect
+
+    return draw, (1 - zeros) * np.exp(0.5)
+
+
+# Effects of documents: a draw from uniforms (which may be correlated across candidates), and the true mean.
+SHAPES: dict[str, tuple[Callable[[Uniforms], Floats], float]] = {
+    "normal": (lambda u: sps.norm.ppf(u()), 0.0),
+    "exponential, 30 % zeros": (lambda u: (u() > 0.3) * -np.log(u()), 0.7),
+    "lognormal, 30 % zeros": _sparse_lognormal(0.3),
+    "lognormal, 60 % zeros": _sparse_lognormal(0.6),
+    "lognormal, 80 % zeros": _sparse_lognormal(0.8),
+    "lognormal, 80 % near zero": _sparse_lognormal(0.8, noise=0.1),
+    "one in ten large": (lambda u: np.where(u() < 0.1, -3 * np.log(u()), 0.1 * sps.norm.ppf(u())), 0.3),
+}
+
+
+def sample(
+    shape: str, n_docs: int, n_cand: int, rng: np.random.Generator, *, rows: bool = False, shared: float = 0.0
+) -> tuple[Floats, Floats, float]:
+    """Sums and counts [n_docs, n_cand], and the true ratio mean.
+
+    rows: 40 % of the documents have no live row, the others a geometric number of mean 4, all with their document's
+    effect (the hardest case). shared: correlation of the candidates' Gaussian copula.
+    """
+    size = (n_docs, n_cand)
+
+    def uniforms() -> Floats:
+        if not shared:
+            return rng.random(size)
+        common, own = rng.standard_normal((n_docs, 1)), rng.standard_normal(size)
+        return sps.norm.cdf(np.sqrt(shared) * common + np.sqrt(1 - shared) * own)
+
+    draw, truth = SHAPES[shape]
+    effects = draw(uniforms)
+    if not rows:
+        return effects, np.ones(size), truth
+    counts = np.where(uniforms() < 0.4, 0.0, np.ceil(np.log(uniforms()) / np.log(0.75)))
+    return effects * counts, counts, truth
+
+
+def methods(
+    sums: Floats, counts: Floats, bar: float, n_boot: int, seed: int, *, intervals: bool = True
+) -> dict[str, tuple[Floats, Floats]]:
+    """p of "E <= bar" and of "E >= bar" by every method, for each column as a sample of its own.
+
+    intervals: those too that scipy has as intervals only; 0 or 1 then stands for their p.
+    """
+    means = ClusterMeans(sums, counts, seed=seed, n_boot=n_boot)
+    out = {"fra.stats": (means.p_above(bar, False), means.p_below(bar, False))}
+    ok = means.testable
+    s, n = sums[:, ok], counts[:, ok]
+
+    def add(name: str, above: Floats, below: Floats) -> None:
+        pair = np.ones(means.n_cand), np.ones(means.n_cand)
+        pair[0][ok], pair[1][ok] = above, below
+        out[name] = pair
+
+    bars = np.full(s.shape[1], bar)
+    bare = [stats._Tail(sign * s, n, seed=seed, n_boot=n_boot).p(sign * bars, False) for sign in (1, -1)]
+    add("bootstrap-t alone", bare[0], bare[1])
+    t, df = (means.estimate - bar)[ok] / means.se[ok], means.n_live[ok] - 1
+    add("t", sps.t.sf(t, df), sps.t.cdf(t, df))
+    _, _, residual = stats._linearised(s, n)
+    live = df + 1
+    skew = (residual**3).sum(0) / live / ((residual**2).sum(0) / live) ** 1.5
+    johnson = t + skew / np.sqrt(live) * (1 / 6 + t**2 / 3)  # Johnson 1978, JASA 73
+    add("Johnson", sps.t.sf(johnson, df), sps.t.cdf(johnson, df))
+    rng = np.random.default_rng(seed)
+    apart = s - bar * n
+    flipped = rng.choice([-1.0, 1.0], size=(n_boot, len(s))) @ apart
+    reach = [(flipped >= apart.sum(0)).sum(0), (flipped <= apart.sum(0)).sum(0)]
+    add("sign flips", (1 + reach[0]) / (1 + n_boot), (1 + reach[1]) / (1 + n_boot))
+    for method in ("percentile", "BCa") if intervals else ():
+        with warnings.catch_warnings():  # scipy says when a sample is degenerate; it counts as not rejected here
+            warnings.simplefilter("ignore")
+            interval = sps.bootstrap(
+                (s, n),
+                lambda a, b, axis: a.sum(axis) / b.sum(axis),
+                n_resamples=n_boot,
+                paired=True,
+                axis=0,
+                vectorized=True,
+                confidence_level=1 - 2 * LEVEL,
+                method=method,
+                batch=max(1, 2**22 // s.size),
+                rng=rng,
+            ).confidence_interval
+        add(method, np.where(interval.low > bar, 0.0, 1.0), np.where(interval.high < bar, 0.0, 1.0))
+    return out
+
+
+def family_rates(
+    shape: str, n_docs: int, n_families: int, *, n_cand: int = 50, heads: int = 1, rows: bool = False, seed: int = 0,
+    n_boot: int = 499,
+) -> tuple[float, float]:  # fmt: skip
+    """How often anything at all is rejected with every candidate at the bar: max-T within a head, Holm over heads."""
+    rng = np.random.default_rng(seed)
+    wrong = np.zeros(2)
+    for number in range(n_families):
+        sums, counts, truth = sample(shape, n_docs, n_cand * heads, rng, rows=rows, shared=0.5)
+        best = np.ones((2, heads))
+        for head in range(heads):
+            mine = slice(head * n_cand, (head + 1) * n_cand)
+            means = ClusterMeans(sums[:, mine], counts[:, mine], seed=number * heads + head, n_boot=n_boot)
+            best[:, head] = means.p_above(truth).min(), means.p_below(truth).min()
+        wrong += [(stats.holm(p) <= LEVEL).any() for p in best]
+    return float(wrong[0] / n_families), float(wrong[1] / n_families)
+
+
+def power(shape: str, n_docs: int, n_samples: int, *, above: bool, seed: int = 0, n_boot: int = 999) -> list[float]:
+    """Rejections three standard errors from the bar: `fra.stats`, the bare bootstrap-t; and what `power_above` says."""
+    rng = np.random.default_rng(seed)
+    sums, counts, truth = sample(shape, n_docs, n_samples, rng)
+    sign = 1 if above else -1
+    means = ClusterMeans(sign * sums, counts, seed=seed, n_boot=n_boot)
+    gain = 3 * float(np.nanstd(means.estimate))
+    bar = sign * truth - gain
+    bare = stats._Tail(sign * sums[:, means.testable], counts[:, means.testable], seed=seed, n_boot=n_boot)
+    hits = bare.p(np.full(int(means.testable.sum()), bar), False) <= LEVEL
+    said = float(np.median(stats.power_above(means, bar, bar + gain, LEVEL, simultaneous=False)))
+    return [float((means.p_above(bar, False) <= LEVEL).mean()), float(hits.sum() / n_samples), said]
+
+
+def one_candidate(n_samples: int) -> None:
+    names = ["fra.stats", "bootstrap-t alone", "t", "Johnson", "percentile", "BCa", "sign flips"]
+    print("## One candidate\n\nWrong rejections in % at a nominal 5 %, the candidate at the bar: above / below.\n")
+    print("| documents | effects | " + " | ".join(names) + " |\n|---|---|" + "---|" * len(names))
+    for rows, n_docs in ((False, 20), (False, 40), (False, 64), (False, 128), (True, 40), (True, 64)):
+        for number, shape in enumerate(SHAPES):
+            rng = np.random.default_rng(1000 * n_docs + number + rows)
+            sums, counts, truth = sample(shape, n_docs, n_samples, rng, rows=rows)
+            found = methods(sums, counts, truth, 999, seed=number)
+            cells = [" / ".join(f"{100 * (p <= LEVEL).mean():.1f}" for p in found[name]) for name in names]
+            kind = f"{n_docs}, rows vary" if rows else str(n_docs)
+            print(f"| {kind} | {shape} | " + " | ".join(cells) + " |", flush=True)
+
+
+def families(n_families: int) -> None:
+    print("\n## Families\n\nFamilies with any wrong rejection, in %, at a nominal 5 %: above / below.\n")
+    print("| documents | effects | max-T over 50 | Holm over 24 heads, max-T over 10 |\n|---|---|---|---|")
+    for n_docs, rows in ((20, False), (40, False), (64, True)):
+        for shape in SHAPES:
+            one = family_rates(shape, n_docs, n_families, rows=rows)
+            many = family_rates(shape, n_docs, n_families // 5, n_cand=10, heads=24, rows=rows, n_boot=999)
+            cells = [" / ".join(f"{100 * rate:.1f}" for rate in pair) for pair in (one, many)]
+            print(f"| {n_docs}{', rows vary' if rows else ''} | {shape} | " + " | ".join(cells) + " |", flush=True)
+
+
+def powers(n_samples: int) -> None:
+    print("\n## Power\n\nRejections in % with the truth three of its standard errors from the bar, one candidate.\n")
+    print("| documents | effects | above: fra.stats | bootstrap-t alone | `power_above` says | below: fra.stats |")
+    print("|---|---|---|---|---|---|")
+    for n_docs in (20, 40, 64, 128):
+        for shape in SHAPES:
+            up, down = (power(shape, n_docs, n_samples, above=above) for above in (True, False))
+            cells = [f"{100 * value:.0f}" for value in (*up, down[0])]
+            print(f"| {n_docs} | {shape} | " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=2_000, help="samples a row of the first and last table")
+    parser.add_argument(
+        "--families", type=int, default=200, help="families a row of the second, a fifth of them for Holm"
+    )
+    args = parser.parse_args()
+    print(INTRODUCTION.format(samples=args.samples, families=args.families))
+    one_candidate(args.samples)
+    families(args.families)
+    powers(args.samples)
+
+
+INTRODUCTION = """# Calibration of `fra.stats`
+
+Made by `python -m fra.tests.calibration` ({samples} samples, {families} families; a fifth of them for Holm). A rate
+of 5 % has a standard error of 0.5 % over 2 000 samples, 1.5 % over 200 families and 3.4 % over 40.
+
+Documents have sparse, right-skewed effects, as channels do. "Rows vary": 40 % of the documents have no live row, the
+others a geometric number (mean 4) that all share their document's effect. "Above" is the test behind SUPPORTED, "below"
+the one behind REFUTED.
+
+What to read from it:
+
+- SUPPORTED errs in 5 % or less on every skewed shape, as any bootstrap-t does there.
+- REFUTED is the hard direction. What assumes symmetry (t, percentile, sign flips) refutes wrongly in 8 to 35 %, the
+  bootstrap-t alone in 6 to 13 %. The guard (see `ClusterMeans`) brings most of that to 5 % or less and costs nothing on
+  symmetric samples; its price is power for "below" on skewed ones.
+- What no method repairs: "one in ten large" with 20 documents. One sample in eight has no large document at all. To
+  refute a large effect in a share of the documents takes about 3 / share of them.
+- Within a family the maximum makes the tests conservative on skewed shapes.
+"""
+
+
+if __name__ == "__main__":
+    main()

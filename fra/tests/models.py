@@ -1,0 +1,297 @@
+"""Tiny random models and dictionaries, written in the formats and loaded by the ways that a user has."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import (
+    SAE,
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    GatedSAE,
+    GatedSAEConfig,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    LoggingConfig,
+    StandardSAE,
+    StandardSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
+)
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.sae_trainer import SAETrainer
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
+
+from fra import _models
+from fra._heads import Model
+from fra._processing import NAMED
+
+D_VOCAB, N_CTX, D_MODEL, D_SAE = 300, 32, 32, 96
+WINDOW = 5
+NORMS_IN_FLOAT32 = ("llama", "gemma2", "gemma3", "qwen3")
+"""Whose RMSNorm in transformers computes in float32, whatever the model's precision."""
+ARCHITECTURES = ("gpt2", "llama", "gemma2", "gemma3", "qwen3", "pythia", "gpt_neo", "no_layernorm")
+BOS = "<|endoftext|>"
+
+
+def _config(kind: str) -> Any:
+    grouped = {
+        "vocab_size": D_VOCAB,
+        "hidden_size": D_MODEL,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": N_CTX,
+    }
+    match kind:
+        case "gpt2":
+            return GPT2Config(vocab_size=D_VOCAB, n_positions=N_CTX, n_ctx=N_CTX, n_embd=D_MODEL, n_layer=2, n_head=4)
+        case "llama":
+            return LlamaConfig(**grouped)
+        case "gemma2":
+            return Gemma2Config(
+                **grouped,
+                sliding_window=WINDOW,
+                attn_logit_softcapping=1.5,
+                query_pre_attn_scalar=20,
+                layer_types=["full_attention", "sliding_attention"],
+            )
+        case "gemma3":
+            return Gemma3TextConfig(
+                **grouped,
+                sliding_window=WINDOW,
+                query_pre_attn_scalar=20,
+                layer_types=["full_attention", "sliding_attention"],
+            )
+        case "qwen3":
+            return Qwen3Config(**grouped)
+        case "pythia":
+            return GPTNeoXConfig(
+                vocab_size=D_VOCAB,
+                hidden_size=D_MODEL,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=N_CTX,
+                rotary_pct=0.25,
+                use_parallel_residual=True,
+            )
+        case "gpt_neo":
+            return GPTNeoConfig(
+                vocab_size=D_VOCAB,
+                max_position_embeddings=N_CTX,
+                hidden_size=D_MODEL,
+                num_layers=2,
+                num_heads=4,
+                attention_types=[[["global", "local"], 1]],
+                window_size=WINDOW,
+            )
+        case "bloom":
+            return BloomConfig(vocab_size=D_VOCAB, hidden_size=D_MODEL, n_layer=2, n_head=4)
+    raise KeyError(kind)
+
+
+def build_model(kind: str, folder: Path, seed: int = 0) -> Path:
+    """A two-layer random model of `kind` with its tokenizer; norm weights and biases are away from ones and zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    if kind == "no_layernorm":
+        config = {
+            "n_layers": 2,
+            "d_model": D_MODEL,
+            "d_head": 8,
+            "n_heads": 4,
+            "n_ctx": N_CTX,
+            "d_vocab": D_VOCAB,
+            "attn_only": True,
+            "normalization_type": None,
+            "init_weights": False,
+        }
+        with _models._quiet():
+            model: Any = HookedTransformer(HookedTransformerConfig.from_dict({**config, "device": "cpu"}))
+    else:
+        hf = _config(kind)
+        model = AutoModelForCausalLM.from_config(hf)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in ("ln", "norm")) and parameter.ndim == 1 and "bias" not in name:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+            else:
+                width = (
+                    0.4
+                    if parameter.ndim == 1 or "emb" in name.lower() or "wte" in name or "wpe" in name
+                    else D_MODEL**-0.5
+                )
+                parameter.copy_(width * torch.randn(parameter.shape, generator=generator))
+    if kind == "no_layernorm":
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(config))
+        save_file(
+            {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()},
+            folder / "model.safetensors",
+        )
+    else:
+        model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE trained on counting."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=D_VOCAB,
+        special_tokens=[BOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    words = ("one", "two", "three", "four", "five", "six", "seven")
+    tokenizer.train_from_iterator(
+        [f"{a} and {b} make more than {a}, said {c}." for a in words for b in words for c in words], trainer
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=BOS, eos_token=BOS, pad_token=BOS)
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, folded: bool = False) -> Model:
+    """The way a user loads it."""
+    return _models.load_model(folder, dtype=dtype, processing=NAMED["folded" if folded else "none"])
+
+
+@cache
+def folder() -> Path:
+    """One place for the models of this process, removed at its end."""
+    place = tempfile.TemporaryDirectory()
+    _KEPT.append(place)
+    return Path(place.name)
+
+
+_KEPT: list[Any] = []
+
+
+@cache
+def model_folder(kind: str) -> Path:
+    """Built once."""
+    return build_model(kind, folder() / kind)
+
+
+@cache
+def tiny(kind: str, dtype: torch.dtype = torch.float32, folded: bool = False) -> Model:
+    """Built and loaded once. Do not change it."""
+    return load_model(model_folder(kind), dtype, folded)
+
+
+@cache
+def tiny_sae(hook_name: str, kind: str = "topk", **options: Any) -> Any:
+    """Built, saved and loaded once. Do not change it."""
+    name = "-".join([kind, hook_name, *(f"{key}={value}" for key, value in sorted(options.items()))])
+    return SAE.load_from_disk(build_sae(kind, D_MODEL, hook_name, folder() / "saes" / name, **options))
+
+
+def random_tokens(n: int = 20, seed: int = 0) -> torch.Tensor:
+    """BOS and n - 1 random ids."""
+    tokens = torch.randint(1, D_VOCAB, (n,), generator=torch.Generator().manual_seed(seed))
+    tokens[0] = 0
+    return tokens
+
+
+def build_sae(
+    kind: str,
+    d_in: int,
+    hook_name: str,
+    folder: Path,
+    *,
+    d_sae: int = D_SAE,
+    k: int = 6,
+    dtype: str = "float32",
+    seed: int = 0,
+    activations: torch.Tensor | None = None,
+    **options: Any,
+) -> Path:
+    """A SAELens dictionary of `kind` ("topk", "jumprelu", "standard", "gated", "batchtopk"), random but for BatchTopK,
+    which SAELens' trainer trains for a few steps on `activations` ([n, d_in]; random where None). `options` go to its
+    configuration. Load it with SAE.load_from_disk.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    metadata = SAEMetadata(hook_name=hook_name, model_name="tiny")
+    common = {"d_in": d_in, "d_sae": d_sae, "dtype": dtype, "metadata": metadata, **options}
+    if kind == "batchtopk":
+        return _train_batchtopk(
+            common, k, folder, torch.randn(256, d_in, generator=generator) if activations is None else activations
+        )
+    sae: SAE[Any]
+    match kind:
+        case "topk":
+            sae = TopKSAE(TopKSAEConfig(k=k, **common))
+        case "jumprelu":
+            sae = JumpReLUSAE(JumpReLUSAEConfig(**common))
+        case "standard":
+            sae = StandardSAE(StandardSAEConfig(**common))
+        case "gated":
+            sae = GatedSAE(GatedSAEConfig(**common))
+        case _:
+            raise KeyError(kind)
+    with torch.no_grad():
+        for name, parameter in sorted(sae.named_parameters()):
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+            if name == "threshold":
+                parameter.fill_(1.2)
+            elif name in ("b_enc", "b_gate", "b_mag") and kind in ("standard", "gated"):
+                parameter.sub_(1.2)
+    sae.save_model(folder)
+    return folder
+
+
+def _train_batchtopk(common: dict[str, Any], k: int, folder: Path, activations: torch.Tensor) -> Path:
+    batch, steps = 32, 6
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(k=k, **common))
+        cfg = SAETrainerConfig(
+            n_checkpoints=0,
+            checkpoint_path=None,
+            save_final_checkpoint=False,
+            total_training_samples=batch * steps,
+            device="cpu",
+            autocast=False,
+            lr=1e-2,
+            lr_end=1e-2,
+            lr_scheduler_name="constant",
+            lr_warm_up_steps=0,
+            adam_beta1=0.9,
+            adam_beta2=0.999,
+            lr_decay_steps=0,
+            n_restart_cycles=1,
+            train_batch_size_samples=batch,
+            dead_feature_window=1000,
+            feature_sampling_window=2000,
+            logger=LoggingConfig(log_to_wandb=False),
+            n_batches_for_norm_estimate=2,
+        )
+        data = activations[torch.randint(len(activations), (steps + 4, batch))].to(getattr(torch, common["dtype"]))
+        with _models._quiet():
+            SAETrainer(sae=sae, cfg=cfg, data_provider=iter(data)).fit()
+    sae.save_inference_model(folder)
+    return folder

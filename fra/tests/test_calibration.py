@@ -1,0 +1,157 @@
+"""How often the tests of fra.stats are wrong, by simulation (CLAIMS M01); larger tables: CALIBRATION.md.
+
+Seeds are fixed, so every run is the same; the tolerance is binomial (one-sided p of 1e-3 against the nominal rate).
+"""
+
+import numpy as np
+import pytest
+from scipy import stats as sps
+
+from fra import stats
+from fra.stats import ClusterMeans
+from fra.tests.calibration import LEVEL, SHAPES, family_rates, methods, power, sample
+
+SKEWED = [shape for shape in SHAPES if shape not in ("normal", "one in ten large")]
+
+
+def at_most(rejections: int, of: int, level: float = LEVEL) -> bool:
+    return bool(sps.binomtest(rejections, of, level, alternative="greater").pvalue > 1e-3)
+
+
+def columns(
+    shape: str, n_docs: int, seed: int, *, rows: bool = False, n_samples: int = 1_200
+) -> tuple[ClusterMeans, float]:
+    """Each column is a sample of its own (never simultaneous here)."""
+    sums, counts, truth = sample(shape, n_docs, n_samples, np.random.default_rng(seed), rows=rows)
+    return ClusterMeans(sums, counts, seed=seed, n_boot=499), truth
+
+
+@pytest.mark.parametrize(("n_docs", "rows"), [(40, False), (64, False), (64, True)])
+@pytest.mark.parametrize("shape", ["normal", *SKEWED])
+def test_one_candidate_at_the_bar_is_rejected_no_more_often_than_stated(shape, n_docs, rows):
+    means, truth = columns(shape, n_docs, 1, rows=rows)
+    for level in (LEVEL, 0.01):
+        above = int((means.p_above(truth, simultaneous=False) <= level).sum())
+        below = int((means.p_below(truth, simultaneous=False) <= level).sum())
+        assert at_most(above, means.n_cand, level), (level, above / means.n_cand)
+        assert at_most(below, means.n_cand, level), (level, below / means.n_cand)
+    covered = (means.lower(LEVEL, simultaneous=False) <= truth) & (truth <= means.upper(LEVEL, simultaneous=False))
+    assert at_most(int((~covered).sum()), means.n_cand, 2 * LEVEL)
+
+
+def test_p_values_are_uniform_where_the_sample_is_symmetric():
+    means, truth = columns("normal", 40, 2)
+    for p in (means.p_above(truth, simultaneous=False), means.p_below(truth, simultaneous=False)):
+        assert sps.kstest(p, "uniform").pvalue > 1e-3
+        assert (p <= LEVEL).mean() > 0.03  # not wrong by never rejecting
+
+
+def test_sign_flips_and_the_bare_bootstrap_fail_where_ours_does_not():
+    """Why the machinery: the pitfall is real on these samples, and the guard removes what the bootstrap leaves."""
+    for shape, n_docs in (
+        ("lognormal, 30 % zeros", 20),
+        ("lognormal, 60 % zeros", 40),
+        ("lognormal, 80 % near zero", 40),
+    ):
+        sums, counts, truth = sample(shape, n_docs, 1_000, np.random.default_rng(3))
+        wrong = {name: float((p[1] <= LEVEL).mean()) for name, p in methods(sums, counts, truth, 499, seed=3).items()}
+        assert wrong["sign flips"] > 0.12
+        assert wrong["t"] > 0.12
+        assert wrong["bootstrap-t alone"] > 0.075
+        assert wrong["fra.stats"] < 0.065
+
+
+def test_a_tail_that_no_document_shows_is_beyond_help_and_more_documents_are_the_cure():
+    """The documented limit: stated, not hidden."""
+    rates = []
+    for n_docs in (20, 40, 80):
+        means, truth = columns("one in ten large", n_docs, 4)
+        rates.append(float((means.p_below(truth, simultaneous=False) <= LEVEL).mean()))
+    assert rates[0] > 0.9**20
+    assert rates[0] > rates[1] > rates[2]
+    assert rates[2] < 0.05
+
+
+def test_few_live_documents_reject_nothing_wrongly():
+    """Live in 2 to 6 of 40 documents: too little to say anything, in either direction."""
+    rng = np.random.default_rng(5)
+    for n_live in (2, 3, 6):
+        counts = np.zeros((40, 800))
+        counts[:n_live] = 1.0
+        means = ClusterMeans(rng.exponential(1.0, (40, 800)) * counts, counts, seed=5, n_boot=499)
+        assert (means.p_above(1.0, simultaneous=False) <= LEVEL).mean() < LEVEL
+        assert at_most(int((means.p_below(1.0, simultaneous=False) <= LEVEL).sum()), 800)
+
+
+@pytest.mark.parametrize("rows", [False, True])
+@pytest.mark.parametrize("shape", ["normal", "lognormal, 60 % zeros", "lognormal, 80 % near zero"])
+def test_fifty_correlated_candidates_reject_as_one(shape, rows):
+    above, below = family_rates(shape, 40, 100, rows=rows, n_boot=199)
+    assert at_most(round(100 * above), 100)
+    assert at_most(round(100 * below), 100)
+
+
+def test_the_maximum_is_needed_and_is_not_a_wall():
+    """Without it some candidate of fifty is rejected all too often; with it a normal family still errs now and then."""
+    rng = np.random.default_rng(6)
+    single, family = 0, 0
+    for seed in range(150):
+        sums, counts, truth = sample("normal", 40, 50, rng, shared=0.5)
+        means = ClusterMeans(sums, counts, seed=seed, n_boot=199)
+        single += int((means.p_above(truth, simultaneous=False) <= LEVEL).any())
+        family += int((means.p_above(truth) <= LEVEL).any())
+    assert single > 60
+    assert family >= 1
+    assert at_most(family, 150)
+
+
+def test_holm_over_heads_over_candidates():
+    for shape in ("normal", "lognormal, 60 % zeros"):
+        above, below = family_rates(shape, 40, 40, n_cand=10, heads=8, n_boot=399)
+        assert at_most(round(40 * above), 40)
+        assert at_most(round(40 * below), 40)
+
+
+def test_heads_at_different_effects_are_told_apart():
+    """Planted: two heads of eight above the bar, six far below; one candidate of ten carries the effect."""
+    rng = np.random.default_rng(8)
+    found = np.zeros((20, 8, 2), dtype=bool)
+    for trial in range(len(found)):
+        p = np.ones((2, 8))
+        for head in range(8):
+            sums, _, truth = sample("exponential, 30 % zeros", 60, 10, rng, shared=0.3)
+            sums -= truth - 0.3
+            sums[:, 4] += 1.2 * (head < 2)
+            means = ClusterMeans(sums, seed=8 * trial + head, n_boot=999)
+            # "all below the bar" is an intersection of alternatives: the largest p, as the judge takes it
+            p[:, head] = means.p_above(0.8).min(), means.p_below(0.8).max()
+        found[trial] = np.array([stats.holm(row) <= LEVEL for row in p]).T
+    assert found[:, :2, 0].mean() > 0.8
+    assert not found[:, 2:, 0].any()
+    assert not found[:, :2, 1].any()
+    assert found[:, 2:, 1].mean() > 0.5
+
+
+@pytest.mark.parametrize("shape", ["normal", "exponential, 30 % zeros", "lognormal, 60 % zeros"])
+def test_power_is_there_and_is_what_power_above_says(shape):
+    found, bare, said = power(shape, 64, 600, above=True, n_boot=499)
+    assert found > 0.8
+    assert found > bare - 0.05  # the guard costs nothing in the direction of the skew
+    assert said == pytest.approx(found, abs=0.1)
+
+
+def test_power_to_refute_symmetric_and_skewed():
+    assert power("normal", 64, 600, above=False, n_boot=499)[0] > 0.8
+    assert power("lognormal, 60 % zeros", 128, 600, above=False, n_boot=499)[0] > 0.35
+
+
+def test_detectable_effect_is_detected_that_often():
+    rng = np.random.default_rng(9)
+    draw = rng.exponential(1.0, (60, 12))
+    gain = float(np.median(stats.detectable(ClusterMeans(draw, seed=0, n_boot=999), LEVEL)))
+    hits = []
+    for seed in range(120):
+        x = rng.exponential(1.0, (60, 12)) - 1.0
+        x[:, 0] += gain
+        hits.append(ClusterMeans(x, seed=seed, n_boot=299).p_above(0.0)[0] <= LEVEL)
+    assert 0.65 < np.mean(hits) < 0.95

@@ -1,0 +1,123 @@
+"""The whole screen on a hand-built induction circuit: it must say yes where a channel was written down, and nowhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fra import cih, stimuli
+from fra._channels import measure_arm, measure_arms
+from fra.claim import Claim, Outcome, judge
+from fra.induction import head_status
+from fra.tests import circuit
+
+SIZES = {"status": 24, "discovery": 60, "confirmation": 90, "sets": 30}
+BARS = {
+    "share of contrast": 0.10, "over random atoms 1": 0.0, "over random atoms 2": 0.0, "over scrambled heads": 0.95, "effect": 0.10,
+    "head contrast": 0.10, "attention": 0.02, "coverage": 0.002, "over other lags": 0.95, "coupling among matched pairs": 0.95,
+    "coupling over other heads": 0.0,
+}  # fmt: skip
+
+
+def claim(bar: float) -> Claim:
+    return Claim(id="T1", title="t", h0="h", bar=bar, bars=BARS, statistic="t/1", stimuli=("repeated_random",), n=100)
+
+
+def screened(model, sae=None, off_by: int = 0) -> cih.Screen:
+    """The screen of layer 1 of a circuit on repeated random documents; `off_by` moves the stripe, as a bug would."""
+    pool = np.arange(48)
+    made = stimuli.repeated_random(sum(SIZES.values()), pool, circuit.N_CTX, circuit.BOS, ("circuit",))
+    batches, start = {}, 0
+    for name, n in SIZES.items():
+        batch = stimuli.collate(made[start : start + n])
+        batches[name] = dataclasses.replace(batch, row_key=batch.row_key + off_by)
+        start += n
+    status = head_status(model, batches["status"], target="circuit", stimulus="repeated_random")
+    sae = circuit.dictionary() if sae is None else sae
+    discovery = measure_arm(model, sae, batches["discovery"].tokens, 1, circuit.HOOK)
+    arms = [measure_arms(model, sae, batches[name], 1, circuit.HOOK) for name in ("confirmation", "sets")]
+    heads = cih.screen_layer(batches["discovery"], discovery, *arms, [0, 1], seed_parts=("circuit",), with_atoms=True)
+    return cih.Screen("circuit", "repeated_random", status, heads, SIZES, str)
+
+
+def expected_effect() -> float:
+    """What the removal of everything planted does, by hand: the repeated arm loses STRENGTH at the induction key, the control arm
+    loses it at the key after the token's other place, one of the t keys that compete with the induction key."""
+    pool = stimuli.repeated_random(sum(SIZES.values()), np.arange(48), circuit.N_CTX, circuit.BOS, ("circuit",))
+    rows = [t for doc in pool[-SIZES["sets"] :] for t in range(doc.period + 1, 2 * doc.period + 1)]
+    removed = circuit.STRENGTH * (1 - 0.01) ** 2  # the dictionary's threshold leaves a hundredth of each side to the error term
+    left = np.exp(circuit.STRENGTH - removed)
+    return float(np.mean([removed + np.log((t - 1 + np.exp(circuit.STRENGTH)) / (t - 1 + left)) for t in rows]))
+
+
+@pytest.fixture(scope="module")
+def found() -> cih.Screen:
+    return screened(circuit.model())
+
+
+def test_token_level_status_is_what_was_built(found: cih.Screen) -> None:
+    assert found.status["L1H0"].status == "TIH"
+    assert found.status["L1H0"].contrast > 0.9
+    assert {found.status[h].status for h in ("L0H0", "L0H1", "L1H1")} == {"not a TIH"}
+    assert found.status["L0H0"].stripes["previous"] > 0.99
+
+
+def test_planted_set_is_supported(found: cih.Screen) -> None:
+    evidence = cih.set_evidence(claim(0.5), found)
+    assert list(evidence) == ["L1H0"]
+    verdict = judge(claim(0.5), evidence["L1H0"])
+    assert verdict.outcome is Outcome.SUPPORTED, verdict.reason
+    assert abs(verdict.headline.effect - expected_effect()) < 0.02
+    assert abs(evidence["L1H0"].detail["feature-feature share of the stripe contrast"] - 1) < 0.05
+
+
+def test_exactly_the_planted_channels_are_expressed(found: cih.Screen) -> None:
+    evidence = cih.channel_evidence(claim(0.1), found, family="TIH")["L1H0"]
+    expressed = {name for name, conditions in evidence.candidates.items() if all(c.holds(0.05) for c in conditions)}
+    measured = {f"{v} -> {circuit.PREVIOUS + v}" for v in range(48)}
+    assert expressed, [str(c) for c in next(iter(evidence.candidates.values()))]
+    assert expressed <= measured
+    assert expressed == measured & set(evidence.candidates), sorted(measured & set(evidence.candidates) - expressed)
+    assert len(expressed) >= 30
+    effects = [conditions[0].effect for name, conditions in evidence.candidates.items() if name in measured]
+    assert np.abs(np.array(effects) - expected_effect()).max() < 0.2
+    assert judge(claim(0.1), evidence).outcome is Outcome.SUPPORTED
+
+
+def test_a_head_without_weights_is_not_supported(found: cih.Screen) -> None:
+    evidence = cih.channel_evidence(claim(0.1), found)["L1H1"]
+    assert judge(claim(0.1), evidence).outcome is not Outcome.SUPPORTED
+
+
+def test_a_stripe_off_by_one_finds_no_induction_head() -> None:
+    """Key t - P instead of t - P + 1: the bug that takes duplicate-token heads for induction heads."""
+    wrong = screened(circuit.model(), off_by=-1)
+    assert wrong.status["L1H0"].status == "not a TIH"
+    assert cih.set_evidence(claim(0.5), wrong) == {}
+
+
+def test_scrambled_circuit_is_not_supported(found: cih.Screen) -> None:
+    """Its key map turned by a random rotation, the circuit is no induction head, and none of its channels passes."""
+    model = circuit.model()
+    rotation, _ = torch.linalg.qr(torch.randn(circuit.D_VOCAB, circuit.D_VOCAB, generator=torch.Generator().manual_seed(0)))
+    with torch.no_grad():
+        model.blocks[1].attn.W_K[0] @= rotation
+    broken = screened(model)
+    assert broken.status["L1H0"].status != "TIH"
+    if broken.status["L1H0"].status == "not a TIH":
+        evidence = cih.channel_evidence(claim(0.1), broken)["L1H0"]
+        assert judge(claim(0.1), evidence).outcome is not Outcome.SUPPORTED
+
+
+def test_a_dictionary_without_the_planted_features_is_not_supported() -> None:
+    """With a dictionary of the token block alone, the error term carries the head: the gate says so."""
+    sae = circuit.dictionary()
+    with torch.no_grad():
+        sae.W_enc[:, circuit.PREVIOUS :] = 0.0
+    evidence = cih.set_evidence(claim(0.5), screened(circuit.model(), sae))["L1H0"]
+    verdict = judge(claim(0.5), evidence)
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert "feature-feature block carries" in verdict.reason

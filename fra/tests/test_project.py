@@ -1,0 +1,211 @@
+"""The project around the code: lazy imports, packaging, pins, the two commands."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from pathlib import Path
+
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import fra
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NEEDED = [Requirement(text) for text in PROJECT["dependencies"]]
+DEV = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
+PIN = re.compile(r"(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)==(?P<version>[0-9][0-9a-z.]*)")
+HEAVY = ("torch", "pytest", "transformer_lens", "sae_lens")
+
+
+def _pins() -> dict[str, Version]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    matches = [PIN.fullmatch(line) for line in lines]
+    odd = [line for line, match in zip(lines, matches, strict=True) if match is None]
+    assert not odd, f"constraints.txt pins name==version and nothing else (no URL, hash, local version): {odd}"
+    names = [match["name"] for match in matches if match is not None]
+    assert names == sorted(set(names)), "constraints.txt is sorted and names each package once"
+    return {match["name"]: Version(match["version"]) for match in matches if match is not None}
+
+
+def _run(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "code", ["import fra; dir(fra); fra.__version__", "import fra.claim, fra.stats, fra.ledger, fra.report"]
+)
+def test_what_is_light_imports_nothing_heavy(code: str) -> None:
+    loaded = _run(f"{code}\nimport json, sys\nprint(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))")
+    assert json.loads(loaded) == [], f"after {code!r} these are imported too"
+
+
+def test_public_functions_stay_callable_whatever_was_imported() -> None:
+    from fra import _census, _resolve
+
+    assert fra.resolve is _resolve.resolve
+    assert fra.census is _census.census
+    assert callable(fra.remove)
+    for name in fra.__all__:
+        assert getattr(fra, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'resolv'"):
+        fra.resolv  # noqa: B018
+
+
+def test_shapes_and_types_are_checked_while_the_suite_runs() -> None:
+    import numpy as np
+    from jaxtyping import TypeCheckError
+
+    from fra.stimuli import derange
+
+    with pytest.raises(TypeCheckError):
+        derange(np.zeros((2, 20), dtype=np.int64), np.random.default_rng(0))
+
+
+def test_version_is_the_same_everywhere() -> None:
+    assert fra.__version__ == PROJECT["version"]
+    assert f"version: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_wheel_holds_the_library_without_its_tests(tmp_path: Path) -> None:
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    sources = {path for path in (ROOT / "fra").rglob("*") if path.suffix in (".py", ".j2") or path.name == "py.typed"}
+    library = {path.relative_to(ROOT).as_posix() for path in sources if "tests" not in path.relative_to(ROOT).parts}
+    assert {"fra/__init__.py", "fra/py.typed"} <= library
+    assert any(name.endswith(".j2") for name in library), "the report's template is package data"
+    assert names == library
+
+
+def test_constraints_cover_every_dependency_with_its_own() -> None:
+    pins = _pins()
+    for requirement in [*NEEDED, *DEV]:
+        name = canonicalize_name(requirement.name)
+        assert name in pins, f"{name} is not pinned"
+        assert requirement.specifier.contains(pins[name]), f"{requirement} excludes {pins[name]}"
+    unseen, seen = [canonicalize_name(requirement.name) for requirement in [*NEEDED, *DEV]], set[str]()
+    while unseen:
+        name = unseen.pop()
+        if name in seen or name.startswith(("nvidia-", "cuda-", "triton")):  # each build of torch pins its own
+            continue
+        seen.add(name)
+        assert name in pins, f"{name}, which a dependency needs, is not pinned"
+        try:
+            needs = distribution(name).requires or []
+        except PackageNotFoundError:
+            continue  # needed elsewhere only
+        for requirement in map(Requirement, needs):
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                unseen.append(canonicalize_name(requirement.name))
+
+
+def _imports(folder: Path) -> Iterator[tuple[Path, str]]:
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((path, alias.name.partition(".")[0]) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                yield path, node.module.partition(".")[0]
+
+
+def test_what_is_imported_is_declared() -> None:
+    providers = packages_distributions()
+    needed = {canonicalize_name(requirement.name) for requirement in NEEDED}
+    dev = {canonicalize_name(requirement.name) for requirement in DEV}
+    checked = 0
+    for path, module in (pair for folder in ("fra", "fixtures", "claims") for pair in _imports(ROOT / folder)):
+        if module in sys.stdlib_module_names or module in ("fra", "fixtures", "claims", "__future__"):
+            continue
+        shipped = path.relative_to(ROOT).parts[0] == "fra" and "tests" not in path.relative_to(ROOT).parts
+        allowed = needed if shipped else needed | dev
+        given_by = {canonicalize_name(name) for name in providers.get(module, [module])}
+        assert given_by & allowed, f"{path.relative_to(ROOT)} imports {module}, which pyproject.toml does not name"
+        checked += 1
+    assert checked > 20
+
+
+def test_claims_get_fixtures_by_injection() -> None:
+    found = [(path.name, module) for path, module in _imports(ROOT / "claims") if module in ("fixtures", "conftest")]
+    assert found == [], "a claim names its fixtures as parameters and imports fra alone"
+
+
+def _make(tmp_path: Path, *arguments: str, python_exits: int = 0) -> tuple[int, list[str]]:
+    """The exit status of make in a copy of the project, and what it asked of its environment's python, a stand-in."""
+    log, venv = tmp_path / "asked.txt", tmp_path / "venv"
+    python = venv / "bin" / "python"
+    if not python.exists():
+        python.parent.mkdir(parents=True)
+        for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+            (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    # pip works; anything else exits as told
+    python.write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in "-m pip"*) exit 0;; esac\nexit {python_exits}\n')
+    python.chmod(0o755)
+    log.unlink(missing_ok=True)
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "ARGS")}
+    command = ["make", f"VENV={venv}", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    return done.returncode, log.read_text().splitlines() if log.exists() else []
+
+
+def test_make_installs_only_when_stale_and_then_runs(tmp_path: Path) -> None:
+    code, first = _make(tmp_path, "claims", "ARGS=-k Q01")
+    installed = "-m pip install --constraint constraints.txt --editable .[dev]"
+    ran = "-m pytest claims --ledger build/ledger.json --report build/report.html -k Q01"
+    assert (code, first[-2:]) == (0, [installed, ran])
+    assert _make(tmp_path, "claims", "ARGS=-k Q01") == (0, [ran])
+    stamp = (tmp_path / "venv" / ".fra-installed").stat().st_mtime
+    os.utime(tmp_path / "constraints.txt", (stamp + 10, stamp + 10))
+    code, again = _make(tmp_path, "test")
+    assert (code, again[-2]) == (0, installed)
+    assert again[-1].startswith("-m pytest fra/tests -n 2 --dist loadfile")
+
+
+def test_make_fails_where_the_tests_fail(tmp_path: Path) -> None:
+    assert _make(tmp_path, "setup")[0] == 0
+    for goal in ("test", "claims", "report"):
+        assert _make(tmp_path, goal, python_exits=1)[0] != 0, f"make {goal} hides a failure"
+
+
+def test_make_refuses_what_it_cannot_use(tmp_path: Path) -> None:
+    assert _make(tmp_path, "setup")[0] == 0
+    code, asked = _make(tmp_path, "mini", "CORPUS=nowhere")
+    assert code != 0
+    assert asked == [], "nothing is trained without a corpus"
+    old = tmp_path / "old"
+    old.write_text('#!/bin/sh\necho "fra needs Python 3.11 or newer" >&2\nexit 1\n')
+    old.chmod(0o755)
+    (tmp_path / "venv" / "bin" / "python").unlink()
+    (tmp_path / "venv" / ".fra-installed").unlink()
+    done = subprocess.run(
+        ["make", "setup", f"VENV={tmp_path / 'venv'}", f"PYTHON={old}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert not (tmp_path / "venv" / ".fra-installed").exists()
+
+
+def test_ci_runs_the_two_commands_of_the_readme() -> None:
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    blocks = re.findall(r"^```\w*\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^make (\w+)", blocks[0], re.MULTILINE) == ["claims", "test"]
+    assert re.findall(r"^step make (\w+)$", ci, re.MULTILINE) == ["setup", "lint", "test", "claims"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert subprocess.run(["bash", "-n", str(ROOT / ".ci" / "run")], check=False).returncode == 0

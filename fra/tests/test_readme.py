@@ -1,0 +1,122 @@
+"""The README's target file and claim, as they stand there, run on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fra.tests.models import D_MODEL, build_model, build_sae
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+N_DOCUMENTS = 24
+WORDS = ("one", "two", "three", "four", "five", "six", "seven")
+
+
+def _block(language: str, containing: str) -> str:
+    """The one block of the README in that language that holds a certain text."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    (found,) = [block for block in blocks if containing in block]
+    return str(found)
+
+
+def _text(number: int) -> str:
+    words = [WORDS[(number + k * (1 + number % 5)) % len(WORDS)] for k in range(6)]
+    return f"{words[0]} and {words[1]} make {words[2]}, said {words[3]}; {words[4]} more than {words[5]}"
+
+
+def _pull(folder: Path, text: str, head: int) -> float:
+    """The example's effect on one document, from the files alone: GPT-2's first layer, a TopK dictionary, float64."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    tokens = [tokenizer.bos_token_id, *tokenizer(text)["input_ids"]]
+    weights = load_file(folder / "model/model.safetensors")
+    w = {name.removeprefix("transformer."): a.astype(float) for name, a in weights.items()}
+    sae = {name: a.astype(float) for name, a in load_file(folder / "saes/layer0/sae_weights.safetensors").items()}
+    k = json.loads((folder / "saes/layer0/cfg.json").read_text())["k"]
+
+    x = w["wte.weight"][tokens] + w["wpe.weight"][: len(tokens)]
+    x = x - x.mean(1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(1, keepdims=True) + 1e-5)
+    before = (x - sae["b_dec"]) @ sae["W_enc"] + sae["b_enc"]
+    kept = np.zeros_like(before)
+    np.put_along_axis(kept, np.argsort(before, 1)[:, -k:], 1.0, 1)
+    decoder = sae["W_dec"] - sae["W_dec"].mean(1, keepdims=True)
+    features = (np.maximum(before, 0) * kept) @ decoder * w["h.0.ln_1.weight"]
+    width = D_MODEL // 4
+    start = head * width
+    w_q, w_k = (w["h.0.attn.c_attn.weight"][:, at + start : at + start + width] for at in (0, D_MODEL))
+    ff = (features @ w_q) @ (features @ w_k).T / np.sqrt(width)
+    return float(np.mean([ff[t, 0] - ff[t, : t + 1].mean() for t in range(1, len(tokens))]))
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with the README's target file, its claim, a model, dictionaries and text."""
+    folder = pytester.path
+    target = _block("toml", 'name = "mine"')
+    (folder / "mine.toml").write_text(target)
+    build_model("gpt2", folder / "model")
+    for entry in tomllib.loads(target)["dictionary"]:
+        build_sae("topk", D_MODEL, entry["hook"], folder / entry["path"])
+    (folder / "text").mkdir()
+    for number in range(N_DOCUMENTS):
+        (folder / "text" / f"t{number:02d}.txt").write_text(_text(number))
+    (folder / "claims").mkdir()
+    (folder / "claims" / "test_x01.py").write_text(_block("python", "CLAIM = Claim("))
+    (folder / "conftest.py").write_bytes((ROOT / "conftest.py").read_bytes())
+    pytester.makeini("[pytest]")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+    return folder
+
+
+def test_the_claim_of_the_readme_runs_on_the_target_of_the_readme(project: Path, pytester: pytest.Pytester) -> None:
+    registered = pytester.runpytest_subprocess("claims", "--target", "mine.toml", "--register")
+    assert registered.ret == 0, registered.outlines
+    assert "X01" in (project / "claims" / "registered.toml").read_text()
+
+    done = pytester.runpytest_subprocess("claims", "--target", "mine.toml", "--ledger", "ledger.json")
+    assert done.ret in (0, 1), done.outlines
+    rows = json.loads((project / "ledger.json").read_text())["verdicts"]
+    assert [row["head"] for row in rows] == [f"L{layer}H{head}" for layer in range(2) for head in range(4)]
+    for row in rows:
+        assert row["verdict"] in ("SUPPORTED", "REFUTED", "INCONCLUSIVE"), row["detail"]
+        assert row["low"] <= row["effect"] <= row["high"]
+        assert (row["claim"], row["bar"], row["n"]) == ("X01", 0.5, N_DOCUMENTS)
+        assert not row["detail"].get("exploratory"), "it was registered"
+    for head in range(4):
+        expected = np.mean([_pull(project, _text(number), head) for number in range(N_DOCUMENTS)])
+        assert rows[head]["effect"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert done.ret == int(any(row["verdict"] == "REFUTED" for row in rows))
+
+
+def test_the_library_works_without_pytest_as_the_readme_shows() -> None:
+    names: dict[str, Any] = {}
+    exec(_block("python", 'fra.load_target("mini")'), names)
+    found, n_pos = names["m"], len(names["tokens"])
+    assert found.scores().shape == (n_pos, n_pos)
+    assert len(found.channels(n=10)) == len(found.top(10)) == 10
+
+
+def test_the_readme_keeps_its_order() -> None:
+    headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
+    assert headings == [
+        "Two commands",
+        "How to read a verdict",
+        "Your own model and SAE",
+        "Adding a claim",
+        "Statistics in a page",
+        "Hardware, and choosing a CPU or CUDA torch",
+        "What is called CIH here",
+        "Citing",
+    ]
+    assert README.index("![") < README.index("## Two commands")

@@ -1,0 +1,173 @@
+"""The page: self-contained, safe to open, and a function of the ledger alone."""
+
+import html.parser
+import re
+import subprocess
+import sys
+
+import pytest
+
+from fra import ledger as ledgers
+from fra import report
+from fra.claim import Condition
+from fra.ledger import bare_row, row_of
+from fra.report import GLYPHS, Axis, render
+from fra.tests.test_claim import BAD, CLAIM, GOOD, INF, OPEN, above, evidence, judge
+from fra.tests.test_ledger import make_ledger
+
+HOSTILE = "<script>alert(1)</script>\" onload='x' {{ 7 * 7 }}\u202e\x00"
+
+
+class Page(html.parser.HTMLParser):
+    """Every tag with its attributes, the texts, and whether tags are closed in order."""
+
+    VOID = ("meta", "line", "circle", "path", "link", "img", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.text, self.open = [], "", []
+        self.feed(text)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str, **attributes: str) -> list[dict]:
+        return [a for t, a in self.tags if t == tag and attributes.items() <= a.items()]
+
+
+def full_ledger():
+    detail = {
+        "channels": [{"q_feature": 3, "tokens": [HOSTILE, " the"]}, {"q_feature": 4, "tokens": []}],
+        "nulls": {"scrambled": {"max": 0.29}, "lags": {"max": 0.1}},
+        HOSTILE: [[1, 2], {"a": None}],
+        "flag": True,
+    }
+    ledger = make_ledger(
+        evidence((GOOD,), head="L0H0", detail=detail),
+        evidence((BAD,), head="L0H1", power=0.9),
+        evidence((OPEN,), head="L1H0"),
+        evidence(cannot=f"no dictionary {HOSTILE}", head="L1H2", n=0),
+        evidence((above(1.5, low=1.2, high=INF),), head=None),
+        model=HOSTILE,
+    )
+    broken = bare_row(CLAIM, "L1H1", "tiny", "BROKEN", f"KeyError: {HOSTILE}")
+    turned = row_of(judge(CLAIM, evidence((GOOD,), head="L2H0")), "tiny", overturned=f"was refuted {HOSTILE}")
+    return ledger.model_copy(update={"verdicts": sorted([*ledger.verdicts, broken, turned], key=lambda r: r.key)})
+
+
+def test_every_word_of_the_ledger_is_data():
+    text = render(full_ledger())
+    page = Page(text)
+    assert not page.all("script")
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert page.text.count("<script>alert(1)</script>") >= 6, "the hostile token is shown, as text"
+    assert "{{ 7 * 7 }}" in page.text
+    assert "\u202e" not in text
+    assert "\x00" not in text
+    assert "\\u202e" in page.text, "a direction character is shown as an escape"
+
+
+def test_nothing_is_loaded_from_elsewhere():
+    text = render(full_ledger())
+    page = Page(text)
+    addresses = [a[name] for _, a in page.tags for name in ("src", "href", "action", "data") if name in a]
+    assert addresses
+    assert all(address.startswith("#") for address in addresses)
+    assert not re.search(r"url\(|@import|https?:", text)
+    [policy] = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert "default-src 'none'" in policy["content"]
+
+
+def test_the_grid_shows_each_head_by_glyph_and_word():
+    page = Page(render(full_ledger()))
+    titles = {a["title"]: a["class"] for a in page.all("td") if "title" in a}
+    assert titles == {
+        "L0H0 SUPPORTED": "SUPPORTED",
+        "L0H1 REFUTED": "REFUTED",
+        "L1H0 INCONCLUSIVE": "INCONCLUSIVE",
+        "L1H1 BROKEN": "BROKEN",
+        "L1H2 CANNOT_RUN": "CANNOT_RUN",
+        "L2H0 SUPPORTED, overturned": "SUPPORTED",
+    }
+    assert len(set(GLYPHS.values())) == len(GLYPHS) == len(ledgers.WORDS), "the glyph alone tells the verdict"
+    for link in page.all("a"):
+        assert any(a.get("id") == link["href"][1:].replace("%3A", ":") for _, a in page.tags), link
+
+
+def test_numbers_reasons_and_detail_are_there():
+    text = Page(render(full_ledger())).text
+    for piece in (
+        "E <= 1",
+        "mean/1",
+        "power",
+        "0.9",
+        "q_feature",
+        "scrambled",
+        "0.29",
+        "family",
+        "was refuted",
+        "KeyError",
+    ):
+        assert piece in text, piece
+    assert "[1.2, ∞]" in text
+
+
+def test_the_drawing_puts_the_interval_on_its_side_of_the_bar():
+    rows = [row_of(judge(CLAIM, e), "t") for e in (evidence((above(2, low=1.5, high=3),)), evidence((above(1e9),)))]
+    axis = Axis.over(rows[:1])
+    at = axis.drawing(rows[0])
+    assert at["bar"] < at["low"] < at["effect"] < at["high"]
+    assert not at["open_low"]
+    assert not at["open_high"]
+    cut = axis.drawing(rows[1])
+    assert cut["open_high"], "no upper bound: an arrow"
+    assert cut["effect"] <= 260, "never outside of the drawing"
+    assert axis.drawing(bare_row(CLAIM, "L0H0", "t", "BROKEN", "x")) is None
+
+
+@pytest.mark.parametrize("effect", [1.0, 0.0, -1e308, 1e308, 5e-324])
+def test_the_drawing_survives_any_number(effect):
+    condition = Condition("effect", effect, -1.7e308, 1.7e308, 1.0, 0.5, 0.5)
+    row = row_of(judge(CLAIM, evidence((condition,))), "t")
+    at = Axis.over([row]).drawing(row)
+    assert all(0 <= at[name] <= 260 for name in ("low", "high", "effect", "bar"))
+
+
+def test_the_page_rebuilt_from_the_file_is_the_same(tmp_path, capsys):
+    source, page = tmp_path / "ledger.json", tmp_path / "out" / "page.html"
+    ledgers.write(full_ledger(), source)
+    assert report.main([str(source), "-o", str(page)]) == 0
+    assert page.read_text(encoding="utf-8") == render(full_ledger())
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_an_unreadable_ledger_is_exit_code_2_and_one_sentence(tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert report.main([str(tmp_path / "missing.json"), "-o", str(page)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "cannot be read" in said
+    assert not page.exists()
+    (tmp_path / "bad.json").write_text("{")
+    command = [sys.executable, "-m", "fra.report", str(tmp_path / "bad.json"), "-o", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert not page.exists()
+
+
+def test_an_empty_ledger_has_a_page():
+    assert "holds no verdicts" in Page(render(make_ledger())).text

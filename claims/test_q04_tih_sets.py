@@ -20,6 +20,7 @@ import pytest
 from fra.claim import Claim
 
 BARS = {
+    "gate: feature-feature share": 0.5,
     "share of contrast": 0.10, "over random atoms 1": 0.0, "over random atoms 2": 0.0, "over scrambled heads": 0.95,
     "effect": 0.10, "head contrast": 0.10, "attention": 0.02, "coverage": 0.002,
 }  # fmt: skip

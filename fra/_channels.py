@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fra._dictionaries import Codes, codes
 from fra._heads import FrozenLayer, Model, Side, freeze
+from fra.errors import FraError
 from fra.stimuli import Batch
 
 
@@ -159,6 +160,10 @@ class HeadOnArms:
         self.keys = arms.batch.row_key
         self.sides = (arms.repeated, arms.control)
         doc, pos = self.batch.row_doc, self.batch.row_pos
+        if not bool(arms.repeated.frozen.mask[pos, self.keys].all()):
+            raise FraError(
+                f"layer {arms.repeated.frozen.layer} masks induction keys (a sliding window shorter than the repeat): use shorter documents"
+            )
         self.row_scores = [arm.frozen.scores(head)[doc, pos] for arm in self.sides]
         self.capped = [_capped(arm, rows).double() for arm, rows in zip(self.sides, self.row_scores, strict=True)]
         self._all = [capped.logsumexp(-1) for capped in self.capped]

@@ -187,7 +187,9 @@ def arm_in_pass(model: Model, sae: Any, weights: QKWeights, seen: Mapping[str, T
     return Arm(frozen, codes(sae, x))
 
 
-def chosen_positions(name: str, chosen: Positions, batch: int, pos: int, device: torch.device) -> Bool[Tensor, "#b pos"]:
+def chosen_positions(
+    name: str, chosen: Positions, batch: int, pos: int, device: torch.device
+) -> Bool[Tensor, "#b pos"]:
     """`chosen` as a mask over [batch or 1, pos]. Raises FraError where it does not fit the documents of this pass."""
     if chosen is None:
         return torch.ones(1, pos, dtype=torch.bool, device=device)
@@ -195,7 +197,9 @@ def chosen_positions(name: str, chosen: Positions, batch: int, pos: int, device:
     if given.dtype != torch.bool:
         ids = given.long()
         if ids.ndim != 1 or bool(((ids < 0) | (ids >= pos)).any()):
-            raise FraError(f"{name} are positions outside 0 to {pos - 1}: give positions of these documents, or a mask.")
+            raise FraError(
+                f"{name} are positions outside 0 to {pos - 1}: give positions of these documents, or a mask."
+            )
         given = torch.zeros(pos, dtype=torch.bool, device=device).index_fill_(0, ids, True)
     given = given if given.ndim > 1 else given[None]
     if given.ndim != 2 or given.shape[1] != pos or given.shape[0] not in (1, batch):
@@ -222,7 +226,9 @@ def chosen_entries(
     return chosen & given
 
 
-def before_cap(frozen: FrozenLayer, head: int, scores: Float[Tensor, "batch pos pos"]) -> Float[Tensor, "batch pos pos"]:
+def before_cap(
+    frozen: FrozenLayer, head: int, scores: Float[Tensor, "batch pos pos"]
+) -> Float[Tensor, "batch pos pos"]:
     """Scores as they were before softcap, with whatever other hooks have changed in them.
 
     The cap is inverted where that is well conditioned. Near saturation, where rounding has eaten the difference, the

@@ -68,7 +68,9 @@ def ov_weights(model: Model, layer: int, hook_name: str, dtype: torch.dtype | No
     return OVWeights(W.to(home, target), b.to(home, target), attn.W_O.detach().to(home, target))
 
 
-def value_terms(arm: Arm, weights: OVWeights, head: int, terms: Collection[str] = TERMS) -> Float[Tensor, "batch pos d_head"]:
+def value_terms(
+    arm: Arm, weights: OVWeights, head: int, terms: Collection[str] = TERMS
+) -> Float[Tensor, "batch pos d_head"]:
     """What the named kinds of term ("feature", "bias", "error") bring to a head's value vectors, summed."""
     frozen, found = arm.frozen, arm.codes
     total = torch.zeros_like(frozen.x)

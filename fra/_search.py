@@ -64,19 +64,20 @@ class Search:
         batch, pos = codes.shape
         per_row = torch.bincount(codes.row, minlength=batch * pos)
         within = torch.arange(len(codes.row), device=codes.row.device) - (per_row.cumsum(0) - per_row)[codes.row]
-        width = int(per_row.view(batch, pos)[:, 1:].max())
-        fits = within < width  # only the first position, often a sink, may be busier; it is on no stripe
+        width = int(per_row.max())
         place = torch.full((batch * pos, width), len(self._live), device=codes.row.device)
         value = codes.value.new_zeros(batch * pos, width)
-        at = codes.row[fits], within[fits]
-        place[at] = torch.searchsorted(self._live, codes.feature[fits])
-        value[at] = self.arm.coefficients(side, head)[fits]
+        place[codes.row, within] = torch.searchsorted(self._live, codes.feature)
+        value[codes.row, within] = self.arm.coefficients(side, head)
+        # the first position, often a sink, may be far busier than any other; it is on no stripe
+        self._width = int(per_row.view(batch, pos)[:, 1:].max())
         return place.view(batch, pos, width), value.view(batch, pos, width)
 
     def _products(self, q_rows: tuple[Tensor, Tensor], k_rows: tuple[Tensor, Tensor]) -> tuple[Int[Tensor, "rows n"], Float[Tensor, "rows n"]]:
         """Linear ids q * (n_live + 1) + k and products of coefficients of every entry pair of matching (document, position)."""
-        q_place, q_value = (table[q_rows] for table in self._q)
-        k_place, k_value = (table[k_rows] for table in self._k)
+        width = None if bool((k_rows[1] == 0).any()) else self._width
+        q_place, q_value = (table[..., : self._width][q_rows] for table in self._q)
+        k_place, k_value = (table[..., :width][k_rows] for table in self._k)
         pair = q_place[:, :, None] * (len(self._live) + 1) + k_place[:, None, :]
         return pair.flatten(1), (q_value[:, :, None] * k_value[:, None, :]).flatten(1)
 
@@ -138,7 +139,7 @@ class Search:
             return (q[self._doc, self._pos].T @ (weight @ k)[self._doc, self._pos]).flatten()[pairs][:, None]
         part = weight.new_zeros(len(pairs), self._n_offsets)
         for offset in range(self._n_offsets):
-            chosen = torch.nonzero(self._pos > offset)[:, 0]
+            chosen = torch.nonzero(self._pos >= offset)[:, 0]
             doc, pos = self._doc[chosen], self._pos[chosen]
             pair, value = self._products((doc, pos), (doc, pos - offset))
             value = value * weight[pos, pos - offset][:, None]

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 STIMULI = ("repeated_random", "repeated_natural")
 LONGEST_CONTEXT = 128
-FEATURE_SHARE = 0.5
-"""Gate of the set claim: the share of the stripe's contrast that the feature-feature block must carry."""
+GATE = "gate: feature-feature share"
+"""Name of the set claim's gate among its bars: the share of the stripe's contrast that the feature-feature block must carry."""
 
 
 @dataclass(frozen=True)
@@ -261,10 +261,10 @@ def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
         total = sum(s.blocks.values())
         carried = s.blocks["ff"] / total if total > 0 else float("nan")
         undecided = None
-        if not carried >= FEATURE_SHARE:
+        if not carried >= claim.bars[GATE]:
             undecided = (
                 f"the feature-feature block carries {carried:.0%} of the head's stripe contrast on {screened.stimulus}, and "
-                f"{FEATURE_SHARE:.0%} is needed before its channels can answer for the head"
+                f"{claim.bars[GATE]:.0%} is needed before its channels can answer for the head"
             )
         power = float(stats.power_above(effect[h], 0.0, claim.bar, level / len(heads), simultaneous=False)[0])
         found[h] = Evidence(

@@ -288,15 +288,14 @@ def scale_output(
     block = f"blocks.{layer}.attn"
     seen = Pass(layer_names(model, layer, hook_name) | {"pattern": f"{block}.hook_pattern"})
 
-    @torch.no_grad()
     def edit(z: Tensor, hook: Any) -> Tensor:
-        got = seen.take()
-        if fixed is None:
-            arm = arm_in_pass(model, dictionary, weights, got, got["pattern"])
-            taken = share(arm, got["pattern"][:, head].to(arm.frozen.x))
-        else:
-            taken = fixed
-        return _with_head(z, head, lambda own: own - (1 - factor) * _fitting(taken, own))
+        got, taken = seen.take(), fixed
+        if taken is None:
+            with torch.no_grad():
+                arm = arm_in_pass(model, dictionary, weights, got, got["pattern"])
+                taken = share(arm, got["pattern"][:, head].to(arm.frozen.x))
+        change = (1 - factor) * taken
+        return _with_head(z, head, len(values.W_O), lambda own: own - _fitting(change, own))
 
     return Intervention(model, seen.readers(), [(f"{block}.hook_z", edit)])
 
@@ -317,14 +316,13 @@ def set_output(
     """
     check_layer_and_head(model, layer, head)
 
-    @torch.no_grad()
     def edit(z: Tensor, hook: Any) -> Tensor:
         def change(own: Tensor) -> Tensor:
             chosen = chosen_positions("rows", rows, len(own), own.shape[1], own.device)[..., None]
             moved = own + share * (_fitting(value, own) - own) if share != 1 else _fitting(value, own)
             return torch.where(chosen, moved, own)
 
-        return _with_head(z, head, change)
+        return _with_head(z, head, int(model.cfg.n_heads), change)
 
     return Intervention(model, [], [(f"blocks.{layer}.attn.hook_z", edit)])
 
@@ -384,7 +382,6 @@ def patch_pattern(
     name = f"blocks.{layer}.attn.hook_pattern"
     patterns = _clean(model, source, layer, head, name)[:, head]
 
-    @torch.no_grad()
     def edit(pattern: Tensor, hook: Any) -> Tensor:
         own = pattern[:, head]
         chosen = chosen_positions("rows", rows, len(own), own.shape[1], own.device)[..., None]
@@ -546,15 +543,16 @@ def _change_scores(
             fixed = share(_clean_arm(model, dictionary, clean, layer), head)
     seen = Pass(layer_names(model, layer, hook_name))
 
-    @torch.no_grad()
     def edit(scores: Tensor, hook: Any) -> Tensor:
-        arm = arm_in_pass(model, dictionary, weights, seen.take(), scores)
-        own, frozen = scores[:, head], arm.frozen
-        taken = (1 - factor) * (share(arm, head) if fixed is None else _fitting(fixed, own).to(frozen.x))
-        batch, pos = arm.codes.shape
-        # The model's own mask counts too (padding): masked scores are -inf, or the smallest number there is.
-        allowed = frozen.mask & (own > torch.finfo(own.dtype).min / 2) & (taken != 0)
-        allowed = allowed & chosen_entries(*where, batch, pos, own.device)
+        own = scores[:, head]
+        with torch.no_grad():
+            arm = arm_in_pass(model, dictionary, weights, seen.take(), scores)
+            frozen = arm.frozen
+            taken = (1 - factor) * (share(arm, head) if fixed is None else _fitting(fixed, own).to(frozen.x))
+            batch, pos = arm.codes.shape
+            # The model's own mask counts too (padding): masked scores are -inf, or the smallest number there is.
+            allowed = frozen.mask & (own > torch.finfo(own.dtype).min / 2) & (taken != 0)
+            allowed = allowed & chosen_entries(*where, batch, pos, own.device)
         after = frozen.cap(before_cap(frozen, head, own).to(frozen.x) - taken).to(own.dtype)
         changed = scores.clone()
         changed[:, head] = torch.where(allowed, after, own)
@@ -578,23 +576,19 @@ def _clean(model: Model, tokens: Tensor, layer: int, head: int, name: str) -> Te
         return _run(model, tokens.to(next(model.parameters()).device), layer, {"it": name})["it"]
 
 
-def _with_head(z: Tensor, head: int, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """hook_z with one head's output changed; it is [batch, pos, n_heads, d_head], or that flattened in its last two."""
-    raise_flat = z.ndim == 3
-    return z if raise_flat else change(z)
+def _with_head(z: Tensor, head: int, n_heads: int, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """hook_z with one head's output changed; z is [batch, pos, n_heads, d_head], or that with the last two flattened."""
+    changed = z.flatten(2).view(*z.shape[:2], n_heads, -1).clone()
+    changed[:, :, head] = change(changed[:, :, head].clone())
+    return changed.view_as(z)
 
 
 def _fitting(value: Tensor, own: Tensor) -> Tensor:
     """`value` in the precision and on the device of `own`. Raises FraError where it cannot stand in its place."""
-    try:
-        torch.broadcast_shapes(value.shape, own.shape)
-        fits = value.ndim <= own.ndim and all(
-            a == b or (a == 1 and at == 0)
-            for at, (a, b) in enumerate(zip(value.shape, own.shape[own.ndim - value.ndim :], strict=True))
-        )
-    except RuntimeError:
-        fits = False
-    if not fits:
+    missing = own.ndim - value.ndim
+    tail = max(missing, 1)
+    fits = missing >= 0 and value.shape[tail - missing :] == own.shape[tail:]
+    if not fits or (missing == 0 and value.shape[0] not in (1, own.shape[0])):
         raise FraError(
             f"a value of shape {list(value.shape)} cannot stand where this pass has {list(own.shape)}: run the model on "
             f"documents of the same shape."

@@ -16,6 +16,7 @@ from fra.tests import circuit
 
 SIZES = {"status": 24, "discovery": 60, "confirmation": 90, "sets": 30}
 BARS = {
+    "gate: feature-feature share": 0.5,
     "share of contrast": 0.10, "over random atoms 1": 0.0, "over random atoms 2": 0.0, "over scrambled heads": 0.95, "effect": 0.10,
     "head contrast": 0.10, "attention": 0.02, "coverage": 0.002, "over other lags": 0.95, "coupling among matched pairs": 0.95,
     "coupling over other heads": 0.0,

@@ -1,0 +1,317 @@
+"""All live channels of all heads of a layer over many documents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from fra._census_corpus import Corpus, concatenate, read, write
+from fra._census_observe import Layer, Observer, check_documents, documents_digest, plan, stripe_lists
+from fra._census_tables import Kind, Tables, Where, count_dtype
+from fra._heads import Model
+from fra._qk import check_layer_and_head
+from fra._reductions import Strongest
+from fra.errors import FraError
+
+CensusReduce = Literal["sum", "abs", "max", "mean", "count", "contrast", "sensitivity", "mass"]
+_NEED_STRIPES = ("contrast", "sensitivity")
+_NEED_INPUTS = ("sensitivity", "mass")
+_ROW_BYTES = 2 * 40
+"""Of one channel in a result: head, ids, value, count, and as much again while they are ordered."""
+
+
+@torch.no_grad()
+def census(
+    model: Model,
+    sae: Any,
+    documents: Sequence[Tensor],
+    layer: int,
+    heads: Sequence[int] | None = None,
+    reduce: CensusReduce | Sequence[CensusReduce] = "sum",
+    stripes: Sequence[int | Sequence[int]] | None = None,
+    *,
+    memory_budget: int = 1 << 30,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 256,
+) -> Census:
+    """Observes documents at one attention layer, for reductions over positions of all live channels of all heads.
+
+    documents: 1-D tensors of token ids, of any lengths up to the model's context; padding contributes nothing. heads:
+    all of the layer where None. stripes: for each document its offset t - s, or a list of them. reduce: the reductions
+    that `Census.channels` will be asked for, summed over attended pairs (t, s) of all documents:
+
+    - "sum", "abs", "max", "mean", "count" of F_ij(t,s), as in `ResolvedHead.channels`;
+    - "contrast" (needs stripes): sum over stripe pairs of F_ij(t,s*) less the mean of F_ij over the row's keys, by
+      which CIH channels are searched;
+    - "sensitivity" (needs stripes): sum over stripe pairs of A(t,s*) (F_ij(t,s*) - sum_u A(t,u) F_ij(t,u)), the
+      derivative of the attention on the stripes in the channel's gain (before softcap). The rest of the row has as
+      much with the other sign;
+    - "mass": sum of A(t,s) |F_ij(t,s) - sum_u A(t,u) F_ij(t,u)|.
+
+    What is kept is the live entries alone, about 8 * sum_d T_d * L0 bytes in float32, + 4 a position, + 8 * n_heads a
+    position with a QK-norm, + 4 * d_model a position for "sensitivity" and "mass". The reductions stream from these by
+    block of key features: tables of [live features, block] within `memory_budget` bytes, never [d_sae, d_sae], beside
+    one forward pass of about 2 048 tokens (with its scores and pattern), the projected entries of one document (8 *
+    T * L0 * d_head bytes), and some arrays of 8 MB.
+
+    checkpoint: a folder in which every `checkpoint_every` documents are saved; the same call goes on from there after
+    an interruption, with the identical result. Computed in the model's precision, half precisions in float32. Raises
+    FraError for documents, stripes, heads, or a dictionary that do not fit, and for a checkpoint of something else.
+    """
+    check_documents(documents)
+    offsets = stripe_lists(documents, stripes)
+    reduces = tuple(get_args(CensusReduce)[:0]) + ((reduce,) if isinstance(reduce, str) else tuple(reduce))
+    _check_reduces(reduces, stripes is not None)
+    if memory_budget < 1 or checkpoint_every < 1:
+        raise FraError("memory_budget (bytes) and checkpoint_every (documents) must be positive.")
+    longest = max(documents, key=len)
+    _check_ids(model, documents)
+    observer = Observer(model, sae, layer, longest, any(name in _NEED_INPUTS for name in reduces))
+    chosen = tuple(range(observer.layer.n_heads)) if heads is None else tuple(heads)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise FraError(f"heads={list(chosen)} must name at least one head, and none twice.")
+    for head in chosen:
+        check_layer_and_head(model, layer, head)
+    folder = None if checkpoint is None else Path(checkpoint)
+    about = {} if folder is None else _about(observer, documents, offsets)
+    parts = [] if folder is None else _resume(folder, about, observer.layer.decoder.device)
+    done, unsaved = sum(len(part.number) for part in parts), len(parts)
+    seen = 0
+    for batch in plan([len(tokens) for tokens in documents]):
+        seen += len(batch)
+        if seen <= done:
+            continue
+        parts.append(observer.observe([documents[i] for i in batch], batch, [offsets[i] for i in batch]))
+        waiting = sum(len(part.number) for part in parts[unsaved:])
+        if folder is not None and (waiting >= checkpoint_every or seen == len(documents)):
+            write(concatenate(parts[unsaved:], renumber=False), _next_part(folder), about)
+            unsaved = len(parts)
+    corpus = concatenate(parts, renumber=False)
+    if not len(corpus.feature):
+        raise FraError("no feature of the dictionary is live on any position (L0 is zero): wrong weights or hook.")
+    return Census(observer.layer, corpus, chosen, reduces, memory_budget, observer.fingerprint)
+
+
+def _check_reduces(reduces: Sequence[str], with_stripes: bool) -> None:
+    for name in reduces:
+        if name not in get_args(CensusReduce):
+            raise FraError(f"reduce={name!r} is unknown: choose of {', '.join(get_args(CensusReduce))}.")
+        if name in _NEED_STRIPES and not with_stripes:
+            raise FraError(f"reduce={name!r} needs stripes: give the offsets t - s of each document.")
+    if not reduces:
+        raise FraError("reduce names nothing: give a reduction, or several.")
+
+
+def _check_ids(model: Model, documents: Sequence[Tensor]) -> None:
+    n_ctx, d_vocab = int(model.cfg.n_ctx), int(model.cfg.d_vocab)
+    for number, tokens in enumerate(documents):
+        if len(tokens) > n_ctx:
+            raise FraError(f"document {number} has {len(tokens)} tokens and the model's context holds {n_ctx}.")
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= d_vocab:
+            raise FraError(
+                f"token id {low if low < 0 else high} of document {number} is outside the vocabulary of {d_vocab}: "
+                f"tokenize with this model's own tokenizer."
+            )
+
+
+def _about(observer: Observer, documents: Sequence[Tensor], offsets: Sequence[Sequence[int]]) -> dict[str, object]:
+    return {"fingerprint": observer.fingerprint(), "documents": documents_digest(documents, offsets)}
+
+
+def _next_part(folder: Path) -> Path:
+    return folder / f"part-{len(list(folder.glob('part-*.safetensors'))):06}.safetensors"
+
+
+def _resume(folder: Path, about: dict[str, object], device: torch.device) -> list[Corpus]:
+    parts = []
+    for path in sorted(folder.glob("part-*.safetensors")):
+        part, wrote = read(path, device)
+        if wrote != about:
+            raise FraError(
+                f"the checkpoint {folder} is of other documents, weights or reductions: give another folder, or "
+                f"delete it."
+            )
+        parts.append(part)
+    return parts
+
+
+class Census:
+    """What `census` saw, ready to be reduced; merge parts of a larger one, save, load."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        corpus: Corpus,
+        heads: tuple[int, ...],
+        reduces: tuple[str, ...],
+        memory_budget: int,
+        fingerprint: Any,
+    ):
+        self.layer, self.corpus, self.heads, self.reduces = layer, corpus, heads, reduces
+        self.memory_budget = memory_budget
+        self._fingerprint = fingerprint
+
+    @property
+    def n_documents(self) -> int:
+        """Documents seen."""
+        return len(self.corpus.number)
+
+    @property
+    def n_positions(self) -> int:
+        """Tokens seen."""
+        return self.corpus.row_start[-1]
+
+    @property
+    def n_entries(self) -> int:
+        """Live features over all positions."""
+        return len(self.corpus.feature)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept."""
+        return self.corpus.nbytes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of weights, dictionary and precision; censuses of one fingerprint can be merged."""
+        return str(self._fingerprint())
+
+    @torch.no_grad()
+    def channels(
+        self,
+        reduce: CensusReduce | None = None,
+        n: int | None = None,
+        heads: Sequence[int] | None = None,
+        *,
+        where: Where = "all",
+        min_count: int = 1,
+    ) -> pd.DataFrame:
+        """The n strongest channels of each head (all live ones where None), exactly: columns head, q_feature, k_feature,
+        value, count; strongest |value| first, ties by ids.
+
+        reduce: one that the census was asked for (the first where None). where: pairs on the documents' "stripe"s, "off"
+        them, or "all". count: attended pairs (t, s) there at which both features are live, at least `min_count`. Raises
+        FraError for what is not so, and where all live channels would not fit into the memory budget.
+        """
+        name = reduce or self.reduces[0]
+        return self.strongest((name,), n, heads, where=where, min_count=min_count)[name]  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def strongest(
+        self,
+        reduces: Sequence[CensusReduce],
+        n: int | None,
+        heads: Sequence[int] | None = None,
+        *,
+        where: Where = "all",
+        min_count: int = 1,
+    ) -> Mapping[CensusReduce, pd.DataFrame]:
+        """`channels` of several reductions in one pass."""
+        chosen = self.heads if heads is None else tuple(heads)
+        self._check(reduces, n, chosen, where)
+        ask = _Ask(tuple(reduces), n, chosen, where, max(1, min_count))
+        best = {(name, head): Strongest(n) for name in reduces for head in chosen}
+        counted = self._counted(ask)
+        live = self.corpus.live
+        for keys in live.split(self._width(ask, counted)):
+            tables = Tables(self.layer, self.corpus, live, keys)
+            count = tables.positions("count", where, None) if counted else None
+            if n is None and count is not None:
+                self._refuse(int((count >= ask.least).sum()) * len(chosen), best)
+            for (name, head), rows in best.items():
+                self._offer(rows, tables, name, head, ask, count)
+        return {name: self._frame(name, ask, best, counted) for name in reduces}
+
+    def _check(self, reduces: Sequence[str], n: int | None, heads: Sequence[int], where: str) -> None:
+        for name in reduces:
+            if name not in get_args(CensusReduce):
+                raise FraError(f"reduce={name!r} is unknown: choose of {', '.join(get_args(CensusReduce))}.")
+            if name in _NEED_INPUTS and self.corpus.inputs is None:
+                raise FraError(f"{name!r} was not asked for: take the census with reduce={name!r} among others.")
+            if name in _NEED_STRIPES and not len(self.corpus.offset):
+                raise FraError(f"{name!r} needs stripes: give the census the offsets t - s of each document.")
+            if name in ("contrast", "sensitivity", "mass") and where != "all":
+                raise FraError(f"where={where!r} has no meaning for {name!r}, which weighs all pairs: leave it out.")
+        if where not in get_args(Where):
+            raise FraError(f"where={where!r} is unknown: choose of {', '.join(get_args(Where))}.")
+        if where != "all" and not len(self.corpus.offset):
+            raise FraError(f"where={where!r} needs stripes: give the census the offsets t - s of each document.")
+        if n is not None and n < 1:
+            raise FraError(f"n={n} asks for nothing: give a positive number.")
+        missing = [head for head in heads if head not in self.heads]
+        if missing or not heads:
+            raise FraError(f"the census has no head {missing}: it has {list(self.heads)}.")
+
+    def _counted(self, ask: _Ask) -> bool:
+        """Whether counts of all channels are needed; else those of the strongest are enough, and values that are not
+        zero are live.
+        """
+        simple = all(name in ("sum", "abs") for name in ask.reduces) and self.layer.rotary is None
+        few = ask.n is not None and ask.n * len(ask.heads) * len(ask.reduces) < len(self.corpus.live) // 4
+        return not (simple and few and ask.least == 1 and not self.corpus.signed)
+
+    def _width(self, ask: _Ask, counted: bool) -> int:
+        """Key features at a time."""
+        corpus = self.corpus
+        # Position parts of every reduction; or a head's table, with a document's own and the cells it goes to.
+        tables = len(ask.reduces) * corpus.value.itemsize
+        if self.layer.rotary is not None or any(name in ("max", "mass") for name in ask.reduces):
+            tables += 4 * corpus.value.itemsize + 8
+        column = len(corpus.live) * (tables + counted * count_dtype(corpus).itemsize)
+        if column > self.memory_budget:
+            raise FraError(
+                f"memory_budget={self.memory_budget:,} bytes holds not even one key feature's column of "
+                f"{len(corpus.live):,} channels: give at least {column:,}."
+            )
+        return max(1, self.memory_budget // column)
+
+    def _refuse(self, n_more: int, best: Mapping[Any, Strongest]) -> None:
+        n_rows = n_more * len(best) + sum(rows.n_kept for rows in best.values())
+        if n_rows * _ROW_BYTES > self.memory_budget:
+            raise FraError(
+                f"{n_rows:,} live channels would take {n_rows * _ROW_BYTES:,} bytes, more than memory_budget="
+                f"{self.memory_budget:,}: pass n= for the strongest, or min_count=."
+            )
+
+    def _offer(
+        self, best: Strongest, tables: Tables, name: CensusReduce, head: int, ask: _Ask, count: Tensor | None
+    ) -> None:
+        kind: Kind = "sum" if name == "mean" else name
+        q, k = tables.q_ids, tables.k_ids
+        for tile, values in tables.rows(kind, ask.where, head):
+            number = None if count is None else count[tile]
+            if name == "mean" and number is not None:
+                values = values / number.clamp(min=1)
+            if number is None and best.threshold > 0:
+                low, high = torch.aminmax(values)
+                if max(-float(low), float(high)) < best.threshold:
+                    continue
+            strong = values.abs() >= best.threshold
+            strong &= (values != 0) if number is None else (number >= ask.least)
+            row, column = strong.nonzero(as_tuple=True)
+            value = values[row, column].to(self.corpus.value.dtype) if kind != "count" else values[row, column]
+            code = q[row + tile.start] * self.layer.d_sae + k[column]  # int64: d_sae**2 passes 2**31 at 46 341
+            counts = torch.zeros_like(code) if number is None else number[row, column].long()
+            best.offer(value.abs().double(), code, value, counts)
+
+    def _frame(self, name: CensusReduce, ask: _Ask, best: Mapping[Any, Strongest], counted: bool) -> pd.DataFrame:
+        frames = []
+        for head in ask.heads:
+            _, code, value, count = best[name, head].result()
+            frames.append((torch.full_like(code, head), code // self.layer.d_sae, code % self.layer.d_sae, value, count))
+        head, q, k, value, count = (torch.cat(parts) for parts in zip(*frames, strict=True))
+        if not counted and len(q):
+            home = self.corpus.device
+            (i, at_i), (j, at_j) = (torch.unique(ids.to(home), return_inverse=True) for ids in (q, k))
+            few = Tables(self.layer, self.corpus, i, j).positions("count", ask.where, None)
+            count = few[at_i, at_j].long().cpu()
+        columns = {"head": head, "q_feature": q, "k_feature": k, "value": value, "count": count}
+        return pd.DataFrame({key: column.cpu().numpy() for key, column in columns.items()})

@@ -1,0 +1,97 @@
+"""All terms of one head on one document, in blocks, reduced over positions for every pair of live features."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+WORK_BYTES = 1 << 23
+"""Of one intermediate array. Answers do not depend on it, beyond rounding."""
+
+
+def segments(
+    values: Float[Tensor, "n m"], order: Int[Tensor, " n2"], bounds: Int[Tensor, " k1"], weight: Tensor | None = None
+) -> Float[Tensor, "k m"]:
+    """Sums of rows `order[bounds[i]:bounds[i+1]]` of `values`, times `weight` where given: one pass, no atomics."""
+    found: Tensor = embedding_bag(
+        order, values, bounds, mode="sum", per_sample_weights=weight, include_last_offset=True
+    )
+    return found
+
+
+def by_slot(slot: Int[Tensor, " n"], n_slots: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " bounds"]]:
+    """Order and bounds that make `segments` sum by slot; slots below zero belong to none."""
+    order = slot.argsort(stable=True)
+    bounds = torch.searchsorted(slot[order], torch.arange(n_slots + 1, device=slot.device))
+    # The first bag must begin at zero: what lies before it is cut off.
+    skip = int(bounds[0])
+    return order[skip:], bounds - skip
+
+
+class Side:
+    """Entries of one document on one side: vectors as they enter the score, sorted by position."""
+
+    def __init__(self, pos: Int[Tensor, " n"], slot: Int[Tensor, " n"], vector: Float[Tensor, "n d_head"], n_pos: int):
+        """`slot`: each entry's feature among those asked for."""
+        self.pos, self.vector = pos, vector
+        self.live, self.local = torch.unique(slot, return_inverse=True)
+        """Slots that occur, and each entry's place among them."""
+        self.bounds: list[int] = [0, *torch.bincount(pos, minlength=n_pos).cumsum(0).tolist()]
+        """Number of entries before each position, and the end: one look at the device, then loops need none."""
+
+
+def reduce_blocks(
+    q: Side, k: Side, kind: str, weights: Float[Tensor, "pos pos"] | None
+) -> Float[Tensor, "q_live k_live"]:
+    """Terms <q, k> reduced over entries. kind: "abs", "max", "mass", or any that is linear. weights: what terms are
+    multiplied by (zero where masked; for "max" only its zeros matter, for "mass" it is the pattern); None for 1 at and
+    before the query.
+    """
+    start = -torch.inf if kind == "max" else 0.0
+    table = q.vector.new_full((len(q.live), len(k.live)), start)
+    n_rows = max(1, WORK_BYTES // (max(1, len(k.pos)) * table.itemsize))
+    for low in range(0, len(q.pos), n_rows):
+        high = min(low + n_rows, len(q.pos))
+        first, last = bisect_right(q.bounds, low) - 1, bisect_right(q.bounds, high - 1) - 1
+        stop = k.bounds[last + 1]
+        if not stop:
+            continue
+        q_pos, k_pos, k_slot = q.pos[low:high], k.pos[:stop], k.local[:stop]
+        terms = k.vector[:stop] @ q.vector[low:high].mT
+        if kind == "abs":
+            terms.abs_()
+        weight = None if weights is None else weights[q_pos][:, k_pos].mT
+        if kind == "max":
+            hidden = k_pos[:, None] > q_pos if weight is None else weight == 0
+            terms.masked_fill_(hidden, -torch.inf)
+            by_key = terms.new_full((len(k.live), high - low), -torch.inf)
+            by_key.scatter_reduce_(0, k_slot[:, None].expand_as(terms), terms, "amax")
+            table.scatter_reduce_(0, q.local[low:high, None].expand(-1, len(k.live)), by_key.mT, "amax")
+            continue
+        if weight is None:
+            # Only keys within the block's own rows may lie ahead of a query.
+            begin = k.bounds[first]
+            terms[begin:].masked_fill_(k_pos[begin:, None] > q_pos, 0.0)
+        order, bounds = by_slot(k_slot, len(k.live))
+        if kind == "mass":
+            assert weight is not None
+            by_key = _mass(terms, weight.contiguous(), k_slot, order, bounds)
+        else:
+            by_key = segments(terms if weight is None else terms * weight, order, bounds)
+        if table.is_cuda:  # index_add_ would use atomics there
+            table += segments(by_key.mT.contiguous(), *by_slot(q.local[low:high], len(q.live)))
+        else:
+            table.index_add_(0, q.local[low:high], by_key.mT)
+    return table
+
+
+def _mass(terms: Tensor, pattern: Tensor, slot: Tensor, order: Tensor, bounds: Tensor) -> Float[Tensor, "k_live q"]:
+    """sum_s A(t,s) |F(t,s) - sum_u A(t,u) F(t,u)|: keys without the feature have F = 0 and the rest of the attention."""
+    mean = segments(terms * pattern, order, bounds)
+    share = segments(pattern, order, bounds)
+    live = segments((terms - mean[slot]).abs_() * pattern, order, bounds)
+    return live + (1 - share).clamp(min=0) * mean.abs()

@@ -1,0 +1,259 @@
+"""Runs documents through a model and a dictionary, in batches, and keeps the live entries of one attention layer."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from fra._census_corpus import Corpus
+from fra._dictionaries import _ROWS_AT_ONCE, _gain_and_offset, check_dictionary, codes, dictionary_hook
+from fra._heads import FrozenLayer, Model, Rotary, Side, _gain, _rotary, _run, freeze
+from fra._qk import QKWeights, check_layer_and_head, qk_weights
+from fra.errors import FraError
+
+_TOKENS_AT_ONCE = 2048
+"""Tokens in one forward pass (one document at least)."""
+_CHECKED_TOKENS = 256
+"""Of one document, on which the model's own scores are compared."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The query and key maps of one layer as they read a dictionary's features."""
+
+    weights: QKWeights
+    decoder: Float[Tensor, "d_sae d_model"]
+    rotary: Rotary | None
+
+    @property
+    def n_heads(self) -> int:
+        """Query heads."""
+        return self.weights.W_q.shape[0]
+
+    @property
+    def d_sae(self) -> int:
+        """Features of the dictionary."""
+        return self.decoder.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in."""
+        return self.decoder.dtype
+
+    def directions(self, side: Side, head: int, features: Int[Tensor, " n"]) -> Float[Tensor, "n d_head"]:
+        """Features as the head's queries (times the score's scale) or keys, before rotation."""
+        if side == "query":
+            return self.decoder[features] @ (self.weights.W_q[head] * self.weights.scale)
+        return self.decoder[features] @ self.weights.W_k[head]
+
+    def mask(self, n_pos: int) -> Bool[Tensor, "pos pos"]:
+        """True where the key may be attended."""
+        pos = torch.arange(n_pos, device=self.decoder.device)
+        ahead = pos[:, None] - pos
+        return (ahead >= 0) & (ahead < (self.weights.window or n_pos))
+
+    def patterns(self, corpus: Corpus, doc: int, head: int) -> Float[Tensor, "pos pos"]:
+        """One head's attention on one document of the corpus, from its kept inputs."""
+        assert corpus.inputs is not None
+        rows = slice(corpus.row_start[doc], corpus.row_start[doc + 1])
+        x, w, n_pos = corpus.inputs[rows][None], self.weights, rows.stop - rows.start
+        ones = x.new_ones(1, self.n_heads, n_pos)
+        square = x.new_zeros(1).expand(1, self.n_heads, n_pos, n_pos)
+        frozen = FrozenLayer(
+            layer=w.layer,
+            n_heads=self.n_heads,
+            hook_name=w.hook_name,
+            x=x,
+            sigma=ones[:, 0],
+            W_q=w.W_q,
+            W_k=w.W_k,
+            b_q=w.b_q,
+            b_k=w.b_k,
+            gain_q=ones if corpus.gain_q is None else corpus.gain_q[None, :, rows],
+            gain_k=ones if corpus.gain_k is None else corpus.gain_k[None, :, rows],
+            rotary=self.rotary,
+            scale=w.scale,
+            softcap=w.softcap,
+            mask=self.mask(n_pos),
+            model_scores=square,
+            pattern=square,
+        )
+        scores = frozen.cap(frozen.scores(head))[0].masked_fill(~frozen.mask, -torch.inf)
+        return scores.softmax(-1)
+
+
+def check_documents(documents: Sequence[Tensor]) -> None:
+    """Raises FraError for what is no list of token documents."""
+    if not documents:
+        raise FraError("there are no documents: give a list of 1-D tensors of token ids.")
+    for number, tokens in enumerate(documents):
+        if not isinstance(tokens, Tensor) or tokens.ndim != 1 or tokens.is_floating_point():
+            kind = f"{tokens.dtype} of shape {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens)
+            raise FraError(f"document {number} must be a 1-D tensor of integer token ids, not {kind}.")
+        if len(tokens) == 0:
+            raise FraError(f"document {number} is empty: leave it out.")
+
+
+def stripe_lists(documents: Sequence[Tensor], stripes: Sequence[int | Sequence[int]] | None) -> list[list[int]]:
+    """The offsets of each document, ascending. Raises FraError where they do not fit the documents."""
+    if stripes is None:
+        return [[] for _ in documents]
+    if len(stripes) != len(documents):
+        raise FraError(f"there are {len(stripes)} stripes for {len(documents)} documents: give one for each.")
+    lists = []
+    for number, (tokens, given) in enumerate(zip(documents, stripes, strict=True)):
+        offsets = sorted({int(given)} if isinstance(given, int) else {int(offset) for offset in given})
+        if offsets and not (offsets[0] >= 0 and offsets[-1] < len(tokens)):
+            raise FraError(
+                f"stripe {offsets[0] if offsets[0] < 0 else offsets[-1]} of document {number} is no offset "
+                f"t - s within its {len(tokens)} tokens."
+            )
+        lists.append(offsets)
+    return lists
+
+
+class Observer:
+    """Reads the live entries of documents off one attention layer."""
+
+    def __init__(self, model: Model, sae: Any, layer: int, longest: Int[Tensor, " pos"], keep_inputs: bool):
+        """Raises FraError for a model, dictionary, layer or `longest` document that cannot be resolved."""
+        check_dictionary(sae)
+        check_layer_and_head(model, layer)
+        self._model, self._sae, self._keep_inputs = model, sae, keep_inputs
+        hook = dictionary_hook(sae)
+        # The model's own scores are reproduced, and the dictionary's sum, on the longest document before the rest.
+        sample = freeze(model, longest[None, :_CHECKED_TOKENS], layer, hook)
+        decoder = codes(sae, sample.x[:, :_ROWS_AT_ONCE]).decoder
+        weights = qk_weights(model, layer, hook, sample.x.dtype)
+        self.layer = Layer(_folded(weights), decoder, sample.rotary)
+        self._raw = weights
+        block = f"blocks.{layer}"
+        self._names = {"x": hook}
+        if not hook.endswith("hook_normalized") and f"{block}.ln1.hook_scale" in model.hook_dict:
+            self._names["sigma"] = f"{block}.ln1.hook_scale"
+        if isinstance(model, TransformerBridge) and f"{block}.attn.hook_cos" in model.hook_dict:
+            self._names |= {"cos": f"{block}.attn.hook_cos", "sin": f"{block}.attn.hook_sin"}
+        self._see_positions(longest)
+
+    def _see_positions(self, longest: Tensor) -> None:
+        if self.layer.rotary is not None and len(longest) > len(self.layer.rotary.cos):
+            tokens = longest[None].to(self.layer.decoder.device)
+            got = _run(self._model, tokens, self._raw.layer, self._names)
+            rotary = _rotary(self._model, self._raw.layer, got, len(longest), self.layer.dtype)
+            self.layer = replace(self.layer, rotary=rotary)
+
+    @torch.no_grad()
+    def observe(
+        self, documents: Sequence[Tensor], numbers: Sequence[int], stripes: Sequence[Sequence[int]]
+    ) -> Corpus:
+        """The entries of some documents, run as one batch padded on the right; padding is dropped before anything else
+        is computed.
+        """
+        length = torch.tensor([len(tokens) for tokens in documents])
+        home, like = self.layer.decoder.device, self.layer.decoder
+        n_pos = int(length.max())
+        batch = torch.nn.utils.rnn.pad_sequence([tokens.to(home).long() for tokens in documents], batch_first=True)
+        got = _run(self._model, batch, self._raw.layer, self._names)
+        real = (torch.arange(n_pos) < length[:, None]).to(home)
+        x = got["x"].to(like)[real]
+        sigma = got["sigma"].to(like)[..., 0][real] if "sigma" in got else x.new_ones(len(x))
+        row, feature, value = live_entries(self._sae, x)
+        inputs = x / sigma[:, None]
+        gain_q = gain_k = None
+        if self._raw.norm_q is not None or self._raw.norm_k is not None:
+            gain_q, gain_k = (_gain(self._raw, side, inputs[None])[2][0] for side in ("query", "key"))
+        return Corpus(
+            number=torch.tensor(list(numbers)),
+            length=length,
+            n_offsets=torch.tensor([len(offsets) for offsets in stripes]),
+            offset=torch.tensor([offset for offsets in stripes for offset in offsets], dtype=torch.long),
+            per_row=torch.bincount(row, minlength=len(x)).int(),
+            feature=feature.int(),
+            value=value / sigma[row],
+            gain_q=gain_q,
+            gain_k=gain_k,
+            inputs=inputs if self._keep_inputs else None,
+        )
+
+    def fingerprint(self) -> str:
+        """sha256 of what, beside documents, decides the entries and couplings: weights, dictionary, precision."""
+        w = self.layer.weights
+        state = [(name, tensor) for name, tensor in sorted(self._sae.state_dict().items())]
+        return _digest(
+            [f"{w.layer} {w.hook_name} {w.scale} {w.softcap} {w.window} {self.layer.dtype} {self._keep_inputs}"],
+            [w.W_q, w.W_k, w.b_q, w.b_k, *(tensor for _, tensor in state)],
+        )
+
+
+def _folded(weights: QKWeights) -> QKWeights:
+    """Maps with the QK-norm's weights in them; the norms stay, to say that gains are frozen."""
+    q, k = weights.norm_q, weights.norm_k
+    one = weights.W_q.new_ones(weights.W_q.shape[-1])
+    return replace(
+        weights,
+        W_q=weights.W_q if q is None else weights.W_q * q[0],
+        b_q=weights.b_q if q is None else weights.b_q * q[0],
+        W_k=weights.W_k if k is None else weights.W_k * k[0],
+        b_k=weights.b_k if k is None else weights.b_k * k[0],
+        norm_q=None if q is None else (one, q[1]),
+        norm_k=None if k is None else (one, k[1]),
+    )
+
+
+def _digest(words: Sequence[str], tensors: Sequence[Tensor]) -> str:
+    found = hashlib.sha256("\n".join(words).encode())
+    for tensor in tensors:
+        found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def documents_digest(documents: Sequence[Tensor], stripes: Sequence[Sequence[int]]) -> str:
+    """sha256 of the tokens and stripes, in order."""
+    return _digest([repr([list(offsets) for offsets in stripes])], [tokens.long() for tokens in documents])
+
+
+def live_entries(
+    sae: Any, x: Float[Tensor, "rows d_model"]
+) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
+    """Row, feature and value (the activation times the dictionary's gain there) of every live feature, by row, then
+    feature. Raises FraError where a code is not finite.
+    """
+    row, feature, value = [], [], []
+    for start in range(0, len(x), _ROWS_AT_ONCE):
+        part = x[start : start + _ROWS_AT_ONCE]
+        acts = sae.encode(part.to(sae.W_dec.device))
+        acts = (acts.to_dense() if acts.is_sparse else acts).to(x)
+        gain, _ = _gain_and_offset(sae, part)
+        at, live = acts.nonzero(as_tuple=True)
+        row.append(at + start)
+        feature.append(live)
+        value.append(acts[at, live] * gain[at, 0])
+    values = torch.cat(value)
+    if not bool(values.isfinite().all()):
+        raise FraError(
+            f"the codes of the dictionary at {dictionary_hook(sae)!r} hold NaN or infinity: check its weights and the "
+            f"model's."
+        )
+    return torch.cat(row), torch.cat(feature), values
+
+
+def plan(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Batches of document numbers of nearly equal length, shortest first: little is padded, and the same documents are
+    always cut in the same way.
+    """
+    batch: list[int] = []
+    for number in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batch and (len(batch) + 1) * lengths[number] > _TOKENS_AT_ONCE:
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch

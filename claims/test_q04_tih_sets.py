@@ -1,15 +1,18 @@
 """Q04. Every token induction head (TIH) has conceptual induction (CIH) channels.
 
-A TIH is a head whose attention contrast (repeated against deranged first copy) has a lower bound of at least 0.20 on documents of
-their own. Its CIH set is the 50 channels (pairs of SAE features) that an exhaustive search over live pairs puts first on
-discovery documents. Removed together on other documents, they must lower the log-odds of the induction key:
+A TIH is a head whose attention contrast (repeated against deranged first copy) has a lower bound of at least 0.20 on
+documents of their own. Its CIH set is the 50 channels (pairs of SAE features) that an exhaustive search over live pairs
+puts first on discovery documents. Removed together on other documents, they must lower the log-odds of the induction
+key:
 
-H0: E_set <= 0.5 nat, or the set carries <= 10 % of the head's contrast, or no more than random atoms or scrambled heads.
-Controls: deranged documents inside every difference; random atoms for features (equal number and L0, two seeds), each with its own
-    search; the head with its key map turned by a random rotation, the whole search repeated (20 a head, pooled by layer).
-Gate: the feature-feature block must carry half of the head's stripe contrast on this very stimulus; where bias and error carry it,
-    features cannot answer for the head, and the verdict is INCONCLUSIVE.
-Bar: one pair carries about a per cent of an edge at L0 32, so that 50 pairs that are what the head reads should carry a good part
+H0: E_set <= 0.5 nat, or the set carries <= 10 % of the head's contrast, or no more than random atoms or scrambled
+heads. Controls: deranged documents inside every difference; random atoms for features (equal number and L0, two seeds),
+each with its own
+    search; the head with its key map turned by a random rotation, the whole search repeated (20 a head, pooled by
+layer). Gate: the feature-feature block must carry half of the head's stripe contrast on this very stimulus; where bias
+and error carry it,
+    features cannot answer for the head, and the verdict is INCONCLUSIVE. Bar: one pair carries about a per cent of an
+edge at L0 32, so that 50 pairs that are what the head reads should carry a good part
     of it; half a nat moves an attention of 0.5 to 0.38. Registered before `mini` was measured.
 
 Each stimulus family is a claim of its own; there is no switching between them.
@@ -21,9 +24,15 @@ from fra.claim import Claim
 
 BARS = {
     "gate: feature-feature share": 0.5,
-    "share of contrast": 0.10, "over random atoms 1": 0.0, "over random atoms 2": 0.0, "over scrambled heads": 0.95,
-    "effect": 0.10, "head contrast": 0.10, "attention": 0.02, "coverage": 0.002,
-}  # fmt: skip
+    "share of contrast": 0.10,
+    "over random atoms 1": 0.0,
+    "over random atoms 2": 0.0,
+    "over scrambled heads": 0.95,
+    "effect": 0.10,
+    "head contrast": 0.10,
+    "attention": 0.02,
+    "coverage": 0.002,
+}
 RANDOM, NATURAL = (
     Claim(
         id=f"Q04{suffix}",
@@ -41,11 +50,11 @@ RANDOM, NATURAL = (
 
 @pytest.fixture(scope="module")
 def evidence(screens):
-    from fra.cih import set_evidence
+    from fra.evidence import set_evidence
 
     return {claim.id: set_evidence(claim, screens(claim.stimuli[0])) for claim in (RANDOM, NATURAL)}
 
 
 @pytest.mark.parametrize("claim", [RANDOM, NATURAL], ids=lambda claim: claim.id)
 def test_q04(claim, head, evidence, verdict):
-    verdict(evidence[claim.id].get(head))
+    verdict(evidence[claim.id][head])

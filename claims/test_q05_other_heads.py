@@ -1,15 +1,16 @@
 """Q05. Heads that are not token induction heads have conceptual induction (CIH) channels.
 
-A head is not a TIH where the upper bound of its attention contrast is at most 0.05. It has a CIH channel where one and the same
-candidate, of the 50 that the search puts first, passes everything on confirmation documents:
+A head is not a TIH where the upper bound of its attention contrast is at most 0.05. It has a CIH channel where one and
+the same candidate, of the 50 that the search puts first, passes everything on confirmation documents:
 
-H0: no candidate has E_ij > 0.10 nat, beats the same search at 40 other lags, has a coupling in the top 5 % of the head's own
-    matched pairs and above the median of the layer's other heads, beats the same search on scrambled heads, and is *expressed*:
-    on the rows where its query feature is live, the head's own contrast exceeds 0.10, the channel's own share of attention
-    exceeds 0.02, and such rows are at least 0.2 % of all.
-Controls: deranged documents, other lags, scrambled heads; layer-0 heads, which cannot know a key's predecessor, stand beside.
-Power: channels injected into the head's scores at these very bars; a refutation needs that 80 % of them are found.
-Bar: every head has positive pairs that others cancel, so that an effect alone ("latent") is not yet a channel; 0.02 of attention is
+H0: no candidate has E_ij > 0.10 nat, beats the same search at 40 other lags, has a coupling in the top 5 % of the
+    head's own matched pairs and above the median of the layer's other heads, beats the same search on scrambled heads,
+    and is *expressed*: on the rows where its query feature is live, the head's own contrast exceeds 0.10, the channel's
+    own share of attention exceeds 0.02, and such rows are at least 0.2 % of all.
+Controls: deranged documents, other lags, scrambled heads; layer-0 heads, which cannot know a key's predecessor, stand
+beside. Power: channels injected into the head's scores at these very bars; a refutation needs that 80 % of them are
+found. Bar: every head has positive pairs that others cancel, so that an effect alone ("latent") is not yet a channel;
+0.02 of attention is
     what a fifth of a weak induction head would give. Registered before `mini` was measured.
 """
 
@@ -18,9 +19,15 @@ import pytest
 from fra.claim import Claim
 
 BARS = {
-    "effect": 0.10, "over other lags": 0.95, "coupling among matched pairs": 0.95, "coupling over other heads": 0.0,
-    "over scrambled heads": 0.95, "head contrast": 0.10, "attention": 0.02, "coverage": 0.002,
-}  # fmt: skip
+    "effect": 0.10,
+    "over other lags": 0.95,
+    "coupling among matched pairs": 0.95,
+    "coupling over other heads": 0.0,
+    "over scrambled heads": 0.95,
+    "head contrast": 0.10,
+    "attention": 0.02,
+    "coverage": 0.002,
+}
 RANDOM, NATURAL = (
     Claim(
         id=f"Q05{suffix}",
@@ -38,11 +45,11 @@ RANDOM, NATURAL = (
 
 @pytest.fixture(scope="module")
 def evidence(screens):
-    from fra.cih import channel_evidence
+    from fra.evidence import channel_evidence
 
     return {claim.id: channel_evidence(claim, screens(claim.stimuli[0])) for claim in (RANDOM, NATURAL)}
 
 
 @pytest.mark.parametrize("claim", [RANDOM, NATURAL], ids=lambda claim: claim.id)
 def test_q05(claim, head, evidence, verdict):
-    verdict(evidence[claim.id].get(head))
+    verdict(evidence[claim.id][head])

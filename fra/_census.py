@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -67,7 +67,7 @@ def census(
     """
     check_documents(documents)
     offsets = stripe_lists(documents, stripes)
-    reduces = tuple(get_args(CensusReduce)[:0]) + ((reduce,) if isinstance(reduce, str) else tuple(reduce))
+    reduces = (reduce,) if isinstance(reduce, str) else tuple(reduce)
     _check_reduces(reduces, stripes is not None)
     if memory_budget < 1 or checkpoint_every < 1:
         raise FraError("memory_budget (bytes) and checkpoint_every (documents) must be positive.")
@@ -133,14 +133,25 @@ def _next_part(folder: Path) -> Path:
 def _resume(folder: Path, about: dict[str, object], device: torch.device) -> list[Corpus]:
     parts = []
     for path in sorted(folder.glob("part-*.safetensors")):
-        part, wrote = read(path, device)
+        part, wrote = read(path)
         if wrote != about:
             raise FraError(
                 f"the checkpoint {folder} is of other documents, weights or reductions: give another folder, or "
                 f"delete it."
             )
-        parts.append(part)
+        parts.append(part.to(device))
     return parts
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """One question to a census."""
+
+    reduces: tuple[CensusReduce, ...]
+    n: int | None
+    heads: tuple[int, ...]
+    where: Where
+    least: int
 
 
 class Census:
@@ -151,7 +162,7 @@ class Census:
         layer: Layer,
         corpus: Corpus,
         heads: tuple[int, ...],
-        reduces: tuple[str, ...],
+        reduces: tuple[CensusReduce, ...],
         memory_budget: int,
         fingerprint: Any,
     ):
@@ -194,15 +205,15 @@ class Census:
         where: Where = "all",
         min_count: int = 1,
     ) -> pd.DataFrame:
-        """The n strongest channels of each head (all live ones where None), exactly: columns head, q_feature, k_feature,
-        value, count; strongest |value| first, ties by ids.
+        """The n strongest channels of each head (all live ones where None), exactly: columns head, q_feature,
+        k_feature, value, count; strongest |value| first, ties by ids.
 
-        reduce: one that the census was asked for (the first where None). where: pairs on the documents' "stripe"s, "off"
-        them, or "all". count: attended pairs (t, s) there at which both features are live, at least `min_count`. Raises
-        FraError for what is not so, and where all live channels would not fit into the memory budget.
+        reduce: the first that the census was asked for where None. where: pairs on the documents' "stripe"s, "off"
+        them, or "all". count: attended pairs (t, s) there at which both features are live, at least `min_count`.
+        Raises FraError for what is not so, and where all live channels would not fit into the memory budget.
         """
         name = reduce or self.reduces[0]
-        return self.strongest((name,), n, heads, where=where, min_count=min_count)[name]  # type: ignore[arg-type]
+        return self.strongest((name,), n, heads, where=where, min_count=min_count)[name]
 
     @torch.no_grad()
     def strongest(
@@ -220,12 +231,13 @@ class Census:
         ask = _Ask(tuple(reduces), n, chosen, where, max(1, min_count))
         best = {(name, head): Strongest(n) for name in reduces for head in chosen}
         counted = self._counted(ask)
-        live = self.corpus.live
-        for keys in live.split(self._width(ask, counted)):
+        live, n_rows = self.corpus.live, 0
+        for keys in torch.split(live, self._width(ask, counted)):
             tables = Tables(self.layer, self.corpus, live, keys)
             count = tables.positions("count", where, None) if counted else None
             if n is None and count is not None:
-                self._refuse(int((count >= ask.least).sum()) * len(chosen), best)
+                n_rows += int((count >= ask.least).sum()) * len(best)
+                self._refuse(n_rows)
             for (name, head), rows in best.items():
                 self._offer(rows, tables, name, head, ask, count)
         return {name: self._frame(name, ask, best, counted) for name in reduces}
@@ -273,11 +285,10 @@ class Census:
             )
         return max(1, self.memory_budget // column)
 
-    def _refuse(self, n_more: int, best: Mapping[Any, Strongest]) -> None:
-        n_rows = n_more * len(best) + sum(rows.n_kept for rows in best.values())
+    def _refuse(self, n_rows: int) -> None:
         if n_rows * _ROW_BYTES > self.memory_budget:
             raise FraError(
-                f"{n_rows:,} live channels would take {n_rows * _ROW_BYTES:,} bytes, more than memory_budget="
+                f"more than {n_rows:,} live channels would take {n_rows * _ROW_BYTES:,} bytes and memory_budget is "
                 f"{self.memory_budget:,}: pass n= for the strongest, or min_count=."
             )
 
@@ -306,12 +317,95 @@ class Census:
         frames = []
         for head in ask.heads:
             _, code, value, count = best[name, head].result()
-            frames.append((torch.full_like(code, head), code // self.layer.d_sae, code % self.layer.d_sae, value, count))
-        head, q, k, value, count = (torch.cat(parts) for parts in zip(*frames, strict=True))
+            frames.append(
+                (torch.full_like(code, head), code // self.layer.d_sae, code % self.layer.d_sae, value, count)
+            )
+        every, q, k, value, count = (torch.cat(parts) for parts in zip(*frames, strict=True))
         if not counted and len(q):
             home = self.corpus.device
             (i, at_i), (j, at_j) = (torch.unique(ids.to(home), return_inverse=True) for ids in (q, k))
             few = Tables(self.layer, self.corpus, i, j).positions("count", ask.where, None)
             count = few[at_i, at_j].long().cpu()
-        columns = {"head": head, "q_feature": q, "k_feature": k, "value": value, "count": count}
+        columns = {"head": every, "q_feature": q, "k_feature": k, "value": value, "count": count}
         return pd.DataFrame({key: column.cpu().numpy() for key, column in columns.items()})
+
+    @torch.no_grad()
+    def examples(self, head: int, q_feature: int, k_feature: int, n: int = 10) -> pd.DataFrame:
+        """Where one channel contributes most: columns document, q_pos, k_pos, value, strongest |value| first, ties by
+        document and position. No more than n are held at a time.
+
+        Raises FraError for a head or feature that is not there, and for n below 1.
+        """
+        self._check(("sum",), n, (head,), "all")
+        for feature in (q_feature, k_feature):
+            if not 0 <= feature < self.layer.d_sae:
+                raise FraError(f"feature {feature} is out of range: the dictionary has {self.layer.d_sae} features.")
+        corpus, layer, best = self.corpus, self.layer, Strongest(n)
+        q, k = (torch.tensor([feature], device=corpus.device) for feature in (q_feature, k_feature))
+        u, v = layer.directions("query", head, q), layer.directions("key", head, k)
+        width = int(corpus.length.max())
+        for part in corpus.parts(width):
+            number = corpus.number[part.first : part.stop].to(corpus.device)
+            pos, sides = torch.arange(part.n_pos, device=corpus.device), []
+            for feature, gain in ((q_feature, corpus.gain_q), (k_feature, corpus.gain_k)):
+                dense = corpus.value.new_zeros(part.n_docs * part.n_pos)
+                there = part.feature == feature
+                dense[part.padded_row[there]] = part.coefficient(gain, head)[there]
+                sides.append(dense.view(part.n_docs, part.n_pos))
+            ahead = pos[:, None] - pos
+            if layer.rotary is None:
+                coupling = (u * v).sum()
+            else:
+                turned = layer.rotary.rotate(u.expand(part.n_pos, -1), pos)
+                coupling = (turned * layer.rotary.rotate(v, pos[:1])).sum(-1)[ahead.clamp(min=0)]
+            terms = sides[0][:, :, None] * sides[1][:, None, :]
+            live = (terms != 0) & layer.mask(part.n_pos)
+            terms = terms * coupling
+            doc, t, s = (live & (terms.abs() >= best.threshold)).nonzero(as_tuple=True)
+            value = terms[doc, t, s]
+            best.offer(value.abs().double(), (number[doc] * width + t) * width + s, value)
+        _, code, value = best.result()
+        columns = {"document": code // width**2, "q_pos": code // width % width, "k_pos": code % width, "value": value}
+        return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+
+    def merge(self, *others: Census) -> Census:
+        """The census of all documents of this one, then of the others; their numbers go on in that order.
+
+        Raises FraError for censuses of other weights, dictionaries, heads or reductions.
+        """
+        for other in others:
+            if (other.fingerprint, other.heads, other.reduces) != (self.fingerprint, self.heads, self.reduces):
+                raise FraError(
+                    "only censuses of the same model, dictionary, layer, heads and reductions can be merged."
+                )
+        corpora = [one.corpus for one in (self, *others)]
+        longest = max((self, *others), key=lambda one: int(one.corpus.length.max()))
+        joined = concatenate(corpora, renumber=True)
+        return Census(longest.layer, joined, self.heads, self.reduces, self.memory_budget, lambda: self.fingerprint)
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file, with JSON in its header; complete or absent, whatever interrupts."""
+        about: dict[str, object] = {
+            "fingerprint": self.fingerprint,
+            "heads": list(self.heads),
+            "reduces": list(self.reduces),
+        }
+        write(self.corpus, Path(path), about)
+
+    @classmethod
+    @torch.no_grad()
+    def load(cls, path: str | Path, model: Model, sae: Any, layer: int, *, memory_budget: int = 1 << 30) -> Census:
+        """A census that `save` wrote, with the model and dictionary that it was of.
+
+        Raises FraError for what is no such file, and where weights or dictionary are others.
+        """
+        corpus, about = read(Path(path))
+        longest = torch.zeros(int(corpus.length.max()), dtype=torch.long)
+        observer = Observer(model, sae, layer, longest, corpus.inputs is not None)
+        fingerprint = observer.fingerprint()
+        if about.get("fingerprint") != fingerprint:
+            raise FraError(f"the census {path} is of another model, dictionary or layer: give those that it was of.")
+        corpus = corpus.to(observer.layer.decoder.device)
+        heads, reduces = about["heads"], about["reduces"]
+        assert isinstance(heads, list) and isinstance(reduces, list)
+        return cls(observer.layer, corpus, tuple(heads), tuple(reduces), memory_budget, lambda: fingerprint)

@@ -90,7 +90,7 @@ def reduce_blocks(
 
 
 def _mass(terms: Tensor, pattern: Tensor, slot: Tensor, order: Tensor, bounds: Tensor) -> Float[Tensor, "k_live q"]:
-    """sum_s A(t,s) |F(t,s) - sum_u A(t,u) F(t,u)|: keys without the feature have F = 0 and the rest of the attention."""
+    """sum_s A(t,s) |F(t,s) - sum_u A(t,u) F(t,u)|: keys without the feature have F = 0, and the rest of A."""
     mean = segments(terms * pattern, order, bounds)
     share = segments(pattern, order, bounds)
     live = segments((terms - mean[slot]).abs_() * pattern, order, bounds)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from fra.errors import FraError
 
 FORMAT = "fra-census/1"
+_ON_CPU = ("number", "length", "n_offsets", "offset")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class Corpus:
         """Where entries are."""
         return self.value.device
 
+    def to(self, device: torch.device) -> Corpus:
+        """The same with entries on another device."""
+        moved = {k: v if k in _ON_CPU else v.to(device) for k, v in self.tensors().items()}
+        return Corpus(**{field.name: moved.get(field.name) for field in fields(self)})  # type: ignore[arg-type]
+
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
@@ -79,7 +86,7 @@ class Corpus:
         """Offsets of each document."""
         ends = [0, *self.n_offsets.cumsum(0).tolist()]
         offsets = self.offset.tolist()
-        return [offsets[low:high] for low, high in zip(ends, ends[1:], strict=False)]
+        return [offsets[low:high] for low, high in pairwise(ends)]
 
     @cached_property
     def live(self) -> Int[Tensor, " live"]:
@@ -184,7 +191,7 @@ def write(corpus: Corpus, path: Path, about: dict[str, object]) -> None:
     os.replace(unfinished, path)
 
 
-def read(path: Path, device: torch.device) -> tuple[Corpus, dict[str, object]]:
+def read(path: Path) -> tuple[Corpus, dict[str, object]]:
     """The inverse of `write`. Raises FraError for what is no such file."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -194,7 +201,4 @@ def read(path: Path, device: torch.device) -> tuple[Corpus, dict[str, object]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (OSError, SafetensorError) as error:
         raise FraError(f"the census {path} cannot be read ({error}): give a file that Census.save wrote.") from error
-    stay = ("number", "length", "n_offsets", "offset")
-    placed = {f.name: None if f.name not in tensors else tensors[f.name] for f in fields(Corpus)}
-    moved = {k: v if v is None or k in stay else v.to(device) for k, v in placed.items()}
-    return Corpus(**moved), json.loads(metadata["about"])  # type: ignore[arg-type]
+    return Corpus(**{f.name: tensors.get(f.name) for f in fields(Corpus)}), json.loads(metadata["about"])  # type: ignore[arg-type]

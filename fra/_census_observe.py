@@ -94,9 +94,11 @@ def check_documents(documents: Sequence[Tensor]) -> None:
     if not documents:
         raise FraError("there are no documents: give a list of 1-D tensors of token ids.")
     for number, tokens in enumerate(documents):
-        if not isinstance(tokens, Tensor) or tokens.ndim != 1 or tokens.is_floating_point():
-            kind = f"{tokens.dtype} of shape {list(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens)
-            raise FraError(f"document {number} must be a 1-D tensor of integer token ids, not {kind}.")
+        if tokens.ndim != 1 or tokens.is_floating_point():
+            raise FraError(
+                f"document {number} must be a 1-D tensor of integer token ids, not {tokens.dtype} of shape "
+                f"{list(tokens.shape)}."
+            )
         if len(tokens) == 0:
             raise FraError(f"document {number} is empty: leave it out.")
 
@@ -150,9 +152,7 @@ class Observer:
             self.layer = replace(self.layer, rotary=rotary)
 
     @torch.no_grad()
-    def observe(
-        self, documents: Sequence[Tensor], numbers: Sequence[int], stripes: Sequence[Sequence[int]]
-    ) -> Corpus:
+    def observe(self, documents: Sequence[Tensor], numbers: Sequence[int], stripes: Sequence[Sequence[int]]) -> Corpus:
         """The entries of some documents, run as one batch padded on the right; padding is dropped before anything else
         is computed.
         """
@@ -211,7 +211,7 @@ def _digest(words: Sequence[str], tensors: Sequence[Tensor]) -> str:
     found = hashlib.sha256("\n".join(words).encode())
     for tensor in tensors:
         found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
 
 

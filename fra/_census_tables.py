@@ -28,6 +28,7 @@ Kind = Literal["sum", "abs", "max", "count", "contrast", "sensitivity", "mass"]
 Where = Literal["all", "stripe", "off"]
 
 _ROWS_AT_ONCE = 2048
+_NARROWEST = 16
 
 
 def add_at(table: Float[Tensor, " n"], at: Int[Tensor, " m"], values: Float[Tensor, " m"]) -> None:
@@ -134,7 +135,7 @@ class Tables:
             k_slot = self._k_slot[part.feature]
             weigh = self._weigh(part, kind, where, head)
             n_rows = part.n_docs * part.n_pos
-            width = max(16, WORK_BYTES // (n_rows * table.itemsize))
+            width = max(_NARROWEST, WORK_BYTES // (n_rows * table.itemsize))
             for low in range(0, len(self.k_ids), width):
                 high = min(low + width, len(self.k_ids))
                 mine = ((k_slot >= low) & (k_slot < high)).nonzero()[:, 0]
@@ -255,9 +256,9 @@ class Tables:
         return (first[:, None] + beside).clamp(max=last), beside < count[:, None]
 
     def _bounds(self, part: Part) -> Tensor:
-        return (
-            self.corpus.entry_start[part.rows.start : part.rows.stop + 1] - part.entries.start
-        ).to(self.corpus.device)
+        return (self.corpus.entry_start[part.rows.start : part.rows.stop + 1] - part.entries.start).to(
+            self.corpus.device
+        )
 
     def _directions(self, head: int) -> tuple[Tensor, Tensor]:
         """Queries (times the scale) of `q_ids` and keys of `k_ids`, before rotation."""

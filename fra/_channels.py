@@ -20,36 +20,17 @@ from fra.errors import FraError
 from fra.stimuli import Batch
 
 
-class EntryIndex:
-    """The entries of a code, findable by feature and document."""
-
-    def __init__(self, codes: Codes) -> None:
-        batch, pos = codes.shape
-        key = codes.feature * batch + codes.row // pos
-        self._batch = batch
-        self._key, self._order = key.sort(stable=True)  # within a document entries stay in order of position
-
-    def of(self, feature: Int[Tensor, " n"], doc: Int[Tensor, " n"] | None = None) -> tuple[Tensor, Tensor]:
-        """(which, entry): for each of n features, in one document or in all, the entries where it is live, by position."""
-        low = feature * self._batch + (0 if doc is None else doc)
-        high = low + (self._batch - 1 if doc is None else 0)
-        start = torch.searchsorted(self._key, low)
-        count = torch.searchsorted(self._key, high, right=True) - start
-        which = torch.repeat_interleave(torch.arange(len(feature), device=feature.device), count)
-        within = torch.arange(len(which), device=feature.device) - (count.cumsum(0) - count)[which]
-        return which, self._order[start[which] + within]
-
-
 @dataclass(frozen=True)
 class Arm:
     """One arm (repeated or control) of a set of documents at one layer."""
 
     frozen: FrozenLayer
     codes: Codes
-    index: EntryIndex
 
     def coefficients(self, side: Side, head: int, entries: Int[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
-        """What multiplies G in F_ij, of chosen entries or all: the code's value over the norm's scale, times the head's QK-norm gain."""
+        """What multiplies G in F_ij, of chosen entries or all: the code's value over the norm's scale, times the
+        head's QK-norm gain.
+        """
         row, value = self.codes.row, self.codes.value
         if entries is not None:
             row, value = row[entries], value[entries]
@@ -58,7 +39,7 @@ class Arm:
     def columns(self, side: Side, head: int, features: Int[Tensor, " n"]) -> Float[Tensor, "batch pos n"]:
         """Coefficients of chosen features as dense columns."""
         batch, pos = self.codes.shape
-        column, entries = self.index.of(features)
+        column, entries = self.codes.index.of(features)
         dense = self.codes.value.new_zeros(batch * pos, len(features))
         dense[self.codes.row[entries], column] = self.coefficients(side, head, entries)
         return dense.view(batch, pos, -1)
@@ -75,8 +56,9 @@ class Arms:
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on `device`."""
-    moved: dict[str, Any] = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
-    return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+    found: dict[str, Any] = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    moved: dict[str, Any] = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in found.items()}
+    return Batch(**moved)
 
 
 @torch.no_grad()
@@ -90,15 +72,14 @@ def measure_arms(model: Model, sae: Any, batch: Batch, layer: int, hook_name: st
 def measure_arm(model: Model, sae: Any, tokens: Int[Tensor, "batch pos"], layer: int, hook_name: str) -> Arm:
     """Runs documents of equal (padded) length through the model and the dictionary."""
     frozen = freeze(model, tokens, layer, hook_name)
-    found = codes(sae, frozen.x)
-    return Arm(frozen, found, EntryIndex(found))
+    return Arm(frozen, codes(sae, frozen.x))
 
 
 def shifted_keys(batch: Batch, shift: int) -> tuple[Int[Tensor, " n_rows"], Bool[Tensor, " batch"]]:
     """Key of every second-copy row on another stripe, and the documents on which it is far from the induction stripe.
 
-    Shift 0 is the induction key. Other shifts turn the first copy round by that many tokens, so that every stripe has the
-    same rows; documents where that lands at a lag of period - 2 .. period + 1 are to be left out.
+    Shift 0 is the induction key. Other shifts turn the first copy round by that many tokens, so that every stripe has
+    the same rows; documents where that lands at a lag of period - 2 .. period + 1 are to be left out.
     """
     if shift == 0:
         return batch.row_key, torch.ones(len(batch), dtype=torch.bool, device=batch.row_key.device)
@@ -134,7 +115,9 @@ def log_odds(scores: Float[Tensor, "n k_pos"], key: Int[Tensor, " n"]) -> Float[
 
 @dataclass(frozen=True)
 class Effects:
-    """Sums by document over rows where a channel's i is live in either arm; divide by `rows` for the mean. [n_documents, n_channels] each."""
+    """Sums by document over rows where a channel's i is live in either arm; divide by `rows` for the mean.
+    [n_documents, n_channels] each.
+    """
 
     nats: Float[np.ndarray, "n_documents n"]
     """dL(repeated) - dL(control)."""
@@ -153,7 +136,9 @@ def _capped(arm: Arm, scores: Float[Tensor, "n k_pos"]) -> Float[Tensor, "n k_po
 
 
 class HeadOnArms:
-    """One head on both arms of a set of documents: its contrast on a stripe, and what the removal of channels does to it."""
+    """One head on both arms of a set of documents: its contrast on a stripe, and what the removal of channels does
+    to it.
+    """
 
     def __init__(self, arms: Arms, head: int) -> None:
         self.head, self.batch = head, arms.batch
@@ -162,7 +147,8 @@ class HeadOnArms:
         doc, pos = self.batch.row_doc, self.batch.row_pos
         if not bool(arms.repeated.frozen.mask[pos, self.keys].all()):
             raise FraError(
-                f"layer {arms.repeated.frozen.layer} masks induction keys (a sliding window shorter than the repeat): use shorter documents"
+                f"layer {arms.repeated.frozen.layer} masks induction keys (a window shorter than the repeat): "
+                "use shorter documents"
             )
         self.row_scores = [arm.frozen.scores(head)[doc, pos] for arm in self.sides]
         self.capped = [_capped(arm, rows).double() for arm, rows in zip(self.sides, self.row_scores, strict=True)]
@@ -206,15 +192,17 @@ class HeadOnArms:
         return np.asarray(out.index_add_(0, self.batch.row_doc, values.double()).cpu())
 
     def channels(self, pairs: Int[Tensor, "n 2"], allowed: Bool[Tensor, "n_rows n"] | None = None) -> Effects:
-        """Exact effect of removing each channel by itself, at every key of the row; only over `allowed` rows where given.
+        """Exact effect of removing each channel by itself, at every key of the row; only over `allowed` rows where
+        given.
 
-        Only keys at which j is live change: with w the attention among the other keys and d_u the change of a score,
-        dL = d_{s*} + log(1 + sum_u w_u (exp(-d_u) - 1)).
+        Only keys at which j is live change: with w the attention among the other keys and d_u the change of a score, dL
+        = d_{s*} + log(1 + sum_u w_u (exp(-d_u) - 1)).
         """
         n, n_rows = len(pairs), len(self.keys)
         parts = [self._changes(side, pairs) for side in (0, 1)]
         if allowed is not None:
-            parts = [tuple(part[allowed[own[0], own[1]]] for part in own) for own in parts]
+            kept = [allowed[row, channel] for row, channel, _, _ in parts]
+            parts = [(a[on], b[on], c[on], d[on]) for (a, b, c, d), on in zip(parts, kept, strict=True)]
         # rows of either arm, each once
         where = torch.unique(torch.cat([channel * n_rows + row for row, channel, _, _ in parts]))
         channel, row = where // n_rows, where % n_rows
@@ -233,12 +221,12 @@ class HeadOnArms:
     def _changes(self, side: int, pairs: Int[Tensor, "n 2"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(row, channel, dL, dA) of one arm for every row where a channel's i is live."""
         arm, length = self.sides[side], self.batch.tokens.shape[1]
-        channel, entry = arm.index.of(pairs[:, 0])
+        channel, entry = arm.codes.index.of(pairs[:, 0])
         row = self._row_of[arm.codes.row[entry]]
         on = row >= 0
         channel, entry, row = channel[on], entry[on], row[on]
         query = arm.coefficients("query", self.head, entry)
-        which, key_entry = arm.index.of(pairs[channel, 1], self.batch.row_doc[row])
+        which, key_entry = arm.codes.index.of(pairs[channel, 1], self.batch.row_doc[row])
         key = arm.codes.row[key_entry] % length
         r, c = row[which], channel[which]
         seen = arm.frozen.mask[self.batch.row_pos[r], key]
@@ -247,7 +235,9 @@ class HeadOnArms:
         G_here = G[c, 0] if G.shape[1] == 1 else G[c, self.batch.row_pos[r] - key]
         F = (query[which] * G_here * arm.coefficients("key", self.head, key_entry)).double()
         before = self.capped[side][r, key]
-        change = F if arm.frozen.softcap is None else before - arm.frozen.cap(self.row_scores[side][r, key].double() - F)
+        change = (
+            F if arm.frozen.softcap is None else before - arm.frozen.cap(self.row_scores[side][r, key].double() - F)
+        )
         own = key == self.keys[r]
         weight = (before - self.others[side][r]).exp().masked_fill(own, 0.0)
         rest = torch.zeros(len(row), dtype=torch.float64, device=key.device)
@@ -261,7 +251,9 @@ class HeadOnArms:
         """Exact effect of removing all channels of a set at once, over rows where a member's i is live."""
         return self._together([self._share(arm, pairs) for arm in self.sides])
 
-    def _share(self, arm: Arm, pairs: Int[Tensor, "n 2"]) -> tuple[Bool[Tensor, " n_rows"], Float[Tensor, "n_rows k_pos"]]:
+    def _share(
+        self, arm: Arm, pairs: Int[Tensor, "n 2"]
+    ) -> tuple[Bool[Tensor, " n_rows"], Float[Tensor, "n_rows k_pos"]]:
         """Rows with a member's i live, and the sum of the channels' contributions to the scores of every row."""
         doc, pos = self.batch.row_doc, self.batch.row_pos
         q_ids, q_at = torch.unique(pairs[:, 0], return_inverse=True)
@@ -275,7 +267,7 @@ class HeadOnArms:
         U, V = couplings(arm, self.head)
         total = q.new_zeros(len(q), k.shape[1])
         everywhere = torch.arange(k.shape[1], device=pos.device)
-        for part in torch.arange(len(pairs), device=pos.device).split(64):
+        for part in torch.split(torch.arange(len(pairs), device=pos.device), 64):
             # pairs stand side by side in one long inner dimension, rotated to their positions
             left = arm.frozen.rotary.rotate(U[pairs[part, 0]][:, None].expand(-1, len(pos), -1), pos)
             right = arm.frozen.rotary.rotate(V[pairs[part, 1]][:, None].expand(-1, k.shape[1], -1), everywhere)
@@ -284,13 +276,17 @@ class HeadOnArms:
             total += self._against_keys(left.flatten(1), keys.flatten(2))
         return (q != 0).any(-1), total
 
-    def _against_keys(self, rows: Float[Tensor, "n_rows n"], keys: Float[Tensor, "batch k_pos n"]) -> Float[Tensor, "n_rows k_pos"]:
+    def _against_keys(
+        self, rows: Float[Tensor, "n_rows n"], keys: Float[Tensor, "batch k_pos n"]
+    ) -> Float[Tensor, "n_rows k_pos"]:
         """Dot products of every row with the keys of its own document."""
-        parts = rows.split(self.batch.periods.tolist())
+        parts = torch.split(rows, self.batch.periods.tolist())
         return torch.cat([part @ keys[number].T for number, part in enumerate(parts)])
 
     def marginal(self, side: Side, feature: int) -> Effects:
-        """Exact effect of removing everything one feature does on one side: all channels (i, .) or all channels (., j)."""
+        """Exact effect of removing everything one feature does on one side: all channels (i, .) or all channels (.,
+        j).
+        """
         shares = []
         for arm in self.sides:
             live = torch.unique(arm.codes.feature)
@@ -326,9 +322,13 @@ class HeadOnArms:
 
 
 class Planting:
-    """One channel in one head, on the rows where it is live, with its coupling raised: what a search must be able to find."""
+    """One channel in one head, on the rows where it is live, with its coupling raised: what a search must be able to
+    find.
+    """
 
-    def __init__(self, head: HeadOnArms, rows: Tensor, unit: Sequence[Tensor], own: Sequence[Tensor], covered: int) -> None:
+    def __init__(
+        self, head: HeadOnArms, rows: Tensor, unit: Sequence[Tensor], own: Sequence[Tensor], covered: int
+    ) -> None:
         self._head, self.rows, self._unit = head, rows, unit
         self.covered = covered
         live = torch.cat([part[part != 0] for part in unit])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,6 +22,28 @@ _LINEAR_DECODERS = (StandardSAE, GatedSAE, TopKSAE, JumpReLUSAE)
 _ROWS_AT_ONCE = 1024
 
 
+class EntryIndex:
+    """The entries of a code, findable by feature and document."""
+
+    def __init__(self, codes: Codes) -> None:
+        batch, pos = codes.shape
+        key = codes.feature * batch + codes.row // pos
+        self._batch = batch
+        self._key, self._order = key.sort(stable=True)  # within a document entries stay in order of position
+
+    def of(self, feature: Int[Tensor, " n"], doc: Int[Tensor, " n"] | None = None) -> tuple[Tensor, Tensor]:
+        """(which, entry): for each of n features, in one document or in all, the entries where it is live, by
+        position.
+        """
+        low = feature * self._batch + (0 if doc is None else doc)
+        high = low + (self._batch - 1 if doc is None else 0)
+        start = torch.searchsorted(self._key, low)
+        count = torch.searchsorted(self._key, high, right=True) - start
+        which = torch.repeat_interleave(torch.arange(len(feature), device=feature.device), count)
+        within = torch.arange(len(which), device=feature.device) - (count.cumsum(0) - count)[which]
+        return which, self._order[start[which] + within]
+
+
 @dataclass(frozen=True)
 class Codes:
     """x = (sum_i value_i decoder_i) + bias + error, exactly; `value` is the feature's activation times the dictionary's
@@ -37,6 +60,11 @@ class Codes:
     error: Float[Tensor, "batch pos d_model"]
     shape: tuple[int, int]
     """(batch, pos)"""
+
+    @cached_property
+    def index(self) -> EntryIndex:
+        """The entries, findable by feature and document."""
+        return EntryIndex(self)
 
     def dense(self) -> Float[Tensor, "batch pos d_sae"]:
         """The values as one dense tensor."""

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, TypedDict
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,8 +32,8 @@ class Intervention:
 
     `with intervention: model(tokens)` changes every pass inside and leaves the model as it was, after an exception too.
     Interventions nest, and add up: each takes away its own share, so what two of them name is taken away twice.
-    `hooks` is for `model.run_with_hooks(tokens, fwd_hooks=intervention.hooks)` and `model.hooks`; there, hooks run in the
-    order of the list, so an edit of the activation that this intervention reads has to stand before it.
+    `hooks` is for `model.run_with_hooks(tokens, fwd_hooks=intervention.hooks)` and `model.hooks`; there, hooks run in
+    the order of the list, so an edit of the activation that this intervention reads has to stand before it.
     """
 
     def __init__(self, model: Model, readers: Sequence[Hook], edits: Sequence[Hook]) -> None:
@@ -71,7 +71,7 @@ def _attach(stack: ExitStack, point: Any, function: Callable[..., Any], last: bo
         handle.hook.remove()
         point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
 
-    def move(*_: Any) -> None:
+    def move(module: Any, inputs: Any) -> None:
         if handle.hook.id in point._forward_hooks:
             point._forward_hooks.move_to_end(handle.hook.id)
 
@@ -209,12 +209,24 @@ def chosen_positions(
     return given
 
 
-def chosen_entries(
-    rows: Positions, keys: Positions, entries: Tensor | None, batch: int, pos: int, device: torch.device
-) -> Bool[Tensor, "#b pos pos"]:
+class Where(TypedDict, total=False):
+    """Where an intervention applies, and which pass it is computed from; everywhere and the pass itself by default."""
+
+    rows: Positions
+    """Only at these query positions."""
+    keys: Positions
+    """Only at these key positions."""
+    entries: Tensor | None
+    """Only where this Boolean mask, [q_pos, k_pos] or [batch, q_pos, k_pos], is true."""
+    clean: Tensor | None
+    """Documents, [batch, pos]: take codes, scales and pattern from a pass over these, as the model is without hooks."""
+
+
+def chosen_entries(where: Where, batch: int, pos: int, device: torch.device) -> Bool[Tensor, "#b pos pos"]:
     """Which entries of a head's score matrix may change: `rows` by `keys`, and `entries` where given."""
-    chosen = chosen_positions("rows", rows, batch, pos, device)[:, :, None]
-    chosen = chosen & chosen_positions("keys", keys, batch, pos, device)[:, None, :]
+    chosen = chosen_positions("rows", where.get("rows"), batch, pos, device)[:, :, None]
+    chosen = chosen & chosen_positions("keys", where.get("keys"), batch, pos, device)[:, None, :]
+    entries = where.get("entries")
     if entries is None:
         return chosen
     given = entries.to(device) if entries.ndim > 2 else entries.to(device)[None]
@@ -224,6 +236,26 @@ def chosen_entries(
             f"[{batch}, {pos}, {pos}]."
         )
     return chosen & given
+
+
+def fitting(value: Tensor, own: Tensor) -> Tensor:
+    """`value` in the precision and on the device of `own`. Raises FraError where it cannot stand in its place."""
+    missing = own.ndim - value.ndim
+    tail = max(missing, 1)
+    fits = missing >= 0 and value.shape[tail - missing :] == own.shape[tail:]
+    if not fits or (missing == 0 and value.shape[0] not in (1, own.shape[0])):
+        raise FraError(
+            f"a value of shape {list(value.shape)} cannot stand where this pass has {list(own.shape)}: run the model "
+            f"on documents of the same shape."
+        )
+    return value.to(own)
+
+
+def with_head(z: Tensor, head: int, n_heads: int, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """hook_z with one head's output changed; z is [batch, pos, n_heads, d_head], or flattened in the last two."""
+    changed = z.flatten(2).view(*z.shape[:2], n_heads, -1).clone()
+    changed[:, :, head] = change(changed[:, :, head].clone())
+    return changed.view_as(z)
 
 
 def before_cap(

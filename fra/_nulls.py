@@ -8,10 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fra._channels import Arm, Arms, EntryIndex
+from fra._channels import Arm, Arms
 from fra._dictionaries import Codes
 from fra._heads import FrozenLayer
-
 
 _SPREAD_DOCUMENTS = 20
 
@@ -19,7 +18,8 @@ _SPREAD_DOCUMENTS = 20
 def random_rotation(d_head: int, generator: torch.Generator, like: Tensor) -> Float[Tensor, "d_head d_head"]:
     """A random orthogonal matrix, uniform (Haar): QR of a Gaussian matrix with the signs of R's diagonal taken out."""
     q, r = torch.linalg.qr(torch.randn(d_head, d_head, generator=generator, dtype=torch.float64))
-    return (q * r.diagonal().sign()).to(like)
+    turned: Tensor = (q * r.diagonal().sign()).to(like)
+    return turned
 
 
 def row_spread(frozen: FrozenLayer, head: int) -> float:
@@ -35,7 +35,8 @@ def row_spread(frozen: FrozenLayer, head: int) -> float:
 def scramble(frozen: FrozenLayer, head: int, rotation: Float[Tensor, "d_head d_head"], stretch: float) -> FrozenLayer:
     """The layer with the head's key map turned by an orthogonal matrix (before any rotary embedding) and stretched.
 
-    Everything about the head that is not the pairing of its query with its key directions survives: norms, biases, spectrum.
+    Everything about the head that is not the pairing of its query with its key directions survives: norms, biases,
+    spectrum.
     """
     W_k, b_k = frozen.W_k.clone(), frozen.b_k.clone()
     W_k[head] = stretch * W_k[head] @ rotation
@@ -86,7 +87,8 @@ def matching_pursuit(
 
 
 def random_atoms(arm: Arm, atoms: Float[Tensor, "n_atoms d_model"]) -> Arm:
-    """The arm with the dictionary's features replaced by random atoms of equal number and L0; what they leave joins the error.
+    """The arm with the dictionary's features replaced by random atoms of equal number and L0; what they leave joins the
+    error.
 
     Bias terms stay the dictionary's own, so that only the choice of directions differs.
     """
@@ -100,10 +102,11 @@ def random_atoms(arm: Arm, atoms: Float[Tensor, "n_atoms d_model"]) -> Arm:
         here = (row >= start) & (row < start + 1024)
         left.index_add_(0, row[here], -value[here, None] * atoms[atom[here]])
     replaced = Codes(row, atom, value, atoms, codes.bias, left.view_as(arm.frozen.x), codes.shape)
-    return Arm(arm.frozen, replaced, EntryIndex(replaced))
+    return Arm(arm.frozen, replaced)
 
 
 def draw_atoms(n: int, generator: torch.Generator, like: Tensor) -> Float[Tensor, "n d_model"]:
     """n random unit vectors."""
     atoms = torch.randn(n, like.shape[-1], generator=generator, dtype=torch.float64)
-    return (atoms / atoms.norm(dim=-1, keepdim=True)).to(like)
+    unit: Tensor = (atoms / atoms.norm(dim=-1, keepdim=True)).to(like)
+    return unit

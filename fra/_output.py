@@ -27,8 +27,8 @@ Space = Literal["z", "result"]
 
 @dataclass(frozen=True)
 class OVWeights:
-    """v = (input @ W_V + b_V) and result = z @ W_O for every head of a layer; centring and the norm's weight and bias are
-    folded into W_V and b_V, key-value heads repeated over their groups.
+    """v = (input @ W_V + b_V) and result = z @ W_O for every head of a layer; centring and the norm's weight and bias
+    are folded into W_V and b_V, key-value heads repeated over their groups.
     """
 
     W_V: Float[Tensor, "n_heads d_model d_head"]
@@ -192,8 +192,8 @@ class ResolvedOutput:
         return self.gains() * (direction @ self.directions(space).mT)
 
     def sources(self, q_pos: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"]]:
-        """Every feature term of the output at one position: key positions, feature ids, and A(t,s) a_i(s) g_s / sigma_s,
-        which multiplies the feature's direction.
+        """Every feature term of the output at one position: key positions, feature ids, and what multiplies the
+        feature's direction, A(t,s) a_i(s) g_s / sigma_s.
 
         Raises FraError for a position outside the document.
         """

@@ -1,4 +1,6 @@
-"""One screen of a layer's heads for induction channels: search, effects, nulls, sets, power. Numbers only; fra.cih judges them."""
+"""One screen of a layer's heads for induction channels: search, effects, nulls, sets, power. Numbers only; fra.cih
+judges them.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +16,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from fra._channels import Arm, Arms, Effects, HeadOnArms, Planting, pair_couplings, shifted_keys
+from fra._heads import Side
 from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, scrambled_arms, stretch_to_match
 from fra._search import SET_SIZE, Search, Stripe
 from fra.stats import seed_of
@@ -103,9 +106,16 @@ class LayerScreen:
     """Screens the heads of one layer on one stimulus. What the heads share is computed once."""
 
     def __init__(
-        self, batch: Batch, discovery: Arm, confirmation: Arms, sets: Arms, *, seed_parts: Sequence[str], bars: Bars | None = None,
+        self,
+        batch: Batch,
+        discovery: Arm,
+        confirmation: Arms,
+        sets: Arms,
+        *,
+        seed_parts: Sequence[str],
+        bars: Bars | None = None,
         progress: Callable[[str], None] = lambda _: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.discovery, self.confirmation, self.sets = discovery, confirmation, sets
         self.seed_parts, self.bars, self.progress = tuple(seed_parts), bars or Bars(), progress
         self.search = Search(batch, discovery)
@@ -134,8 +144,10 @@ class LayerScreen:
             rotation = random_rotation(W_k.shape[-1], generator, W_k)
             stretch = stretch_to_match(self.confirmation.repeated.frozen, head, rotation)
             frozen = scramble(self.discovery.frozen, head, rotation, stretch)
-            pairs, _ = self.candidates(head, arm=Arm(frozen, self.discovery.codes, self.discovery.index))
-            confirmation, sets = (scrambled_arms(arms, head, rotation, stretch) for arms in (self.confirmation, self.sets))
+            pairs, _ = self.candidates(head, arm=Arm(frozen, self.discovery.codes))
+            confirmation, sets = (
+                scrambled_arms(arms, head, rotation, stretch) for arms in (self.confirmation, self.sets)
+            )
             best.append(_best(HeadOnArms(confirmation, head).channels(pairs)))
             removed = HeadOnArms(sets, head).removed_together(pairs)
             together.append(float(removed.nats.sum() / max(removed.rows.sum(), 1)))
@@ -152,10 +164,14 @@ class LayerScreen:
         return found
 
     def coupling_rank(self, head: int, pairs: Tensor, arms: Arms) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """Couplings of pairs at the induction stripe, their rank among matched pairs, and what they exceed the other heads' median by."""
+        """Couplings of pairs at the induction stripe, their rank among matched pairs, and what they exceed the other
+        heads' median by.
+        """
         own = self._typical(arms, head, pairs)
         pool = self._typical(arms, head, self._pool)
-        _, near = self._tree.query((self.search.activity(pairs) / self._spread).cpu().numpy(), k=min(MATCHED, len(self._pool)))
+        _, near = self._tree.query(
+            (self.search.activity(pairs) / self._spread).cpu().numpy(), k=min(MATCHED, len(self._pool))
+        )
         share = (pool.cpu().numpy()[near] > own.cpu().numpy()[:, None]).mean(1)
         others = [self._typical(arms, other, pairs) for other in range(arms.repeated.frozen.n_heads) if other != head]
         above = own - torch.stack(others).median(0).values if others else own
@@ -167,10 +183,13 @@ class LayerScreen:
             return pair_couplings(arms.repeated, head, pairs, pairs[:0, 0])[:, 0]
         offsets, times = torch.unique(arms.batch.periods - 1, return_counts=True)
         weight = times.to(arms.repeated.codes.value.dtype)
-        return pair_couplings(arms.repeated, head, pairs, offsets) @ (weight / weight.sum())
+        mean: Tensor = pair_couplings(arms.repeated, head, pairs, offsets) @ (weight / weight.sum())
+        return mean
 
     def atoms(self) -> tuple[tuple[Arms, Stripe], ...]:
-        """For each seed: the sets arms, and the induction stripe of the discovery arm, with random atoms for features."""
+        """For each seed: the sets arms, and the induction stripe of the discovery arm, with random atoms for
+        features.
+        """
         found = []
         for seed in range(ATOM_SEEDS):
             generator = torch.Generator().manual_seed(seed_of(*self.seed_parts, "atoms", str(seed)) % 2**63)
@@ -183,10 +202,12 @@ class LayerScreen:
         return tuple(found)
 
     def plant(self, on_confirmation: HeadOnArms, head: int, values: Tensor) -> tuple[int, int]:
-        """How many of PLANTED channels injected at the bars the search finds and the measurement sees, and how many were tried.
+        """How many of PLANTED channels injected at the bars the search finds and the measurement sees, and how many
+        were tried.
 
-        A random eligible pair has its coupling raised in the head's scores until it meets every bar of an expressed channel on the confirmation
-        documents; found: it then ranks among the candidates of the search, and its effect exceeds zero at the level corrected for them.
+        A random eligible pair has its coupling raised in the head's scores until it meets every bar of an expressed
+        channel on the confirmation documents; found: it then ranks among the candidates of the search, and its effect
+        exceeds zero at the level corrected for them.
         """
         rng = np.random.default_rng(seed_of(*self.seed_parts, "plant", str(head)))
         stripe = self.stripe
@@ -231,10 +252,13 @@ class LayerScreen:
             low, high = (low, middle) if meets(middle) else (middle, high)
         return high
 
-def stripe_blocks(on_arms: HeadOnArms) -> dict[str, float]:
-    """The head's row-centred stripe score, repeated less control, split into the nine blocks of features, bias and error.
 
-    C(t) = S(t,s*) - sum_{u != s*} w_u S(t,u) with w the attention over the other keys: to first order the log-odds of the induction key.
+def stripe_blocks(on_arms: HeadOnArms) -> dict[str, float]:
+    """The head's row-centred stripe score, repeated less control, split into the nine blocks of features, bias and
+    error.
+
+    C(t) = S(t,s*) - sum_{u != s*} w_u S(t,u) with w the attention over the other keys: to first order the log-odds of
+    the induction key.
     """
     doc, pos, head = on_arms.batch.row_doc, on_arms.batch.row_pos, on_arms.head
     total: dict[str, float] = {}
@@ -245,23 +269,28 @@ def stripe_blocks(on_arms: HeadOnArms) -> dict[str, float]:
         batch, length = codes.shape
         rows = torch.arange(batch * length, device=doc.device)
         inputs = (frozen.x - codes.bias - codes.error, codes.bias, codes.error)
-        for side in ("query", "key"):
-            W, b = frozen.weights(side, head)  # type: ignore[arg-type]
+        sides: tuple[Side, Side] = ("query", "key")
+        for side in sides:
+            W, b = frozen.weights(side, head)
             for number, part in enumerate(inputs):
-                placed = frozen.place(side, head, part.flatten(0, 1) @ W, rows)  # type: ignore[arg-type]
+                placed = frozen.place(side, head, part.flatten(0, 1) @ W, rows)
                 if number == 1:
-                    placed = placed + frozen.place(side, head, b.expand(len(rows), -1), rows, scaled=False)  # type: ignore[arg-type]
+                    placed = placed + frozen.place(side, head, b.expand(len(rows), -1), rows, scaled=False)
                 parts[side].append(placed.view(batch, length, -1))
         for a, query in zip("fbe", parts["query"], strict=True):
             for c, key in zip("fbe", parts["key"], strict=True):
                 own = key[doc, on_arms.keys]
-                other = torch.cat([w @ key[n] for n, w in enumerate(weight.split(on_arms.batch.periods.tolist()))])
+                other = torch.cat(
+                    [w @ key[n] for n, w in enumerate(torch.split(weight, on_arms.batch.periods.tolist()))]
+                )
                 value = frozen.scale * (query[doc, pos] * (own - other)).sum(-1)
                 total[a + c] = total.get(a + c, 0.0) + sign * float(value.mean())
     return total
 
 
-def screen_head(layer: LayerScreen, head: int, scramble_null: tuple[np.ndarray, np.ndarray], atoms: Sequence[tuple[Arms, Stripe]]) -> HeadScreen:
+def screen_head(
+    layer: LayerScreen, head: int, scramble_null: tuple[np.ndarray, np.ndarray], atoms: Sequence[tuple[Arms, Stripe]]
+) -> HeadScreen:
     """The whole screen of one head; nulls that the layer shares are handed in."""
     pairs_all, values_all = layer.candidates(head, max(SET_SIZES))
     pairs, values = pairs_all[:SET_SIZE], values_all[:SET_SIZE]
@@ -283,23 +312,40 @@ def screen_head(layer: LayerScreen, head: int, scramble_null: tuple[np.ndarray, 
     at_rows = layer.confirmation.batch.tokens[layer.confirmation.batch.row_doc, layer.confirmation.batch.row_pos]
     rows = np.bincount(layer.sets.batch.row_doc.cpu().numpy(), minlength=len(layer.sets.batch)).astype(float)
     return HeadScreen(
-        layer=layer.discovery.frozen.layer, head=head, pairs=pairs.cpu().numpy(), search_value=values.cpu().numpy(),
-        coupling=coupling.cpu().numpy(), effects=effects, sources=layer.confirmation.batch.sources,
-        n_rows=len(confirmation.keys), p_lag=_rank(E, lag_best), p_coupling=p_coupling, above_heads=above,
-        lag_best=lag_best, scramble_best=scramble_null[0], set_effects=set_effects, set_sources=layer.sets.batch.sources,
-        set_rows=rows, contrast=sets.by_document(sets.contrast), blocks=stripe_blocks(sets),
-        atom_effects=tuple(atom_effects), scramble_sets=scramble_null[1],
-        marginals=None if best is None else (
-            sets.marginal("query", int(pairs[best, 0])), sets.marginal("key", int(pairs[best, 1]))
-        ),
-        planted_found=found, planted=tried, tokens=tokens,
+        layer=layer.discovery.frozen.layer,
+        head=head,
+        pairs=pairs.cpu().numpy(),
+        search_value=values.cpu().numpy(),
+        coupling=coupling.cpu().numpy(),
+        effects=effects,
+        sources=layer.confirmation.batch.sources,
+        n_rows=len(confirmation.keys),
+        p_lag=_rank(E, lag_best),
+        p_coupling=p_coupling,
+        above_heads=above,
+        lag_best=lag_best,
+        scramble_best=scramble_null[0],
+        set_effects=set_effects,
+        set_sources=layer.sets.batch.sources,
+        set_rows=rows,
+        contrast=sets.by_document(sets.contrast),
+        blocks=stripe_blocks(sets),
+        atom_effects=tuple(atom_effects),
+        scramble_sets=scramble_null[1],
+        marginals=None
+        if best is None
+        else (sets.marginal("query", int(pairs[best, 0])), sets.marginal("key", int(pairs[best, 1]))),
+        planted_found=found,
+        planted=tried,
+        tokens=tokens,
         without_heaviest=mean_effect(confirmation.channels(pairs, at_rows[:, None] != heaviest[None, :])),
-    )  # fmt: skip
+    )
 
 
 def _rank(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
     """(1 + #{null >= observed}) / (1 + n) for each observed value."""
-    return (1 + (null[None, :] >= observed[:, None]).sum(1)) / (1 + len(null))
+    at_least: np.ndarray = (null[None, :] >= observed[:, None]).sum(1)
+    return np.asarray((1 + at_least) / (1 + len(null)))
 
 
 def live_tokens(arms: Arms, pairs: Tensor, top: int = 6) -> list[dict[str, Any]]:

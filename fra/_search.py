@@ -1,7 +1,7 @@
 """The search for induction channels: exhaustive over live pairs of features.
 
-A head writes every channel as F_ij(t,s) = a_i(t) a_j(s) G_ij (G by offset where it rotates), so the search splits into a
-position part, which all heads and all nulls of the layer share, and the coupling G, which is the head's own.
+A head writes every channel as F_ij(t,s) = a_i(t) a_j(s) G_ij (G by offset where it rotates), so the search splits into
+a position part, which all heads and all nulls of the layer share, and the coupling G, which is the head's own.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fra._channels import Arm, pair_couplings, shifted_keys
 from fra._heads import Side
+from fra._threads import each
 from fra.errors import FraError
 from fra.stimuli import Batch
 
@@ -28,7 +29,9 @@ _ACTIVITY_DOCUMENTS = 30
 
 @dataclass(frozen=True)
 class Stripe:
-    """Pairs of features jointly live on a stripe, with the position part of M = G * sum F_q^T (F_key - mean_{u<=t} F_u)."""
+    """Pairs of features jointly live on a stripe, with the position part of M = G * sum F_q^T (F_key - mean_{u<=t}
+    F_u).
+    """
 
     pairs: Int[Tensor, "n 2"]
     position_part: Float[Tensor, "n n_offsets"]
@@ -45,21 +48,26 @@ class Stripe:
 
 
 class Search:
-    """The position part of the search on discovery documents of one layer: shared by its heads, and by nulls that change only weights."""
+    """The position part of the search on discovery documents of one layer: shared by its heads, and by nulls that
+    change only weights.
+    """
 
     def __init__(self, batch: Batch, arm: Arm, head: int = 0) -> None:
         """`head` matters only where a QK-norm gives every head gains of its own."""
         self.batch, self.arm = batch, arm
         self._live = torch.unique(arm.codes.feature)
         if (len(self._live) + 1) ** 2 > _TABLE_CELLS:
-            raise FraError(f"{len(self._live)} live features make too large a table of pairs: use fewer discovery documents")
+            raise FraError(
+                f"{len(self._live)} live features make too large a table of pairs: use fewer discovery documents"
+            )
         self._q = self._padded("query", head)
         self._k = self._padded("key", head)
         self._doc, self._pos = batch.row_doc, batch.row_pos
 
     def _padded(self, side: Side, head: int) -> tuple[Int[Tensor, "batch pos width"], Float[Tensor, "batch pos width"]]:
-        """Places of live entries among the live features and their coefficients, as wide as the busiest position; the rest holds
-        a place of its own (len(live)) and zeros."""
+        """Places of live entries among the live features and their coefficients, as wide as the busiest position;
+        the rest holds a place of its own (len(live)) and zeros.
+        """
         codes = self.arm.codes
         batch, pos = codes.shape
         per_row = torch.bincount(codes.row, minlength=batch * pos)
@@ -73,8 +81,12 @@ class Search:
         self._width = int(per_row.view(batch, pos)[:, 1:].max())
         return place.view(batch, pos, width), value.view(batch, pos, width)
 
-    def _products(self, q_rows: tuple[Tensor, Tensor], k_rows: tuple[Tensor, Tensor]) -> tuple[Int[Tensor, "rows n"], Float[Tensor, "rows n"]]:
-        """Linear ids q * (n_live + 1) + k and products of coefficients of every entry pair of matching (document, position)."""
+    def _products(
+        self, q_rows: tuple[Tensor, Tensor], k_rows: tuple[Tensor, Tensor]
+    ) -> tuple[Int[Tensor, "rows n"], Float[Tensor, "rows n"]]:
+        """Linear ids q * (n_live + 1) + k and products of coefficients of every entry pair of matching (document,
+        position).
+        """
         width = None if bool((k_rows[1] == 0).any()) else self._width
         q_place, q_value = (table[..., : self._width][q_rows] for table in self._q)
         k_place, k_value = (table[..., :width][k_rows] for table in self._k)
@@ -86,7 +98,8 @@ class Search:
 
         The mean over keys of a null stripe that leaves documents out is that of all documents, scaled to its rows.
         """
-        found = {shift: self._joint(shift, floor) for shift in shifts}
+        parts = each(lambda shift: self._joint(shift, floor), shifts, self._live.device)
+        found = dict(zip(shifts, parts, strict=True))
         everything = torch.unique(torch.cat([pair for pair, _, _, _ in found.values()]))
         mean = self._mean_part(everything)
         stripes = {}
@@ -131,7 +144,9 @@ class Search:
         part.view(-1).index_add_(0, at[known] * part.shape[1] + column, value[known])
 
     def _mean_part(self, pairs: Int[Tensor, " n"]) -> Float[Tensor, "n n_offsets"]:
-        """sum over second-copy rows t of F_q(t)_i mean_{u<=t} F_u,j for linear pair ids, by offset where the head rotates."""
+        """sum over second-copy rows t of F_q(t)_i mean_{u<=t} F_u,j for linear pair ids, by offset where the head
+        rotates.
+        """
         mask = self.arm.frozen.mask
         weight = mask.to(self._q[1].dtype) / mask.sum(-1, keepdim=True)
         if self._n_offsets == 1:
@@ -152,7 +167,9 @@ class Search:
         return value.new_zeros(*place.shape[:2], len(self._live) + 1).scatter_add_(2, place, value)
 
     def activity(self, pairs: Int[Tensor, "n 2"]) -> Float[Tensor, "n 3"]:
-        """Log products of frequencies and of mean magnitudes, and log causal co-activation count: what matched pairs must share."""
+        """Log products of frequencies and of mean magnitudes, and log causal co-activation count: what matched pairs
+        must share.
+        """
         frequency, magnitude, together = self._activity
         i, j = torch.searchsorted(self._live, pairs.T.contiguous())
         columns = (frequency[0, i] * frequency[1, j], magnitude[0, i] * magnitude[1, j], together[i, j] + 1)
@@ -170,8 +187,9 @@ class Search:
 
     def live_pairs(self, n: int, rng: np.random.Generator) -> Int[Tensor, "n 2"]:
         """n random pairs of live features."""
-        drawn = torch.from_numpy(rng.integers(0, len(self._live), (n, 2))).to(self._live.device)
-        return self._live[drawn]
+        drawn = torch.from_numpy(rng.integers(0, len(self._live), (n, 2)))
+        pairs: Tensor = self._live[drawn.to(self._live.device)]
+        return pairs
 
 
 def _products(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,6 +201,8 @@ def _products(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     start = torch.cumsum(per_row, 0) - per_row
     repeats = per_row[row_q]
     left = torch.repeat_interleave(torch.arange(len(i), device=q.device), repeats)
-    within = torch.arange(len(left), device=q.device) - torch.repeat_interleave(torch.cumsum(repeats, 0) - repeats, repeats)
+    within = torch.arange(len(left), device=q.device) - torch.repeat_interleave(
+        torch.cumsum(repeats, 0) - repeats, repeats
+    )
     right = start[row_q[left]] + within
     return row_q[left], i[left] * n + j[right], q[row_q, i][left] * k[row_k, j][right]

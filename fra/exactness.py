@@ -1,4 +1,6 @@
-"""Does FRA sum to the scores? The error of the sum against the model's own scores, and what leaving a term out does to it."""
+"""Does FRA sum to the scores? The error of the sum against the model's own scores, and what leaving a term out does
+to it.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,11 @@ DROPPED = (*(f"{side} {term}" for side in ("query", "key") for term in TERMS), "
 
 
 def errors(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, head: int) -> dict[str, float]:
-    """Largest error over all unmasked entries, as a share of the sum of absolute terms: `complete`, and one for each of DROPPED.
+    """Largest error over all unmasked entries, as a share of the sum of absolute terms: `complete`, and one for each of
+    DROPPED.
 
-    The truth is the model's own hook_attn_scores (after softcap). The sum of absolute terms is the yardstick: a score near zero
-    that is the sum of large terms is not a large relative error. Raises FraError as `fra.resolve` does.
+    The truth is the model's own hook_attn_scores (after softcap). The sum of absolute terms is the yardstick: a score
+    near zero that is the sum of large terms is not a large relative error. Raises FraError as `fra.resolve` does.
     """
     resolved = resolve(model, sae, tokens, layer, head)
     mask, truth = resolved.frozen.mask, resolved.frozen.model_scores[0, head]

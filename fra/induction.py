@@ -1,7 +1,7 @@
 """Token-level induction: stripes of an attention pattern, the contrast of every head, and which heads are TIHs.
 
-Rows are those of the second copy of a repeated document (fra.stimuli). Keys of a row t with period P: induction `t - P + 1`,
-duplicate token `t - P`, previous token `t - 1`.
+Rows are those of the second copy of a repeated document (fra.stimuli). Keys of a row t with period P: induction `t - P
++ 1`, duplicate token `t - P`, previous token `t - 1`.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def stripe_attention(
 ) -> dict[str, Float[Tensor, "*heads n_rows"]]:
     """Attention of every second-copy row to the keys of each of STRIPES, and what a uniform row would give (`uniform`).
 
-    Induction is the token-level induction score of Olsson et al. (2022); `after` and `before` are the keys next to the induction key.
-    A pattern that lies wholly on one stripe scores 1 there and 0 on the others.
+    Induction is the token-level induction score of Olsson et al. (2022); `after` and `before` are the keys next to the
+    induction key. A pattern that lies wholly on one stripe scores 1 there and 0 on the others.
     """
     doc, pos, key = batch.row_doc, batch.row_pos, batch.row_key
     keys = {"induction": key, "duplicate": key - 1, "previous": pos - 1, "after": key + 1, "before": key - 2}
@@ -59,9 +59,13 @@ def stripe_attention(
 
 
 def contrast(
-    repeated: Float[Tensor, "*heads batch q_pos k_pos"], control: Float[Tensor, "*heads batch q_pos k_pos"], batch: Batch
+    repeated: Float[Tensor, "*heads batch q_pos k_pos"],
+    control: Float[Tensor, "*heads batch q_pos k_pos"],
+    batch: Batch,
 ) -> Float[Tensor, "*heads n_rows"]:
-    """A_repeated(t, s*) less the larger of the control's attention at s* and at the key that now holds the token of s*."""
+    """A_repeated(t, s*) less the larger of the control's attention at s* and at the key that now holds the token of
+    s*.
+    """
     doc, pos = batch.row_doc, batch.row_pos
     here = control[..., doc, pos, batch.row_key]
     moved = control[..., doc, pos, batch.row_moved]
@@ -99,11 +103,13 @@ class HeadStatus:
     """Mean attention on each of STRIPES and `uniform`, repeated documents."""
 
 
-def head_status(model: Model, batch: Batch, *, target: str, stimulus: str, level: float = 0.05) -> dict[str, HeadStatus]:
+def head_status(
+    model: Model, batch: Batch, *, target: str, stimulus: str, level: float = 0.05
+) -> dict[str, HeadStatus]:
     """Status of every head by its contrast on the status documents.
 
-    TIH: the lower bound of the contrast is at least 0.20; not a TIH: the upper bound is at most 0.05 (CLAIMS, common definitions). Bounds are
-    one-sided, simultaneous over all heads of the model (max-T), documents resampled.
+    TIH: the lower bound of the contrast is at least 0.20; not a TIH: the upper bound is at most 0.05 (CLAIMS, common
+    definitions). Bounds are one-sided, simultaneous over all heads of the model (max-T), documents resampled.
     """
     sides = [patterns(model, tokens) for tokens in (batch.tokens, batch.control)]
     n_layers, _, n_heads = sides[0].shape[:3]

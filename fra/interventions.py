@@ -1,40 +1,51 @@
 """Changing what a head does inside a forward pass: channels of its scores, features of its output, or the whole head.
 
-Every function returns an `Intervention`: a context manager (`with fra.remove(...): model(tokens)`) that also carries its
-list of hooks (`.hooks`). What is taken away is computed from the activation that stands at the dictionary's hook in the
-very pass that is changed, so it is right under other interventions, too; `clean=tokens` takes it from a pass of its own
-without any hooks. No change ever touches a masked entry: a logit does not depend on later tokens under any of them.
+Every function returns an `Intervention`: a context manager (`with fra.remove(...): model(tokens)`) that also carries
+its list of hooks (`.hooks`). What is taken away is computed from the activation that stands at the dictionary's hook in
+the very pass that is changed, so it is right under other interventions, too; `clean=tokens` takes it from a pass of its
+own without any hooks. No change ever touches a masked entry: no logit depends on later tokens under any of them.
 
-LayerNorm's scale and a QK-norm's gain of the head's own layer are those of the pass: removing a channel leaves them as they
-are. Scales further down adapt; `freeze_scales` holds them. Gradients take what is removed as a constant.
+The norm's scale and a QK-norm's gain of the head's own layer are those of the pass: removing a channel leaves them as
+they are. Scales further down adapt; `freeze_scales` holds them. Gradients take what is removed as a constant.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
+from fra._ablation import (
+    freeze_scales,
+    head_outputs,
+    mean_ablate,
+    patch_output,
+    patch_pattern,
+    set_output,
+    zero_ablate,
+)
 from fra._channels import Arm
 from fra._dictionaries import check_dictionary, codes, dictionary_hook
-from fra._heads import Model, Side, _run, check_layer_and_head, check_tokens, freeze
+from fra._heads import Model, Side, check_layer_and_head, freeze
 from fra._intervention import (
     Hook,
     Intervention,
     Pass,
     Positions,
+    Where,
     arm_in_pass,
     before_cap,
     check_layer,
     chosen_entries,
-    chosen_positions,
+    fitting,
     layer_names,
     unhooked,
+    with_head,
 )
 from fra._output import ResolvedOutput, ov_weights, resolve_output, value_features, value_terms
 from fra._qk import qk_weights
@@ -46,6 +57,7 @@ __all__ = [
     "Intervention",
     "Positions",
     "ResolvedOutput",
+    "Where",
     "freeze_scales",
     "head_outputs",
     "keep_only",
@@ -76,33 +88,19 @@ def remove(
     layer: int,
     head: int,
     dictionary: Any,
-    rows: Positions = None,
-    keys: Positions = None,
-    entries: Tensor | None = None,
-    clean: Int[Tensor, "batch pos"] | None = None,
+    **where: Unpack[Where],
 ) -> Intervention:
     """Takes the contributions F_ij(t,s) of these channels out of a head's scores, before softcap, and nothing else.
 
     channels: pairs of feature ids; a pair named twice is removed once. dictionary: of this layer's attention input.
-    rows, keys: only at these query or key positions (a mask [pos] or [batch, pos], or a list of positions). entries: only
-    where this mask, [q_pos, k_pos] or [batch, q_pos, k_pos], is true. clean: take codes and scales from a pass over these
-    tokens as the model is without hooks, not from the pass that is changed.
+    where: `rows`, `keys`: only at these query or key positions (a mask [pos] or [batch, pos], or a list of positions);
+    `entries`: only where this mask, [q_pos, k_pos] or [batch, q_pos, k_pos], is true; `clean`: take codes and scales
+    from a pass over these tokens as the model is without hooks, not from the pass that is changed.
 
     Raises FraError for channels, layer, head or dictionary that do not fit, no channel at all, and a model whose scores
     `fra.resolve` would refuse; in the pass, for positions that do not fit it and with a key-value cache.
     """
-    return scale(
-        model,
-        channels,
-        0.0,
-        layer=layer,
-        head=head,
-        dictionary=dictionary,
-        rows=rows,
-        keys=keys,
-        entries=entries,
-        clean=clean,
-    )
+    return scale(model, channels, 0.0, layer=layer, head=head, dictionary=dictionary, **where)
 
 
 def scale(
@@ -113,17 +111,14 @@ def scale(
     layer: int,
     head: int,
     dictionary: Any,
-    rows: Positions = None,
-    keys: Positions = None,
-    entries: Tensor | None = None,
-    clean: Int[Tensor, "batch pos"] | None = None,
+    **where: Unpack[Where],
 ) -> Intervention:
     """Multiplies the contributions of these channels to a head's scores by `factor`; otherwise as `remove`."""
     pairs = _pairs(channels, dictionary)
     if len(pairs) == 0:
         raise FraError("there are no channels to change: give at least one pair of feature ids.")
     share = _channels(pairs)
-    return _change_scores(model, share, factor, layer, head, dictionary, (rows, keys, entries), clean)
+    return _change_scores(model, share, factor, layer, head, dictionary, where)
 
 
 def keep_only(
@@ -133,10 +128,7 @@ def keep_only(
     layer: int,
     head: int,
     dictionary: Any,
-    rows: Positions = None,
-    keys: Positions = None,
-    entries: Tensor | None = None,
-    clean: Int[Tensor, "batch pos"] | None = None,
+    **where: Unpack[Where],
 ) -> Intervention:
     """Takes every feature-feature term out of a head's scores but those of these channels (none of them: all are taken
     out). Terms with a bias or an error on either side stay: `scale_blocks` removes those. Otherwise as `remove`.
@@ -147,7 +139,7 @@ def keep_only(
     def share(arm: Arm, head: int) -> Tensor:
         return block(arm, head) - kept(arm, head)
 
-    return _change_scores(model, share, 0.0, layer, head, dictionary, (rows, keys, entries), clean)
+    return _change_scores(model, share, 0.0, layer, head, dictionary, where)
 
 
 def scale_blocks(
@@ -158,21 +150,18 @@ def scale_blocks(
     layer: int,
     head: int,
     dictionary: Any,
-    rows: Positions = None,
-    keys: Positions = None,
-    entries: Tensor | None = None,
-    clean: Int[Tensor, "batch pos"] | None = None,
+    **where: Unpack[Where],
 ) -> Intervention:
     """Multiplies whole blocks of a head's scores by `factor`; 0 removes them.
 
-    blocks: pairs of "feature", "bias" or "error", of the query and of the key, as in `ResolvedHead.blocks`. Otherwise as
-    `remove`. Raises FraError for an unknown block.
+    blocks: pairs of "feature", "bias" or "error", of the query and of the key, as in `ResolvedHead.blocks`. Otherwise
+    as `remove`. Raises FraError for an unknown block.
     """
     unknown = [block for block in blocks if len(block) != 2 or not set(block) <= set(TERMS)]
     if unknown or not blocks:
         named = f"{unknown[0]!r} is no block of a score" if unknown else "there are no blocks to change"
         raise FraError(f"{named}: name pairs of {', '.join(TERMS)}.")
-    return _change_scores(model, _blocks(blocks), factor, layer, head, dictionary, (rows, keys, entries), clean)
+    return _change_scores(model, _blocks(blocks), factor, layer, head, dictionary, where)
 
 
 def scale_features(
@@ -184,10 +173,7 @@ def scale_features(
     layer: int,
     head: int,
     dictionary: Any,
-    rows: Positions = None,
-    keys: Positions = None,
-    entries: Tensor | None = None,
-    clean: Int[Tensor, "batch pos"] | None = None,
+    **where: Unpack[Where],
 ) -> Intervention:
     """Multiplies what features do on one side of a head's scores by `factor`, against all that stands on the other side
     (features, bias and error); 0 removes them from the head's queries or keys. Otherwise as `remove`.
@@ -199,8 +185,8 @@ def scale_features(
     def share(arm: Arm, head: int) -> Tensor:
         frozen = arm.frozen
         W, _ = frozen.weights(side, head)
-        batch, pos = arm.codes.shape
-        # placed below with the norm's scale and the gain, which `columns` already carries
+        pos = arm.codes.shape[1]
+        # columns carry the norm's scale and the QK-norm's gain
         projected = arm.columns(side, head, ids.to(W.device)) @ (arm.codes.decoder[ids.to(W.device)] @ W)
         if frozen.rotary is not None:
             projected = frozen.rotary.rotate(projected, torch.arange(pos, device=W.device))
@@ -208,7 +194,7 @@ def scale_features(
             return frozen.scale * projected @ frozen.vectors("key", head).mT
         return frozen.scale * frozen.vectors("query", head) @ projected.mT
 
-    return _change_scores(model, share, factor, layer, head, dictionary, (rows, keys, entries), clean)
+    return _change_scores(model, share, factor, layer, head, dictionary, where)
 
 
 def remove_output(
@@ -219,32 +205,17 @@ def remove_output(
     head: int,
     dictionary: Any,
     terms: Collection[str] = (),
-    rows: Positions = None,
-    keys: Positions = None,
-    entries: Tensor | None = None,
-    clean: Int[Tensor, "batch pos"] | None = None,
+    **where: Unpack[Where],
 ) -> Intervention:
     """Takes what features contribute to a head's output out of hook_z, and so out of the residual stream.
 
-    That is, for each row t, sum_s A(t,s) a_i(s) g_s / sigma_s d_i W_V, over the keys chosen. The pattern A is the one of
-    the pass. terms: whole kinds of term to remove as well, "bias" (with b_V), "error", or "feature" for all features.
-    rows, keys, entries, clean: as in `remove`.
+    That is, for each row t, sum_s A(t,s) a_i(s) g_s / sigma_s d_i W_V, over the keys chosen; A is the pattern of the
+    pass. terms: whole kinds of term to remove as well, "bias" (with b_V), "error", or "feature" for all features.
+    where: as in `remove`.
 
-    Raises FraError for features, terms, layer, head or dictionary that do not fit, and where there is nothing to remove.
+    Raises FraError for features, terms, layer, head or dictionary that do not fit, and for nothing to remove.
     """
-    return scale_output(
-        model,
-        features,
-        0.0,
-        layer=layer,
-        head=head,
-        dictionary=dictionary,
-        terms=terms,
-        rows=rows,
-        keys=keys,
-        entries=entries,
-        clean=clean,
-    )
+    return scale_output(model, features, 0.0, layer=layer, head=head, dictionary=dictionary, terms=terms, **where)
 
 
 def scale_output(
@@ -256,10 +227,7 @@ def scale_output(
     head: int,
     dictionary: Any,
     terms: Collection[str] = (),
-    rows: Positions = None,
-    keys: Positions = None,
-    entries: Tensor | None = None,
-    clean: Int[Tensor, "batch pos"] | None = None,
+    **where: Unpack[Where],
 ) -> Intervention:
     """Multiplies what features contribute to a head's output by `factor`; otherwise as `remove_output`."""
     check_layer_and_head(model, layer, head)
@@ -279,9 +247,9 @@ def scale_output(
         if terms:
             total = total + value_terms(arm, values, head, terms)
         batch, pos, _ = pattern.shape
-        return pattern * chosen_entries(rows, keys, entries, batch, pos, pattern.device) @ total
+        return pattern * chosen_entries(where, batch, pos, pattern.device) @ total
 
-    fixed = None
+    fixed, clean = None, where.get("clean")
     if clean is not None:
         arm = _clean_arm(model, dictionary, clean, layer)
         fixed = share(arm, arm.frozen.pattern[:, head])
@@ -295,133 +263,9 @@ def scale_output(
                 arm = arm_in_pass(model, dictionary, weights, got, got["pattern"])
                 taken = share(arm, got["pattern"][:, head].to(arm.frozen.x))
         change = (1 - factor) * taken
-        return _with_head(z, head, len(values.W_O), lambda own: own - _fitting(change, own))
+        return with_head(z, head, len(values.W_O), lambda own: own - fitting(change, own))
 
     return Intervention(model, seen.readers(), [(f"{block}.hook_z", edit)])
-
-
-def set_output(
-    model: Model,
-    value: Float[Tensor, "*batch_pos d_head"],
-    *,
-    layer: int,
-    head: int,
-    rows: Positions = None,
-    share: float = 1.0,
-) -> Intervention:
-    """Puts `value` ([d_head], [pos, d_head] or [batch, pos, d_head]) in place of a head's output at hook_z.
-
-    share: how much of the way from the head's own output to `value`; 1 replaces it, 0 changes nothing.
-    Raises FraError for a layer or head that the model does not have, and in the pass where `value` does not fit.
-    """
-    check_layer_and_head(model, layer, head)
-
-    def edit(z: Tensor, hook: Any) -> Tensor:
-        def change(own: Tensor) -> Tensor:
-            chosen = chosen_positions("rows", rows, len(own), own.shape[1], own.device)[..., None]
-            moved = own + share * (_fitting(value, own) - own) if share != 1 else _fitting(value, own)
-            return torch.where(chosen, moved, own)
-
-        return _with_head(z, head, int(model.cfg.n_heads), change)
-
-    return Intervention(model, [], [(f"blocks.{layer}.attn.hook_z", edit)])
-
-
-def zero_ablate(model: Model, *, layer: int, head: int, rows: Positions = None, share: float = 1.0) -> Intervention:
-    """Puts zero in place of a head's output; arguments as for `set_output`."""
-    value = torch.zeros(int(model.cfg.d_head), device=next(model.parameters()).device)
-    return set_output(model, value, layer=layer, head=head, rows=rows, share=share)
-
-
-def mean_ablate(
-    model: Model,
-    reference: Int[Tensor, "batch pos"],
-    *,
-    layer: int,
-    head: int,
-    reference_rows: Positions = None,
-    by_position: bool = False,
-    rows: Positions = None,
-    share: float = 1.0,
-) -> Intervention:
-    """Puts the head's mean output over reference documents in place of its output.
-
-    reference_rows: which of their positions count (leave out padding and, if you wish, BOS); all where None. by_position:
-    a mean for each position, over documents. Raises FraError where no position counts; otherwise as `set_output`.
-    """
-    z = head_outputs(model, reference, layer=layer, head=head)
-    chosen = chosen_positions("reference_rows", reference_rows, len(z), z.shape[1], z.device).expand(z.shape[:2])
-    dims = (0,) if by_position else (0, 1)
-    count = chosen.sum(dims)
-    if not bool((count > 0).all()):
-        raise FraError("no reference position counts, so there is no mean: choose some in reference_rows.")
-    mean = (z * chosen[..., None]).sum(dims) / count[..., None]
-    return set_output(model, mean, layer=layer, head=head, rows=rows, share=share)
-
-
-def patch_output(
-    model: Model,
-    source: Int[Tensor, "batch pos"],
-    *,
-    layer: int,
-    head: int,
-    rows: Positions = None,
-    share: float = 1.0,
-) -> Intervention:
-    """Puts the head's output on `source` (documents of the same shape) in place of its output, position by position;
-    otherwise as `set_output`.
-    """
-    z = head_outputs(model, source, layer=layer, head=head)
-    return set_output(model, z, layer=layer, head=head, rows=rows, share=share)
-
-
-def patch_pattern(
-    model: Model, source: Int[Tensor, "batch pos"], *, layer: int, head: int, rows: Positions = None
-) -> Intervention:
-    """Puts the head's attention pattern on `source` (documents of the same shape) in place of its own."""
-    name = f"blocks.{layer}.attn.hook_pattern"
-    patterns = _clean(model, source, layer, head, name)[:, head]
-
-    def edit(pattern: Tensor, hook: Any) -> Tensor:
-        own = pattern[:, head]
-        chosen = chosen_positions("rows", rows, len(own), own.shape[1], own.device)[..., None]
-        changed = pattern.clone()
-        changed[:, head] = torch.where(chosen, _fitting(patterns, own), own)
-        return changed
-
-    return Intervention(model, [], [(name, edit)])
-
-
-def head_outputs(
-    model: Model, tokens: Int[Tensor, "batch pos"], *, layer: int, head: int
-) -> Float[Tensor, "batch pos d_head"]:
-    """A head's output at hook_z on these documents, as the model is without hooks."""
-    z = _clean(model, tokens, layer, head, f"blocks.{layer}.attn.hook_z")
-    return z.flatten(2).view(*z.shape[:2], model.cfg.n_heads, -1)[:, :, head]
-
-
-def freeze_scales(model: Model, tokens: Int[Tensor, "batch pos"], *, layer: int) -> Intervention:
-    """Holds every normalisation scale downstream of attention layer `layer` at its value on `tokens`, as the model is
-    without hooks: what a change in that layer does then reaches the logits without rescaling.
-
-    Run the model on documents of the same shape. Raises FraError for a layer that the model does not have.
-    """
-    check_layer_and_head(model, layer)
-    check_tokens(model, tokens)
-    upstream = tuple(f"blocks.{n}." for n in range(layer))
-    own = tuple(f"blocks.{layer}.{part}" for part in ("ln1.", "attn."))
-    points = {id(point): name for name, point in model.hook_dict.items() if name.endswith("hook_scale")}
-    names = [name for name in points.values() if not name.startswith(upstream + own)]
-    with unhooked(model), torch.no_grad():
-        _, cache = model.run_with_cache(tokens.to(next(model.parameters()).device), names_filter=names)
-
-    def holding(value: Tensor) -> Callable[..., Tensor]:
-        def hold(scale: Tensor, hook: Any) -> Tensor:
-            return _fitting(value, scale)
-
-        return hold
-
-    return Intervention(model, [], [(name, holding(cache[name])) for name in names if name in cache])
 
 
 def _pairs(channels: Channels, dictionary: Any) -> Int[Tensor, "n 2"]:
@@ -528,16 +372,15 @@ def _change_scores(
     layer: int,
     head: int,
     dictionary: Any,
-    where: tuple[Positions, Positions, Tensor | None],
-    clean: Tensor | None,
+    where: Where,
 ) -> Intervention:
-    """Multiplies a share of one head's scores by `factor`: exact before softcap, and only where keys may be attended."""
+    """Multiplies a share of one head's scores by `factor`, before softcap, and only where keys may be attended."""
     check_dictionary(dictionary)
     check_layer_and_head(model, layer, head)
     hook_name = dictionary_hook(dictionary)
     weights = qk_weights(model, layer, hook_name)
     check_layer(model, layer, hook_name)
-    fixed = None
+    fixed, clean = None, where.get("clean")
     if clean is not None:
         with torch.no_grad():
             fixed = share(_clean_arm(model, dictionary, clean, layer), head)
@@ -548,11 +391,11 @@ def _change_scores(
         with torch.no_grad():
             arm = arm_in_pass(model, dictionary, weights, seen.take(), scores)
             frozen = arm.frozen
-            taken = (1 - factor) * (share(arm, head) if fixed is None else _fitting(fixed, own).to(frozen.x))
+            taken = (1 - factor) * (share(arm, head) if fixed is None else fitting(fixed, own).to(frozen.x))
             batch, pos = arm.codes.shape
             # The model's own mask counts too (padding): masked scores are -inf, or the smallest number there is.
             allowed = frozen.mask & (own > torch.finfo(own.dtype).min / 2) & (taken != 0)
-            allowed = allowed & chosen_entries(*where, batch, pos, own.device)
+            allowed = allowed & chosen_entries(where, batch, pos, own.device)
         after = frozen.cap(before_cap(frozen, head, own).to(frozen.x) - taken).to(own.dtype)
         changed = scores.clone()
         changed[:, head] = torch.where(allowed, after, own)
@@ -566,31 +409,3 @@ def _clean_arm(model: Model, dictionary: Any, tokens: Tensor, layer: int) -> Arm
     with unhooked(model):
         frozen = freeze(model, tokens, layer, dictionary_hook(dictionary))
     return Arm(frozen, codes(dictionary, frozen.x))
-
-
-def _clean(model: Model, tokens: Tensor, layer: int, head: int, name: str) -> Tensor:
-    """One hook's activation on these tokens, as the model is without hooks."""
-    check_layer_and_head(model, layer, head)
-    check_tokens(model, tokens)
-    with unhooked(model), torch.no_grad():
-        return _run(model, tokens.to(next(model.parameters()).device), layer, {"it": name})["it"]
-
-
-def _with_head(z: Tensor, head: int, n_heads: int, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """hook_z with one head's output changed; z is [batch, pos, n_heads, d_head], or that with the last two flattened."""
-    changed = z.flatten(2).view(*z.shape[:2], n_heads, -1).clone()
-    changed[:, :, head] = change(changed[:, :, head].clone())
-    return changed.view_as(z)
-
-
-def _fitting(value: Tensor, own: Tensor) -> Tensor:
-    """`value` in the precision and on the device of `own`. Raises FraError where it cannot stand in its place."""
-    missing = own.ndim - value.ndim
-    tail = max(missing, 1)
-    fits = missing >= 0 and value.shape[tail - missing :] == own.shape[tail:]
-    if not fits or (missing == 0 and value.shape[0] not in (1, own.shape[0])):
-        raise FraError(
-            f"a value of shape {list(value.shape)} cannot stand where this pass has {list(own.shape)}: run the model on "
-            f"documents of the same shape."
-        )
-    return value.to(own)

@@ -192,7 +192,8 @@ def repeated_natural(
 
 
 def natural_documents(target: Target, n: int, longest: int = 128) -> list[Int[Tensor, " pos"]]:
-    """Token ids of n of the target's texts, spread over all of them: BOS first where the target has one, cut to the context.
+    """Token ids of n of the target's texts, spread over all of them: BOS first where the target has one, cut to the
+    context.
 
     Raises FraError where the target has fewer texts.
     """

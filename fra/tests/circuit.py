@@ -1,10 +1,10 @@
 """A hand-built two-layer induction circuit with a one-hot dictionary: every channel that it has was written down.
 
-Attention only, no LayerNorm. The residual stream holds, side by side, the token (one-hot), the position (one-hot) and the previous
-token. L0H0 attends to the position before and copies its token into the third block; L1H0 scores STRENGTH nats where the query's
-token is the key's previous token. L0H1 and L1H1 have random
-weights and write nothing. The dictionary's features are the residual stream's coordinates,
-so that the channels of L1H0 are exactly (token v, previous token v).
+Attention only, no LayerNorm. The residual stream holds, side by side, the token (one-hot), the position (one-hot) and
+the previous token. L0H0 attends to the position before and copies its token into the third block; L1H0 scores STRENGTH
+nats where the query's token is the key's previous token. L0H1 and L1H1 have random weights and write nothing. The
+dictionary's features are the residual stream's coordinates, so that the channels of L1H0 are exactly (token v, previous
+token v).
 """
 
 from __future__ import annotations
@@ -27,9 +27,18 @@ PREVIOUS = D_VOCAB + N_CTX  # where the third block begins
 def model(strength: float = STRENGTH) -> HookedTransformer:
     """The circuit; `strength` in nats."""
     config = HookedTransformerConfig(
-        n_layers=2, d_model=D_MODEL, d_head=D_VOCAB, n_heads=2, n_ctx=N_CTX, d_vocab=D_VOCAB, attn_only=True,
-        normalization_type=None, device="cpu", init_weights=False, seed=0,
-    )  # fmt: skip
+        n_layers=2,
+        d_model=D_MODEL,
+        d_head=D_VOCAB,
+        n_heads=2,
+        n_ctx=N_CTX,
+        d_vocab=D_VOCAB,
+        attn_only=True,
+        normalization_type=None,
+        device="cpu",
+        init_weights=False,
+        seed=0,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the Bridge has no way to write weights down
         circuit = HookedTransformer(config)
@@ -59,7 +68,9 @@ def model(strength: float = STRENGTH) -> HookedTransformer:
 
 def dictionary() -> StandardSAE:
     """One feature for each coordinate of the residual stream before layer 1."""
-    sae = StandardSAE(StandardSAEConfig(d_in=D_MODEL, d_sae=D_MODEL, metadata=SAEMetadata(model_name="circuit", hook_name=HOOK)))
+    sae = StandardSAE(
+        StandardSAEConfig(d_in=D_MODEL, d_sae=D_MODEL, metadata=SAEMetadata(model_name="circuit", hook_name=HOOK))
+    )
     with torch.no_grad():
         sae.W_enc.copy_(torch.eye(D_MODEL))
         sae.W_dec.copy_(torch.eye(D_MODEL))

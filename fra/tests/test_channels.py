@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 import fra
 from fra import stimuli
 from fra._channels import Arms, HeadOnArms, measure_arm, measure_arms, shifted_keys
-from fra._nulls import draw_atoms, matching_pursuit, random_atoms, random_rotation, row_spread, scramble, stretch_to_match
+from fra._nulls import (
+    draw_atoms,
+    matching_pursuit,
+    random_atoms,
+    random_rotation,
+    row_spread,
+    scramble,
+    stretch_to_match,
+)
 from fra._screen import stripe_blocks
 from fra._search import Search
 from fra.errors import FraError
@@ -52,7 +60,9 @@ def plain_odds(resolved, scores: torch.Tensor, t: int, key: int) -> float:
 
 
 def plain_effect(kind: str, batch: stimuli.Batch, pairs: list[tuple[int, int]]) -> np.ndarray:
-    """[document] sums of dL(repeated) - dL(control) and rows, straight from the definition and `fra.resolve`'s channel maps."""
+    """[document] sums of dL(repeated) - dL(control) and rows, straight from the definition and `fra.resolve`'s
+    channel maps.
+    """
     sums, rows = np.zeros(len(batch)), np.zeros(len(batch))
     for d in range(len(batch)):
         sides = [plain_scores(kind, tokens[d]) for tokens in (batch.tokens, batch.control)]
@@ -166,7 +176,9 @@ def test_scramble_keeps_the_spread_and_loses_the_pairing() -> None:
     assert abs(row_spread(turned, HEAD) / row_spread(frozen, HEAD) - 1) < 1e-4
     own, other = (f.scores(HEAD)[:, f.mask] for f in (frozen, turned))
     assert abs(float(torch.corrcoef(torch.stack([own.flatten(), other.flatten()]))[0, 1])) < 0.9
-    assert bool((turned.scores(0)[:, frozen.mask] == frozen.scores(0)[:, frozen.mask]).all()), "another head was touched"
+    assert bool((turned.scores(0)[:, frozen.mask] == frozen.scores(0)[:, frozen.mask]).all()), (
+        "another head was touched"
+    )
 
 
 def test_random_atoms_are_exactly_additive() -> None:

@@ -197,19 +197,21 @@ def test_top_is_the_head_of_all_terms(r: ResolvedHead, by: Any, n: int) -> None:
 
 
 @FEW
-@given(st.integers(0, 2**31), st.integers(1, 60))
-def test_ties_go_by_ids(seed: int, n: int) -> None:
-    # Whole numbers: products are exact and tie often, so order is a matter of ids alone.
+@given(st.integers(0, 2**31), st.integers(1, 60), st.sampled_from([1, 50, 10**6]))
+def test_ties_go_by_ids(seed: int, n: int, elements: int) -> None:
+    # Whole numbers: products are exact and tie often, within tiles and across them, so order is a matter of ids alone.
     r = make_head(seed, whole_numbers=True)
-    everything = r.top(10**6)
+    everything, channels = r.top(10**6), r.channels("count")
     ids = ["q_pos", "k_pos", "q_feature", "k_feature"]
-    truth = everything.assign(key=-everything["value"].abs()).sort_values(["key", *ids]).drop(columns="key")
+    truth = everything.assign(key=-everything["value"].abs()).sort_values(["key", *ids])[ids].to_numpy().tolist()
     assert everything["value"].abs().duplicated().any()
-    assert everything[ids].values.tolist() == truth[ids].values.tolist()
-    assert r.top(n)[ids].values.tolist() == truth[ids].head(n).values.tolist()
-    channels = r.channels("count")
-    truth = channels.assign(key=-channels["value"]).sort_values(["key", "q_feature", "k_feature"])
-    assert r.channels("count", n=n).values.tolist() == truth[channels.columns].head(n).values.tolist()
+    assert everything[ids].to_numpy().tolist() == truth
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_reductions, "TILE_ELEMENTS", elements)
+        assert r.top(n)[ids].to_numpy().tolist() == truth[:n]
+        found = r.channels("count", n=n).to_numpy().tolist()
+    ranked = channels.assign(key=-channels["value"]).sort_values(["key", "q_feature", "k_feature"])
+    assert found == ranked[channels.columns].head(n).to_numpy().tolist()
 
 
 @FEW

@@ -22,7 +22,9 @@ def test_a_control_keeps_nothing_of_the_repeat(period: int, seed: int, natural: 
     doc = stimuli.repeat(passage, 5000, rng, "x")
     first, second = doc.control[1 : period + 1], doc.control[period + 1 :]
     assert sorted(first.tolist()) == sorted(passage.tolist())
-    assert second.tolist() == passage.tolist() == doc.tokens[1 : period + 1].tolist() == doc.tokens[period + 1 :].tolist()
+    assert (
+        second.tolist() == passage.tolist() == doc.tokens[1 : period + 1].tolist() == doc.tokens[period + 1 :].tolist()
+    )
     assert not bool((first == second).any()), "a token stayed in place"
     pairs = set(zip(passage[:-1].tolist(), passage[1:].tolist(), strict=True))
     assert not pairs & set(zip(first[:-1].tolist(), first[1:].tolist(), strict=True)), "a pair stayed together"
@@ -71,8 +73,13 @@ def test_the_pool_leaves_out_extremes_and_special_tokens() -> None:
 def test_stripe_metrics_tell_stripes_apart(on: str) -> None:
     rng = np.random.default_rng(0)
     batch = stimuli.collate([stimuli.repeat(rng.choice(500, p, replace=False), 999, rng, "x") for p in (17, 22)])
-    keys = {"induction": batch.row_key, "duplicate": batch.row_key - 1, "previous": batch.row_pos - 1,
-            "after": batch.row_key + 1, "before": batch.row_key - 2}  # fmt: skip
+    keys = {
+        "induction": batch.row_key,
+        "duplicate": batch.row_key - 1,
+        "previous": batch.row_pos - 1,
+        "after": batch.row_key + 1,
+        "before": batch.row_key - 2,
+    }
     pattern = torch.zeros(2, 45, 45)
     pattern[batch.row_doc, batch.row_pos, keys[on]] = 1.0
     found = {name: float(value.mean()) for name, value in stripe_attention(pattern, batch).items()}
@@ -91,7 +98,9 @@ def test_contrast_takes_the_larger_control() -> None:
     control[batch.row_doc, batch.row_pos, batch.row_moved] += 0.3
     moved_too = batch.row_moved == batch.row_key
     expected = torch.where(moved_too, 0.9 - 0.4, 0.9 - 0.3)
-    torch.testing.assert_close(contrast(repeated, control, batch)[0] if repeated.ndim == 4 else contrast(repeated, control, batch), expected)
+    torch.testing.assert_close(
+        contrast(repeated, control, batch)[0] if repeated.ndim == 4 else contrast(repeated, control, batch), expected
+    )
 
 
 def test_a_duplicate_token_head_is_no_induction_head() -> None:

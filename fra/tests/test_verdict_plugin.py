@@ -200,6 +200,8 @@ def test_every_row_of_the_verdict_table(suite):
     assert {r["verdict"] for r in rows if r["claim"] == "T02"} == {"BROKEN"}
     assert all(r["detail"]["exploratory"] for r in rows)
     said = result.stdout.str()
+    assert "although known.toml records a refutation (looked dead)" in said
+    assert "XPASS" not in said
     for head, (_, word) in EXPECTED.items():
         shown = {"L0H3": "OVERTURNED"}.get(head, word)
         assert f"test_heads[{head}] {shown}" in said

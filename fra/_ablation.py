@@ -1,0 +1,146 @@
+"""Whole heads put out or replaced, the baselines that feature-resolved interventions are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fra._heads import Model, _run, check_layer_and_head, check_tokens
+from fra._intervention import Intervention, Positions, chosen_positions, fitting, unhooked, with_head
+from fra.errors import FraError
+
+
+def set_output(
+    model: Model,
+    value: Float[Tensor, "*batch_pos d_head"],
+    *,
+    layer: int,
+    head: int,
+    rows: Positions = None,
+    share: float = 1.0,
+) -> Intervention:
+    """Puts `value` ([d_head], [pos, d_head] or [batch, pos, d_head]) in place of a head's output at hook_z.
+
+    share: how much of the way from the head's own output to `value`; 1 replaces it, 0 changes nothing.
+    Raises FraError for a layer or head that the model does not have, and in the pass where `value` does not fit.
+    """
+    check_layer_and_head(model, layer, head)
+
+    def edit(z: Tensor, hook: Any) -> Tensor:
+        def change(own: Tensor) -> Tensor:
+            chosen = chosen_positions("rows", rows, len(own), own.shape[1], own.device)[..., None]
+            moved = own + share * (fitting(value, own) - own) if share != 1 else fitting(value, own)
+            return torch.where(chosen, moved, own)
+
+        return with_head(z, head, int(model.cfg.n_heads), change)
+
+    return Intervention(model, [], [(f"blocks.{layer}.attn.hook_z", edit)])
+
+
+def zero_ablate(model: Model, *, layer: int, head: int, rows: Positions = None, share: float = 1.0) -> Intervention:
+    """Puts zero in place of a head's output; arguments as for `set_output`."""
+    value = torch.zeros(int(model.cfg.d_head), device=next(model.parameters()).device)
+    return set_output(model, value, layer=layer, head=head, rows=rows, share=share)
+
+
+def mean_ablate(
+    model: Model,
+    reference: Int[Tensor, "batch pos"],
+    *,
+    layer: int,
+    head: int,
+    reference_rows: Positions = None,
+    by_position: bool = False,
+    rows: Positions = None,
+    share: float = 1.0,
+) -> Intervention:
+    """Puts the head's mean output over reference documents in place of its output.
+
+    reference_rows: which of their positions count (leave out padding and, if you wish, BOS); all where None.
+    by_position: a mean for each position, over documents. Raises FraError where no position counts; otherwise as `set_output`.
+    """
+    z = head_outputs(model, reference, layer=layer, head=head)
+    chosen = chosen_positions("reference_rows", reference_rows, len(z), z.shape[1], z.device).expand(z.shape[:2])
+    dims = (0,) if by_position else (0, 1)
+    count = chosen.sum(dims)
+    if not bool((count > 0).all()):
+        raise FraError("no reference position counts, so there is no mean: choose some in reference_rows.")
+    mean = (z * chosen[..., None]).sum(dims) / count[..., None]
+    return set_output(model, mean, layer=layer, head=head, rows=rows, share=share)
+
+
+def patch_output(
+    model: Model,
+    source: Int[Tensor, "batch pos"],
+    *,
+    layer: int,
+    head: int,
+    rows: Positions = None,
+    share: float = 1.0,
+) -> Intervention:
+    """Puts the head's output on `source` (documents of the same shape) in place of its output, position by position;
+    otherwise as `set_output`.
+    """
+    z = head_outputs(model, source, layer=layer, head=head)
+    return set_output(model, z, layer=layer, head=head, rows=rows, share=share)
+
+
+def patch_pattern(
+    model: Model, source: Int[Tensor, "batch pos"], *, layer: int, head: int, rows: Positions = None
+) -> Intervention:
+    """Puts the head's attention pattern on `source` (documents of the same shape) in place of its own."""
+    name = f"blocks.{layer}.attn.hook_pattern"
+    patterns = _clean(model, source, layer, head, name)[:, head]
+
+    def edit(pattern: Tensor, hook: Any) -> Tensor:
+        own = pattern[:, head]
+        chosen = chosen_positions("rows", rows, len(own), own.shape[1], own.device)[..., None]
+        changed = pattern.clone()
+        changed[:, head] = torch.where(chosen, fitting(patterns, own), own)
+        return changed
+
+    return Intervention(model, [], [(name, edit)])
+
+
+def head_outputs(
+    model: Model, tokens: Int[Tensor, "batch pos"], *, layer: int, head: int
+) -> Float[Tensor, "batch pos d_head"]:
+    """A head's output at hook_z on these documents, as the model is without hooks."""
+    z = _clean(model, tokens, layer, head, f"blocks.{layer}.attn.hook_z")
+    return z.flatten(2).view(*z.shape[:2], model.cfg.n_heads, -1)[:, :, head]
+
+
+def freeze_scales(model: Model, tokens: Int[Tensor, "batch pos"], *, layer: int) -> Intervention:
+    """Holds every normalisation scale downstream of attention layer `layer` at its value on `tokens`, as the model is
+    without hooks: what a change in that layer does then reaches the logits without rescaling.
+
+    Run the model on documents of the same shape. Raises FraError for a layer that the model does not have.
+    """
+    check_layer_and_head(model, layer)
+    check_tokens(model, tokens)
+    upstream = tuple(f"blocks.{n}." for n in range(layer))
+    own = tuple(f"blocks.{layer}.{part}" for part in ("ln1.", "attn."))
+    points = {id(point): name for name, point in model.hook_dict.items() if name.endswith("hook_scale")}
+    names = [name for name in points.values() if not name.startswith(upstream + own)]
+    with unhooked(model), torch.no_grad():
+        _, cache = model.run_with_cache(tokens.to(next(model.parameters()).device), names_filter=names)
+
+    def holding(value: Tensor) -> Callable[..., Tensor]:
+        def hold(scale: Tensor, hook: Any) -> Tensor:
+            return fitting(value, scale)
+
+        return hold
+
+    return Intervention(model, [], [(name, holding(cache[name])) for name in names if name in cache])
+
+
+def _clean(model: Model, tokens: Tensor, layer: int, head: int, name: str) -> Tensor:
+    """One hook's activation on these tokens, as the model is without hooks."""
+    check_layer_and_head(model, layer, head)
+    check_tokens(model, tokens)
+    with unhooked(model), torch.no_grad():
+        return _run(model, tokens.to(next(model.parameters()).device), layer, {"it": name})["it"]

@@ -1,0 +1,33 @@
+"""Independent work on small tensors, one thread a core: a head's tensors are too small for torch to share one
+between cores.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_MOST = 8
+
+
+def each(work: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:
+    """`work` of every item, in order. Every item is computed by one thread alone, so that the results do not depend on
+    their number.
+
+    On a GPU the items run one after the other: the kernels would only queue.
+    """
+    if device.type != "cpu":
+        return [work(item) for item in items]
+    own = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(_MOST, os.cpu_count() or 1)) as pool:
+            return list(pool.map(torch.no_grad()(work), items))
+    finally:
+        torch.set_num_threads(own)

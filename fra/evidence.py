@@ -1,0 +1,390 @@
+"""Evidence for the claims about CIH channels and sets: screens turned into conditions for the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from fra import stats
+from fra._channels import Effects
+from fra._screen import MIN_LIVE_DOCUMENTS, HeadScreen, mean_effect
+from fra._search import SET_SIZE
+from fra.cih import Screen, families
+from fra.claim import Claim, Condition, Evidence
+from fra.induction import HeadStatus, by_source
+
+GATE = "gate: feature-feature share"
+"""Name of the set claim's gate among its bars: the share of the stripe's contrast that the feature-feature block
+must carry.
+"""
+
+
+def outside(claim: Claim, screened: Screen, family: str) -> dict[str, Evidence]:
+    """Why each head that is not in the family stands outside it. A head that the target lists as a TIH and that is
+    none leaves the claim undecided there.
+    """
+    found = {}
+    for name, status in screened.status.items():
+        detail = {"status": _status_detail(status)}
+        if name in screened.known_tih and status.status != "TIH":
+            reason = f"the target lists this head as a TIH, but it is {status.status} on {screened.stimulus}"
+            found[name] = Evidence(claim=claim, head=name, undecided=reason, detail=detail)
+        elif name not in screened.heads and status.status == family:
+            found[name] = Evidence(
+                claim=claim,
+                head=name,
+                cannot="the target has no dictionary at this layer's attention input",
+                detail=detail,
+            )
+        elif name in families(screened)["controls"] and family != "TIH":
+            reason = "a layer-0 head, whose keys cannot know their predecessors: a control, in no family"
+            s = screened.heads[name]
+            best = float(np.max(mean_effect(s.effects), initial=-np.inf))
+            found[name] = Evidence(
+                claim=claim, head=name, cannot=reason, detail=detail | {"best channel effect (nats)": best}
+            )
+        else:
+            what = {"TIH": "a TIH", "undecided": "neither clearly a TIH nor clearly none"}.get(
+                status.status, status.status
+            )
+            found[name] = Evidence(
+                claim=claim, head=name, cannot=f"not in the family: {what}", detail=detail
+            )
+    return found
+
+
+def cluster_means(sums: np.ndarray, counts: np.ndarray, sources: Sequence[str], seed: int) -> stats.ClusterMeans:
+    """Ratio means with the sources of the documents as clusters."""
+    return stats.ClusterMeans(by_source(sums, sources), by_source(counts, sources), seed=seed)
+
+
+def _two_sided(
+    name: str, bar: float, means: Mapping[str, stats.ClusterMeans], level: float, share: int, simultaneous: bool
+) -> dict[str, list[Condition]]:
+    """One condition for every candidate of every head.
+
+    "effect <= bar" is Holm-adjusted across heads over the best candidate of each head (max-T within the head). "effect
+    >= bar" is Bonferroni-adjusted over the heads and over the `share` conditions any one of which may refute a
+    candidate. Bounds are at the level at which the head was tested.
+    """
+    heads = list(means)
+    above = {h: means[h].p_above(bar, simultaneous) for h in heads}
+    level_above = stats.holm_levels([float(above[h].min()) for h in heads], level)
+    tests = share * len(heads)
+    found: dict[str, list[Condition]] = {}
+    for k, h in enumerate(heads):
+        m = means[h]
+        lower, upper = m.lower(level_above[k], simultaneous), m.upper(level / tests, simultaneous)
+        below = m.p_below(bar, simultaneous)
+        found[h] = [
+            Condition(
+                name,
+                float(m.estimate[c]),
+                float(lower[c]),
+                float(upper[c]),
+                bar,
+                p=float(min(1.0, above[h][c] * level / level_above[k])),
+                p_refute=float(min(1.0, below[c] * tests)),
+            )
+            for c in range(m.n_cand)
+        ]
+    return found
+
+
+def _ranked(name: str, p: float, level: float) -> Condition:
+    """A condition that is a rank among nulls: 1 - p above 1 - level. It can be missed; it refutes nothing."""
+    return Condition(name, 1 - p, 1 - p, 1.0, 1 - level, p=p, p_refute=1.0)
+
+
+def _exact(name: str, value: float, bar: float) -> Condition:
+    """A condition on a number that is not estimated from the documents."""
+    return Condition(name, value, value, value, bar)
+
+
+def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
+    """Q04: the CIH set of every TIH against its bars, random atoms and scrambles; other heads with the reason why
+    they are not tested.
+    """
+    heads = families(screened)["TIH"]
+    found = outside(claim, screened, "TIH")
+    if not heads:
+        return found
+    size, level = SET_SIZE, claim.level
+
+    def means(
+        name: str, sums: Callable[[HeadScreen], np.ndarray], counts: Callable[[HeadScreen], np.ndarray]
+    ) -> dict[str, stats.ClusterMeans]:
+        return {
+            h: cluster_means(
+                sums(screened.heads[h]),
+                counts(screened.heads[h]),
+                screened.heads[h].set_sources,
+                stats.seed_of(claim.digest, screened.target, h, name),
+            )
+            for h in heads
+        }
+
+    n_atoms = len(screened.heads[heads[0]].atom_effects)
+    refutable = 2 + n_atoms
+    every: dict[str, Callable[[HeadScreen], np.ndarray]] = {
+        "set effect": lambda s: s.set_effects[size].nats[:, 0],
+        "share of contrast": lambda s: (
+            s.set_effects[size].attention[:, 0] - claim.bars["share of contrast"] * s.contrast
+        ),
+    }
+    effect = means("set effect", every["set effect"], lambda s: s.set_effects[size].rows[:, 0])
+    share = means("share of contrast", every["share of contrast"], lambda s: s.set_rows)
+    columns = [
+        _two_sided("set effect", claim.bar, effect, level, refutable, False),
+        _shifted(
+            _two_sided("share of contrast", 0.0, share, level, refutable, False),
+            claim.bars["share of contrast"],
+            screened,
+            size,
+        ),
+    ]
+    for seed in range(n_atoms):
+        over = means(f"atoms {seed}", partial(_over_atoms, seed), lambda s: s.set_rows)
+        columns.append(
+            _two_sided(
+                f"over random atoms {seed + 1}",
+                claim.bars[f"over random atoms {seed + 1}"],
+                over,
+                level,
+                refutable,
+                False,
+            )
+        )
+    q = stats.benjamini_hochberg([columns[0][h][0].p or 1.0 for h in heads])
+    channels = _channel_conditions(claim_bars(claim), level, screened, heads, claim.digest)
+    for k, h in enumerate(heads):
+        s = screened.heads[h]
+        own = float(effect[h].estimate[0])
+        p = stats.rank_p(own, s.scramble_sets)
+        conditions = (*(column[h][0] for column in columns), _ranked("over scrambled heads", p, level))
+        total = sum(s.blocks.values())
+        carried = s.blocks["ff"] / total if total > 0 else float("nan")
+        undecided = None
+        if not carried >= claim.bars[GATE]:
+            undecided = (
+                f"the feature-feature block carries {carried:.0%} of the head's stripe contrast on "
+                f"{screened.stimulus}; {claim.bars[GATE]:.0%} is needed before its channels can answer for the head"
+            )
+        power = float(stats.power_above(effect[h], 0.0, claim.bar, level / len(heads), simultaneous=False)[0])
+        found[h] = Evidence(
+            claim=claim,
+            head=h,
+            candidates={f"the {size} strongest channels": conditions},
+            n=len(s.set_rows),
+            power=power,
+            q=float(q[k]),
+            undecided=undecided,
+            detail=_set_detail(screened, h, carried, effect[h], level / len(heads))
+            | _channel_detail(screened, h, channels[h], level),
+        )
+    return found
+
+
+def _over_atoms(seed: int, s: HeadScreen) -> np.ndarray:
+    return np.asarray(s.set_effects[SET_SIZE].nats[:, 0] - s.atom_effects[seed].nats[:, 0])
+
+
+def _shifted(
+    columns: dict[str, list[Condition]], bar: float, screened: Screen, size: int
+) -> dict[str, list[Condition]]:
+    """The linear form dA - bar * contrast > 0 said again as a share of the contrast (bounds over the head's mean
+    contrast).
+    """
+    out = {}
+    for h, (c,) in columns.items():
+        s = screened.heads[h]
+        mean = s.contrast.sum() / s.set_rows.sum()
+        share = s.set_effects[size].attention.sum() / s.contrast.sum()
+        ends = [share + (end - c.effect) / mean if mean > 0 else float("nan") for end in (c.low, c.high)]
+        out[h] = [Condition(c.name, float(share), float(ends[0]), float(ends[1]), bar, p=c.p, p_refute=c.p_refute)]
+    return out
+
+
+def claim_bars(claim: Claim) -> Mapping[str, float]:
+    """Bars of a CIH channel, as a claim registers them."""
+    return {
+        name: claim.bars[name] for name in ("effect", "head contrast", "attention", "coverage") if name in claim.bars
+    }
+
+
+def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") -> dict[str, Evidence]:
+    """Q05: an expressed channel among the candidates of every head of a family; one and the same candidate must pass
+    everything.
+
+    Other heads stand with the reason why they are not tested.
+    """
+    heads = families(screened)[family]
+    found = outside(claim, screened, family)
+    if not heads:
+        return found
+    conditions = _channel_conditions(claim_bars(claim), claim.level, screened, heads, claim.digest)
+    least = [min((c[0].p if c[0].p is not None else 1.0 for c in conditions[h].values()), default=1.0) for h in heads]
+    q = stats.benjamini_hochberg(least)
+    for k, h in enumerate(heads):
+        s = screened.heads[h]
+        power = s.planted_found / s.planted if s.planted else 0.0
+        found[h] = Evidence(
+            claim=claim,
+            head=h,
+            candidates=conditions[h],
+            n=len(s.effects.rows),
+            power=power,
+            q=float(q[k]),
+            detail=_channel_detail(screened, h, conditions[h], claim.level)
+            | {"status": _status_detail(screened.status[h])},
+        )
+    return found
+
+
+def _live(s: HeadScreen) -> Int[np.ndarray, " m"]:
+    """Candidates live in enough documents to be measured at all."""
+    return np.flatnonzero((s.effects.rows > 0).sum(0) >= MIN_LIVE_DOCUMENTS)
+
+
+def _channel_conditions(
+    bars: Mapping[str, float], level: float, screened: Screen, heads: Sequence[str], digest: str
+) -> dict[str, dict[str, tuple[Condition, ...]]]:
+    """All conditions of an expressed CIH channel for every measured candidate of every head."""
+    keep = {h: _live(screened.heads[h]) for h in heads}
+    measured = [h for h in heads if len(keep[h])]
+
+    def column(name: str, part: str, bar: float) -> dict[str, list[Condition]]:
+        means = {}
+        for h in measured:
+            s = screened.heads[h]
+            sums, rows = getattr(s.effects, part)[:, keep[h]], s.effects.rows[:, keep[h]]
+            means[h] = cluster_means(sums, rows, s.sources, stats.seed_of(digest, screened.target, h, name))
+        return _two_sided(name, bar, means, level, 3, True)
+
+    effect = column("effect", "nats", bars["effect"])
+    contrast = column("head contrast", "contrast", bars["head contrast"])
+    attention = column("attention", "attention", bars["attention"])
+    found: dict[str, dict[str, tuple[Condition, ...]]] = {h: {} for h in heads}
+    for h in measured:
+        s = screened.heads[h]
+        E = mean_effect(s.effects)
+        for n, c in enumerate(keep[h]):
+            covered = s.effects.covered[:, c].sum() / s.n_rows
+            found[h][f"{s.pairs[c, 0]} -> {s.pairs[c, 1]}"] = (
+                effect[h][n],
+                _ranked("over other lags", float(s.p_lag[c]), level),
+                _ranked("coupling among matched pairs", float(s.p_coupling[c]), level),
+                _exact("coupling over other heads", float(s.above_heads[c]), 0.0),
+                _ranked("over scrambled heads", stats.rank_p(float(E[c]), s.scramble_best), level),
+                contrast[h][n],
+                attention[h][n],
+                _exact("coverage", float(covered), bars["coverage"]),
+            )
+    return found
+
+
+LATENT = 5
+"""The first five conditions make a channel latent; all of them make it expressed."""
+
+
+def _channel_detail(
+    screened: Screen, h: str, conditions: Mapping[str, tuple[Condition, ...]], level: float, top: int = 5
+) -> dict[str, Any]:
+    """The best channels of a head as a reader should see them, with how many are latent and expressed."""
+    s = screened.heads[h]
+    rows = []
+    order = sorted(zip(_live(s), conditions.items(), strict=True), key=lambda item: -item[1][1][0].effect)
+    for c, (name, own) in order:
+        about = s.tokens[c]
+        latent = all(x.holds(level) for x in own[:LATENT])
+        survives = bool(s.without_heaviest[c] > own[0].bar)
+        rows.append(
+            {
+                "channel": name,
+                "effect (nats)": own[0].effect,
+                "low": own[0].low,
+                "high": own[0].high,
+                "attention": own[6].effect,
+                "coverage": own[7].effect,
+                "live-pair share": about["live_pair_share"],
+                "breadth": about["breadth"],
+                "coupling": float(s.coupling[c]),
+                "coupling rank": float(s.p_coupling[c]),
+                "p other lags": float(s.p_lag[c]),
+                "p scrambles": own[4].p,
+                "head contrast": own[5].effect,
+                "latent": latent,
+                "expressed": latent and all(x.holds(level) for x in own[LATENT:]),
+                "conceptual": about["breadth"] >= 3 and survives,
+                "query tokens": [f"{screened.token_text(t)!r} x{n}" for t, n in about["query"]],
+                "key tokens": [f"{screened.token_text(t)!r} x{n}" for t, n in about["key"]],
+            }
+        )
+    detail: dict[str, Any] = {
+        "channels screened": len(s.pairs),
+        "channels measured": len(rows),
+        "latent": sum(r["latent"] for r in rows),
+        "expressed": sum(r["expressed"] for r in rows),
+        "best channels": rows[:top],
+        "planted channels found": f"{s.planted_found} of {s.planted}",
+        "best effect at other lags": _spread(s.lag_best),
+        "best effect of scrambled heads": _spread(s.scramble_best),
+    }
+    if s.marginals is not None:
+        detail["all channels of the best channel's query feature"], detail["all channels of its key feature"] = map(
+            _mean, s.marginals
+        )
+    return detail
+
+
+def _mean(effects: Effects) -> float:
+    return float(effects.nats.sum() / max(effects.rows.sum(), 1.0))
+
+
+def _spread(values: np.ndarray) -> dict[str, float | None]:
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return {"median": None, "95th percentile": None, "largest": None}
+    return {
+        "median": float(np.median(finite)),
+        "95th percentile": float(np.quantile(finite, 0.95)),
+        "largest": float(finite.max()),
+    }
+
+
+def _status_detail(status: HeadStatus) -> dict[str, Any]:
+    return {"status": status.status, "contrast": status.contrast, "low": status.lower, "high": status.upper} | {
+        f"attention: {name}": value for name, value in status.stripes.items()
+    }
+
+
+_BLOCK_NAMES = {"f": "feature", "b": "bias", "e": "error"}
+
+
+def _set_detail(screened: Screen, h: str, carried: float, effect: stats.ClusterMeans, level: float) -> dict[str, Any]:
+    s = screened.heads[h]
+    contrast = float(s.contrast.sum() / s.set_rows.sum())
+    return {
+        "status": _status_detail(screened.status[h]),
+        "feature-feature share of the stripe contrast": carried,
+        "stripe contrast by block (nats)": {
+            f"{_BLOCK_NAMES[k[0]]} x {_BLOCK_NAMES[k[1]]}": v for k, v in s.blocks.items()
+        },
+        "sets removed together": [
+            {
+                "channels": n,
+                "effect (nats)": _mean(e),
+                "attention": float(e.attention.sum() / max(e.rows.sum(), 1.0)),
+                "share of contrast": float(e.attention.sum() / s.contrast.sum()) if contrast > 0 else None,
+                "coverage": float(e.covered.sum() / s.set_rows.sum()),
+            }
+            for n, e in s.set_effects.items()
+        ],
+        "the same set with random atoms (nats)": [_mean(e) for e in s.atom_effects],
+        "the same set of scrambled heads (nats)": _spread(s.scramble_sets),
+        "smallest detectable effect (nats)": float(stats.detectable(effect, level, simultaneous=False)[0]),
+    }

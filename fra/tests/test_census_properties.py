@@ -1,0 +1,337 @@
+"""Every fast path of a census equals the plain definition in float64, on random documents, codes and heads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fra import _census_blocks, _census_corpus, _census_tables
+from fra._census import Census
+from fra._census_corpus import Corpus, concatenate
+from fra._census_observe import Layer
+from fra._heads import Rotary
+from fra._qk import QKWeights
+
+FEW = settings(max_examples=30, deadline=None)
+D_MODEL, D_HEAD, N_HEADS, D_SAE = 6, 4, 2, 7
+REDUCES = ("sum", "abs", "max", "mean", "count", "contrast", "sensitivity", "mass")
+
+
+def make_census(
+    seed: int,
+    *,
+    rotary: str = "none",
+    window: int | None = None,
+    qk_norm: bool = False,
+    signed: bool = False,
+    softcap: float | None = None,
+    n_docs: int = 4,
+    dtype: torch.dtype = torch.float64,
+) -> Census:
+    """Random documents of unequal length, some positions without live features, some documents without stripes."""
+    g = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=g, dtype=torch.float64).to(dtype)
+
+    longest = 9
+    length = torch.randint(1, longest + 1, (n_docs,), generator=g)
+    n_rows = int(length.sum())
+    acts = draw(n_rows, D_SAE) if signed else draw(n_rows, D_SAE).abs()
+    acts = acts * (torch.rand(n_rows, D_SAE, generator=g) < 0.4)
+    acts[0, 0] = 1.0
+    row, feature = acts.nonzero(as_tuple=True)
+    stripes = [sorted({int(torch.randint(int(n), (), generator=g)) for _ in range(i % 3)}) for i, n in enumerate(length)]
+    stripes[-1] = stripes[-1] or [0]
+    turning = None
+    if rotary != "none":
+        angles = torch.arange(longest)[:, None] * torch.tensor([1.0], dtype=dtype)
+        angles = angles.repeat_interleave(2, 1) if rotary == "adjacent" else angles.repeat(1, 2)
+        turning = Rotary(angles.cos(), angles.sin(), rotary == "adjacent")
+    ones = torch.ones(D_HEAD, dtype=dtype)
+    weights = QKWeights(
+        layer=0,
+        hook_name="blocks.0.hook_resid_pre",
+        W_q=draw(N_HEADS, D_MODEL, D_HEAD),
+        W_k=draw(N_HEADS, D_MODEL, D_HEAD),
+        b_q=draw(N_HEADS, D_HEAD),
+        b_k=draw(N_HEADS, D_HEAD),
+        norm_q=(ones, 1e-6) if qk_norm else None,
+        norm_k=(ones, 1e-6) if qk_norm else None,
+        scale=0.4,
+        softcap=softcap,
+        window=window,
+    )
+    corpus = Corpus(
+        number=torch.randperm(n_docs, generator=g),
+        length=length,
+        n_offsets=torch.tensor([len(offsets) for offsets in stripes]),
+        offset=torch.tensor([offset for offsets in stripes for offset in offsets], dtype=torch.long),
+        per_row=torch.bincount(row, minlength=n_rows).int(),
+        feature=feature.int(),
+        value=acts[row, feature],
+        gain_q=draw(N_HEADS, n_rows).exp() if qk_norm else None,
+        gain_k=draw(N_HEADS, n_rows).exp() if qk_norm else None,
+        inputs=draw(n_rows, D_MODEL) / 2,
+    )
+    layer = Layer(weights, draw(D_SAE, D_MODEL), turning)
+    return Census(layer, corpus, tuple(range(N_HEADS)), REDUCES, 1 << 30, lambda: "random")
+
+
+def turned(census: Census, vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors [pos, d_head] rotated to their positions, written out pair by pair."""
+    rotary = census.layer.rotary
+    if rotary is None:
+        return vectors
+    out = vectors.clone()
+    n = rotary.cos.shape[1]
+    first = torch.arange(0, n, 2) if rotary.adjacent else torch.arange(n // 2)
+    second = first + (1 if rotary.adjacent else n // 2)
+    cos, sin = rotary.cos[: len(vectors), first], rotary.sin[: len(vectors), first]
+    out[:, first] = vectors[:, first] * cos - vectors[:, second] * sin
+    out[:, second] = vectors[:, second] * cos + vectors[:, first] * sin
+    return out
+
+
+def plain(census: Census, head: int) -> list[dict[str, torch.Tensor]]:
+    """For each document all terms F[t, s, i, j], where they are live, the pattern, the mask and the stripe marks."""
+    corpus, w = census.corpus, census.layer.weights
+    found, entry = [], 0
+    starts = corpus.row_start
+    for doc, offsets in enumerate(corpus.stripes):
+        n_pos = starts[doc + 1] - starts[doc]
+        q, k = torch.zeros(2, n_pos, D_SAE, D_HEAD, dtype=corpus.value.dtype)
+        live = torch.zeros(n_pos, D_SAE, dtype=torch.bool)
+        x = corpus.inputs[starts[doc] : starts[doc + 1]]
+        rows_q, rows_k = x @ w.W_q[head] + w.b_q[head], x @ w.W_k[head] + w.b_k[head]
+        for t in range(n_pos):
+            row = starts[doc] + t
+            gains = [1.0 if gain is None else gain[head, row] for gain in (corpus.gain_q, corpus.gain_k)]
+            rows_q[t], rows_k[t] = rows_q[t] * gains[0], rows_k[t] * gains[1]
+            for _ in range(int(corpus.per_row[row])):
+                i, value = int(corpus.feature[entry]), corpus.value[entry]
+                q[t, i] = value * gains[0] * w.scale * (census.layer.decoder[i] @ w.W_q[head])
+                k[t, i] = value * gains[1] * (census.layer.decoder[i] @ w.W_k[head])
+                live[t, i] = True
+                entry += 1
+        for i in range(D_SAE):
+            q[:, i], k[:, i] = turned(census, q[:, i]), turned(census, k[:, i])
+        ahead = torch.arange(n_pos)[:, None] - torch.arange(n_pos)
+        mask = (ahead >= 0) & (ahead < (w.window or n_pos))
+        scores = w.scale * turned(census, rows_q) @ turned(census, rows_k).T
+        scores = scores if w.softcap is None else w.softcap * torch.tanh(scores / w.softcap)
+        found.append(
+            {
+                "F": torch.einsum("tid,sjd->tsij", q, k),
+                "live": live[:, None, :, None] & live[None, :, None, :],
+                "A": scores.masked_fill(~mask, -torch.inf).softmax(-1),
+                "mask": mask,
+                "stripe": torch.stack([ahead == offset for offset in [-1, *offsets]]).any(0),
+            }
+        )
+    return found
+
+
+def defined(census: Census, reduce: str, head: int, where: str) -> dict[tuple[int, int], tuple[float, int]]:
+    """Values and counts of all live channels, from the definition."""
+    values = torch.full((D_SAE, D_SAE), -torch.inf if reduce == "max" else 0.0, dtype=census.corpus.value.dtype)
+    count = torch.zeros(D_SAE, D_SAE, dtype=torch.long)
+    for doc in plain(census, head):
+        mask, stripe = doc["mask"], doc["stripe"]
+        chosen = mask & {"all": mask, "stripe": stripe, "off": ~stripe}[where]
+        seen = chosen[:, :, None, None] & doc["live"]
+        count += seen.sum((0, 1))
+        F, A = doc["F"], doc["A"][:, :, None, None]
+        attended = F * mask[:, :, None, None]
+        on_stripe = (stripe & mask)[:, :, None, None]
+        match reduce:
+            case "sum" | "mean":
+                values += (F * seen).sum((0, 1))
+            case "abs":
+                values += (F * seen).abs().sum((0, 1))
+            case "max":
+                values = torch.maximum(values, F.masked_fill(~seen, -torch.inf).amax((0, 1)))
+            case "contrast":
+                mean = attended.sum(1, keepdim=True) / mask.sum(1)[:, None, None, None]
+                values += ((F - mean) * on_stripe).sum((0, 1))
+            case "sensitivity":
+                values += (on_stripe * A * (F - (A * attended).sum(1, keepdim=True))).sum((0, 1))
+            case "mass":
+                values += (A * (F - (A * attended).sum(1, keepdim=True)).abs()).sum((0, 1))
+    values = count.to(values) if reduce == "count" else values / count if reduce == "mean" else values
+    cells = (count > 0).nonzero().tolist()
+    return {(i, j): (float(values[i, j]), int(count[i, j])) for i, j in cells}
+
+
+def rows_of(found: pd.DataFrame, head: int) -> dict[tuple[int, int], tuple[float, int]]:
+    mine = found[found["head"] == head]
+    return {(int(i), int(j)): (float(v), int(c)) for _, i, j, v, c in mine.itertuples(index=False)}
+
+
+def assert_same(found: dict[Any, Any], expected: dict[Any, Any], tolerance: float = 1e-10) -> None:
+    assert found.keys() == expected.keys()
+    for cell, (value, count) in expected.items():
+        assert found[cell][1] == count, cell
+        assert found[cell][0] == pytest.approx(value, abs=tolerance, rel=tolerance), cell
+
+
+@pytest.fixture(params=["whole", "chunked"])
+def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunked: documents one at a time, a few numbers in each intermediate array."""
+    if request.param == "chunked":
+        for module in (_census_blocks, _census_tables):
+            monkeypatch.setattr(module, "WORK_BYTES", 200)
+        monkeypatch.setattr(_census_tables, "_ROWS_AT_ONCE", 10)
+        monkeypatch.setattr(_census_tables, "_NARROWEST", 1)
+
+
+shapes = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**16),
+        "rotary": st.sampled_from(["none", "halves", "adjacent"]),
+        "window": st.sampled_from([None, 1, 3]),
+        "qk_norm": st.booleans(),
+        "signed": st.booleans(),
+        "softcap": st.sampled_from([None, 0.5]),
+    }
+)
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("where", ["all", "stripe", "off"])
+@FEW
+@given(shape=shapes)
+def test_pairwise_reductions_are_the_definition(where: Any, shape: dict[str, Any]) -> None:
+    census = make_census(**shape)
+    reduces: Any = ("sum", "abs", "max", "mean", "count")
+    found = census.strongest(reduces, None, where=where)
+    for reduce in reduces:
+        for head in range(N_HEADS):
+            assert_same(rows_of(found[reduce], head), defined(census, reduce, head, where))
+
+
+@pytest.mark.usefixtures("_chunks")
+@FEW
+@given(shape=shapes)
+def test_reductions_weighted_along_the_row_are_the_definition(shape: dict[str, Any]) -> None:
+    census = make_census(**shape)
+    reduces: Any = ("contrast", "sensitivity", "mass")
+    found = census.strongest(reduces, None)
+    for reduce in reduces:
+        for head in range(N_HEADS):
+            assert_same(rows_of(found[reduce], head), defined(census, reduce, head, "all"))
+
+
+@FEW
+@given(shape=shapes, n=st.integers(1, 60), where=st.sampled_from(["all", "stripe", "off"]), least=st.integers(1, 3))
+def test_the_strongest_within_a_budget_are_the_strongest_of_all(
+    shape: dict[str, Any], n: int, where: Any, least: int
+) -> None:
+    census = make_census(**shape)
+    small = Census(census.layer, census.corpus, census.heads, census.reduces, 700, census._fingerprint)
+    reduces: Any = ("sum", "abs", "max", "count")
+    found = small.strongest(reduces, n, where=where, min_count=least)
+    for reduce in reduces:
+        for head in range(N_HEADS):
+            every = defined(census, reduce, head, where)
+            every = {cell: row for cell, row in every.items() if row[1] >= least}
+            mine = rows_of(found[reduce], head)
+            assert len(mine) == min(n, len(every))
+            assert_same(mine, {cell: every[cell] for cell in mine})
+            if len(every) > n:
+                weakest = min(abs(value) for value, _ in mine.values())
+                left = max(abs(value) for cell, (value, _) in every.items() if cell not in mine)
+                assert left <= weakest * (1 + 1e-10) + 1e-12
+
+
+def test_ties_go_to_the_smaller_ids() -> None:
+    census = make_census(3)
+    found = census.channels("count", n=5)
+    assert found["value"].duplicated().any()
+    for _, mine in found.groupby("head"):
+        order = mine.sort_values(["value", "q_feature", "k_feature"], ascending=[False, True, True])
+        assert list(order.index) == list(mine.index)
+
+
+@FEW
+@given(shape=shapes, head=st.integers(0, 1), n=st.integers(1, 8))
+def test_examples_are_the_strongest_terms_of_the_channel(shape: dict[str, Any], head: int, n: int) -> None:
+    census = make_census(**shape)
+    _, i, j, _, _ = next(census.channels("count", n=1, heads=[head]).itertuples(index=False))
+    terms = {}
+    for number, doc in zip(census.corpus.number.tolist(), plain(census, head), strict=True):
+        for t, s in (doc["mask"] & doc["live"][:, :, i, j]).nonzero().tolist():
+            terms[number, t, s] = float(doc["F"][t, s, i, j])
+    found = census.examples(head, i, j, n)
+    mine = {(int(d), int(t), int(s)): float(v) for d, t, s, v in found.itertuples(index=False)}
+    assert len(mine) == len(found) == min(n, len(terms))
+    for key, value in mine.items():
+        assert value == pytest.approx(terms[key], abs=1e-12)
+    assert list(found["value"].abs()) == sorted(found["value"].abs(), reverse=True)
+    left = [abs(value) for key, value in terms.items() if key not in mine]
+    assert not left or max(left) <= min(abs(value) for value in mine.values()) + 1e-12
+
+
+@FEW
+@given(shape=shapes)
+def test_documents_may_be_cut_and_joined_anywhere(shape: dict[str, Any]) -> None:
+    """Two halves merged equal the whole, to the last bit."""
+    whole = make_census(**shape)
+    corpora = [one_document(whole.corpus, doc) for doc in range(whole.n_documents)]
+    halves = [concatenate(part, renumber=False) for part in (corpora[:2], corpora[2:])]
+    joined = Census(whole.layer, halves[0], whole.heads, REDUCES, 1 << 30, whole._fingerprint).merge(
+        Census(whole.layer, halves[1], whole.heads, REDUCES, 1 << 30, whole._fingerprint)
+    )
+    for reduce in REDUCES:
+        pd.testing.assert_frame_equal(joined.channels(reduce), whole.channels(reduce), check_exact=True)
+
+
+def one_document(corpus: Corpus, doc: int) -> Corpus:
+    part = _census_corpus.Part(corpus, doc, doc + 1)
+    return Corpus(
+        number=torch.tensor([0]),
+        length=corpus.length[doc : doc + 1],
+        n_offsets=corpus.n_offsets[doc : doc + 1],
+        offset=torch.tensor(corpus.stripes[doc], dtype=torch.long),
+        per_row=corpus.per_row[part.rows],
+        feature=corpus.feature[part.entries],
+        value=corpus.value[part.entries],
+        gain_q=None if corpus.gain_q is None else corpus.gain_q[:, part.rows],
+        gain_k=None if corpus.gain_k is None else corpus.gain_k[:, part.rows],
+        inputs=corpus.inputs[part.rows],
+    )
+
+
+@pytest.mark.parametrize("rotary", ["none", "halves"])
+def test_float32_is_the_definition_to_its_precision(rotary: str) -> None:
+    exact, single = make_census(1, rotary=rotary), make_census(1, rotary=rotary, dtype=torch.float32)
+    for reduce in ("sum", "abs", "max", "mass"):
+        for head in range(N_HEADS):
+            assert_same(rows_of(single.channels(reduce), head), defined(exact, reduce, head, "all"), 2e-5)
+    assert single.channels("sum")["value"].dtype == "float32"
+
+
+def test_counts_beyond_what_float32_holds_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    census = make_census(2)
+    expected = census.channels("count")
+    monkeypatch.setattr(_census_tables, "count_dtype", lambda _: torch.int64)
+    pd.testing.assert_frame_equal(census.channels("count"), expected)
+
+
+def test_a_table_that_lost_something_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    census = make_census(4)
+    right = _census_tables.segments
+    monkeypatch.setattr(_census_tables, "segments", lambda *args: right(*args) * 0.99)
+    with pytest.raises(ArithmeticError, match="adds up to"):
+        census.channels("sum")
+
+
+def test_the_same_question_has_the_same_answer_twice() -> None:
+    census = make_census(5, rotary="halves")
+    for reduce in REDUCES:
+        pd.testing.assert_frame_equal(census.channels(reduce), census.channels(reduce), check_exact=True)

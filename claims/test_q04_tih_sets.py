@@ -42,7 +42,7 @@ RANDOM, NATURAL = (
         bars=BARS,
         statistic="cih_set/1",
         stimuli=(stimulus,),
-        n=80,
+        n=64,
     )
     for suffix, stimulus in (("", "repeated_random"), (".natural", "repeated_natural"))
 )

@@ -37,7 +37,7 @@ RANDOM, NATURAL = (
         bars=BARS,
         statistic="cih_channel/1",
         stimuli=(stimulus,),
-        n=120,
+        n=64,
     )
     for suffix, stimulus in (("", "repeated_random"), (".natural", "repeated_natural"))
 )

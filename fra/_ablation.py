@@ -61,7 +61,8 @@ def mean_ablate(
     """Puts the head's mean output over reference documents in place of its output.
 
     reference_rows: which of their positions count (leave out padding and, if you wish, BOS); all where None.
-    by_position: a mean for each position, over documents. Raises FraError where no position counts; otherwise as `set_output`.
+    by_position: a mean for each position, over documents. Raises FraError where no position counts; otherwise as
+    `set_output`.
     """
     z = head_outputs(model, reference, layer=layer, head=head)
     chosen = chosen_positions("reference_rows", reference_rows, len(z), z.shape[1], z.device).expand(z.shape[:2])

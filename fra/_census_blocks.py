@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -44,6 +46,29 @@ class Side:
         """Number of entries before each position, and the end: one look at the device, then loops need none."""
 
 
+class Block(NamedTuple):
+    """Terms of consecutive query entries with all keys up to the last of their positions."""
+
+    terms: Float[Tensor, "k q"]
+    queries: slice
+    """Entries of the query side."""
+    begin: int
+    """Keys before this one lie at or before every query of the block; the rest may lie ahead of some."""
+    stop: int
+    """Number of keys."""
+
+
+def causal_blocks(q: Side, k: Side) -> Iterator[Block]:
+    """All terms <q, k> with s <= t, in blocks; a few with s > t are among them, not yet masked."""
+    n_rows = max(1, WORK_BYTES // (max(1, len(k.pos)) * q.vector.element_size()))
+    for low in range(0, len(q.pos), n_rows):
+        high = min(low + n_rows, len(q.pos))
+        first, last = bisect_right(q.bounds, low) - 1, bisect_right(q.bounds, high - 1) - 1
+        stop = k.bounds[last + 1]
+        if stop:
+            yield Block(k.vector[:stop] @ q.vector[low:high].mT, slice(low, high), k.bounds[first], stop)
+
+
 def reduce_blocks(
     q: Side, k: Side, kind: str, weights: Float[Tensor, "pos pos"] | None
 ) -> Float[Tensor, "q_live k_live"]:
@@ -53,28 +78,19 @@ def reduce_blocks(
     """
     start = -torch.inf if kind == "max" else 0.0
     table = q.vector.new_full((len(q.live), len(k.live)), start)
-    n_rows = max(1, WORK_BYTES // (max(1, len(k.pos)) * table.itemsize))
-    for low in range(0, len(q.pos), n_rows):
-        high = min(low + n_rows, len(q.pos))
-        first, last = bisect_right(q.bounds, low) - 1, bisect_right(q.bounds, high - 1) - 1
-        stop = k.bounds[last + 1]
-        if not stop:
-            continue
-        q_pos, k_pos, k_slot = q.pos[low:high], k.pos[:stop], k.local[:stop]
-        terms = k.vector[:stop] @ q.vector[low:high].mT
+    for terms, queries, begin, stop in causal_blocks(q, k):
+        q_pos, k_pos, k_slot = q.pos[queries], k.pos[:stop], k.local[:stop]
         if kind == "abs":
             terms.abs_()
         weight = None if weights is None else weights[q_pos][:, k_pos].mT
         if kind == "max":
             hidden = k_pos[:, None] > q_pos if weight is None else weight == 0
             terms.masked_fill_(hidden, -torch.inf)
-            by_key = terms.new_full((len(k.live), high - low), -torch.inf)
+            by_key = terms.new_full((len(k.live), len(q_pos)), -torch.inf)
             by_key.scatter_reduce_(0, k_slot[:, None].expand_as(terms), terms, "amax")
-            table.scatter_reduce_(0, q.local[low:high, None].expand(-1, len(k.live)), by_key.mT, "amax")
+            table.scatter_reduce_(0, q.local[queries, None].expand(-1, len(k.live)), by_key.mT, "amax")
             continue
         if weight is None:
-            # Only keys within the block's own rows may lie ahead of a query.
-            begin = k.bounds[first]
             terms[begin:].masked_fill_(k_pos[begin:, None] > q_pos, 0.0)
         order, bounds = by_slot(k_slot, len(k.live))
         if kind == "mass":
@@ -83,9 +99,9 @@ def reduce_blocks(
         else:
             by_key = segments(terms if weight is None else terms * weight, order, bounds)
         if table.is_cuda:  # index_add_ would use atomics there
-            table += segments(by_key.mT.contiguous(), *by_slot(q.local[low:high], len(q.live)))
+            table += segments(by_key.mT.contiguous(), *by_slot(q.local[queries], len(q.live)))
         else:
-            table.index_add_(0, q.local[low:high], by_key.mT)
+            table.index_add_(0, q.local[queries], by_key.mT)
     return table
 
 

@@ -139,7 +139,7 @@ class Tables:
             for low in range(0, len(self.k_ids), width):
                 high = min(low + width, len(self.k_ids))
                 mine = ((k_slot >= low) & (k_slot < high)).nonzero()[:, 0]
-                keys = table.new_zeros(n_rows, high - low)
+                keys = k_value.new_zeros(n_rows, high - low)
                 keys[part.padded_row[mine], k_slot[mine] - low] = k_value[mine]
                 reached = weigh(keys.view(part.n_docs, part.n_pos, -1)).view(n_rows, -1)
                 table[:, low:high] += segments(reached, rows, bounds, weight).to(table.dtype)

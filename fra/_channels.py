@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,9 @@ from fra._dictionaries import Codes, codes
 from fra._heads import FrozenLayer, Model, Side, freeze
 from fra.errors import FraError
 from fra.stimuli import Batch
+
+_SERIES_UP_TO = 2.0
+"""|F| in nats up to which the exponential's series is summed: beyond it, alternating terms lose digits."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,7 @@ class HeadOnArms:
         = d_{s*} + log(1 + sum_u w_u (exp(-d_u) - 1)).
         """
         n, n_rows = len(pairs), len(self.keys)
-        parts = [self._changes(side, pairs) for side in (0, 1)]
+        parts = [self._removed(side, pairs) for side in (0, 1)]
         if allowed is not None:
             kept = [allowed[row, channel] for row, channel, _, _ in parts]
             parts = [(a[on], b[on], c[on], d[on]) for (a, b, c, d), on in zip(parts, kept, strict=True)]
@@ -218,8 +222,83 @@ class HeadOnArms:
                 sums[4].index_add_(0, cell, torch.ones_like(nats))
         return Effects(*(np.asarray(part.view(len(self.batch), n).cpu()) for part in sums))
 
-    def _changes(self, side: int, pairs: Int[Tensor, "n 2"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _removed(self, side: int, pairs: Int[Tensor, "n 2"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(row, channel, dL, dA) of one arm for every row where a channel's i is live."""
+        arm = self.sides[side]
+        if arm.frozen.rotary is not None or arm.frozen.softcap is not None:
+            row, channel, nats = self._by_entries(side, pairs)
+        else:
+            largest = self._largest(arm, pairs)
+            some, rest = (torch.nonzero(which)[:, 0] for which in (largest <= _SERIES_UP_TO, largest > _SERIES_UP_TO))
+            found = [
+                (row, subset[channel], nats)
+                for subset, (row, channel, nats) in (
+                    (some, self._by_series(side, pairs[some], float(largest[some].max()) if len(some) else 0.0)),
+                    (rest, self._by_rows(side, pairs[rest])),
+                )
+            ]
+            row, channel, nats = (torch.cat(column) for column in zip(*found, strict=True))
+        odds = self.base[side][row]
+        return row, channel, nats, odds.sigmoid() - (odds - nats).sigmoid()
+
+    def _largest(self, arm: Arm, pairs: Int[Tensor, "n 2"]) -> Float[Tensor, " n"]:
+        """A bound of |F_ij| over all rows and keys."""
+        bound = pair_couplings(arm, self.head, pairs, pairs[:0, 0])[:, 0].abs()
+        sides: tuple[Side, Side] = ("query", "key")
+        for side, features in zip(sides, pairs.T, strict=True):
+            which, entry = arm.codes.index.of(features.contiguous())
+            size = arm.coefficients(side, self.head, entry).abs()
+            bound = bound * torch.zeros_like(bound).scatter_reduce_(0, which, size, "amax")
+        return bound
+
+    def _by_series(self, side: int, pairs: Int[Tensor, "n 2"], largest: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(row, channel, dL) from the exponential's series: with F = q_t k_u G, sum_u w_u F^m is a matrix product for
+        each m.
+
+        Terms are taken until the remainder, at the largest |F|, is below 1e-10.
+        """
+        arm, batch = self.sides[side], self.batch
+        q_ids, q_at = torch.unique(pairs[:, 0], return_inverse=True)
+        k_ids, k_at = torch.unique(pairs[:, 1], return_inverse=True)
+        q = arm.columns("query", self.head, q_ids)[batch.row_doc, batch.row_pos][:, q_at]
+        k = arm.columns("key", self.head, k_ids)
+        scaled = (q * pair_couplings(arm, self.head, pairs, pairs[:0, 0])[:, 0]).double()
+        slot = batch.row_pos - batch.periods[batch.row_doc] - 1
+        weight = k.new_zeros(len(batch), int(batch.periods.max()), k.shape[1])
+        others = (self.capped[side] - self.others[side][:, None]).exp()
+        weight[batch.row_doc, slot] = others.scatter(1, self.keys[:, None], 0.0).to(k.dtype)
+        rest, term, power, m = torch.zeros_like(scaled), torch.ones_like(scaled), torch.ones_like(k), 0
+        while m == 0 or largest**m / math.factorial(m) > 1e-10:
+            m += 1
+            power, term = power * k, term * -scaled / m
+            rest += term * torch.bmm(weight, power)[batch.row_doc, slot][:, k_at]
+        nats = scaled * k[batch.row_doc, self.keys][:, k_at] + torch.log1p(rest.clamp(min=-1 + 1e-15))
+        row, channel = torch.nonzero(q, as_tuple=True)
+        return row, channel, nats[row, channel]
+
+    def _by_rows(self, side: int, pairs: Int[Tensor, "n 2"]) -> tuple[Tensor, Tensor, Tensor]:
+        """(row, channel, dL) from all keys of every live row at once, a channel at a time."""
+        arm, batch = self.sides[side], self.batch
+        q = arm.columns("query", self.head, pairs[:, 0])[batch.row_doc, batch.row_pos]
+        scaled = q * pair_couplings(arm, self.head, pairs, pairs[:0, 0])[:, 0]
+        k = arm.columns("key", self.head, pairs[:, 1]).permute(2, 0, 1).contiguous()
+        weight = (self.capped[side] - self.others[side][:, None]).exp().scatter(1, self.keys[:, None], 0.0).to(k.dtype)
+        found = []
+        for channel in range(len(pairs)):
+            row = torch.nonzero(q[:, channel])[:, 0]
+            F = k[channel][batch.row_doc[row]] * scaled[row, channel, None]
+            own = F.gather(1, self.keys[row, None])[:, 0].double()
+            rest = (torch.expm1(-F) * weight[row]).sum(-1, dtype=torch.float64)
+            nats = own + torch.log1p(rest.clamp(min=-1 + 1e-15))
+            found.append((row, torch.full_like(row, channel), nats))
+        if not found:
+            empty = pairs.new_zeros(0)
+            return empty, empty, self.base[side][:0]
+        row, channel_of, nats = (torch.cat(column) for column in zip(*found, strict=True))
+        return row, channel_of, nats
+
+    def _by_entries(self, side: int, pairs: Int[Tensor, "n 2"]) -> tuple[Tensor, Tensor, Tensor]:
+        """(row, channel, dL) from every live key of every live row, one by one."""
         arm, length = self.sides[side], self.batch.tokens.shape[1]
         channel, entry = arm.codes.index.of(pairs[:, 0])
         row = self._row_of[arm.codes.row[entry]]
@@ -244,8 +323,7 @@ class HeadOnArms:
         rest.index_add_(0, which, weight * torch.expm1(-change))
         nats = torch.log1p(rest.clamp(min=-1 + 1e-15))
         nats.index_add_(0, which[own], change[own])
-        odds = self.base[side][row]
-        return row, channel, nats, odds.sigmoid() - (odds - nats).sigmoid()
+        return row, channel, nats
 
     def removed_together(self, pairs: Int[Tensor, "n 2"]) -> Effects:
         """Exact effect of removing all channels of a set at once, over rows where a member's i is live."""

@@ -6,25 +6,30 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 from weakref import WeakKeyDictionary
 
+import numpy as np
+import pandas as pd
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from fra._channels import Arm
-from fra._dictionaries import codes
+from fra._dictionaries import check_dictionary
 from fra._heads import FrozenLayer, Model, _gain, _rotary, freeze
 from fra._qk import QKWeights
 from fra.errors import FraError
 
-Hook = tuple[str, Callable[..., Any]]
+Hook: TypeAlias = tuple[str, Callable[..., Any]]
 """Name of a hook point, and a function (activation, hook) -> new activation or None."""
 
-Positions = Tensor | Sequence[int] | None
+Positions: TypeAlias = Tensor | Sequence[int] | None
 """Which positions: Bool[Tensor, "pos"] or Bool[Tensor, "batch pos"], or a list of integers; None for all."""
+
+
+Channels: TypeAlias = pd.DataFrame | Tensor | np.ndarray | Sequence[Sequence[int]]
+"""[n, 2] ids (query feature, key feature), or a DataFrame with columns q_feature and k_feature."""
 
 
 class Intervention:
@@ -86,7 +91,7 @@ def unhooked(model: Model) -> Iterator[None]:
     points = {id(point): point for point in model.hook_dict.values()}
     with ExitStack() as stack:
         for point in points.values():
-            kept: OrderedDict[int, Any] = point._forward_hooks
+            kept: Any = point._forward_hooks
             permanent = {handle.hook.id for handle in point.fwd_hooks if handle.is_permanent}
             stack.callback(setattr, point, "_forward_hooks", kept)
             point._forward_hooks = OrderedDict((key, hook) for key, hook in kept.items() if key in permanent)
@@ -148,8 +153,8 @@ def layer_names(model: Model, layer: int, hook_name: str) -> dict[str, str]:
     return names
 
 
-def arm_in_pass(model: Model, sae: Any, weights: QKWeights, seen: Mapping[str, Tensor], scores: Tensor) -> Arm:
-    """The layer, frozen as this very pass has it, with the dictionary's codes of its input.
+def frozen_in_pass(model: Model, weights: QKWeights, seen: Mapping[str, Tensor], scores: Tensor) -> FrozenLayer:
+    """The layer, frozen as this very pass has it.
 
     `scores`: the layer's hook_attn_scores (or its pattern) in this pass; only its shape is used for more than a record.
     """
@@ -165,7 +170,7 @@ def arm_in_pass(model: Model, sae: Any, weights: QKWeights, seen: Mapping[str, T
     ahead = torch.arange(pos, device=x.device)[:, None] - torch.arange(pos, device=x.device)
     W_q, b_q, gain_q = _gain(weights, "query", x / sigma[..., None])
     W_k, b_k, gain_k = _gain(weights, "key", x / sigma[..., None])
-    frozen = FrozenLayer(
+    return FrozenLayer(
         layer=weights.layer,
         n_heads=len(W_q),
         hook_name=weights.hook_name,
@@ -184,7 +189,50 @@ def arm_in_pass(model: Model, sae: Any, weights: QKWeights, seen: Mapping[str, T
         model_scores=scores.to(dtype),
         pattern=x.new_zeros(()).expand(scores.shape),  # not known yet
     )
-    return Arm(frozen, codes(sae, x))
+
+
+def channel_pairs(channels: Channels, dictionary: Any) -> Int[Tensor, "n 2"]:
+    """Channels as distinct pairs of ids. Raises FraError where they are none, or not ids of this dictionary."""
+    check_dictionary(dictionary)
+    if isinstance(channels, pd.DataFrame):
+        lacking = [name for name in ("q_feature", "k_feature") if name not in channels]
+        if lacking:
+            raise FraError(f"the channels have no column {lacking[0]!r}: give columns q_feature and k_feature.")
+        channels = channels[["q_feature", "k_feature"]].to_numpy()
+    pairs = channels if isinstance(channels, Tensor) else torch.tensor(np.asarray(channels))
+    if pairs.numel() == 0:
+        return torch.zeros(0, 2, dtype=torch.long)
+    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.is_floating_point():
+        raise FraError(
+            f"channels are {pairs.dtype} of shape {list(pairs.shape)}: give integer ids of shape [n, 2], query feature "
+            f"and key feature."
+        )
+    _check_ids(pairs, dictionary)
+    distinct: Tensor = torch.unique(pairs.long(), dim=0)
+    return distinct
+
+
+def feature_ids(features: Tensor | Sequence[int], dictionary: Any, empty: bool = False) -> Int[Tensor, " n"]:
+    """Distinct feature ids. Raises FraError where they are none (unless `empty`), or not ids of this dictionary."""
+    check_dictionary(dictionary)
+    ids = torch.as_tensor(features)
+    if ids.numel() == 0:
+        if not empty:
+            raise FraError("there are no features to change: give at least one feature id.")
+        return torch.zeros(0, dtype=torch.long)
+    if ids.ndim != 1 or ids.is_floating_point():
+        raise FraError(f"features are {ids.dtype} of shape {list(ids.shape)}: give integer ids of shape [n].")
+    _check_ids(ids, dictionary)
+    distinct: Tensor = torch.unique(ids.long())
+    return distinct
+
+
+def _check_ids(ids: Tensor, dictionary: Any) -> None:
+    outside = ids[(ids < 0) | (ids >= dictionary.cfg.d_sae)]
+    if len(outside):
+        raise FraError(
+            f"feature {int(outside[0])} is out of range: the dictionary has {dictionary.cfg.d_sae} features."
+        )
 
 
 def chosen_positions(
@@ -220,6 +268,13 @@ class Where(TypedDict, total=False):
     """Only where this Boolean mask, [q_pos, k_pos] or [batch, q_pos, k_pos], is true."""
     clean: Tensor | None
     """Documents, [batch, pos]: take codes, scales and pattern from a pass over these, as the model is without hooks."""
+
+
+def check_where(where: Where) -> None:
+    """Raises FraError for a name that `Where` does not have: it would silently apply everywhere."""
+    unknown = sorted(set(where) - set(Where.__annotations__))
+    if unknown:
+        raise FraError(f"{unknown[0]!r} does not say where: use {', '.join(Where.__annotations__)}.")
 
 
 def chosen_entries(where: Where, batch: int, pos: int, device: torch.device) -> Bool[Tensor, "#b pos pos"]:

@@ -135,8 +135,8 @@ class LayerScreen:
         """The n strongest channels of a head in the search; of its scrambled self where that is given as `arm`."""
         return self.stripes[shift].strongest(arm or self.discovery, head, n)
 
-    def null_scrambles(self, head: int, n: int = SCRAMBLES) -> tuple[list[float], list[float]]:
-        """Best channel effect and set effect of the whole search on n scrambled versions of the head."""
+    def null_scrambles(self, head: int, with_sets: bool, n: int = SCRAMBLES) -> tuple[list[float], list[float]]:
+        """Best channel effect, and where asked for the set effect, of the whole search on n scrambles of the head."""
         generator = torch.Generator().manual_seed(seed_of(*self.seed_parts, "scramble", str(head)) % 2**63)
         best, together = [], []
         W_k = self.confirmation.repeated.frozen.W_k
@@ -145,12 +145,12 @@ class LayerScreen:
             stretch = stretch_to_match(self.confirmation.repeated.frozen, head, rotation)
             frozen = scramble(self.discovery.frozen, head, rotation, stretch)
             pairs, _ = self.candidates(head, arm=Arm(frozen, self.discovery.codes))
-            confirmation, sets = (
-                scrambled_arms(arms, head, rotation, stretch) for arms in (self.confirmation, self.sets)
-            )
+            confirmation = scrambled_arms(self.confirmation, head, rotation, stretch)
             best.append(_best(HeadOnArms(confirmation, head).channels(pairs)))
-            removed = HeadOnArms(sets, head).removed_together(pairs)
-            together.append(float(removed.nats.sum() / max(removed.rows.sum(), 1)))
+            if with_sets:
+                sets = scrambled_arms(self.sets, head, rotation, stretch)
+                removed = HeadOnArms(sets, head).removed_together(pairs)
+                together.append(float(removed.nats.sum() / max(removed.rows.sum(), 1)))
         return best, together
 
     def null_lags(self, on_confirmation: HeadOnArms, head: int) -> list[float]:
@@ -213,7 +213,7 @@ class LayerScreen:
         stripe = self.stripe
         cut = float(values[-1]) if len(values) >= SET_SIZE else -np.inf
         found = tried = 0
-        for number in rng.permutation(len(stripe.pairs))[: 10 * PLANTED]:
+        for number in rng.permutation(len(stripe.pairs))[: 4 * PLANTED]:
             if tried == PLANTED:
                 break
             planting = on_confirmation.plant(stripe.pairs[int(number)])
@@ -289,9 +289,16 @@ def stripe_blocks(on_arms: HeadOnArms) -> dict[str, float]:
 
 
 def screen_head(
-    layer: LayerScreen, head: int, scramble_null: tuple[np.ndarray, np.ndarray], atoms: Sequence[tuple[Arms, Stripe]]
+    layer: LayerScreen,
+    head: int,
+    scramble_null: tuple[np.ndarray, np.ndarray],
+    atoms: Sequence[tuple[Arms, Stripe]],
+    is_tih: bool,
 ) -> HeadScreen:
-    """The whole screen of one head; nulls that the layer shares are handed in."""
+    """The whole screen of one head; nulls that the layer shares are handed in.
+
+    Sets are measured on TIHs, which the set claim is about; planted channels on other heads, which it takes to refute.
+    """
     pairs_all, values_all = layer.candidates(head, max(SET_SIZES))
     pairs, values = pairs_all[:SET_SIZE], values_all[:SET_SIZE]
     confirmation = HeadOnArms(layer.confirmation, head)
@@ -300,12 +307,12 @@ def screen_head(
     lag_best = np.asarray(layer.null_lags(confirmation, head))
     coupling, p_coupling, above = layer.coupling_rank(head, pairs, layer.confirmation)
     sets = HeadOnArms(layer.sets, head)
-    set_effects = {n: sets.removed_together(pairs_all[:n]) for n in SET_SIZES}
+    set_effects = {n: sets.removed_together(pairs_all[:n]) for n in SET_SIZES} if is_tih else {}
     atom_effects = []
-    for arms, stripe in atoms:
+    for arms, stripe in atoms if is_tih else ():
         chosen, _ = stripe.strongest(arms.repeated, head, SET_SIZE)
         atom_effects.append(HeadOnArms(arms, head).removed_together(chosen))
-    found, tried = layer.plant(confirmation, head, values)
+    found, tried = (0, 0) if is_tih else layer.plant(confirmation, head, values)
     best = int(np.argmax(E)) if len(E) else None
     tokens = live_tokens(layer.confirmation, pairs)
     heaviest = torch.tensor([row["heaviest"] for row in tokens], device=pairs.device)

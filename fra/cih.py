@@ -8,7 +8,7 @@ attention shows it. The CIH set of a head is its 50 discovery channels removed t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +37,9 @@ class Design:
     """How many documents each set gets. Natural text is what there is: its sets get these shares of it."""
 
     status: int = 60
-    discovery: int = 160
-    confirmation: int = 120
-    sets: int = 80
+    discovery: int = 100
+    confirmation: int = 60
+    sets: int = 60
 
     def sizes(self) -> tuple[int, ...]:
         """In the order of stimuli.SETS."""
@@ -136,7 +136,7 @@ def screen(
             wanted,
             seed_parts=(target.name, stimulus, str(layer)),
             progress=progress,
-            with_atoms=any(status[f"L{layer}H{h}"].status == "TIH" for h in wanted),
+            tih=[h for h in wanted if status[f"L{layer}H{h}"].status == "TIH"],
         )
     return Screen(
         target.name,
@@ -167,19 +167,19 @@ def screen_layer(
     heads: Sequence[int],
     *,
     seed_parts: Sequence[str],
-    with_atoms: bool,
+    tih: Collection[int],
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, HeadScreen]:
-    """Screens of chosen heads of one layer; scrambles are pooled over all of them."""
+    """Screens of chosen heads of one layer; scrambles are pooled over all of them. `tih`: those of them that are TIHs."""
     layer = LayerScreen(batch, discovery, confirmation, sets, seed_parts=seed_parts, progress=progress)
     number = discovery.frozen.layer
     progress(f"layer {number}: scrambles of {len(heads)} heads")
     device = discovery.frozen.x.device
-    nulls = each(layer.null_scrambles, heads, device)
+    nulls = each(lambda head: layer.null_scrambles(head, bool(tih)), heads, device)
     null = tuple(np.concatenate([np.asarray(own[part]) for own in nulls]) for part in (0, 1))
-    atoms = layer.atoms() if with_atoms else ()
+    atoms = layer.atoms() if tih else ()
     progress(f"layer {number}: screen of {len(heads)} heads")
-    screens = each(lambda head: screen_head(layer, head, (null[0], null[1]), atoms), heads, device)
+    screens = each(lambda head: screen_head(layer, head, (null[0], null[1]), atoms, head in tih), heads, device)
     return {f"L{number}H{head}": found for head, found in zip(heads, screens, strict=True)}
 
 

@@ -12,10 +12,9 @@ they are. Scales further down adapt; `freeze_scales` holds them. Gradients take 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from itertools import product
 from typing import Any, Unpack
 
-import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -33,16 +32,20 @@ from fra._channels import Arm
 from fra._dictionaries import check_dictionary, codes, dictionary_hook
 from fra._heads import Model, Side, check_layer_and_head, freeze
 from fra._intervention import (
+    Channels,
     Hook,
     Intervention,
     Pass,
     Positions,
     Where,
-    arm_in_pass,
     before_cap,
+    channel_pairs,
     check_layer,
+    check_where,
     chosen_entries,
+    feature_ids,
     fitting,
+    frozen_in_pass,
     layer_names,
     unhooked,
     with_head,
@@ -53,6 +56,7 @@ from fra._resolve import TERMS
 from fra.errors import FraError
 
 __all__ = [
+    "Channels",
     "Hook",
     "Intervention",
     "Positions",
@@ -74,9 +78,6 @@ __all__ = [
     "set_output",
     "zero_ablate",
 ]
-
-Channels = pd.DataFrame | Tensor | np.ndarray | Sequence[Sequence[int]]
-"""[n, 2] ids (query feature, key feature), or a DataFrame with columns q_feature and k_feature."""
 
 _PAIRS_AT_ONCE = 64
 
@@ -114,7 +115,7 @@ def scale(
     **where: Unpack[Where],
 ) -> Intervention:
     """Multiplies the contributions of these channels to a head's scores by `factor`; otherwise as `remove`."""
-    pairs = _pairs(channels, dictionary)
+    pairs = channel_pairs(channels, dictionary)
     if len(pairs) == 0:
         raise FraError("there are no channels to change: give at least one pair of feature ids.")
     share = _channels(pairs)
@@ -133,7 +134,7 @@ def keep_only(
     """Takes every feature-feature term out of a head's scores but those of these channels (none of them: all are taken
     out). Terms with a bias or an error on either side stay: `scale_blocks` removes those. Otherwise as `remove`.
     """
-    pairs = _pairs(channels, dictionary)
+    pairs = channel_pairs(channels, dictionary)
     kept, block = _channels(pairs), _blocks([("feature", "feature")])
 
     def share(arm: Arm, head: int) -> Tensor:
@@ -157,7 +158,7 @@ def scale_blocks(
     blocks: pairs of "feature", "bias" or "error", of the query and of the key, as in `ResolvedHead.blocks`. Otherwise
     as `remove`. Raises FraError for an unknown block.
     """
-    unknown = [block for block in blocks if len(block) != 2 or not set(block) <= set(TERMS)]
+    unknown = [block for block in blocks if block not in product(TERMS, TERMS)]
     if unknown or not blocks:
         named = f"{unknown[0]!r} is no block of a score" if unknown else "there are no blocks to change"
         raise FraError(f"{named}: name pairs of {', '.join(TERMS)}.")
@@ -180,7 +181,7 @@ def scale_features(
     """
     if side not in ("query", "key"):
         raise FraError(f"side={side!r} is unknown: choose one of query, key.")
-    ids = _ids(features, dictionary)
+    ids = feature_ids(features, dictionary)
 
     def share(arm: Arm, head: int) -> Tensor:
         frozen = arm.frozen
@@ -232,10 +233,11 @@ def scale_output(
     """Multiplies what features contribute to a head's output by `factor`; otherwise as `remove_output`."""
     check_layer_and_head(model, layer, head)
     check_dictionary(dictionary)
+    check_where(where)
     unknown = sorted(set(terms) - set(TERMS))
     if unknown:
         raise FraError(f"{unknown[0]!r} is no kind of term: name some of {', '.join(TERMS)}.")
-    ids = _ids(features, dictionary, empty=bool(terms))
+    ids = feature_ids(features, dictionary, empty=bool(terms))
     if "feature" in terms:
         ids = ids[:0]  # all of them already
     hook_name = dictionary_hook(dictionary)
@@ -260,56 +262,12 @@ def scale_output(
         got, taken = seen.take(), fixed
         if taken is None:
             with torch.no_grad():
-                arm = arm_in_pass(model, dictionary, weights, got, got["pattern"])
-                taken = share(arm, got["pattern"][:, head].to(arm.frozen.x))
+                frozen = frozen_in_pass(model, weights, got, got["pattern"])
+                taken = share(Arm(frozen, codes(dictionary, frozen.x)), got["pattern"][:, head].to(frozen.x))
         change = (1 - factor) * taken
         return with_head(z, head, len(values.W_O), lambda own: own - fitting(change, own))
 
     return Intervention(model, seen.readers(), [(f"{block}.hook_z", edit)])
-
-
-def _pairs(channels: Channels, dictionary: Any) -> Int[Tensor, "n 2"]:
-    """Channels as distinct pairs of ids. Raises FraError where they are none, or not ids of this dictionary."""
-    check_dictionary(dictionary)
-    if isinstance(channels, pd.DataFrame):
-        lacking = [name for name in ("q_feature", "k_feature") if name not in channels]
-        if lacking:
-            raise FraError(f"the channels have no column {lacking[0]!r}: give columns q_feature and k_feature.")
-        channels = channels[["q_feature", "k_feature"]].to_numpy()
-    pairs = torch.as_tensor(channels)
-    if pairs.numel() == 0:
-        return torch.zeros(0, 2, dtype=torch.long)
-    if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.is_floating_point():
-        raise FraError(
-            f"channels are {pairs.dtype} of shape {list(pairs.shape)}: give integer ids of shape [n, 2], query feature "
-            f"and key feature."
-        )
-    _check_ids(pairs, dictionary)
-    distinct: Tensor = torch.unique(pairs.long(), dim=0)
-    return distinct
-
-
-def _ids(features: Tensor | Sequence[int], dictionary: Any, empty: bool = False) -> Int[Tensor, " n"]:
-    """Distinct feature ids. Raises FraError where they are none (unless `empty`), or not ids of this dictionary."""
-    check_dictionary(dictionary)
-    ids = torch.as_tensor(features)
-    if ids.numel() == 0:
-        if not empty:
-            raise FraError("there are no features to change: give at least one feature id.")
-        return torch.zeros(0, dtype=torch.long)
-    if ids.ndim != 1 or ids.is_floating_point():
-        raise FraError(f"features are {ids.dtype} of shape {list(ids.shape)}: give integer ids of shape [n].")
-    _check_ids(ids, dictionary)
-    distinct: Tensor = torch.unique(ids.long())
-    return distinct
-
-
-def _check_ids(ids: Tensor, dictionary: Any) -> None:
-    outside = ids[(ids < 0) | (ids >= dictionary.cfg.d_sae)]
-    if len(outside):
-        raise FraError(
-            f"feature {int(outside[0])} is out of range: the dictionary has {dictionary.cfg.d_sae} features."
-        )
 
 
 Share = Callable[[Arm, int], Tensor]
@@ -328,8 +286,8 @@ def _channels(pairs: Int[Tensor, "n 2"]) -> Share:
         q, k = arm.columns("query", head, q_ids), arm.columns("key", head, k_ids)
         U, V = frozen.scale * decoder[q_ids] @ frozen.W_q[head], decoder[k_ids] @ frozen.W_k[head]
         total = q.new_zeros(batch, pos, pos)
-        for part in torch.arange(len(pairs), device=decoder.device).split(_PAIRS_AT_ONCE):
-            i, j = q_at[part], k_at[part]
+        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+            i, j = (at[start : start + _PAIRS_AT_ONCE] for at in (q_at, k_at))
             if frozen.rotary is None:
                 # Shapes must not depend on the text, here and below: a product of another shape rounds differently, and
                 # earlier positions would feel later tokens in their last bit.
@@ -377,6 +335,7 @@ def _change_scores(
     """Multiplies a share of one head's scores by `factor`, before softcap, and only where keys may be attended."""
     check_dictionary(dictionary)
     check_layer_and_head(model, layer, head)
+    check_where(where)
     hook_name = dictionary_hook(dictionary)
     weights = qk_weights(model, layer, hook_name)
     check_layer(model, layer, hook_name)
@@ -389,10 +348,10 @@ def _change_scores(
     def edit(scores: Tensor, hook: Any) -> Tensor:
         own = scores[:, head]
         with torch.no_grad():
-            arm = arm_in_pass(model, dictionary, weights, seen.take(), scores)
-            frozen = arm.frozen
-            taken = (1 - factor) * (share(arm, head) if fixed is None else fitting(fixed, own).to(frozen.x))
-            batch, pos = arm.codes.shape
+            frozen = frozen_in_pass(model, weights, seen.take(), scores)
+            taken = share(Arm(frozen, codes(dictionary, frozen.x)), head) if fixed is None else fitting(fixed, own)
+            taken = (1 - factor) * taken.to(frozen.x)
+            batch, pos, _ = own.shape
             # The model's own mask counts too (padding): masked scores are -inf, or the smallest number there is.
             allowed = frozen.mask & (own > torch.finfo(own.dtype).min / 2) & (taken != 0)
             allowed = allowed & chosen_entries(where, batch, pos, own.device)

@@ -17,7 +17,7 @@ from fra._census_observe import Layer
 from fra._heads import Rotary
 from fra._qk import QKWeights
 
-FEW = settings(max_examples=30, deadline=None)
+FEW = settings(max_examples=12, deadline=None)
 D_MODEL, D_HEAD, N_HEADS, D_SAE = 6, 4, 2, 7
 REDUCES = ("sum", "abs", "max", "mean", "count", "contrast", "sensitivity", "mass")
 
@@ -30,7 +30,7 @@ def make_census(
     qk_norm: bool = False,
     signed: bool = False,
     softcap: float | None = None,
-    n_docs: int = 4,
+    n_docs: int = 3,
     dtype: torch.dtype = torch.float64,
 ) -> Census:
     """Random documents of unequal length, some positions without live features, some documents without stripes."""
@@ -46,7 +46,9 @@ def make_census(
     acts = acts * (torch.rand(n_rows, D_SAE, generator=g) < 0.4)
     acts[0, 0] = 1.0
     row, feature = acts.nonzero(as_tuple=True)
-    stripes = [sorted({int(torch.randint(int(n), (), generator=g)) for _ in range(i % 3)}) for i, n in enumerate(length)]
+    stripes = [
+        sorted({int(torch.randint(int(n), (), generator=g)) for _ in range(i % 3)}) for i, n in enumerate(length)
+    ]
     stripes[-1] = stripes[-1] or [0]
     turning = None
     if rotary != "none":

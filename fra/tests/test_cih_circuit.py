@@ -51,7 +51,7 @@ def screened(model, sae=None, off_by: int = 0) -> cih.Screen:
     sae = circuit.dictionary() if sae is None else sae
     discovery = measure_arm(model, sae, batches["discovery"].tokens, 1, circuit.HOOK)
     arms = [measure_arms(model, sae, batches[name], 1, circuit.HOOK) for name in ("confirmation", "sets")]
-    heads = cih.screen_layer(batches["discovery"], discovery, *arms, [0, 1], seed_parts=("circuit",), with_atoms=True)
+    heads = cih.screen_layer(batches["discovery"], discovery, *arms, [0, 1], seed_parts=("circuit",), tih=[0])
     return cih.Screen("circuit", "repeated_random", status, heads, SIZES, str)
 
 

@@ -53,7 +53,8 @@ def screened(
         return Arm(change(arm.frozen), arm.codes)
 
     both = [Arms(a.batch, changed(a.repeated), changed(a.control)) for a in arms]
-    found = cih.screen_layer(sets["discovery"], changed(discovery), *both, heads, seed_parts=("n",), with_atoms=True)
+    tih = heads if status == "TIH" else []
+    found = cih.screen_layer(sets["discovery"], changed(discovery), *both, heads, seed_parts=("n",), tih=tih)
     statuses = {f"L{LAYER}H{h}": HeadStatus(f"L{LAYER}H{h}", status, 0.0, 0.0, 0.0, {}) for h in heads}
     return cih.Screen("mini", "repeated_random", statuses, found, {}, str)
 
@@ -78,9 +79,7 @@ def test_scrambled_heads_are_not_supported(target: Target, sets: dict[str, stimu
     as_others = screened(sets, discovery, arms, heads, change, "not a TIH")
     for name, own in evidence.channel_evidence(claim(0.1), as_others).items():
         assert judge(claim(0.1), own).outcome is not Outcome.SUPPORTED, name
-    as_tih = dataclasses.replace(
-        as_others, status={h: dataclasses.replace(s, status="TIH") for h, s in as_others.status.items()}
-    )
+    as_tih = screened(sets, discovery, arms, heads, change, "TIH")
     for name, own in evidence.set_evidence(claim(0.5), as_tih).items():
         assert judge(claim(0.5), own).outcome is not Outcome.SUPPORTED, name
 

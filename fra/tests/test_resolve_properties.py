@@ -18,6 +18,7 @@ import fra
 from fra import _reductions
 from fra._dictionaries import Codes
 from fra._heads import FrozenLayer, Rotary
+from fra._reductions import Entries
 from fra._resolve import ResolvedHead
 from fra.errors import FraError
 from fra.tests.models import D_VOCAB, random_tokens, tiny, tiny_sae
@@ -212,6 +213,18 @@ def test_ties_go_by_ids(seed: int, n: int, elements: int) -> None:
         found = r.channels("count", n=n).to_numpy().tolist()
     ranked = channels.assign(key=-channels["value"]).sort_values(["key", "q_feature", "k_feature"])
     assert found == ranked[channels.columns].head(n).to_numpy().tolist()
+
+
+@pytest.mark.parametrize("elements", [1, 10**6])
+def test_a_tie_in_a_later_tile_can_come_first(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_reductions, "TILE_ELEMENTS", elements)
+    unit = torch.eye(2, dtype=torch.float64)
+    q = Entries(torch.tensor([1, 1]), torch.tensor([0, 1]), unit, None, None)
+    k = Entries(torch.tensor([0, 1]), torch.tensor([0, 0]), unit.flip(0), None, None)
+    mask = torch.ones(2, 2, dtype=torch.bool).tril()
+    at_q, at_k, value = _reductions.top_terms(q, k, mask, 1, "abs", torch.float64)
+    # Of two equal terms at query position 1, the one whose key stands at 0, although its query feature is the larger.
+    assert (at_q.item(), at_k.item(), value.item()) == (1, 0, 1.0)
 
 
 @FEW

@@ -345,7 +345,7 @@ def test_an_unregistered_claim_beside_a_registered_one_is_exploratory(suite):
         ("claims/test_import.py", "import nothing_of_that_name", "ModuleNotFoundError"),
         (
             "claims/test_bad.py",
-            "from fra.claim import Claim\nC = Claim(id='x y', title='a', h0='b', bar=0, statistic='c', stimuli=())",
+            "from fra.claim import Claim\nC = Claim(id='x y', title='a', h0='b', bar=0, n=9, statistic='', stimuli=())",
             "an id is",
         ),
         ("claims/test_twice.py", CLAIM_FILE.replace("bar=1.0", "bar=2.0"), "two different claims are called T01"),

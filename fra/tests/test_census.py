@@ -1,0 +1,265 @@
+"""`fra.census` on whole models: against `fra.resolve` document by document, and the life of a census."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import fra
+from fra import _census, _census_observe
+from fra._census import Census, census
+from fra.errors import FraError
+from fra.tests.models import D_SAE, D_VOCAB, N_CTX, NORMS_IN_FLOAT32, random_tokens, tiny, tiny_sae
+
+DOCUMENTS = [random_tokens(n, seed) for seed, n in enumerate((11, 5, 16, 11, 1, 8))]
+STRIPES = [3, [0, 2], 5, [], 0, 7]
+LAYER = 1
+HOOK = f"blocks.{LAYER}.hook_resid_pre"
+ALL: Any = ("sum", "abs", "max", "mean", "count")
+
+
+def take(kind: str = "gpt2", documents: Any = None, **options: Any) -> Census:
+    documents = DOCUMENTS if documents is None else documents
+    return census(tiny(kind, torch.float64), sae(), documents, LAYER, **options)
+
+
+def sae() -> Any:
+    return tiny_sae(HOOK, dtype="float64")
+
+
+def resolved(kind: str, reduce: str, head: int) -> pd.DataFrame:
+    """The same from every document's own resolution."""
+    every = []
+    for tokens in DOCUMENTS:
+        found = fra.resolve(tiny(kind, torch.float64), sae(), tokens, LAYER, head)
+        every.append(found.channels("sum" if reduce == "mean" else reduce))
+    whole = pd.concat(every).groupby(["q_feature", "k_feature"], as_index=False)
+    table = whole.agg({"value": "max" if reduce == "max" else "sum", "count": "sum"})
+    if reduce == "mean":
+        table["value"] /= table["count"]
+    return table
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2", "gemma3", "qwen3", "pythia", "gpt_neo", "no_layernorm"])
+def test_a_census_is_the_sum_of_the_documents_resolved(kind: str) -> None:
+    found = take(kind, reduce=ALL, heads=[1, 3]).strongest(ALL, None)
+    for reduce in ALL:
+        for head in (1, 3):
+            mine = found[reduce][found[reduce]["head"] == head].drop(columns="head")
+            mine = mine.sort_values(["q_feature", "k_feature"]).reset_index(drop=True)
+            expected = resolved(kind, reduce, head)
+            # The scale of the norm depends in its last bits on how many documents are run together.
+            exact = kind not in NORMS_IN_FLOAT32
+            tolerance = {"rtol": 1e-9, "atol": 1e-11} if exact else {"rtol": 1e-4, "atol": 1e-4}
+            pd.testing.assert_frame_equal(mine, expected, check_dtype=False, **tolerance)
+
+
+def test_patterns_are_those_of_the_model() -> None:
+    for kind in ("gpt2", "gemma2", "qwen3", "pythia"):
+        model = tiny(kind, torch.float64)
+        found = take(kind, reduce="mass")
+        name = f"blocks.{LAYER}.attn.hook_pattern"
+        for doc, number in enumerate(found.corpus.number.tolist()):
+            own = model.run_with_cache(DOCUMENTS[number][None], names_filter=[name])[1][name][0]
+            for head in range(4):
+                torch.testing.assert_close(
+                    found.layer.patterns(found.corpus, doc, head), own[head], rtol=1e-6, atol=1e-8
+                )
+
+
+def test_the_sensitivity_is_the_derivative_of_attention_in_the_gain_of_a_channel() -> None:
+    found = take(reduce="sensitivity", stripes=STRIPES).channels(n=4, heads=[2])
+    for _, i, j, value, _ in found.itertuples(index=False):
+        change = 0.0
+        for tokens, offsets in zip(DOCUMENTS, STRIPES, strict=True):
+            head = fra.resolve(tiny("gpt2", torch.float64), sae(), tokens, LAYER, 2)
+            scores, F = head.scores(), head.channel(int(i), int(j))
+            step = 1e-5
+            moved = [(scores + sign * step * F).softmax(-1) for sign in (1, -1)]
+            for offset in [offsets] if isinstance(offsets, int) else offsets:
+                change += float(((moved[0] - moved[1]) / (2 * step)).diagonal(-offset).sum())
+        assert value == pytest.approx(change, rel=1e-6, abs=1e-9)
+
+
+def test_padding_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = take("pythia", reduce=ALL, stripes=STRIPES)
+    monkeypatch.setattr(_census_observe, "_TOKENS_AT_ONCE", 1)
+    alone = take("pythia", reduce=ALL, stripes=STRIPES)
+    assert together.n_positions == alone.n_positions == sum(map(len, DOCUMENTS))
+    for where in ("all", "stripe", "off"):
+        for reduce in ALL:
+            pd.testing.assert_frame_equal(
+                together.channels(reduce, where=where).sort_values(
+                    ["head", "q_feature", "k_feature"], ignore_index=True
+                ),
+                alone.channels(reduce, where=where).sort_values(["head", "q_feature", "k_feature"], ignore_index=True),
+                rtol=1e-9,
+            )
+
+
+def test_stripe_and_off_stripe_make_the_whole() -> None:
+    found = take(reduce="sum", stripes=STRIPES)
+    key = ["head", "q_feature", "k_feature"]
+    whole, on, off = (found.channels(where=where).set_index(key) for where in ("all", "stripe", "off"))
+    assert 0 < len(on) < len(whole)
+    total = on.add(off, fill_value=0).reindex(whole.index)
+    torch.testing.assert_close(torch.tensor(total["value"].to_numpy()), torch.tensor(whole["value"].to_numpy()))
+    assert (total["count"] == whole["count"]).all()
+
+
+def test_saved_and_loaded_it_answers_the_same(tmp_path: Path) -> None:
+    found = take("qwen3", reduce=("sum", "sensitivity"), stripes=STRIPES)
+    found.save(tmp_path / "a" / "census.safetensors")
+    again = Census.load(tmp_path / "a" / "census.safetensors", tiny("qwen3", torch.float64), sae(), LAYER)
+    assert (again.heads, again.reduces, again.nbytes) == (found.heads, found.reduces, found.nbytes)
+    for reduce in found.reduces:
+        pd.testing.assert_frame_equal(again.channels(reduce), found.channels(reduce), check_exact=True)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["census.safetensors"]
+
+
+def test_two_halves_merged_are_the_whole() -> None:
+    whole = take("pythia", reduce=ALL)
+    merged = take("pythia", DOCUMENTS[:2], reduce=ALL).merge(take("pythia", DOCUMENTS[2:], reduce=ALL))
+    assert merged.n_documents == len(DOCUMENTS)
+    assert merged.n_entries == whole.n_entries
+    for reduce in ALL:
+        a, b = (one.channels(reduce).sort_values(["head", "q_feature", "k_feature"]) for one in (whole, merged))
+        pd.testing.assert_frame_equal(a.reset_index(drop=True), b.reset_index(drop=True), rtol=1e-9, atol=1e-12)
+    strongest = whole.channels("max", n=1, heads=[0])
+    where = strongest.iloc[0][["q_feature", "k_feature"]].astype(int).tolist()
+    pd.testing.assert_frame_equal(merged.examples(0, *where), whole.examples(0, *where), rtol=1e-9)
+
+
+def test_an_interrupted_census_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_census_observe, "_TOKENS_AT_ONCE", 12)
+    never = take("llama", reduce=ALL, stripes=STRIPES)
+    observe, calls = _census_observe.Observer.observe, []
+
+    def falls_over(self: Any, *args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return observe(self, *args)
+
+    monkeypatch.setattr(_census_observe.Observer, "observe", falls_over)
+    options: Any = {"reduce": ALL, "stripes": STRIPES, "checkpoint": tmp_path, "checkpoint_every": 2}
+    with pytest.raises(KeyboardInterrupt):
+        take("llama", **options)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 1
+    before = len(calls)
+    resumed = take("llama", **options)
+    assert len(calls) - before < 5, "what was saved is not observed again"
+    for name, tensor in never.corpus.tensors().items():
+        assert torch.equal(tensor, resumed.corpus.tensors()[name]), name
+    for reduce in ALL:
+        pd.testing.assert_frame_equal(resumed.channels(reduce), never.channels(reduce), check_exact=True)
+    n_calls = len(calls)
+    take("llama", **options)
+    assert len(calls) == n_calls, "a finished census is only read"
+    with pytest.raises(FraError, match="is of other documents, weights or reductions"):
+        take("llama", DOCUMENTS[:3], checkpoint=tmp_path)
+
+
+def test_a_checkpoint_is_json_and_safetensors(tmp_path: Path) -> None:
+    take(checkpoint=tmp_path)
+    (file,) = tmp_path.iterdir()
+    raw = file.read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    assert header["__metadata__"]["format"] == "fra-census/1"
+    assert set(json.loads(header["__metadata__"]["about"])) == {"fingerprint", "documents"}
+
+
+def test_memory_is_that_of_the_entries() -> None:
+    found = census(tiny("gpt2"), tiny_sae(HOOK), DOCUMENTS, LAYER)
+    assert found.nbytes == 8 * found.n_entries + 4 * found.n_positions + 3 * 8 * found.n_documents
+
+
+def test_what_does_not_fit_is_refused_before_it_is_allocated() -> None:
+    found = take(memory_budget=20_000)
+    with pytest.raises(FraError, match=r"more than memory_budget|memory_budget is 20,000: pass n="):
+        found.channels()
+    assert len(found.channels(n=3)) == 12
+    with pytest.raises(FraError, match="holds not even one key feature's column"):
+        take(memory_budget=10).channels(n=1)
+
+
+def test_an_error_of_the_reading_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaking the scale of the norm breaks the agreement with `resolve`."""
+    right = _census_observe.live_entries
+    monkeypatch.setattr(_census_observe, "live_entries", lambda *args: (*right(*args)[:2], 1.01 * right(*args)[2]))
+    mine = take(heads=[1]).channels().drop(columns="head").sort_values(["q_feature", "k_feature"], ignore_index=True)
+    expected = resolved("gpt2", "sum", 1)
+    assert (mine["count"] == expected["count"]).all()
+    assert not torch.allclose(torch.tensor(mine["value"].to_numpy()), torch.tensor(expected["value"].to_numpy()))
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"documents": []}, "there are no documents"),
+    ({"documents": [DOCUMENTS[0][None]]}, r"document 0 must be a 1-D tensor of integer token ids"),
+    ({"documents": [DOCUMENTS[0], DOCUMENTS[0].float()]}, r"document 1 must be .* not torch.float32"),
+    ({"documents": [DOCUMENTS[0][:0]]}, "document 0 is empty"),
+    ({"documents": [torch.zeros(N_CTX + 1, dtype=torch.long)]}, f"document 0 has {N_CTX + 1} tokens and .* {N_CTX}"),
+    ({"documents": [torch.tensor([0, D_VOCAB])]}, f"token id {D_VOCAB} of document 0 is outside the vocabulary"),
+    ({"documents": [torch.tensor([-1, 0])]}, "token id -1 of document 0"),
+    ({"heads": [4]}, "head 4 is out of range"),
+    ({"heads": []}, "must name at least one head"),
+    ({"heads": [1, 1]}, "none twice"),
+    ({"reduce": "total"}, "reduce='total' is unknown: choose of sum, abs"),
+    ({"reduce": ()}, "reduce names nothing"),
+    ({"reduce": "contrast"}, "'contrast' needs stripes"),
+    ({"stripes": [1]}, "there are 1 stripes for 6 documents"),
+    ({"stripes": [1, 5, 1, 1, 0, 1]}, "stripe 5 of document 1 is no offset"),
+    ({"stripes": [1, -1, 1, 1, 0, 1]}, "stripe -1 of document 1"),
+    ({"memory_budget": 0}, "must be positive"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_bad_input_gets_one_sentence(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(FraError, match=message):
+        take(**options)
+
+
+def test_a_layer_that_is_not_the_dictionarys_is_refused() -> None:
+    with pytest.raises(FraError, match="layer 7 is out of range"):
+        census(tiny("gpt2"), tiny_sae(HOOK), DOCUMENTS, 7)
+    with pytest.raises(FraError, match="is the attention input of layer 1, not of layer 0"):
+        census(tiny("gpt2"), tiny_sae(HOOK), DOCUMENTS, 0)
+
+
+def test_bad_questions_get_one_sentence(tmp_path: Path) -> None:
+    found = take(heads=[0, 2])
+    questions: list[tuple[Any, str]] = [
+        (lambda: found.channels("total"), "is unknown"),
+        (lambda: found.channels("mass"), "was not asked for"),
+        (lambda: found.channels("contrast"), "needs stripes"),
+        (lambda: found.channels(where="stripe"), "needs stripes"),
+        (lambda: found.channels(where="beside"), "where='beside' is unknown"),
+        (lambda: found.channels(n=0), "n=0 asks for nothing"),
+        (lambda: found.channels(heads=[1]), r"no head \[1\]: it has \[0, 2\]"),
+        (lambda: found.examples(0, D_SAE, 0), f"feature {D_SAE} is out of range"),
+        (lambda: found.merge(take(heads=[0])), "only censuses of the same model"),
+        (lambda: take(stripes=STRIPES, reduce="contrast").channels(where="off"), "has no meaning for 'contrast'"),
+        (lambda: Census.load(tmp_path / "none", tiny("gpt2"), sae(), LAYER), "cannot be read"),
+    ]
+    for ask, message in questions:
+        with pytest.raises(FraError, match=message):
+            ask()
+
+
+def test_a_census_of_other_weights_is_not_loaded(tmp_path: Path) -> None:
+    take("llama").save(tmp_path / "census")
+    with pytest.raises(FraError, match="is of another model, dictionary or layer"):
+        Census.load(tmp_path / "census", tiny("qwen3", torch.float64), sae(), LAYER)
+    (tmp_path / "census").write_bytes(b"nothing")
+    with pytest.raises(FraError, match="cannot be read"):
+        Census.load(tmp_path / "census", tiny("llama", torch.float64), sae(), LAYER)
+
+
+def test_it_is_public() -> None:
+    assert fra.census is _census.census

@@ -229,18 +229,34 @@ class Census:
         chosen = self.heads if heads is None else tuple(heads)
         self._check(reduces, n, chosen, where)
         ask = _Ask(tuple(reduces), n, chosen, where, max(1, min_count))
-        best = {(name, head): Strongest(n) for name in reduces for head in chosen}
         counted = self._counted(ask)
+        sources = {(name, head): self._source(name, head, ask) for name in reduces for head in chosen}
+        best = {source: Strongest(n) for source in sources.values()}
         live, n_rows = self.corpus.live, 0
-        for keys in torch.split(live, self._width(ask, counted)):
+        width = self._width(ask, counted)
+        for keys in torch.split(live, width):
             tables = Tables(self.layer, self.corpus, live, keys)
             count = tables.positions("count", where, None) if counted else None
             if n is None and count is not None:
-                n_rows += int((count >= ask.least).sum()) * len(best)
+                n_rows += int((count >= ask.least).sum()) * len(sources)
                 self._refuse(n_rows)
             for (name, head), rows in best.items():
-                self._offer(rows, tables, name, head, ask, count)
-        return {name: self._frame(name, ask, best, counted) for name in reduces}
+                # With one block codes only grow, and a tie with what is kept already comes too late.
+                self._offer(rows, tables, name, head, ask, count, ties=width < len(live))
+        return {
+            name: self._frame(name, {head: best[sources[name, head]] for head in chosen}, ask, counted)
+            for name in reduces
+        }
+
+    def _source(self, name: CensusReduce, head: int, ask: _Ask) -> tuple[CensusReduce, int]:
+        """Whose numbers, up to sign, are those of this reduction and head: counts are the same for every head, and
+        where coefficients are positive and nothing rotates all terms of a channel have one sign.
+        """
+        if name == "count":
+            return name, ask.heads[0]
+        if name == "abs" and self.layer.rotary is None and not self.corpus.signed:
+            return "sum", head
+        return name, head
 
     def _check(self, reduces: Sequence[str], n: int | None, heads: Sequence[int], where: str) -> None:
         for name in reduces:
@@ -293,7 +309,14 @@ class Census:
             )
 
     def _offer(
-        self, best: Strongest, tables: Tables, name: CensusReduce, head: int, ask: _Ask, count: Tensor | None
+        self,
+        best: Strongest,
+        tables: Tables,
+        name: CensusReduce,
+        head: int,
+        ask: _Ask,
+        count: Tensor | None,
+        ties: bool,
     ) -> None:
         kind: Kind = "sum" if name == "mean" else name
         q, k = tables.q_ids, tables.k_ids
@@ -301,22 +324,28 @@ class Census:
             number = None if count is None else count[tile]
             if name == "mean" and number is not None:
                 values = values / number.clamp(min=1)
-            if number is None and best.threshold > 0:
+            full = best.threshold > 0
+            if full and kind != "max":
                 low, high = torch.aminmax(values)
-                if max(-float(low), float(high)) < best.threshold:
+                strongest = max(-float(low), float(high))
+                if strongest < best.threshold or (strongest == best.threshold and not ties):
                     continue
-            strong = values.abs() >= best.threshold
+            size = values.abs()
+            strong = size > best.threshold if full and not ties else size >= best.threshold
             strong &= (values != 0) if number is None else (number >= ask.least)
+            if not full and ask.n is not None and ask.n < size.numel():
+                strong &= size >= size.masked_fill(~strong, -1.0).flatten().topk(ask.n).values[-1]
             row, column = strong.nonzero(as_tuple=True)
             value = values[row, column].to(self.corpus.value.dtype) if kind != "count" else values[row, column]
             code = q[row + tile.start] * self.layer.d_sae + k[column]  # int64: d_sae**2 passes 2**31 at 46 341
             counts = torch.zeros_like(code) if number is None else number[row, column].long()
             best.offer(value.abs().double(), code, value, counts)
 
-    def _frame(self, name: CensusReduce, ask: _Ask, best: Mapping[Any, Strongest], counted: bool) -> pd.DataFrame:
+    def _frame(self, name: CensusReduce, best: Mapping[int, Strongest], ask: _Ask, counted: bool) -> pd.DataFrame:
         frames = []
-        for head in ask.heads:
-            _, code, value, count = best[name, head].result()
+        for head, rows in best.items():
+            _, code, value, count = rows.result()
+            value = value.abs() if name == "abs" else value
             frames.append(
                 (torch.full_like(code, head), code // self.layer.d_sae, code % self.layer.d_sae, value, count)
             )

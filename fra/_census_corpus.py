@@ -198,7 +198,8 @@ def read(path: Path) -> tuple[Corpus, dict[str, object]]:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise FraError(f"{path} is no census ({FORMAT}): give a file that Census.save wrote.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
+            # Copies are aligned as other tensors are, on which the last bits of a matrix product depend.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (OSError, SafetensorError) as error:
         raise FraError(f"the census {path} cannot be read ({error}): give a file that Census.save wrote.") from error
     return Corpus(**{f.name: tensors.get(f.name) for f in fields(Corpus)}), json.loads(metadata["about"])  # type: ignore[arg-type]

@@ -29,6 +29,8 @@ Where = Literal["all", "stripe", "off"]
 
 _ROWS_AT_ONCE = 2048
 _NARROWEST = 16
+_SCANNED_AT_ONCE = 1 << 17
+"""Numbers in one tile of `Tables.rows`: few enough to stay in a cache, so that a running threshold rises early."""
 
 
 def add_at(table: Float[Tensor, " n"], at: Int[Tensor, " m"], values: Float[Tensor, " m"]) -> None:
@@ -88,7 +90,7 @@ class Tables:
         """The finished numbers of one head, some query features at a time. Where no channel is jointly live: 0, and
         -inf for "max".
         """
-        width = max(1, WORK_BYTES // (8 * max(1, len(self.k_ids))))
+        width = max(1, _SCANNED_AT_ONCE // max(1, len(self.k_ids)))
         tiles = (slice(low, min(low + width, len(self.q_ids))) for low in range(0, len(self.q_ids), width))
         if kind == "count":
             whole = self.positions("count", where, None)

@@ -78,6 +78,10 @@ def refuse_beyond_memory(n_rows: int, row_bytes: int, what: str, instead: str) -
         )
 
 
+_SCANNED_AT_ONCE = 1 << 18
+"""Numbers compared with the running threshold at once: few enough to stay in a cache, so that it rises early."""
+
+
 class Strongest:
     """The n rows of largest key, of rows that come in batches (all of them where n is None); ties go to the smaller
     code.
@@ -120,12 +124,21 @@ def top_terms(
     """
     n_pos, widest = len(mask), 1 + int(max(q.rank.max(), k.rank.max()))
     best = Strongest(n)
-    rows = max(1, TILE_ELEMENTS // len(k.pos))
+    # Keys in order of position: those beyond the last that a tile's rows may attend are never multiplied.
+    last = (torch.arange(n_pos, device=mask.device) * mask).amax(1).cummax(0).values + 1
+    stops = torch.searchsorted(k.pos, last).tolist()
+    of_row = q.pos.tolist()
+    rows = max(1, min(TILE_ELEMENTS, _SCANNED_AT_ONCE) // len(k.pos))
     for start in range(0, len(q.pos), rows):
-        tile = slice(start, start + rows)
-        values = (q.vector[tile] @ k.vector.mT).to(dtype)
+        stop = stops[of_row[min(start + rows, len(q.pos)) - 1]]
+        values = (q.vector[start : start + rows] @ k.vector[:stop].mT).to(dtype)
+        low, high = torch.aminmax(values) if stop else (0.0, 0.0)
+        if max(float(high), -float(low) if by == "abs" else -torch.inf) < best.threshold:
+            continue
         key = values.abs() if by == "abs" else values
-        row, column = (mask[q.pos[tile]][:, k.pos] & (key >= best.threshold)).nonzero(as_tuple=True)
+        row, column = (key >= best.threshold).nonzero(as_tuple=True)
+        seen = mask[q.pos[row + start], k.pos[column]]
+        row, column = row[seen], column[seen]
         at = row + start
         code = ((q.pos[at] * n_pos + k.pos[column]) * widest + q.rank[at]) * widest + k.rank[column]
         best.offer(key[row, column], code, values[row, column])

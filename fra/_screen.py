@@ -29,7 +29,8 @@ SET_SIZES = (1, 50, 500, 5_000)
 MIN_LIVE_DOCUMENTS = 20
 POOL = 20_000
 MATCHED = 200
-PLANTED = 10
+PLANTED = 20
+PLANTED_SELECTIVITY = 0.5
 
 
 @dataclass(frozen=True)
@@ -207,13 +208,15 @@ class LayerScreen:
 
         A random eligible pair has its coupling raised in the head's scores until it meets every bar of an expressed
         channel on the confirmation documents; found: it then ranks among the candidates of the search, and its effect
-        exceeds zero at the level corrected for them.
+        exceeds zero at the level corrected for them. Pairs whose key feature is about as live everywhere else as at
+        the stripe's key are passed over: no coupling makes a head attend there by them.
         """
         rng = np.random.default_rng(seed_of(*self.seed_parts, "plant", str(head)))
         stripe = self.stripe
         cut = float(values[-1]) if len(values) >= SET_SIZE else -np.inf
         found = tried = 0
-        for number in rng.permutation(len(stripe.pairs))[: 4 * PLANTED]:
+        able = torch.nonzero(stripe.selectivity >= PLANTED_SELECTIVITY)[:, 0].cpu().numpy()
+        for number in rng.permutation(able)[: 4 * PLANTED]:
             if tried == PLANTED:
                 break
             planting = on_confirmation.plant(stripe.pairs[int(number)])

@@ -39,6 +39,8 @@ class Stripe:
     offsets: Int[Tensor, " n_offsets"]
     documents: Int[Tensor, " n"]
     """Documents in which the pair is jointly live on the stripe."""
+    selectivity: Float[Tensor, " n"]
+    """1 less the key feature's mean activation over all keys relative to that at the stripe's key, where i is live."""
 
     def strongest(self, arm: Arm, head: int, n: int) -> tuple[Int[Tensor, "m 2"], Float[Tensor, " m"]]:
         """The n pairs of largest M for one head, strongest first, and their M."""
@@ -108,7 +110,11 @@ class Search:
             less = share * mean[torch.searchsorted(everything, pair)]
             offsets = torch.arange(part.shape[1], device=pair.device)
             stripes[shift] = Stripe(
-                torch.stack([self._live[pair // n], self._live[pair % n]], 1), part - less, offsets, count
+                torch.stack([self._live[pair // n], self._live[pair % n]], 1),
+                part - less,
+                offsets,
+                count,
+                1 - less.sum(1) / part.sum(1),
             )
         return stripes
 

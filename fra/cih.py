@@ -170,7 +170,7 @@ def screen_layer(
     tih: Collection[int],
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[str, HeadScreen]:
-    """Screens of chosen heads of one layer; scrambles are pooled over all of them. `tih`: those of them that are TIHs."""
+    """Screens of chosen heads of one layer; scrambles are pooled over them. `tih`: which of them are TIHs."""
     layer = LayerScreen(batch, discovery, confirmation, sets, seed_parts=seed_parts, progress=progress)
     number = discovery.frozen.layer
     progress(f"layer {number}: scrambles of {len(heads)} heads")

@@ -51,9 +51,7 @@ def outside(claim: Claim, screened: Screen, family: str) -> dict[str, Evidence]:
             what = {"TIH": "a TIH", "undecided": "neither clearly a TIH nor clearly none"}.get(
                 status.status, status.status
             )
-            found[name] = Evidence(
-                claim=claim, head=name, cannot=f"not in the family: {what}", detail=detail
-            )
+            found[name] = Evidence(claim=claim, head=name, cannot=f"not in the family: {what}", detail=detail)
     return found
 
 
@@ -160,7 +158,7 @@ def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
             )
         )
     q = stats.benjamini_hochberg([columns[0][h][0].p or 1.0 for h in heads])
-    channels = _channel_conditions(claim_bars(claim), level, screened, heads, claim.digest)
+    channels, smallest = _channel_conditions(claim_bars(claim), level, screened, heads, claim.digest)
     for k, h in enumerate(heads):
         s = screened.heads[h]
         own = float(effect[h].estimate[0])
@@ -184,7 +182,7 @@ def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
             q=float(q[k]),
             undecided=undecided,
             detail=_set_detail(screened, h, carried, effect[h], level / len(heads))
-            | _channel_detail(screened, h, channels[h], level),
+            | _channel_detail(screened, h, channels[h], level, smallest.get(h)),
         )
     return found
 
@@ -226,7 +224,7 @@ def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") 
     found = outside(claim, screened, family)
     if not heads:
         return found
-    conditions = _channel_conditions(claim_bars(claim), claim.level, screened, heads, claim.digest)
+    conditions, smallest = _channel_conditions(claim_bars(claim), claim.level, screened, heads, claim.digest)
     least = [min((c[0].p if c[0].p is not None else 1.0 for c in conditions[h].values()), default=1.0) for h in heads]
     q = stats.benjamini_hochberg(least)
     for k, h in enumerate(heads):
@@ -239,7 +237,7 @@ def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") 
             n=len(s.effects.rows),
             power=power,
             q=float(q[k]),
-            detail=_channel_detail(screened, h, conditions[h], claim.level)
+            detail=_channel_detail(screened, h, conditions[h], claim.level, smallest.get(h))
             | {"status": _status_detail(screened.status[h])},
         )
     return found
@@ -252,10 +250,14 @@ def _live(s: HeadScreen) -> Int[np.ndarray, " m"]:
 
 def _channel_conditions(
     bars: Mapping[str, float], level: float, screened: Screen, heads: Sequence[str], digest: str
-) -> dict[str, dict[str, tuple[Condition, ...]]]:
-    """All conditions of an expressed CIH channel for every measured candidate of every head."""
+) -> tuple[dict[str, dict[str, tuple[Condition, ...]]], dict[str, float]]:
+    """All conditions of an expressed CIH channel for every measured candidate of every head, and for each head the
+    smallest effect (nats; the median over its candidates) that the design tells from zero with power 0.8.
+    """
     keep = {h: _live(screened.heads[h]) for h in heads}
     measured = [h for h in heads if len(keep[h])]
+
+    detectable: dict[str, float] = {}
 
     def column(name: str, part: str, bar: float) -> dict[str, list[Condition]]:
         means = {}
@@ -263,6 +265,12 @@ def _channel_conditions(
             s = screened.heads[h]
             sums, rows = getattr(s.effects, part)[:, keep[h]], s.effects.rows[:, keep[h]]
             means[h] = cluster_means(sums, rows, s.sources, stats.seed_of(digest, screened.target, h, name))
+        if name == "effect":
+            for h, m in means.items():
+                smallest = stats.detectable(m, level / len(heads))
+                detectable[h] = (
+                    float(np.median(smallest[np.isfinite(smallest)])) if np.isfinite(smallest).any() else np.nan
+                )
         return _two_sided(name, bar, means, level, 3, True)
 
     effect = column("effect", "nats", bars["effect"])
@@ -284,7 +292,7 @@ def _channel_conditions(
                 attention[h][n],
                 _exact("coverage", float(covered), bars["coverage"]),
             )
-    return found
+    return found, detectable
 
 
 LATENT = 5
@@ -292,7 +300,12 @@ LATENT = 5
 
 
 def _channel_detail(
-    screened: Screen, h: str, conditions: Mapping[str, tuple[Condition, ...]], level: float, top: int = 5
+    screened: Screen,
+    h: str,
+    conditions: Mapping[str, tuple[Condition, ...]],
+    level: float,
+    smallest: float | None,
+    top: int = 5,
 ) -> dict[str, Any]:
     """The best channels of a head as a reader should see them, with how many are latent and expressed."""
     s = screened.heads[h]
@@ -330,7 +343,8 @@ def _channel_detail(
         "latent": sum(r["latent"] for r in rows),
         "expressed": sum(r["expressed"] for r in rows),
         "best channels": rows[:top],
-        "planted channels found": f"{s.planted_found} of {s.planted}",
+        "planted channels found": f"{s.planted_found} of {s.planted}" if s.planted else "none was planted",
+        "smallest detectable channel effect (nats)": smallest,
         "best effect at other lags": _spread(s.lag_best),
         "best effect of scrambled heads": _spread(s.scramble_best),
     }

@@ -139,7 +139,7 @@ def inputs_without(model: Any, sae: Any, feature: int, name: str) -> torch.Tenso
 
 @pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind != "no_layernorm"])
 def test_a_channel_is_the_mixed_difference_of_the_models_own_queries_and_keys(kind: str) -> None:
-    """F_ij = S - S(q without i) - S(k without j) + S(both), every score from the model's hooks, a QK-norm's scale held."""
+    """F_ij = S - S(q without i) - S(k without j) + S(both): scores from the model's hooks, a QK-norm's scale held."""
     model, sae = double(kind), sae_of(kind)
     q_feature, k_feature = (int(n) for n in strong(resolved(kind), 1)[0])
     lacking = {
@@ -150,7 +150,9 @@ def test_a_channel_is_the_mixed_difference_of_the_models_own_queries_and_keys(ki
     mask = resolved(kind)[0].frozen.mask
     scales = [name for name in (f"{ATTN}.q_norm.hook_scale", f"{ATTN}.k_norm.hook_scale") if name in model.hook_dict]
     assert len(scales) == (2 if kind in ("gemma3", "qwen3") else 0)
-    held = [(name, lambda _, hook, value=value: value) for name, value in zip(scales, seen(model, *scales), strict=True)]
+    held = [
+        (name, lambda _, hook, value=value: value) for name, value in zip(scales, seen(model, *scales), strict=True)
+    ]
 
     def scores(*without: str) -> torch.Tensor:
         hooks = [(f"{ATTN}.{name}", lambda value, hook, name=name: lacking[name]) for name in without]

@@ -359,18 +359,9 @@ P_VALUES = st.lists(
 )
 
 
-def holm_by_hand(p: list[float]) -> list[float]:
-    order, out, running = sorted(range(len(p)), key=lambda k: p[k]), [0.0] * len(p), 0.0
-    for step, k in enumerate(order):
-        running = max(running, min(1.0, (len(p) - step) * p[k]))
-        out[k] = running
-    return out
-
-
 @given(P_VALUES, st.sampled_from([0.01, 0.05, 0.1]))
 def test_holm_and_its_levels(p, level):
     adjusted = stats.holm(p)
-    assert np.allclose(adjusted, holm_by_hand(p), rtol=1e-12)
     levels = stats.holm_levels(p, level)
     assert ((np.array(p) <= levels) == (adjusted <= level)).all()
     assert ((levels > 0) | (np.array(p) == 0) | (adjusted <= level)).all()
@@ -392,13 +383,16 @@ def test_a_bound_at_its_holm_level_agrees_with_holm(rng):
         assert ((stats.holm(p) <= 0.05) == (np.array(low) > 0.1)).all()
 
 
-@given(P_VALUES)
-def test_benjamini_hochberg_is_that_of_statsmodels(p):
+@pytest.mark.parametrize("size", [1, 2, 24])  # few calls: statsmodels collects garbage at each, which is slow
+def test_holm_and_benjamini_hochberg_are_those_of_statsmodels(rng, size):
+    p = np.round(rng.random(size) ** 3, 2)  # rounded: ties
+    assert np.allclose(stats.holm(p), multipletests(p, method="holm")[1], rtol=1e-12)
     assert np.allclose(stats.benjamini_hochberg(p), multipletests(p, method="fdr_bh")[1], rtol=1e-12)
 
 
 def test_nan_p_counts_as_one():
     assert stats.holm([0.01, np.nan]).tolist() == [0.02, 1.0]
+    assert np.allclose(stats.holm([0.03, 0.001, 0.9, 0.01]), [0.06, 0.004, 0.9, 0.03])
     assert stats.benjamini_hochberg([0.01, np.nan]).tolist() == [0.02, 1.0]
     assert stats.holm_levels([0.01, np.nan], 0.05)[1] == 0.05
     assert stats.holm([]).size == stats.benjamini_hochberg([]).size == stats.holm_levels([], 0.05).size == 0
@@ -435,7 +429,8 @@ def test_twenty_nine_of_twenty_nine_shows_above_ninety_per_cent():
 
 
 def test_seed_of():
-    assert stats.seed_of("mini", "natural") == stats.seed_of("mini", "natural") == 4279926286205294263
+    # printf '["mini", "natural"]' | sha256sum: the first 16 hex digits, halved
+    assert stats.seed_of("mini", "natural") == 6232429510046675226
     assert len({stats.seed_of(*parts) for parts in [("ab", "c"), ("a", "bc"), ("abc",), ("c", "ab"), ()]}) == 5
     assert all(0 <= stats.seed_of(str(k)) < 2**63 for k in range(200))
 

@@ -325,11 +325,14 @@ class Census:
             if name == "mean" and number is not None:
                 values = values / number.clamp(min=1)
             full = best.threshold > 0
+            first = torch.arange(tile.start, tile.stop, device=values.device)
             if full and kind != "max":
-                low, high = torch.aminmax(values)
-                strongest = max(-float(low), float(high))
-                if strongest < best.threshold or (strongest == best.threshold and not ties):
+                # After the first tiles few rows hold anything as strong: the others are looked at no further.
+                highest = torch.maximum(values.amax(1), -values.amin(1))
+                some = (highest >= best.threshold if ties else highest > best.threshold).nonzero()[:, 0]
+                if not len(some):
                     continue
+                first, values, number = first[some], values[some], None if number is None else number[some]
             size = values.abs()
             strong = size > best.threshold if full and not ties else size >= best.threshold
             strong &= (values != 0) if number is None else (number >= ask.least)
@@ -337,7 +340,7 @@ class Census:
                 strong &= size >= size.masked_fill(~strong, -1.0).flatten().topk(ask.n).values[-1]
             row, column = strong.nonzero(as_tuple=True)
             value = values[row, column].to(self.corpus.value.dtype) if kind != "count" else values[row, column]
-            code = q[row + tile.start] * self.layer.d_sae + k[column]  # int64: d_sae**2 passes 2**31 at 46 341
+            code = q[first[row]] * self.layer.d_sae + k[column]  # int64: d_sae**2 passes 2**31 at 46 341
             counts = torch.zeros_like(code) if number is None else number[row, column].long()
             best.offer(value.abs().double(), code, value, counts)
 

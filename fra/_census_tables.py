@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from fra._census_blocks import WORK_BYTES, Side, by_slot, reduce_blocks, segments
@@ -33,7 +33,7 @@ _SCANNED_AT_ONCE = 1 << 17
 """Numbers in one tile of `Tables.rows`: few enough to stay in a cache, so that a running threshold rises early."""
 
 
-def add_at(table: Float[Tensor, " n"], at: Int[Tensor, " m"], values: Float[Tensor, " m"]) -> None:
+def add_at(table: Num[Tensor, " n"], at: Int[Tensor, " m"], values: Num[Tensor, " m"]) -> None:
     """table[at] += values with repeated indices, in an order that does not change from run to run."""
     if table.is_cuda:
         table.index_put_((at,), values, accumulate=True)  # sorts; index_add_ would use atomics there
@@ -86,7 +86,7 @@ class Tables:
         fill = -torch.inf if kind == "max" else 0.0
         return torch.full((len(self.q_ids), len(self.k_ids)), fill, dtype=dtype, device=self.corpus.device)
 
-    def rows(self, kind: Kind, where: Where, head: int) -> Iterator[tuple[slice, Float[Tensor, "rows k"]]]:
+    def rows(self, kind: Kind, where: Where, head: int) -> Iterator[tuple[slice, Num[Tensor, "rows k"]]]:
         """The finished numbers of one head, some query features at a time. Where no channel is jointly live: 0, and
         -inf for "max".
         """
@@ -106,7 +106,7 @@ class Tables:
         for tile in tiles:
             yield tile, whole[tile]
 
-    def positions(self, kind: Kind, where: Where, head: int | None) -> Float[Tensor, "q k"]:
+    def positions(self, kind: Kind, where: Where, head: int | None) -> Num[Tensor, "q k"]:
         """F_q^T W F_k: what multiplies the coupling, or the counts; kept for the next head where it is the same."""
         if kind == "abs" and not self.corpus.signed:
             kind = "sum"
@@ -122,12 +122,12 @@ class Tables:
             self._kept[key] = found
         return found
 
-    def _terms(self, kind: Kind, where: Where, head: int) -> Float[Tensor, "q k"]:
+    def _terms(self, kind: Kind, where: Where, head: int) -> Num[Tensor, "q k"]:
         if where == "stripe" and kind in ("sum", "abs", "max"):
             return self._on_stripes(kind, head, turned=True)
         return self._entry_blocks(kind, where, head)
 
-    def _everywhere(self, kind: Kind, where: Where, head: int | None) -> Float[Tensor, "q k"]:
+    def _everywhere(self, kind: Kind, where: Where, head: int | None) -> Num[Tensor, "q k"]:
         table = self._empty(kind)
         expected = self.corpus.value.new_zeros((), dtype=torch.float64)
         for part in self.corpus.parts(_ROWS_AT_ONCE):
@@ -196,7 +196,7 @@ class Tables:
         on_stripe = pattern * part.on_stripe()
         return on_stripe - on_stripe.sum(-1, keepdim=True) * pattern
 
-    def _on_stripes(self, kind: Kind, head: int | None, turned: bool) -> Float[Tensor, "q k"]:
+    def _on_stripes(self, kind: Kind, head: int | None, turned: bool) -> Num[Tensor, "q k"]:
         """Sums, absolute sums, maxima or counts over t - s = k: products of coefficients, or whole terms (`turned`)."""
         n_q, n_k = len(self.q_ids), len(self.k_ids)
         table = self._empty(kind).new_zeros(n_q * n_k + 1)  # the last cell takes what is not asked for
@@ -266,7 +266,7 @@ class Tables:
         """Queries (times the scale) of `q_ids` and keys of `k_ids`, before rotation."""
         return self.layer.directions("query", head, self.q_ids), self.layer.directions("key", head, self.k_ids)
 
-    def _entry_blocks(self, kind: Kind, where: Where, head: int) -> Float[Tensor, "q k"]:
+    def _entry_blocks(self, kind: Kind, where: Where, head: int) -> Num[Tensor, "q k"]:
         table = self._empty(kind)
         flat = table.view(-1)
         directions = self._directions(head)

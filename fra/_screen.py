@@ -29,8 +29,11 @@ SET_SIZES = (1, 50, 500, 5_000)
 MIN_LIVE_DOCUMENTS = 20
 POOL = 20_000
 MATCHED = 200
-PLANTED = 20
-PLANTED_SELECTIVITY = 0.5
+PLANTED = 16
+"""Channels planted to measure a head's power; with fewer than PLANTED_AT_LEAST nothing is known of it."""
+PLANTED_AT_LEAST = 10
+PLANTING_TRIES = 150
+PLANTED_SELECTIVITY = 0.6
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,14 @@ class LayerScreen:
         seed_parts: Sequence[str],
         bars: Bars | None = None,
         progress: Callable[[str], None] = lambda _: None,
+        shifts: Sequence[int] = SHIFTS,
     ) -> None:
+        """`shifts`: the stripes of the other lags."""
         self.discovery, self.confirmation, self.sets = discovery, confirmation, sets
         self.seed_parts, self.bars, self.progress = tuple(seed_parts), bars or Bars(), progress
         self.search = Search(batch, discovery)
-        self.stripes = self.search.stripes((0, *SHIFTS))
-        self._shifted = {shift: shifted_keys(confirmation.batch, shift) for shift in SHIFTS}
+        self.stripes = self.search.stripes((0, *shifts))
+        self._shifted = {shift: shifted_keys(confirmation.batch, shift) for shift in shifts}
         pool = self.search.live_pairs(POOL, np.random.default_rng(seed_of(*self.seed_parts, "pool")))
         activity = self.search.activity(pool)
         self._pool, self._spread = pool, activity.std(0).clamp(min=1e-6)
@@ -157,9 +162,8 @@ class LayerScreen:
     def null_lags(self, on_confirmation: HeadOnArms, head: int) -> list[float]:
         """Best channel effect of the same search at every other shift."""
         found = []
-        for shift in SHIFTS:
+        for shift, (keys, documents) in self._shifted.items():
             pairs, _ = self.candidates(head, shift=shift)
-            keys, documents = self._shifted[shift]
             effects = on_confirmation.on_stripe(keys).channels(pairs)
             found.append(_best(_restrict(effects, np.asarray(documents.cpu()))))
         return found
@@ -216,7 +220,7 @@ class LayerScreen:
         cut = float(values[-1]) if len(values) >= SET_SIZE else -np.inf
         found = tried = 0
         able = torch.nonzero(stripe.selectivity >= PLANTED_SELECTIVITY)[:, 0].cpu().numpy()
-        for number in rng.permutation(able)[: 4 * PLANTED]:
+        for number in rng.permutation(able)[:PLANTING_TRIES]:
             if tried == PLANTED:
                 break
             planting = on_confirmation.plant(stripe.pairs[int(number)])
@@ -244,12 +248,15 @@ class LayerScreen:
             means = [float(part.mean()) for part in planting.effects(delta)]
             return means[0] >= bars.nats and means[1] >= bars.attention and means[2] >= bars.contrast
 
-        high = 0.05 / planting.size
-        low = 0.0
-        while not meets(high):
-            low, high = high, 2 * high
-            if high > 1e3 / planting.size:
-                return None
+        # a typical contribution of 1, 4 or 16 nats: what none of them lifts to the bars cannot be lifted
+        low, high = 0.0, None
+        for nats in (1.0, 4.0, 16.0):
+            if meets(nats / planting.size):
+                high = nats / planting.size
+                break
+            low = nats / planting.size
+        if high is None:
+            return None
         while high - low > 0.1 * high:
             middle = (low + high) / 2
             low, high = (low, middle) if meets(middle) else (middle, high)

@@ -9,7 +9,7 @@ attention shows it. The CIH set of a head is its 50 discovery channels removed t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,9 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fra import stimuli
-from fra._channels import Arms, measure_arm, measure_arms, on_device
+from fra._channels import Arms, HeadOnArms, measure_arm, measure_arms, on_device
 from fra._heads import Model
-from fra._screen import HeadScreen, LayerScreen, screen_head
+from fra._screen import HeadScreen, LayerScreen, mean_effect, screen_head
 from fra._threads import each
 from fra.errors import FraError
 from fra.induction import HeadStatus, head_status
@@ -58,6 +58,8 @@ class Screen:
     token_text: Callable[[int], str]
     known_tih: Sequence[str] = ()
     """Heads that the target lists as TIHs; they must agree."""
+    controls: Mapping[str, float] = field(default_factory=dict)
+    """Layer-0 heads on repeated_random: the best channel effect (nats) that the same search finds there."""
 
 
 def documents(target: Target, stimulus: str, design: Design) -> dict[str, stimuli.Batch]:
@@ -119,6 +121,7 @@ def screen(
     progress(f"{stimulus}: status of {model.cfg.n_layers * model.cfg.n_heads} heads")
     status = head_status(model, sets["status"], target=target.name, stimulus=stimulus)
     found: dict[str, HeadScreen] = {}
+    controls: dict[str, float] = {}
     for layer in range(model.cfg.n_layers):
         wanted = [h for h in range(model.cfg.n_heads) if status[f"L{layer}H{h}"].status in families]
         if not wanted or not has_dictionary(target, layer):
@@ -127,14 +130,18 @@ def screen(
         progress(f"{stimulus}: layer {layer}, documents through the model and the dictionary")
         discovery = measure_arm(model, sae, sets["discovery"].tokens, layer, hook_name)
         batch = on_device(sets["discovery"], discovery.frozen.x.device)
-        arms = [measure_arms(model, sae, sets[name], layer, hook_name) for name in ("confirmation", "sets")]
+        seed_parts = (target.name, stimulus, str(layer))
+        confirmation = measure_arms(model, sae, sets["confirmation"], layer, hook_name)
+        if layer == 0 and stimulus == "repeated_random":
+            controls = control_effects(batch, discovery, confirmation, wanted, seed_parts=seed_parts)
+            continue
         found |= screen_layer(
             batch,
             discovery,
-            arms[0],
-            arms[1],
+            confirmation,
+            measure_arms(model, sae, sets["sets"], layer, hook_name),
             wanted,
-            seed_parts=(target.name, stimulus, str(layer)),
+            seed_parts=seed_parts,
             progress=progress,
             tih=[h for h in wanted if status[f"L{layer}H{h}"].status == "TIH"],
         )
@@ -146,6 +153,7 @@ def screen(
         {name: len(batch) for name, batch in sets.items()},
         lambda token: str(target.tokenizer.decode([token])),
         target.known_tih,
+        controls,
     )
 
 
@@ -183,12 +191,24 @@ def screen_layer(
     return {f"L{number}H{head}": found for head, found in zip(heads, screens, strict=True)}
 
 
+@torch.no_grad()
+def control_effects(
+    batch: stimuli.Batch, discovery: Any, confirmation: Arms, heads: Sequence[int], *, seed_parts: Sequence[str]
+) -> dict[str, float]:
+    """The best channel effect of the search on heads that are controls: search and measurement, no nulls."""
+    layer = LayerScreen(batch, discovery, confirmation, confirmation, seed_parts=seed_parts, shifts=())
+
+    def best(head: int) -> float:
+        pairs, _ = layer.candidates(head)
+        return float(mean_effect(HeadOnArms(confirmation, head).channels(pairs)).max())
+
+    found = each(best, heads, discovery.frozen.x.device)
+    return {f"L{discovery.frozen.layer}H{head}": value for head, value in zip(heads, found, strict=True)}
+
+
 def families(screened: Screen) -> dict[str, list[str]]:
-    """Screened heads by status. Layer-0 heads belong to neither family on repeated_random; there they are
-    'controls'.
-    """
-    found: dict[str, list[str]] = {"TIH": [], "not a TIH": [], "controls": []}
-    for name, head in screened.heads.items():
-        control = head.layer == 0 and screened.stimulus == "repeated_random"
-        found.setdefault("controls" if control else screened.status[name].status, []).append(name)
+    """Screened heads by status."""
+    found: dict[str, list[str]] = {"TIH": [], "not a TIH": []}
+    for name in screened.heads:
+        found.setdefault(screened.status[name].status, []).append(name)
     return found

@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from fra import stats
 from fra._channels import Effects
-from fra._screen import MIN_LIVE_DOCUMENTS, HeadScreen, mean_effect
+from fra._screen import MIN_LIVE_DOCUMENTS, PLANTED_AT_LEAST, HeadScreen, mean_effect
 from fra._search import SET_SIZE
 from fra.cih import Screen, families
 from fra.claim import Claim, Condition, Evidence
@@ -33,20 +33,13 @@ def outside(claim: Claim, screened: Screen, family: str) -> dict[str, Evidence]:
         if name in screened.known_tih and status.status != "TIH":
             reason = f"the target lists this head as a TIH, but it is {status.status} on {screened.stimulus}"
             found[name] = Evidence(claim=claim, head=name, undecided=reason, detail=detail)
-        elif name not in screened.heads and status.status == family:
-            found[name] = Evidence(
-                claim=claim,
-                head=name,
-                cannot="the target has no dictionary at this layer's attention input",
-                detail=detail,
-            )
-        elif name in families(screened)["controls"] and family != "TIH":
+        elif name in screened.controls and family != "TIH":
             reason = "a layer-0 head, whose keys cannot know their predecessors: a control, in no family"
-            s = screened.heads[name]
-            best = float(np.max(mean_effect(s.effects), initial=-np.inf))
-            found[name] = Evidence(
-                claim=claim, head=name, cannot=reason, detail=detail | {"best channel effect (nats)": best}
-            )
+            best = {"best channel effect (nats)": screened.controls[name]}
+            found[name] = Evidence(claim=claim, head=name, cannot=reason, detail=detail | best)
+        elif name not in screened.heads and status.status == family:
+            reason = "the target has no dictionary at this layer's attention input"
+            found[name] = Evidence(claim=claim, head=name, cannot=reason, detail=detail)
         else:
             what = {"TIH": "a TIH", "undecided": "neither clearly a TIH nor clearly none"}.get(
                 status.status, status.status
@@ -229,7 +222,7 @@ def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") 
     q = stats.benjamini_hochberg(least)
     for k, h in enumerate(heads):
         s = screened.heads[h]
-        power = s.planted_found / s.planted if s.planted else 0.0
+        power = s.planted_found / s.planted if s.planted >= PLANTED_AT_LEAST else 0.0
         found[h] = Evidence(
             claim=claim,
             head=h,

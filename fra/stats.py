@@ -58,7 +58,7 @@ class ClusterMeans:
     on the sample with one document more. With e_d = s_d / n_d - E, a the farthest e on the side that speaks against
     rejection and o the farthest on the other, it lies GUARD (a - o) from E on the side of a, with the mean number of
     rows; there is none where a <= o. A symmetric sample loses next to nothing, one skewed the harmless way nothing.
-    It is a correction, not a guarantee: tests of "below" still err in up to 11 % at 5 % where a negative tail hides the
+    It is a correction, not a guarantee: tests of "below" still err in up to 12 % at 5 % where a negative tail hides the
     positive one or fewer than 20 documents are live, and relatively more at smaller levels. What shows in no document
     stays invisible to this as to any method: a tail in 10 % of all documents is absent from 20 in one sample of eight.
 
@@ -241,8 +241,8 @@ def _guarded(s: Floats, n: Floats) -> tuple[Floats, Floats]:
 def holm(p: ArrayLike) -> Floats:
     """Holm-adjusted p-values (Holm 1979, Scandinavian Journal of Statistics 6); NaN counts as 1.
 
-    What `statsmodels.stats.multitest.multipletests(method="holm")` gives, without its `gc.collect()` at every call, which
-    takes seconds beside a loaded model.
+    What `statsmodels.stats.multitest.multipletests(method="holm")` gives, without its `gc.collect()` at every call,
+    which takes seconds beside a loaded model.
     """
     values = _as_p(p)
     order = np.argsort(values, kind="stable")

@@ -27,7 +27,7 @@ from fra.tests.bench import reference, workloads
 
 Benchmark = Callable[..., Any]
 SMALL = os.environ.get("FRA_BENCH") == "small"
-ROUNDS = 1 if SMALL else 5
+ROUNDS = 1 if SMALL else 3
 N_POS, L0, D_HEAD, N_HEADS = (32, 8, 64, 8) if SMALL else (128, 32, 64, 8)
 THREADS = sorted({1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1})
 SPREAD = ("sum", "abs", "count")

@@ -12,7 +12,20 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fra import claim, errors, induction, interventions, ledger, report, stats, stimuli, targets
+    from fra import (
+        cih,
+        claim,
+        errors,
+        evidence,
+        exactness,
+        induction,
+        interventions,
+        ledger,
+        report,
+        stats,
+        stimuli,
+        targets,
+    )
     from fra._census import census
     from fra._resolve import resolve
     from fra.claim import Claim, Evidence, Verdict, judge
@@ -27,8 +40,11 @@ __all__ = [
     "Verdict",
     "__version__",
     "census",
+    "cih",
     "claim",
     "errors",
+    "evidence",
+    "exactness",
     "induction",
     "interventions",
     "judge",

@@ -339,7 +339,7 @@ class Census:
             if not full and ask.n is not None and ask.n < size.numel():
                 strong &= size >= size.masked_fill(~strong, -1.0).flatten().topk(ask.n).values[-1]
             row, column = strong.nonzero(as_tuple=True)
-            value = values[row, column].to(self.corpus.value.dtype) if kind != "count" else values[row, column]
+            value = values[row, column].to(self.corpus.value.dtype)
             code = q[first[row]] * self.layer.d_sae + k[column]  # int64: d_sae**2 passes 2**31 at 46 341
             counts = torch.zeros_like(code) if number is None else number[row, column].long()
             best.offer(value.abs().double(), code, value, counts)

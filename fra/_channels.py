@@ -31,14 +31,39 @@ class Arm:
     frozen: FrozenLayer
     codes: Codes
 
-    def coefficients(self, side: Side, head: int, entries: Int[Tensor, " n"] | None = None) -> Float[Tensor, " n"]:
-        """What multiplies G in F_ij, of chosen entries or all: the code's value over the norm's scale, times the
-        head's QK-norm gain.
+    @cached_property
+    def _kept(self) -> dict[tuple[str, int], Any]:
+        """What heads ask for again and again, computed once."""
+        return {}
+
+    def coefficients(
+        self, side: Side, head: int, entries: Int[Tensor, " n"] | None = None
+    ) -> Float[Tensor, " n_or_all"]:
+        """What multiplies G in F_ij, of chosen entries or all: the code's value over the norm's scale, times the head's
+        QK-norm gain.
         """
-        row, value = self.codes.row, self.codes.value
-        if entries is not None:
-            row, value = row[entries], value[entries]
-        return value * self.frozen.gain(side, head, row)
+        if (side, head) not in self._kept:
+            self._kept[side, head] = self.codes.value * self.frozen.gain(side, head, self.codes.row)
+        every: Tensor = self._kept[side, head]
+        return every if entries is None else every[entries]
+
+    def largest(self, side: Side, head: int) -> Float[Tensor, " d_sae"]:
+        """The largest |coefficient| of each feature."""
+        name = f"largest {side}"
+        if (name, head) not in self._kept:
+            size = self.coefficients(side, head).abs()
+            empty = size.new_zeros(len(self.codes.decoder))
+            self._kept[name, head] = empty.scatter_reduce_(0, self.codes.feature, size, "amax")
+        found: Tensor = self._kept[name, head]
+        return found
+
+    def couplings(self, head: int) -> tuple[Float[Tensor, "d_sae d_head"], Float[Tensor, "d_sae d_head"]]:
+        """U, V with G_ij = U_i . V_j before rotation, the score's scale included: projections of every decoder row."""
+        if ("couplings", head) not in self._kept:
+            frozen, decoder = self.frozen, self.codes.decoder
+            self._kept["couplings", head] = frozen.scale * decoder @ frozen.W_q[head], decoder @ frozen.W_k[head]
+        U, V = self._kept["couplings", head]
+        return U, V
 
     def columns(self, side: Side, head: int, features: Int[Tensor, " n"]) -> Float[Tensor, "batch pos n"]:
         """Coefficients of chosen features as dense columns."""
@@ -92,17 +117,11 @@ def shifted_keys(batch: Batch, shift: int) -> tuple[Int[Tensor, " n_rows"], Bool
     return 1 + (batch.row_key - 1 + shift) % period, (turned > 1) & (turned < batch.periods - 2)
 
 
-def couplings(arm: Arm, head: int) -> tuple[Float[Tensor, "d_sae d_head"], Float[Tensor, "d_sae d_head"]]:
-    """U, V with G_ij = U_i . V_j before rotation, the score's scale included: projections of every decoder row."""
-    frozen = arm.frozen
-    return frozen.scale * arm.codes.decoder @ frozen.W_q[head], arm.codes.decoder @ frozen.W_k[head]
-
-
 def pair_couplings(
     arm: Arm, head: int, pairs: Int[Tensor, "n 2"], offsets: Int[Tensor, " n_offsets"]
 ) -> Float[Tensor, "n one_or_n_offsets"]:
     """G_ij at each offset t - s; one column for a head that does not rotate, whatever the offsets."""
-    U, V = couplings(arm, head)
+    U, V = arm.couplings(head)
     rotary = arm.frozen.rotary
     if rotary is None:
         return (U[pairs[:, 0]] * V[pairs[:, 1]]).sum(-1, keepdim=True)
@@ -244,12 +263,8 @@ class HeadOnArms:
     def _largest(self, arm: Arm, pairs: Int[Tensor, "n 2"]) -> Float[Tensor, " n"]:
         """A bound of |F_ij| over all rows and keys."""
         bound = pair_couplings(arm, self.head, pairs, pairs[:0, 0])[:, 0].abs()
-        sides: tuple[Side, Side] = ("query", "key")
-        for side, features in zip(sides, pairs.T, strict=True):
-            which, entry = arm.codes.index.of(features.contiguous())
-            size = arm.coefficients(side, self.head, entry).abs()
-            bound = bound * torch.zeros_like(bound).scatter_reduce_(0, which, size, "amax")
-        return bound
+        q, k = arm.largest("query", self.head), arm.largest("key", self.head)
+        return bound * q[pairs[:, 0]] * k[pairs[:, 1]]
 
     def _by_series(self, side: int, pairs: Int[Tensor, "n 2"], largest: float) -> tuple[Tensor, Tensor, Tensor]:
         """(row, channel, dL) from the exponential's series: with F = q_t k_u G, sum_u w_u F^m is a matrix product for
@@ -342,7 +357,7 @@ class HeadOnArms:
             M = q.new_zeros(len(q_ids), len(k_ids))
             M[q_at, k_at] = pair_couplings(arm, self.head, pairs, pos[:0])[:, 0]
             return (q != 0).any(-1), self._against_keys(q @ M, k)
-        U, V = couplings(arm, self.head)
+        U, V = arm.couplings(self.head)
         total = q.new_zeros(len(q), k.shape[1])
         everywhere = torch.arange(k.shape[1], device=pos.device)
         for part in torch.split(torch.arange(len(pairs), device=pos.device), 64):

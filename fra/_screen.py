@@ -19,6 +19,7 @@ from fra._channels import Arm, Arms, Effects, HeadOnArms, Planting, pair_couplin
 from fra._heads import Side
 from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, scrambled_arms, stretch_to_match
 from fra._search import SET_SIZE, Search, Stripe
+from fra._threads import each
 from fra.stats import seed_of
 from fra.stimuli import Batch
 
@@ -195,16 +196,17 @@ class LayerScreen:
         """For each seed: the sets arms, and the induction stripe of the discovery arm, with random atoms for
         features.
         """
-        found = []
-        for seed in range(ATOM_SEEDS):
+        decoder = self.discovery.codes.decoder
+        self.progress(f"random atoms, {ATOM_SEEDS} dictionaries")
+
+        def one(seed: int) -> tuple[Arms, Stripe]:
             generator = torch.Generator().manual_seed(seed_of(*self.seed_parts, "atoms", str(seed)) % 2**63)
-            decoder = self.discovery.codes.decoder
             atoms = draw_atoms(len(decoder), generator, decoder)
             stripe = Search(self.search.batch, random_atoms(self.discovery, atoms)).stripes((0,))[0]
             sides = (random_atoms(arm, atoms) for arm in (self.sets.repeated, self.sets.control))
-            found.append((Arms(self.sets.batch, *sides), stripe))
-            self.progress(f"random atoms, dictionary {seed + 1} of {ATOM_SEEDS}")
-        return tuple(found)
+            return Arms(self.sets.batch, *sides), stripe
+
+        return tuple(each(one, range(ATOM_SEEDS), decoder.device))
 
     def plant(self, on_confirmation: HeadOnArms, head: int, values: Tensor) -> tuple[int, int]:
         """How many of PLANTED channels injected at the bars the search finds and the measurement sees, and how many

@@ -189,7 +189,7 @@ class Evidence:
     n: int = 0
     """Documents that the numbers rest on."""
     power: float | None = None
-    """Chance to find an effect at the bar; None where that is not at issue (an exact measurement)."""
+    """Chance to find an effect at the bar; None where that is not at issue (an exact number), NaN where unknown."""
     q: float | None = None
     """Benjamini-Hochberg over the family: descriptive."""
     undecided: str | None = None
@@ -307,10 +307,8 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
             return verdict(Outcome.REFUTED, what)
         if evidence.power >= POWER:
             return verdict(Outcome.REFUTED, f"{what}; power {evidence.power:.2f} at the bar")
-        return verdict(
-            Outcome.INCONCLUSIVE,
-            f"{what}; but the power to find an effect at the bar is {evidence.power:.2f}, below {POWER}",
-        )
+        known = "not known" if math.isnan(evidence.power) else f"{evidence.power:.2f}, below {POWER}"
+        return verdict(Outcome.INCONCLUSIVE, f"{what}; but the power to find an effect at the bar is {known}")
     name = next(name for name, fails in zip(evidence.candidates, failed, strict=True) if not fails)
     doubt = next(c for c in evidence.candidates[name] if not c.holds(claim.level))
     of = "" if screened == 1 else f"candidate {name!r} of {screened}: "

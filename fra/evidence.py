@@ -222,7 +222,7 @@ def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") 
     q = stats.benjamini_hochberg(least)
     for k, h in enumerate(heads):
         s = screened.heads[h]
-        power = s.planted_found / s.planted if s.planted >= PLANTED_AT_LEAST else 0.0
+        power = s.planted_found / s.planted if s.planted >= PLANTED_AT_LEAST else float("nan")
         found[h] = Evidence(
             claim=claim,
             head=h,

@@ -37,7 +37,8 @@ def patterns(model: Model, tokens: Tensor) -> Float[Tensor, "n_layers batch n_he
         raise FraError(f"the model has no hook {missing[0]}: its attention patterns cannot be read")
     device = next(model.parameters()).device
     parts = []
-    for some in tokens.split(_DOCUMENTS_AT_ONCE):
+    for start in range(0, len(tokens), _DOCUMENTS_AT_ONCE):
+        some = tokens[start : start + _DOCUMENTS_AT_ONCE]
         _, cache = model.run_with_cache(some.to(device), names_filter=names, return_type=None)
         parts.append(torch.stack([cache[name].float() for name in names]))
     return torch.cat(parts, dim=1)

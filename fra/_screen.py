@@ -78,7 +78,7 @@ class HeadScreen:
     """Row-centred stripe score, repeated less control, of each of the nine blocks; they add up to the whole."""
     atom_effects: tuple[Effects, ...]
     """The same set found and removed with random atoms for features, one for each seed."""
-    scramble_sets: Float[np.ndarray, " n_scrambles"]
+    scramble_sets: Float[np.ndarray, " n_set_scrambles"]
     marginals: tuple[Effects, Effects] | None
     """Removing (i, .) and (., j) of the first channel."""
     planted_found: int

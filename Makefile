@@ -19,14 +19,14 @@ ONE_THREAD := $(CALM) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup claims test lint format bench mini report clean
+.PHONY: help setup claims test lint format bench bench-census mini report clean
 
 help:
 	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'
 	@echo 'make claims   every claim on the embedded target; ARGS= goes to pytest'
 	@echo 'make test     the tests of the library; ARGS= goes to pytest'
 	@echo 'make lint     ruff, mypy, import-linter; make format rewrites'
-	@echo 'make bench    benchmarks, kept in build/bench.json'
+	@echo 'make bench    benchmarks, kept in build/bench.json; make bench-census: the census at full size (long)'
 	@echo 'make report   build/report.html from build/ledger.json, nothing measured'
 	@echo 'make mini     the embedded target anew: CORPUS=DIR with .txt files'
 	@echo 'make clean    removes build/ and caches, not the environment'
@@ -63,8 +63,15 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@mkdir -p build
-	JAXTYPING_DISABLE=1 $(ONE_THREAD) $(BIN)/python -m pytest fra/tests/bench -o python_files='bench_*.py' \
+	JAXTYPING_DISABLE=1 $(ONE_THREAD) $(BIN)/python -m pytest fra/tests/bench/bench_library.py -o python_files='bench_*.py' \
 	  --benchmark-json build/bench.json $(ARGS)
+
+# The census against its baselines, at full size: long, and for a machine that does nothing else.
+bench-census: $(INSTALLED)
+	@mkdir -p build
+	JAXTYPING_DISABLE=1 $(CALM) $(BIN)/python -m pytest fra/tests/bench/bench_census.py -o python_files='bench_*.py' \
+	  --benchmark-json build/bench-census.json $(ARGS)
+	$(BIN)/python -m fra.tests.bench.table build/bench-census.json -o build/bench-census.md
 
 report: $(INSTALLED)
 	$(BIN)/python -m fra.report build/ledger.json -o build/report.html

@@ -209,7 +209,8 @@ class _Tail:
                 variance = squares - 2 * shift * (w @ (r * n)) + shift**2 * (w @ n**2)
                 t = shift * rows / np.sqrt(groups / (groups - 1) * np.maximum(variance, 0.0))
                 defined = (groups > 1.5) & (variance > 1e-12 * squares)
-            yield np.where(defined, t, np.where(shift < 0, -np.inf, np.inf))
+                below = shift * rows < -1e-9 * np.sqrt(squares)  # rounding must not choose the direction
+            yield np.where(defined, t, np.where(below, -np.inf, np.inf))
 
 
 def _as_table(values: ArrayLike) -> Floats:
@@ -234,7 +235,8 @@ def _guarded(s: Floats, n: Floats) -> tuple[Floats, Floats]:
     estimate, _, residual = _linearised(s, n)
     apart = residual / np.where(n > 0, n, 1.0)
     excess = -apart.min(axis=0) - apart.max(axis=0)
-    rows = np.where(excess > 0, n.sum(axis=0) / (n > 0).sum(axis=0), 0.0)
+    skewed = excess > 1e-9 * np.abs(apart).max(axis=0)  # a symmetric sample is one up to rounding
+    rows = np.where(skewed, n.sum(axis=0) / (n > 0).sum(axis=0), 0.0)
     return np.vstack([s, rows * (estimate - GUARD * excess)]), np.vstack([n, rows])
 
 

@@ -174,7 +174,7 @@ def repeated_random(
 
 
 def repeated_natural(
-    texts: Sequence[tuple[str, Int[np.ndarray, " n"]]], context: int, bos: int | None, seed_parts: Sequence[str]
+    texts: Sequence[tuple[str, Int[np.ndarray, " _n"]]], context: int, bos: int | None, seed_parts: Sequence[str]
 ) -> list[RepeatedDocument]:
     """BOS + a natural passage + the same passage, P anew for each; one document for each (source, token ids).
 
@@ -191,7 +191,7 @@ def repeated_natural(
     return documents
 
 
-def natural_documents(target: Target, n: int, longest: int = 128) -> list[Int[Tensor, " pos"]]:
+def natural_documents(target: Target, n: int, longest: int = 128) -> list[Int[Tensor, " _pos"]]:
     """Token ids of n of the target's texts, spread over all of them: BOS first where the target has one, cut to the
     context.
 
@@ -206,7 +206,7 @@ def natural_documents(target: Target, n: int, longest: int = 128) -> list[Int[Te
     return [torch.tensor((start + target.encode(text.text))[:longest]) for text in chosen]
 
 
-def split(n: int, shares: Sequence[int], seed_parts: Sequence[str]) -> list[Int[np.ndarray, " m"]]:
+def split(n: int, shares: Sequence[int], seed_parts: Sequence[str]) -> list[Int[np.ndarray, " _m"]]:
     """Indices 0..n-1, shuffled and cut into disjoint sets in proportion to `shares`."""
     order = np.random.default_rng(seed_of(*seed_parts)).permutation(n)
     cuts = np.cumsum(np.asarray(shares) * n // int(np.sum(shares)))

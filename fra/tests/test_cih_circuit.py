@@ -115,6 +115,29 @@ def test_a_stripe_off_by_one_finds_no_induction_head() -> None:
     assert all(own.cannot for own in evidence_for.set_evidence(claim(0.5), wrong).values())
 
 
+def test_control_documents_have_no_induction_head() -> None:
+    """Control against control: nothing is repeated, and the circuit's own induction head does not attend to the
+    stripe.
+    """
+    made = stimuli.repeated_random(40, np.arange(48), circuit.N_CTX, circuit.BOS, ("control",))
+    batch = stimuli.collate([dataclasses.replace(doc, tokens=doc.control) for doc in made])
+    status = head_status(circuit.model(), batch, target="circuit", stimulus="repeated_random")
+    assert status["L1H0"].status != "TIH"
+    assert status["L1H0"].stripes["induction"] < 0.05
+
+
+def test_random_atoms_are_not_supported(found: cih.Screen) -> None:
+    """The circuit's own set with random atoms for features does not reach the bar."""
+    screen = found.heads["L1H0"]
+    assert len(screen.atom_effects) == 2
+    for effects in screen.atom_effects:
+        assert effects.nats.sum() / max(effects.rows.sum(), 1) < 0.5
+    atoms = dataclasses.replace(screen, set_effects={**screen.set_effects, 50: screen.atom_effects[0]})
+    swapped = dataclasses.replace(found, heads={**found.heads, "L1H0": atoms})
+    own = evidence_for.set_evidence(claim(0.5), swapped)["L1H0"]
+    assert judge(claim(0.5), own).outcome is not Outcome.SUPPORTED
+
+
 def test_scrambled_circuit_is_not_supported(found: cih.Screen) -> None:
     """Its key map turned by a random rotation, the circuit is no induction head, and none of its channels passes."""
     model = circuit.model()

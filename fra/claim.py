@@ -308,7 +308,7 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
         if evidence.power >= POWER:
             return verdict(Outcome.REFUTED, f"{what}; power {evidence.power:.2f} at the bar")
         known = "not known" if math.isnan(evidence.power) else f"{evidence.power:.2f}, below {POWER}"
-        return verdict(Outcome.INCONCLUSIVE, f"{what}; but the power to find an effect at the bar is {known}")
+        return verdict(Outcome.INCONCLUSIVE, f"the power to find an effect at the bar is {known}; else refuted: {what}")
     name = next(name for name, fails in zip(evidence.candidates, failed, strict=True) if not fails)
     doubt = next(c for c in evidence.candidates[name] if not c.holds(claim.level))
     of = "" if screened == 1 else f"candidate {name!r} of {screened}: "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +18,6 @@ from fra._dictionaries import Codes, codes
 from fra._heads import FrozenLayer, Model, Side, freeze
 from fra.errors import FraError
 from fra.stimuli import Batch
-
-_SERIES_UP_TO = 2.0
-"""|F| in nats up to which the exponential's series is summed: beyond it, alternating terms lose digits."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +42,6 @@ class Arm:
             self._kept[side, head] = self.codes.value * self.frozen.gain(side, head, self.codes.row)
         every: Tensor = self._kept[side, head]
         return every if entries is None else every[entries]
-
-    def largest(self, side: Side, head: int) -> Float[Tensor, " d_sae"]:
-        """The largest |coefficient| of each feature."""
-        name = f"largest {side}"
-        if (name, head) not in self._kept:
-            size = self.coefficients(side, head).abs()
-            empty = size.new_zeros(len(self.codes.decoder))
-            self._kept[name, head] = empty.scatter_reduce_(0, self.codes.feature, size, "amax")
-        found: Tensor = self._kept[name, head]
-        return found
 
     def couplings(self, head: int) -> tuple[Float[Tensor, "d_sae d_head"], Float[Tensor, "d_sae d_head"]]:
         """U, V with G_ij = U_i . V_j before rotation, the score's scale included: projections of every decoder row."""
@@ -243,68 +229,30 @@ class HeadOnArms:
 
     def _removed(self, side: int, pairs: Int[Tensor, "n 2"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(row, channel, dL, dA) of one arm for every row where a channel's i is live."""
-        arm = self.sides[side]
-        if arm.frozen.rotary is not None or arm.frozen.softcap is not None:
-            row, channel, nats = self._by_entries(side, pairs)
-        else:
-            largest = self._largest(arm, pairs)
-            some, rest = (torch.nonzero(which)[:, 0] for which in (largest <= _SERIES_UP_TO, largest > _SERIES_UP_TO))
-            found = [
-                (row, subset[channel], nats)
-                for subset, (row, channel, nats) in (
-                    (some, self._by_series(side, pairs[some], float(largest[some].max()) if len(some) else 0.0)),
-                    (rest, self._by_rows(side, pairs[rest])),
-                )
-            ]
-            row, channel, nats = (torch.cat(column) for column in zip(*found, strict=True))
+        frozen = self.sides[side].frozen
+        plain = frozen.rotary is None and frozen.softcap is None
+        row, channel, nats = self._by_rows(side, pairs) if plain else self._by_entries(side, pairs)
         odds = self.base[side][row]
         return row, channel, nats, odds.sigmoid() - (odds - nats).sigmoid()
-
-    def _largest(self, arm: Arm, pairs: Int[Tensor, "n 2"]) -> Float[Tensor, " n"]:
-        """A bound of |F_ij| over all rows and keys."""
-        bound = pair_couplings(arm, self.head, pairs, pairs[:0, 0])[:, 0].abs()
-        q, k = arm.largest("query", self.head), arm.largest("key", self.head)
-        return bound * q[pairs[:, 0]] * k[pairs[:, 1]]
-
-    def _by_series(self, side: int, pairs: Int[Tensor, "n 2"], largest: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(row, channel, dL) from the exponential's series: with F = q_t k_u G, sum_u w_u F^m is a matrix product for
-        each m.
-
-        Terms are taken until the remainder, at the largest |F|, is below 1e-10.
-        """
-        arm, batch = self.sides[side], self.batch
-        q_ids, q_at = torch.unique(pairs[:, 0], return_inverse=True)
-        k_ids, k_at = torch.unique(pairs[:, 1], return_inverse=True)
-        q = arm.columns("query", self.head, q_ids)[batch.row_doc, batch.row_pos][:, q_at]
-        k = arm.columns("key", self.head, k_ids)
-        scaled = (q * pair_couplings(arm, self.head, pairs, pairs[:0, 0])[:, 0]).double()
-        slot = batch.row_pos - batch.periods[batch.row_doc] - 1
-        weight = k.new_zeros(len(batch), int(batch.periods.max()), k.shape[1])
-        others = (self.capped[side] - self.others[side][:, None]).exp()
-        weight[batch.row_doc, slot] = others.scatter(1, self.keys[:, None], 0.0).to(k.dtype)
-        rest, term, power, m = torch.zeros_like(scaled), torch.ones_like(scaled), torch.ones_like(k), 0
-        while m == 0 or largest**m / math.factorial(m) > 1e-10:
-            m += 1
-            power, term = power * k, term * -scaled / m
-            rest += term * torch.bmm(weight, power)[batch.row_doc, slot][:, k_at]
-        nats = scaled * k[batch.row_doc, self.keys][:, k_at] + torch.log1p(rest.clamp(min=-1 + 1e-15))
-        row, channel = torch.nonzero(q, as_tuple=True)
-        return row, channel, nats[row, channel]
 
     def _by_rows(self, side: int, pairs: Int[Tensor, "n 2"]) -> tuple[Tensor, Tensor, Tensor]:
         """(row, channel, dL) from all keys of every live row at once, a channel at a time."""
         arm, batch = self.sides[side], self.batch
-        q = arm.columns("query", self.head, pairs[:, 0])[batch.row_doc, batch.row_pos]
-        scaled = q * pair_couplings(arm, self.head, pairs, pairs[:0, 0])[:, 0]
-        k = arm.columns("key", self.head, pairs[:, 1]).permute(2, 0, 1).contiguous()
+        q_ids, q_at = torch.unique(pairs[:, 0], return_inverse=True)
+        k_ids, k_at = torch.unique(pairs[:, 1], return_inverse=True)
+        q = arm.columns("query", self.head, q_ids)[batch.row_doc, batch.row_pos].T.contiguous()
+        k = arm.columns("key", self.head, k_ids).permute(2, 0, 1).contiguous()
+        G = pair_couplings(arm, self.head, pairs, pairs[:0, 0])[:, 0]
         weight = (self.capped[side] - self.others[side][:, None]).exp().scatter(1, self.keys[:, None], 0.0).to(k.dtype)
+        live = [torch.nonzero(one)[:, 0] for one in q]
         found = []
-        for channel in range(len(pairs)):
-            row = torch.nonzero(q[:, channel])[:, 0]
-            F = k[channel][batch.row_doc[row]] * scaled[row, channel, None]
-            own = F.gather(1, self.keys[row, None])[:, 0].double()
-            rest = (torch.expm1(-F) * weight[row]).sum(-1, dtype=torch.float64)
-            nats = own + torch.log1p(rest.clamp(min=-1 + 1e-15))
+        for channel, (i, j) in enumerate(zip(q_at.tolist(), k_at.tolist(), strict=True)):
+            row = live[i]
+            scaled = q[i, row] * -G[channel]
+            minus_F = k[j].index_select(0, batch.row_doc[row]).mul_(scaled[:, None])
+            own = minus_F.gather(1, self.keys[row, None])[:, 0].double()
+            rest = minus_F.expm1_().mul_(weight.index_select(0, row)).sum(-1, dtype=torch.float64)
+            nats = torch.log1p(rest.clamp(min=-1 + 1e-15)) - own
             found.append((row, torch.full_like(row, channel), nats))
         if not found:
             empty = pairs.new_zeros(0)

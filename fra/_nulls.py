@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._channels import Arm, Arms
@@ -69,33 +69,38 @@ def matching_pursuit(
         (row, atom, value) of the active entries, sorted by row, then atom.
     """
     gram = atoms @ atoms.T
+    coded = torch.nonzero(counts)[:, 0]
     rows = []
-    for start in range(0, len(x), 2048):
-        part, steps = x[start : start + 2048], counts[start : start + 2048]
-        correlation = part @ atoms.T
+    for some in torch.split(coded, 256):  # so few that their correlations stay in a core's cache
+        steps, every = counts[some], torch.arange(len(some), device=x.device)
+        correlation = x[some] @ atoms.T
         code = torch.zeros_like(correlation)
-        every = torch.arange(len(part), device=x.device)
         for step in range(int(steps.max())):
             best, atom = correlation.max(dim=1)
             taken = torch.where(steps > step, best.clamp(min=0), 0.0)
             code[every, atom] += taken
-            correlation -= taken[:, None] * gram[atom]
+            correlation.addcmul_(gram.index_select(0, atom), taken[:, None], value=-1)
         row, atom = code.nonzero(as_tuple=True)
-        rows.append((row + start, atom, code[row, atom]))
+        rows.append((some[row], atom, code[row, atom]))
     row, atom, value = (torch.cat(column) for column in zip(*rows, strict=True))
     return row, atom, value
 
 
-def random_atoms(arm: Arm, atoms: Float[Tensor, "n_atoms d_model"]) -> Arm:
+def random_atoms(
+    arm: Arm, atoms: Float[Tensor, "n_atoms d_model"], lengths: Int[Tensor, " batch"] | None = None
+) -> Arm:
     """The arm with the dictionary's features replaced by random atoms of equal number and L0; what they leave joins the
     error.
 
-    Bias terms stay the dictionary's own, so that only the choice of directions differs.
+    Bias terms stay the dictionary's own, so that only the choice of directions differs. Positions from a document's
+    length on (`lengths`) are padding: they get no codes.
     """
     codes = arm.codes
     batch, pos = codes.shape
     target = (arm.frozen.x - codes.bias).flatten(0, 1)
     counts = torch.bincount(codes.row, minlength=batch * pos)
+    if lengths is not None:
+        counts *= (torch.arange(pos, device=counts.device) < lengths[:, None]).flatten()
     row, atom, value = matching_pursuit(target, atoms, counts)
     left = target.clone()
     for start in range(0, len(target), 1024):

@@ -202,8 +202,10 @@ class LayerScreen:
         def one(seed: int) -> tuple[Arms, Stripe]:
             generator = torch.Generator().manual_seed(seed_of(*self.seed_parts, "atoms", str(seed)) % 2**63)
             atoms = draw_atoms(len(decoder), generator, decoder)
-            stripe = Search(self.search.batch, random_atoms(self.discovery, atoms)).stripes((0,))[0]
-            sides = (random_atoms(arm, atoms) for arm in (self.sets.repeated, self.sets.control))
+            batch = self.search.batch
+            stripe = Search(batch, random_atoms(self.discovery, atoms, 1 + 2 * batch.periods)).stripes((0,))[0]
+            lengths = 1 + 2 * self.sets.batch.periods
+            sides = (random_atoms(arm, atoms, lengths) for arm in (self.sets.repeated, self.sets.control))
             return Arms(self.sets.batch, *sides), stripe
 
         return tuple(each(one, range(ATOM_SEEDS), decoder.device))

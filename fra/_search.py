@@ -129,18 +129,25 @@ class Search:
         doc, pos, key = self._doc[used], self._pos[used], keys[used]
         pair, value = self._products((doc, pos), (doc, key))
         n = len(self._live) + 1
-        # a pair in `floor` documents has at least so many entries: most pairs go before anything is sorted
-        often = torch.bincount(pair.flatten(), minlength=n * n) >= floor
+        # tables over all pairs, not a sort of all entries: a pair counts once a document, so of its entries there only
+        # the one whose number is left standing in `place` counts
+        count, place = (torch.zeros(n * n, dtype=torch.int32, device=pair.device) for _ in range(2))
+        for rows in torch.split(pair, torch.unique_consecutive(doc, return_counts=True)[1].tolist()):
+            here = rows.flatten()
+            number = torch.arange(len(here), dtype=torch.int32, device=pair.device)
+            place.scatter_(0, here, number)
+            count[here[place.gather(0, here) == number]] += 1
         real = torch.arange(n, device=pair.device) < n - 1
-        often &= (real[:, None] & real).flatten()
-        row, at = torch.nonzero(often[pair], as_tuple=True)
-        pair, value, offset = pair[row, at], value[row, at], (pos - key)[row]
-        seen = torch.unique(pair * len(self.batch) + doc[row])
-        ids, count = torch.unique_consecutive(seen // len(self.batch), return_counts=True)
-        eligible, count = ids[count >= floor], count[count >= floor]
-        part = value.new_zeros(len(eligible), self._n_offsets)
-        self._add(part, eligible, pair, value, offset)
-        return eligible, part, count, float(used.double().mean())
+        eligible = torch.nonzero((count.view(n, n) >= floor) & real[:, None] & real)
+        eligible = eligible[:, 0] * n + eligible[:, 1]
+        # what is not eligible falls into a last cell
+        place.fill_(len(eligible))
+        place[eligible] = torch.arange(len(eligible), dtype=torch.int32, device=pair.device)
+        part = value.new_zeros(len(eligible) + 1, self._n_offsets)
+        offset = (pos - key)[:, None] if self._n_offsets > 1 else 0
+        at = place[pair].long() * self._n_offsets + offset
+        part.view(-1).index_add_(0, at.flatten(), value.flatten())
+        return eligible, part[:-1], count[eligible].long(), float(used.double().mean())
 
     def _add(self, part: Tensor, eligible: Tensor, pair: Tensor, value: Tensor, offset: Tensor) -> None:
         """part[pair, offset] += value for eligible pairs; every offset is column 0 for a head that does not rotate."""
@@ -196,19 +203,3 @@ class Search:
         drawn = torch.from_numpy(rng.integers(0, len(self._live), (n, 2)))
         pairs: Tensor = self._live[drawn.to(self._live.device)]
         return pairs
-
-
-def _products(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Every product of live entries of matching rows of q and k [rows, live]: rows, linear pair ids (int64), values."""
-    n = q.shape[1]
-    row_q, i = torch.nonzero(q, as_tuple=True)
-    row_k, j = torch.nonzero(k, as_tuple=True)
-    per_row = torch.bincount(row_k, minlength=len(q))
-    start = torch.cumsum(per_row, 0) - per_row
-    repeats = per_row[row_q]
-    left = torch.repeat_interleave(torch.arange(len(i), device=q.device), repeats)
-    within = torch.arange(len(left), device=q.device) - torch.repeat_interleave(
-        torch.cumsum(repeats, 0) - repeats, repeats
-    )
-    right = start[row_q[left]] + within
-    return row_q[left], i[left] * n + j[right], q[row_q, i][left] * k[row_k, j][right]

@@ -5,8 +5,9 @@ between cores.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -31,3 +32,17 @@ def each(work: Callable[[Item], Result], items: Iterable[Item], device: torch.de
             return list(pool.map(torch.no_grad()(work), items))
     finally:
         torch.set_num_threads(own)
+
+
+def ahead(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+    """Every item with `work` of it, in order; the next one is being worked on, by one thread, while the caller uses
+    this one.
+    """
+    left = iter(items)
+    with ThreadPoolExecutor(1) as pool:
+        coming = [(item, pool.submit(work, item)) for item in islice(left, 1)]
+        while coming:
+            ((item, done),) = coming
+            result = done.result()
+            coming = [(following, pool.submit(work, following)) for following in islice(left, 1)]
+            yield item, result

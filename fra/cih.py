@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fra import stimuli
-from fra._channels import Arms, HeadOnArms, measure_arm, measure_arms, on_device
+from fra._channels import Arm, Arms, HeadOnArms, measure_arm, measure_arms, on_device
 from fra._heads import Model
 from fra._screen import HeadScreen, LayerScreen, mean_effect, screen_head
-from fra._threads import each
+from fra._threads import ahead, each
 from fra.errors import FraError
 from fra.induction import HeadStatus, head_status
 
@@ -120,30 +120,37 @@ def screen(
     model = target.model
     progress(f"{stimulus}: status of {model.cfg.n_layers * model.cfg.n_heads} heads")
     status = head_status(model, sets["status"], target=target.name, stimulus=stimulus)
+    wanted = {
+        layer: heads
+        for layer in range(model.cfg.n_layers)
+        if (heads := [h for h in range(model.cfg.n_heads) if status[f"L{layer}H{h}"].status in families])
+        and has_dictionary(target, layer)
+    }
+
+    def measured(layer: int) -> tuple[Arm, Arms, Arms]:
+        hook_name, sae = target.dictionary_for(layer)
+        discovery = measure_arm(model, sae, sets["discovery"].tokens, layer, hook_name)
+        confirmation = measure_arms(model, sae, sets["confirmation"], layer, hook_name)
+        return discovery, confirmation, measure_arms(model, sae, sets["sets"], layer, hook_name)
+
     found: dict[str, HeadScreen] = {}
     controls: dict[str, float] = {}
-    for layer in range(model.cfg.n_layers):
-        wanted = [h for h in range(model.cfg.n_heads) if status[f"L{layer}H{h}"].status in families]
-        if not wanted or not has_dictionary(target, layer):
-            continue
-        hook_name, sae = target.dictionary_for(layer)
-        progress(f"{stimulus}: layer {layer}, documents through the model and the dictionary")
-        discovery = measure_arm(model, sae, sets["discovery"].tokens, layer, hook_name)
+    progress(f"{stimulus}: documents through the model and the dictionaries")
+    for layer, (discovery, confirmation, for_sets) in ahead(measured, wanted):
         batch = on_device(sets["discovery"], discovery.frozen.x.device)
         seed_parts = (target.name, stimulus, str(layer))
-        confirmation = measure_arms(model, sae, sets["confirmation"], layer, hook_name)
         if layer == 0 and stimulus == "repeated_random":
-            controls = control_effects(batch, discovery, confirmation, wanted, seed_parts=seed_parts)
+            controls = control_effects(batch, discovery, confirmation, wanted[layer], seed_parts=seed_parts)
             continue
         found |= screen_layer(
             batch,
             discovery,
             confirmation,
-            measure_arms(model, sae, sets["sets"], layer, hook_name),
-            wanted,
+            for_sets,
+            wanted[layer],
             seed_parts=seed_parts,
             progress=progress,
-            tih=[h for h in wanted if status[f"L{layer}H{h}"].status == "TIH"],
+            tih=[h for h in wanted[layer] if status[f"L{layer}H{h}"].status == "TIH"],
         )
     return Screen(
         target.name,
@@ -169,7 +176,7 @@ def has_dictionary(target: Target, layer: int) -> bool:
 @torch.no_grad()
 def screen_layer(
     batch: stimuli.Batch,
-    discovery: Any,
+    discovery: Arm,
     confirmation: Arms,
     sets: Arms,
     heads: Sequence[int],
@@ -193,7 +200,7 @@ def screen_layer(
 
 @torch.no_grad()
 def control_effects(
-    batch: stimuli.Batch, discovery: Any, confirmation: Arms, heads: Sequence[int], *, seed_parts: Sequence[str]
+    batch: stimuli.Batch, discovery: Arm, confirmation: Arms, heads: Sequence[int], *, seed_parts: Sequence[str]
 ) -> dict[str, float]:
     """The best channel effect of the search on heads that are controls: search and measurement, no nulls."""
     layer = LayerScreen(batch, discovery, confirmation, confirmation, seed_parts=seed_parts, shifts=())

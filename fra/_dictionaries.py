@@ -81,6 +81,12 @@ def dictionary_hook(sae: Any) -> str:
     return str(hook_name)
 
 
+def neuronpedia(sae: Any) -> str | None:
+    """The address on Neuronpedia below which the dictionary's features have pages; None where it has no id there."""
+    name = getattr(sae.cfg.metadata, "neuronpedia_id", None)
+    return f"https://www.neuronpedia.org/{name}" if name else None
+
+
 def check_kind(sae: Any) -> None:
     """Raises FraError for what is no SAELens dictionary with a linear decoder: transcoders, temporal and
     matching-pursuit dictionaries, crosscoders, SAEs in training, unknown classes.

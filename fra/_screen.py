@@ -87,6 +87,19 @@ class HeadScreen:
     """E of each channel over the rows that do not hold the token on which it is live most often."""
     tokens: Sequence[Mapping[str, Any]]
     """For each channel, ids and counts of tokens at live query rows and at live induction keys, and the breadth."""
+    example: Example | None
+    """The best channel on the shortest confirmation document that has it live on the stripe."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One channel of one head on one repeated document, for a person to look at."""
+
+    pair: tuple[int, int]
+    tokens: Int[np.ndarray, " pos"]
+    pattern: Float[np.ndarray, "pos pos"]
+    contribution: Float[np.ndarray, "pos pos"]
+    """F_ij in nats."""
 
 
 def mean_effect(effects: Effects) -> Float[np.ndarray, " n"]:
@@ -360,7 +373,27 @@ def screen_head(
         planted=tried,
         tokens=tokens,
         without_heaviest=mean_effect(confirmation.channels(pairs, at_rows[:, None] != heaviest[None, :])),
+        example=None if best is None else example(layer.confirmation, head, pairs[best]),
     )
+
+
+def example(arms: Arms, head: int, pair: Int[Tensor, " 2"]) -> Example | None:
+    """The channel on the shortest repeated document in which it is live on the stripe; None where there is none."""
+    batch, arm = arms.batch, arms.repeated
+    q, k = arm.columns("query", head, pair[:1])[..., 0], arm.columns("key", head, pair[1:])[..., 0]
+    live = (q[batch.row_doc, batch.row_pos] != 0) & (k[batch.row_doc, batch.row_key] != 0)
+    documents = torch.unique(batch.row_doc[live])
+    if not len(documents):
+        return None
+    doc = int(documents[batch.periods[documents].argmin()])
+    n = 1 + 2 * int(batch.periods[doc])
+    ahead = torch.arange(n, device=q.device)[:, None] - torch.arange(n, device=q.device)
+    G = pair_couplings(arm, head, pair[None], torch.arange(n, device=q.device))[0]
+    F = q[doc, :n, None] * k[doc, None, :n] * (G if len(G) == 1 else G[ahead.clamp(min=0)])
+    F = F.masked_fill(~arm.frozen.mask[:n, :n], 0.0)
+    pattern = arm.frozen.pattern[doc, head, :n, :n]
+    i, j = pair.tolist()
+    return Example((i, j), *(np.asarray(part.cpu()) for part in (batch.tokens[doc, :n], pattern, F)))
 
 
 def _rank(observed: np.ndarray, null: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fra import stimuli
 from fra._channels import Arm, Arms, HeadOnArms, measure_arm, measure_arms, on_device
+from fra._dictionaries import neuronpedia
 from fra._heads import Model
 from fra._screen import HeadScreen, LayerScreen, mean_effect, screen_head
 from fra._threads import ahead, each
@@ -60,6 +61,8 @@ class Screen:
     """Heads that the target lists as TIHs; they must agree."""
     controls: Mapping[str, float] = field(default_factory=dict)
     """Layer-0 heads on repeated_random: the best channel effect (nats) that the same search finds there."""
+    pages: Mapping[int, str] = field(default_factory=dict)
+    """By layer: the address on Neuronpedia below which its dictionary's features have pages, where it has one."""
 
 
 def documents(target: Target, stimulus: str, design: Design) -> dict[str, stimuli.Batch]:
@@ -161,6 +164,7 @@ def screen(
         lambda token: str(target.tokenizer.decode([token])),
         target.known_tih,
         controls,
+        {layer: page for layer in wanted if (page := neuronpedia(target.dictionary_for(layer)[1])) is not None},
     )
 
 

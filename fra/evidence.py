@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from fra import stats
 from fra._channels import Effects
-from fra._screen import MIN_LIVE_DOCUMENTS, PLANTED_AT_LEAST, HeadScreen, mean_effect
+from fra._screen import MIN_LIVE_DOCUMENTS, PLANTED_AT_LEAST, Example, HeadScreen, mean_effect
 from fra._search import SET_SIZE
 from fra.cih import Screen, families
 from fra.claim import Claim, Condition, Evidence
@@ -341,11 +341,28 @@ def _channel_detail(
         "best effect at other lags": _spread(s.lag_best),
         "best effect of scrambled heads": _spread(s.scramble_best),
     }
+    if s.example is not None:
+        detail["best channel on a document"] = _example_detail(screened, s.example)
+        if s.layer in screened.pages:
+            detail["its features on Neuronpedia"] = [f"{screened.pages[s.layer]}/{i}" for i in s.example.pair]
     if s.marginals is not None:
         detail["all channels of the best channel's query feature"], detail["all channels of its key feature"] = map(
             _mean, s.marginals
         )
     return detail
+
+
+def _example_detail(screened: Screen, example: Example) -> dict[str, Any]:
+    """The head's pattern and the channel's map on one document, to three digits, as the report draws them."""
+    i, j = example.pair
+
+    def triangle(values: np.ndarray) -> list[list[float]]:
+        return [[float(f"{v:.3g}") for v in row[: t + 1]] for t, row in enumerate(values)]
+
+    return {
+        "tokens": [screened.token_text(int(token)) for token in example.tokens],
+        "maps": {"attention": triangle(example.pattern), f"channel {i} -> {j} (nats)": triangle(example.contribution)},
+    }
 
 
 def _mean(effects: Effects) -> float:
@@ -380,6 +397,15 @@ def _set_detail(screened: Screen, h: str, carried: float, effect: stats.ClusterM
         "feature-feature share of the stripe contrast": carried,
         "stripe contrast by block (nats)": {
             f"{_BLOCK_NAMES[k[0]]} x {_BLOCK_NAMES[k[1]]}": v for k, v in s.blocks.items()
+        },
+        "set size and what it accounts for": {
+            "x": list(s.set_effects),
+            "curves": {
+                "share of the contrast": [
+                    float(e.attention.sum() / s.contrast.sum()) if contrast > 0 else None
+                    for e in s.set_effects.values()
+                ]
+            },
         },
         "sets removed together": [
             {

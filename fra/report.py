@@ -19,6 +19,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from fra import _drawings as drawings
 from fra import ledger as ledgers
 from fra.claim import parse_head
 from fra.errors import FraError
@@ -105,9 +106,13 @@ def visible(text: str) -> str:
 
 
 def shape(value: Any) -> str:
-    """How a value of `detail` is laid out: "table" (records of alike keys), "list" (scalars), "items" (mixed), "map",
-    "text" or "scalar".
+    """How a value of `detail` is laid out: "maps" and "curves" (drawn), "table" (records of alike keys), "list"
+    (scalars), "items" (mixed), "map", "link", "text" or "scalar".
     """
+    if drawings.is_maps(value):
+        return "maps"
+    if drawings.is_curves(value):
+        return "curves"
     if isinstance(value, dict):
         alike = len(value) > 1 and _alike(value.values())
         return "named table" if alike else "map"
@@ -115,7 +120,9 @@ def shape(value: Any) -> str:
         if not any(isinstance(v, (dict, list)) for v in value):
             return "list"
         return "table" if _alike(value) else "items"
-    return "text" if isinstance(value, str) else "scalar"
+    if isinstance(value, str):
+        return "link" if drawings.link(value) else "text"
+    return "scalar"
 
 
 def columns(records: Iterable[dict[str, Any]]) -> list[str]:
@@ -186,7 +193,13 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": number, "visible": visible, "shape": shape, "columns": columns}
-    environment.globals |= {"interval": interval, "glyphs": GLYPHS, "width": _WIDTH}
+    environment.globals |= {
+        "interval": interval,
+        "glyphs": GLYPHS,
+        "width": _WIDTH,
+        "heat_map": drawings.heat_map,
+        "curves": drawings.curves,
+    }
     return environment.get_template("report.html.j2")
 
 

@@ -103,6 +103,22 @@ def test_exactly_the_planted_channels_are_expressed(found: cih.Screen) -> None:
     assert judge(claim(0.1), evidence).outcome is Outcome.SUPPORTED
 
 
+def test_the_example_shows_the_channel_where_it_was_planted(found: cih.Screen) -> None:
+    """STRENGTH nats from each place of the token to each key after it, nothing elsewhere."""
+    shown = found.heads["L1H0"].example
+    assert shown is not None
+    token, previous = shown.pair
+    assert previous == circuit.PREVIOUS + token
+    tokens = shown.tokens
+    expected = np.zeros((len(tokens), len(tokens)))
+    for t in np.flatnonzero(tokens == token):
+        for s in range(1, t + 1):
+            expected[t, s] = circuit.STRENGTH * (1 - 0.01) ** 2 * (tokens[s - 1] == token)
+    assert expected.any()
+    assert np.abs(shown.contribution - expected).max() < 0.05
+    assert np.abs(shown.pattern.sum(1) - 1).max() < 1e-5
+
+
 def test_a_head_without_weights_is_not_supported(found: cih.Screen) -> None:
     evidence = evidence_for.channel_evidence(claim(0.1), found)["L1H1"]
     assert judge(claim(0.1), evidence).outcome is not Outcome.SUPPORTED

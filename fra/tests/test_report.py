@@ -169,5 +169,34 @@ def test_an_unreadable_ledger_is_exit_code_2_and_one_sentence(tmp_path, capsys):
     assert not page.exists()
 
 
+def test_maps_and_curves_are_drawn_and_their_words_are_data():
+    maps = {"tokens": [HOSTILE, "b", "c"], "maps": {HOSTILE: [[2.0], [0.0, -1.0], [0.01, 0.5, None]]}}
+    curve = {"x": [1, 50, 500], "curves": {HOSTILE: [0.1, 0.5, None], "atoms": [0.0, -0.2, 0.1]}}
+    detail = {"map": maps, "curve": curve, "not a map": {"tokens": ["a"], "maps": {"m": []}}}
+    plain = Page(render(make_ledger(evidence((GOOD,), head="L0H0"))))
+    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail=detail))))
+    assert not page.all("script")
+    cells = [a for a in page.all("rect") if "fill-opacity" in a or "stroke-opacity" in a]
+    assert [(a["fill"], a.get("fill-opacity") or a["stroke-opacity"]) for a in cells] == [
+        ("var(--SUPPORTED)", "1.0"),
+        ("none", "0.5"),
+        ("var(--SUPPORTED)", "0.25"),
+    ], "opacity is the share of the largest; a negative cell is hollow; what cannot be seen is not drawn"
+    at = [(float(a["x"]), float(a["y"])) for a in cells if a["fill"] != "none"]
+    assert at[1][0] - at[0][0] == at[1][1] - at[0][1] - (at[1][1] - at[0][1]) / 2, "row 2, column 1"
+    lines = page.all("polyline")
+    assert [len(a["points"].split()) for a in lines] == [2, 3], "a point for each number"
+    assert len({a["stroke-dasharray"] for a in lines}) == 2, "lines are told apart without colour"
+    assert len(page.all("rect")) - len(plain.all("rect")) == 4, "three cells and a frame; what is no map is no drawing"
+
+
+def test_only_addresses_on_neuronpedia_are_links():
+    good = "https://www.neuronpedia.org/gpt2-small/5-res-jb/17"
+    bad = ["https://elsewhere.org/x", "https://www.neuronpedia.org/'onclick=1", "javascript:alert(1)", f"{good}\n"]
+    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"pages": [good, *bad]}))))
+    assert [a["href"] for a in page.all("a") if not a["href"].startswith("#")] == [good]
+    assert "https://elsewhere.org/x" in page.text
+
+
 def test_an_empty_ledger_has_a_page():
     assert "holds no verdicts" in Page(render(make_ledger())).text

@@ -11,6 +11,7 @@ from torch import Tensor
 from fra._channels import Arm, Arms
 from fra._dictionaries import Codes
 from fra._heads import FrozenLayer
+from fra.errors import FraError
 
 _SPREAD_DOCUMENTS = 20
 
@@ -54,8 +55,16 @@ def scrambled_arms(arms: Arms, head: int, rotation: Tensor, stretch: float) -> A
 
 
 def stretch_to_match(frozen: FrozenLayer, head: int, rotation: Tensor) -> float:
-    """The factor that gives the scrambled head the row-centred score spread of the head."""
-    return row_spread(frozen, head) / max(row_spread(scramble(frozen, head, rotation, 1.0), head), 1e-12)
+    """The factor that gives the scrambled head the row-centred score spread of the head. Raises FraError where the
+    scrambled head has none.
+    """
+    own = row_spread(scramble(frozen, head, rotation, 1.0), head)
+    if not own > 0:
+        raise FraError(
+            f"the scores of layer {frozen.layer} head {head} do not vary once its key map is turned: a control that is "
+            "dead cannot be exceeded or missed"
+        )
+    return row_spread(frozen, head) / own
 
 
 def matching_pursuit(

@@ -18,8 +18,9 @@ from torch import Tensor
 from fra._channels import Arm, Arms, Effects, HeadOnArms, Planting, pair_couplings, shifted_keys
 from fra._heads import Side
 from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, scrambled_arms, stretch_to_match
-from fra._search import SET_SIZE, Search, Stripe
+from fra._search import FLOOR_DOCUMENTS, SET_SIZE, Search, Stripe
 from fra._threads import each
+from fra.errors import FraError
 from fra.stats import seed_of
 from fra.stimuli import Batch
 
@@ -120,6 +121,21 @@ def _restrict(effects: Effects, documents: np.ndarray) -> Effects:
     return Effects(*(getattr(effects, name) * keep for name in ("nats", "attention", "contrast", "rows", "covered")))
 
 
+def _check_disjoint(discovery: Batch, *measured: Batch) -> None:
+    """Raises FraError where a document on which channels are chosen is one on which they are measured."""
+
+    def documents(batch: Batch) -> set[bytes]:
+        return {row[: 1 + 2 * n].cpu().numpy().tobytes() for row, n in zip(batch.tokens, batch.periods, strict=True)}
+
+    chosen_on = documents(discovery)
+    for batch in measured:
+        if both := chosen_on & documents(batch):
+            raise FraError(
+                f"{len(both)} documents serve both to choose channels and to measure them: what is chosen on a "
+                "document is strong there by selection; draw disjoint sets"
+            )
+
+
 class LayerScreen:
     """Screens the heads of one layer on one stimulus. What the heads share is computed once."""
 
@@ -136,6 +152,7 @@ class LayerScreen:
         shifts: Sequence[int] = SHIFTS,
     ) -> None:
         """`shifts`: the stripes of the other lags."""
+        _check_disjoint(batch, confirmation.batch, sets.batch)
         self.discovery, self.confirmation, self.sets = discovery, confirmation, sets
         self.seed_parts, self.bars, self.progress = tuple(seed_parts), bars or Bars(), progress
         self.search = Search(batch, discovery)
@@ -216,7 +233,16 @@ class LayerScreen:
             generator = torch.Generator().manual_seed(seed_of(*self.seed_parts, "atoms", str(seed)) % 2**63)
             atoms = draw_atoms(len(decoder), generator, decoder)
             batch = self.search.batch
-            stripe = Search(batch, random_atoms(self.discovery, atoms, 1 + 2 * batch.periods)).stripes((0,))[0]
+            search = Search(batch, random_atoms(self.discovery, atoms, 1 + 2 * batch.periods))
+            # atoms live more rarely than features: rather a laxer search, which favours them, than a dead control
+            floors = (FLOOR_DOCUMENTS // 2**halved for halved in range(FLOOR_DOCUMENTS.bit_length()))
+            found = (search.stripes((0,), floor)[0] for floor in floors)
+            stripe = next((stripe for stripe in found if len(stripe.pairs) >= SET_SIZE), None)
+            if stripe is None:
+                raise FraError(
+                    f"fewer than {SET_SIZE} pairs of random atoms are live on the stripe of layer "
+                    f"{self.discovery.frozen.layer}: a control without anything live measures nothing"
+                )
             lengths = 1 + 2 * self.sets.batch.periods
             sides = (random_atoms(arm, atoms, lengths) for arm in (self.sets.repeated, self.sets.control))
             return Arms(self.sets.batch, *sides), stripe

@@ -19,7 +19,7 @@ ONE_THREAD := $(CALM) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup claims test lint format bench bench-census mini report clean
+.PHONY: help setup claims test lint format bench bench-census calibrate mini report clean
 
 help:
 	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'
@@ -27,6 +27,7 @@ help:
 	@echo 'make test     the tests of the library; ARGS= goes to pytest'
 	@echo 'make lint     ruff, mypy, import-linter; make format rewrites'
 	@echo 'make bench    benchmarks, kept in build/bench.json; make bench-census: the census at full size (long)'
+	@echo 'make calibrate  false-positive rates and power in full (long)'
 	@echo 'make report   build/report.html from build/ledger.json, nothing measured'
 	@echo 'make mini     the embedded target anew: CORPUS=DIR with .txt files'
 	@echo 'make clean    removes build/ and caches, not the environment'
@@ -72,6 +73,13 @@ bench-census: $(INSTALLED)
 	JAXTYPING_DISABLE=1 $(CALM) $(BIN)/python -m pytest fra/tests/bench/bench_census.py -o python_files='bench_*.py' \
 	  --benchmark-json build/bench-census.json $(ARGS)
 	$(BIN)/python -m fra.tests.bench.table build/bench-census.json -o build/bench-census.md
+
+# How often the tests and the claims are wrong where nothing is there: about an hour. make calibrate ARGS="--seeds 5"
+calibrate: $(INSTALLED)
+	@mkdir -p build
+	$(CALM) $(BIN)/python -m fra.tests.calibration > build/CALIBRATION.md
+	$(CALM) $(BIN)/python -m fra.tests.nulls $(ARGS) > build/NULLS.md
+	@echo 'wrote build/CALIBRATION.md and build/NULLS.md; those of this version lie in fra/tests'
 
 report: $(INSTALLED)
 	$(BIN)/python -m fra.report build/ledger.json -o build/report.html

@@ -1,0 +1,186 @@
+"""How often the claims about CIH channels and sets say SUPPORTED where nothing is there, and how strong a planted head
+must be before they do.
+
+`python -m fra.tests.nulls > fra/tests/NULLS.md` (`make calibrate`) measures on the embedded target; its layers keep
+their documents, dictionary and weights, but for what the null takes away. Tests of the same at small size:
+test_cih_nulls.py, test_cih_circuit.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+
+from fra import cih, evidence, stimuli
+from fra._channels import Arm, Arms, measure_arm, measure_arms, shifted_keys
+from fra._heads import FrozenLayer
+from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
+from fra.claim import Claim, judge
+from fra.induction import HeadStatus
+from fra.stats import clopper_pearson, seed_of
+from fra.targets import Target, load_target
+from fra.tests import circuit
+from fra.tests.test_cih_circuit import BARS, screened
+
+Sets = tuple[stimuli.Batch, Arm, Arms, Arms]
+"""Discovery documents and their arm; confirmation and sets documents."""
+SETS, CHANNELS = (
+    Claim(id=name, title=name, h0=name, bar=bar, bars=BARS, statistic="null/1", stimuli=("repeated_random",), n=100)
+    for name, bar in (("Q04", 0.5), ("Q05", 0.1))
+)
+ROLES = {"Q04": "TIH", "Q05": "not a TIH"}
+
+
+def measured(target: Target, layer: int, batches: Mapping[str, stimuli.Batch]) -> Sets:
+    """The layer on the three sets of documents."""
+    hook, sae = target.dictionary_for(layer)
+    discovery = measure_arm(target.model, sae, batches["discovery"].tokens, layer, hook)
+    both = (measure_arms(target.model, sae, batches[name], layer, hook) for name in ("confirmation", "sets"))
+    confirmation, sets = both
+    return batches["discovery"], discovery, confirmation, sets
+
+
+def scrambled(own: Sets, generator: torch.Generator) -> Sets:
+    """Every head's key map turned by a random rotation of its own and stretched to the head's spread."""
+    frozen = own[1].frozen
+    turns = [random_rotation(frozen.W_k.shape[-1], generator, frozen.W_k) for _ in range(frozen.n_heads)]
+    stretches = [stretch_to_match(frozen, head, turn) for head, turn in enumerate(turns)]
+
+    def turned(layer: FrozenLayer) -> FrozenLayer:
+        for head, (turn, stretch) in enumerate(zip(turns, stretches, strict=True)):
+            layer = scramble(layer, head, turn, stretch)
+        return layer
+
+    return _changed(own, lambda arm: Arm(turned(arm.frozen), arm.codes))
+
+
+def with_random_atoms(own: Sets, generator: torch.Generator) -> Sets:
+    """Random directions for features, codes by matching pursuit at equal L0."""
+    decoder = own[1].codes.decoder
+    atoms = draw_atoms(len(decoder), generator, decoder)
+    return _changed(own, lambda arm: random_atoms(arm, atoms))
+
+
+def another_stripe(own: Sets, generator: torch.Generator) -> Sets:
+    """The stripe of a lag at which nothing is repeated, the same for all documents that have it."""
+    shift = int(torch.randint(4, 13, (), generator=generator))  # below 16 - 2, so that every document has it
+
+    def moved(batch: stimuli.Batch) -> stimuli.Batch:
+        return dataclasses.replace(batch, row_key=shifted_keys(batch, shift)[0])
+
+    batch, discovery, confirmation, sets = own
+    both = (Arms(moved(arms.batch), arms.repeated, arms.control) for arms in (confirmation, sets))
+    return moved(batch), discovery, *both  # type: ignore[return-value]
+
+
+def _changed(own: Sets, change: Callable[[Arm], Arm]) -> Sets:
+    batch, discovery, confirmation, sets = own
+    both = (Arms(arms.batch, change(arms.repeated), change(arms.control)) for arms in (confirmation, sets))
+    return batch, change(discovery), *both  # type: ignore[return-value]
+
+
+NULLS: dict[str, Callable[[Sets, torch.Generator], Sets]] = {
+    "scrambled heads": scrambled,
+    "random atoms": with_random_atoms,
+    "another stripe": another_stripe,
+}
+
+
+def verdicts(sets: Sets, heads: Sequence[int], claim: Claim, seed: str) -> Iterator[str]:
+    """Verdicts of one claim on heads of a layer that are all said to be of its family."""
+    layer, role = sets[1].frozen.layer, ROLES[claim.id]
+    tih = heads if role == "TIH" else []
+    found = cih.screen_layer(*sets, heads, seed_parts=("null", seed), tih=tih)
+    names = [f"L{layer}H{head}" for head in heads]
+    status = {name: HeadStatus(name, role, 0.0, 0.0, 0.0, {}) for name in names}
+    screen = cih.Screen("null", "repeated_random", status, found, {}, str)
+    of_family = evidence.set_evidence if claim.id == "Q04" else evidence.channel_evidence
+    for own in of_family(claim, screen).values():
+        yield judge(claim, own).outcome.value
+
+
+def rates(target: Target, seeds: int) -> None:
+    """Print the table of false verdicts."""
+    print(
+        "| null | claim | heads | SUPPORTED | 95 % interval | REFUTED | INCONCLUSIVE |\n|---|---|---|---|---|---|---|"
+    )
+    layers = [layer for layer in range(1, target.n_layers) if cih.has_dictionary(target, layer)]
+    batches = cih.documents(target, "repeated_random", cih.Design())
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for layer in layers:
+        own = measured(target, layer, batches)
+        for seed in range(seeds):
+            for null, make in NULLS.items():
+                name = f"{null}, layer {layer}, seed {seed}"
+                sets = make(own, torch.Generator().manual_seed(seed_of(name) % 2**63))
+                for claim in (SETS, CHANNELS):
+                    print(name, claim.id, file=sys.stderr, flush=True)
+                    found = verdicts(sets, range(own[1].frozen.n_heads), claim, name)
+                    counts.setdefault((null, claim.id), Counter()).update(found)
+    for (null, claim_id), words in counts.items():
+        n, wrong = words.total(), words["SUPPORTED"]
+        low, high = clopper_pearson(wrong, n, 0.025)
+        cells = (null, claim_id, n, wrong, f"{low:.3f} to {high:.3f}", words["REFUTED"], words["INCONCLUSIVE"])
+        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+def power(strengths: Sequence[float]) -> None:
+    """Print what the claims say of the hand-built circuit's head, by the strength of its only channels."""
+    print("| strength (nats) | set effect (nats) | Q04 | expressed channels | Q05's test |\n|---|---|---|---|---|")
+    for strength in strengths:
+        print(f"circuit of {strength} nats", file=sys.stderr, flush=True)
+        found = screened(circuit.model(strength))
+        cells: list[object] = [strength]
+        for claim in (SETS, CHANNELS):
+            status = dataclasses.replace(found.status["L1H0"], status=ROLES[claim.id])
+            one = dataclasses.replace(
+                found, status=found.status | {"L1H0": status}, heads={"L1H0": found.heads["L1H0"]}
+            )
+            of_family = evidence.set_evidence if claim.id == "Q04" else evidence.channel_evidence
+            own = of_family(claim, one)["L1H0"]
+            verdict = judge(claim, own)
+            shown = f"{verdict.headline.effect:.2f}" if claim.id == "Q04" else own.detail["expressed"]
+            cells += [shown, verdict.outcome.value]
+        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+INTRODUCTION = """# Calibration of the claims about CIH channels and sets
+
+Made by `make calibrate` ({seeds} seed(s) of every null on the embedded target, `repeated_random`, layers above 0).
+A null keeps documents, dictionary and weights but for what it takes away; all of a layer's heads are said to be TIHs
+for Q04 and no TIHs for Q05, so that each is tested. Heads of one null share their documents: the interval
+(Clopper-Pearson) takes them for independent and is somewhat too narrow.
+
+## Where nothing is there
+"""
+
+STRENGTHS = """
+## Where something was planted
+
+The hand-built circuit: one head, whose score is `strength` nats from a token to the key after its earlier place and
+zero elsewhere. Its 48 channels are the whole of it. "Q05's test" asks for an expressed channel, whatever the head's
+status.
+"""
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", default="mini")
+    parser.add_argument("--seeds", type=int, default=2, help="seeds of every null")
+    parser.add_argument("--strengths", type=float, nargs="*", default=[0.25, 0.5, 1, 1.5, 2, 3, 4, 8])
+    args = parser.parse_args()
+    print(INTRODUCTION.format(seeds=args.seeds))
+    if args.seeds:
+        rates(load_target(args.target), args.seeds)
+    print(STRENGTHS)
+    power(args.strengths)
+
+
+if __name__ == "__main__":
+    main()

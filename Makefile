@@ -47,7 +47,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 claims: $(INSTALLED)
 	@mkdir -p build
-	$(CALM) $(BIN)/python -m pytest claims --ledger build/ledger.json --report build/report.html $(ARGS)
+	$(CALM) $(BIN)/python -m pytest claims -n $(WORKERS) --dist loadfile \
+	  --ledger build/ledger.json --report build/report.html $(ARGS)
 
 test: $(INSTALLED)
 	$(ONE_THREAD) $(BIN)/python -m pytest fra/tests -n $(WORKERS) --dist loadfile $(ARGS)

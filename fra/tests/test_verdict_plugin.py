@@ -9,7 +9,7 @@ import pytest
 from fra.ledger import WORDS
 
 ROOT = Path(__file__).resolve().parents[2]
-PLUGINS = ["threads", "devices", "options", "target", "verdict", "session"]
+PLUGINS = ["threads", "devices", "options", "target", "stimuli", "verdict", "session"]
 
 TARGET = """
 name = "tiny"
@@ -534,6 +534,36 @@ def test_progress_goes_to_stderr_and_is_quiet_under_q(suite):
     assert "measuring the family" not in loud.stdout.str()
     quiet = suite.pytester.runpytest_subprocess("claims", "-q", timeout=60)
     assert "measuring" not in quiet.stderr.str() + quiet.stdout.str()
+
+
+def test_workers_report_progress_and_measure_what_is_shared_once(suite):
+    """Two files that ask for `screens` land on one worker, each other file on some one worker."""
+    suite.write(
+        "conftest.py",
+        f"""
+        import os
+        import pytest
+        pytest_plugins = {[f"fixtures.{name}" for name in PLUGINS]}
+
+        @pytest.fixture(scope="session")
+        def screens(progress):
+            progress(f"screening in {{os.environ['PYTEST_XDIST_WORKER']}}")
+        """,
+    )
+    both = FAMILY_FILE.replace("evidence(progress)", "evidence(screens)").replace(
+        'progress("measuring the family")', ""
+    )
+    suite.claims(one=both, two=both.replace("T03", "T04"), heads=CLAIM_FILE)
+    args = ("claims", "-p", "xdist", "-n", "2", "--dist", "loadfile", "-v", "--ledger", "l.json")
+    result = suite.pytester.runpytest_subprocess(*args, timeout=120)
+    assert result.stderr.str().count("screening in gw") == 1
+    on = {
+        line.split()[0]
+        for line in result.stdout.lines
+        if "CLAIM" not in line and "test_heads[" in line and "[gw" in line
+    }
+    assert len(on) == 1, "the heads of a file are measured by one worker"
+    assert {row["claim"] for row in suite.rows("l.json")} == {"T01", "T03", "T04"}
 
 
 def test_an_interrupted_run_leaves_the_old_ledger(suite):

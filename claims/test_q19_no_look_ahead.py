@@ -1,8 +1,9 @@
 """Q19. No logit depends on later tokens, whatever is done to a head.
 
-Two documents are run under every intervention of `fra.interventions` (channels removed, scaled, kept, taken from a clean
-pass; blocks and features scaled; features taken out of the output; zero and mean ablation; patched output and pattern;
-frozen scales), then again with all tokens from position 12 on exchanged. Logits before it must be equal to the last bit.
+Two documents are run under every intervention of `fra.interventions` (channels removed, scaled, kept, taken from a
+clean pass; blocks and features scaled; features taken out of the output; zero and mean ablation; patched output and
+pattern; frozen scales), then again with all tokens from position 12 on exchanged. Logits before it must be equal to
+the last bit.
 
 H0: at least one logit at an earlier position differs, in any bit, under some intervention. Control: an *unmasked* patch
 (the head's scores overwritten above the diagonal, too) must change earlier logits, or the comparison could not see a

@@ -51,7 +51,7 @@ def every_intervention(model: Model, sae: Any, arm: Arm, head: int, text: Texts)
     `arm`: the documents at the head's layer. Features are live before the cut and after it.
     """
     layer = arm.frozen.layer
-    where = {"layer": layer, "head": head}
+    where: dict[str, Any] = {"layer": layer, "head": head}
     place = where | {"dictionary": sae}
     channels, features = _live_channels(arm, text.cut)
     blocks = [("feature", "bias"), ("error", "feature"), ("bias", "error")]
@@ -75,7 +75,7 @@ def every_intervention(model: Model, sae: Any, arm: Arm, head: int, text: Texts)
     return made | ({"frozen scales": frozen} if frozen.hooks else {})  # a model without norms has none to freeze
 
 
-def _live_channels(arm: Arm, cut: int) -> tuple[Int[Tensor, "n 2"], Int[Tensor, " n"]]:
+def _live_channels(arm: Arm, cut: int) -> tuple[Int[Tensor, "n 2"], Int[Tensor, " m"]]:
     """Pairs of features live at the positions next to the cut and at earlier keys, and all their features."""
     pos = arm.codes.shape[1]
     pairs = []

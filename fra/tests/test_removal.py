@@ -175,7 +175,8 @@ def circuit_with_constants() -> Any:
     place = circuit.D_VOCAB + torch.arange(circuit.N_CTX)
     second: Any = model.blocks[1].attn
     with torch.no_grad():
-        second.W_Q[0, place, circuit.BOS] = 4 * circuit.STRENGTH * circuit.D_VOCAB**0.5
+        second.W_Q[0, place, circuit.BOS] = 5 * circuit.D_VOCAB**0.5
+        second.W_K[0, :, circuit.BOS] = 0.0  # nothing was preceded by it twice
         second.W_K[0, place, circuit.BOS] = 1.0
     return model
 
@@ -205,7 +206,8 @@ def found() -> tuple[Screen, Mapping[str, removal.HeadRemoval]]:
 
 def beaten(one: removal.HeadRemoval) -> removal.HeadRemoval:
     """As if random sets had been found, and had done nothing: in the circuit no other live set moves any attention."""
-    return dataclasses.replace(one, draws=np.zeros((removal.DRAWS, 3)), draws_displaced=np.ones((removal.DRAWS, 2)))
+    n = removal.DRAWS
+    return dataclasses.replace(one, draws=np.zeros((n, 3)), draws_displaced=np.ones((n, 2)), scales=np.ones(n))
 
 
 def test_the_circuits_channels_do_what_they_were_built_for(found: Any) -> None:
@@ -257,6 +259,8 @@ def test_channels_that_do_nothing_are_refuted(found: Any) -> None:
     assert given.outcome is Outcome.REFUTED, given.reason
     gated = judge(Q17, selectivity_evidence(Q17, screened, {"L1H0": idle})["L1H0"])
     assert gated.outcome is Outcome.INCONCLUSIVE and "selective about" in gated.reason
-    few = dataclasses.replace(one, draws=one.draws[:50])
+    few = dataclasses.replace(
+        one, draws=one.draws[:50], scales=one.scales[:50], draws_displaced=one.draws_displaced[:50]
+    )
     given = judge(Q07, removal_evidence(Q07, screened, {"L1H0": few})["L1H0"])
     assert given.outcome is Outcome.INCONCLUSIVE and "was not measured" in given.reason

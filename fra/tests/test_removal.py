@@ -38,7 +38,7 @@ DOC, POS = (axis.flatten() for axis in torch.meshgrid(torch.arange(2), torch.ara
 # ---- the rest of the model, run again
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "pythia", "gpt_neo"])
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "pythia"])
 def test_the_rest_of_the_model_does_what_the_whole_does(kind: str) -> None:
     model, sae = tiny(kind), tiny_sae(hook_of(kind))
     scene = Scene(model, sae, TOKENS, LAYER)
@@ -72,7 +72,7 @@ def test_the_rest_of_the_model_does_what_the_whole_does(kind: str) -> None:
         assert torch.equal(model(TOKENS), plain)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "pythia"])
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
 def test_copies_of_one_document_run_side_by_side(kind: str) -> None:
     model = tiny(kind)
     down = Downstream(model, TOKENS[:1], 0)  # a layer below the last: later rows feel it through attention
@@ -198,7 +198,7 @@ def found() -> tuple[Screen, Mapping[str, removal.HeadRemoval]]:
     target: Any = SimpleNamespace(model=model, name="circuit", dictionary_for=lambda layer: (circuit.HOOK, sae))
     chosen = removal.choose(target, screened, sets["discovery"], 1, [0])
     measured = removal.measure(target, sets, 1, chosen, draws=removal.DRAWS, seed_parts=("circuit",))
-    object.__setattr__(screen, "pairs", pairs.flip(0).numpy())
+    object.__setattr__(screen, "pairs", pairs.numpy() + 60)
     with pytest.raises(FraError, match="the screen of L1H0"):
         removal.choose(target, screened, sets["discovery"], 1, [0])
     return screened, measured

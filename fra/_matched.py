@@ -20,6 +20,7 @@ WINDOW = 40
 LARGEST_SCALE = 16.0
 """How many times over a random set may be taken out to move as much attention as the given set does."""
 _TOLERANCE = 0.01
+_HOPELESS = 20  # draws without any success
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,13 @@ def matched_sets(
     """n random sets, each taken out so many times over that it moves `target` of attention, summed over `rows`.
 
     share: what a set of pairs adds to the head's scores. Sets that move less even at LARGEST_SCALE are drawn again;
-    fewer than n come back where that happens more often than not.
+    fewer than n come back where that happens more often than not, and none where the first ones all do.
     """
     found: list[Matched] = []
     if len(pool.pairs) < len(pool.wanted):
         return found
-    for _ in range(2 * n):
-        if len(found) == n:
+    for tried in range(2 * n):
+        if len(found) == n or (tried == _HOPELESS and not found):
             break
         pairs = pool.draw(rng)
         taken = share(torch.from_numpy(pairs))

@@ -1,5 +1,5 @@
-"""Does FRA sum to the scores? The error of the sum against the model's own scores, and what leaving a term out does
-to it.
+"""Does FRA sum to the scores, and on the OV side to the head's output? The error of the sum against the model's own
+numbers, and what leaving a term or the signs out does to it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fra._channels import measure_arm
+from fra._dictionaries import dictionary_hook
 from fra._heads import Model
+from fra._intervention import Intervention
+from fra._output import ResolvedOutput, Space, ov_weights
 from fra._resolve import TERMS, ResolvedHead, resolve
 
 DROPPED = (*(f"{side} {term}" for side in ("query", "key") for term in TERMS), "scale")
@@ -55,3 +59,73 @@ def absolute_terms(resolved: ResolvedHead) -> Float[Tensor, "q_pos k_pos"]:
         by_key.index_add_(0, at_k[part], (k[part] @ q.mT).abs())
     total = q.new_zeros(resolved.n_pos, resolved.n_pos).index_add_(1, at_q, by_key)
     return total.mT.to(resolved.frozen.x).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+OUTPUT_DROPPED = TERMS
+"""What `output_errors` leaves out in turn."""
+
+
+@torch.no_grad()
+def output_errors(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int) -> dict[int, dict[str, float]]:
+    """For every head of a layer, how far signed contributions to its output are from the model's own output.
+
+    `z` and `result`: largest error over all positions and coordinates, as a share of the sum of absolute terms (one a
+    feature, one for the bias, one for the error), against hook_z and against what the attention module puts out when
+    the other heads' hook_z is zero. One for each of OUTPUT_DROPPED: the same for z without that kind of term. `norms`:
+    the median over positions, in the space where it is smaller, of what norms of contributions without their signs add
+    up to beyond the norm of the output, as a share of that sum: 0 where nothing cancels.
+
+    Raises FraError as `fra.resolve` does.
+    """
+    arm = measure_arm(model, sae, tokens[None], layer, dictionary_hook(sae))
+    weights = ov_weights(model, layer, arm.frozen.hook_name)
+    own_z, own_out = _own_outputs(model, tokens.to(arm.frozen.x.device), layer, arm.frozen.n_heads)
+    found = {}
+    for head in range(arm.frozen.n_heads):
+        output = ResolvedOutput(arm, weights, head)
+        truth: dict[Space, tuple[Tensor, Tensor]] = {
+            "z": (own_z[:, head].to(arm.frozen.x), own_z.new_zeros(()).to(arm.frozen.x)),
+            "result": (own_out[head].to(arm.frozen.x), own_out[-1].to(arm.frozen.x)),  # the last: b_O alone
+        }
+        row: dict[str, float] = {}
+        norms = []
+        for space, (whole, constant) in truth.items():
+            terms = output.terms(space)
+            parts = output.gains(), output.directions(space)
+            yardstick = parts[0].abs() @ parts[1].abs() + terms["bias"].abs() + terms["error"].abs() + constant.abs()
+            yardstick = yardstick.clamp(min=torch.finfo(torch.float32).tiny)
+            total = parts[0] @ parts[1] + terms["bias"] + terms["error"] + constant
+            row[space] = float(((total - whole).abs() / yardstick).max())
+            if space == "z":
+                row |= {term: float(((total - terms[term] - whole).abs() / yardstick).max()) for term in OUTPUT_DROPPED}
+            size = parts[0].abs() @ parts[1].norm(dim=-1) + terms["bias"].norm(dim=-1) + terms["error"].norm(dim=-1)
+            norms.append(float(((size - (whole - constant).norm(dim=-1)) / size).median()))
+        found[head] = row | {"norms": min(norms)}
+    return found
+
+
+def _own_outputs(
+    model: Model, tokens: Int[Tensor, " pos"], layer: int, n_heads: int
+) -> tuple[Float[Tensor, "pos n_heads d_head"], Float[Tensor, "n_heads_and_one pos d_model"]]:
+    """hook_z, and what the attention module puts out with one head at a time, the others' hook_z set to zero (last:
+    with none).
+    """
+    seen: dict[str, Tensor] = {}
+    alone = torch.cat([torch.eye(n_heads), torch.zeros(1, n_heads)]).to(tokens.device)
+
+    def keep_one(z: Tensor, hook: Any) -> Tensor:
+        by_head = z.flatten(2).view(*z.shape[:2], n_heads, -1)
+        seen["z"] = by_head[0].clone()
+        return (by_head * alone[:, None, :, None].to(z)).view_as(z)
+
+    def look(module: Any, inputs: Any, output: Any) -> None:
+        seen["out"] = output[0] if isinstance(output, tuple) else output
+
+    attention: Any = model.blocks[layer].attn
+    handle = attention.register_forward_hook(look)
+    try:
+        with Intervention(model, [], [(f"blocks.{layer}.attn.hook_z", keep_one)]):
+            model(tokens.expand(n_heads + 1, -1), stop_at_layer=layer + 1)
+    finally:
+        handle.remove()
+    return seen["z"], seen["out"]

@@ -1,0 +1,68 @@
+"""Q18. On the OV side, signed feature contributions sum to the head's output.
+
+A head's output is written as one signed term a feature (attention times code times decoder direction through W_V), one
+for biases and one for the dictionary's error. Their sum is compared with the model's own `hook_z`, and, through W_O,
+with what its attention module puts out when all other heads' outputs are zero, at every position and coordinate of
+natural documents, in float32.
+
+H0: max |error| / sum |terms| >= 1e-6. Controls: the *norm-only* version, which counts every contribution by its norm
+as decoder-norm attribution does, must miss the norm of the output by more than 1 % of its own sum (median position);
+each kind of term left out in turn must make an error above 1e-5. Bar: as in Q01: float32 keeps 6e-8 of a number, and a
+sum of some hundred terms in any order stays below 1e-6 of their absolute sum.
+"""
+
+import pytest
+
+from fra.claim import Claim, Condition, Evidence
+
+NORMS, DROPPED = "what norms without signs add beyond the output", "error with a term left out"
+CLAIM = Claim(
+    id="Q18",
+    title="Signed feature contributions sum to the head's output",
+    h0="max |sum of signed terms - hook_z, or the head's result| / sum |terms| >= 1e-6",
+    bar=1e-6,
+    above=False,
+    bars={NORMS: 0.01, DROPPED: 1e-5},
+    statistic="output_exactness/1",
+    stimuli=("natural",),
+    n=3,
+    min_documents=3,
+)
+
+
+@pytest.fixture(scope="module")
+def evidence(target, natural, progress):
+    from fra.cih import has_dictionary
+    from fra.exactness import OUTPUT_DROPPED, output_errors
+
+    found = {}
+    documents = natural(CLAIM.n)
+    for layer in range(target.n_layers):
+        if not has_dictionary(target, layer):
+            continue
+        _, sae = target.dictionary_for(layer)
+        progress(f"Q18: layer {layer}")
+        measured = [output_errors(target.model, sae, tokens, layer) for tokens in documents]
+        for head in range(target.n_heads):
+            rows = [document[head] for document in measured]
+            worst = max(max(row["z"], row["result"]) for row in rows)
+            left_out = {term: max(row[term] for row in rows) for term in OUTPUT_DROPPED}
+            norms, least = min(row["norms"] for row in rows), min(left_out.values())
+            conditions = (
+                Condition("error", worst, worst, worst, CLAIM.bar, above=False),
+                Condition(NORMS, norms, norms, norms, CLAIM.bars[NORMS]),
+                Condition(DROPPED, least, least, least, CLAIM.bars[DROPPED]),
+            )
+            name = f"L{layer}H{head}"
+            found[name] = Evidence(
+                claim=CLAIM,
+                head=name,
+                candidates={"every term": conditions},
+                n=len(documents),
+                detail={"error with one kind of term left out": left_out},
+            )
+    return found
+
+
+def test_q18(head, evidence, verdict):
+    verdict(evidence.get(head))

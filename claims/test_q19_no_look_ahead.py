@@ -1,0 +1,60 @@
+"""Q19. No logit depends on later tokens, whatever is done to a head.
+
+Two documents are run under every intervention of `fra.interventions` (channels removed, scaled, kept, taken from a
+clean pass; blocks and features scaled; features taken out of the output; zero and mean ablation; patched output and
+pattern; frozen scales), then again with all tokens from position 12 on exchanged. Logits before it must be equal to
+the last bit.
+
+H0: at least one logit at an earlier position differs, in any bit, under some intervention. Control: an *unmasked* patch
+(the head's scores overwritten above the diagonal, too) must change earlier logits, or the comparison could not see a
+leak; and every intervention must change something, or it was not tried. Bar: none; counts are held against one half.
+"""
+
+import pytest
+
+from fra.claim import Claim, Condition, Evidence
+
+CONTROL, INERT = "earlier logits changed by an unmasked patch", "interventions without any effect"
+CLAIM = Claim(
+    id="Q19",
+    title="Earlier logits never depend on later tokens under any intervention",
+    h0="#{earlier logits that differ in any bit, over all interventions} >= 1",
+    bar=0.5,
+    above=False,
+    bars={CONTROL: 0.5, INERT: 0.5},
+    statistic="leaks/1",
+    stimuli=("natural",),
+    n=2,
+    min_documents=2,
+)
+CUT, LENGTH = 12, 24
+
+
+@pytest.fixture(scope="module")
+def evidence(target, natural, progress):
+    from fra.cih import has_dictionary
+    from fra.leaks import leaks, texts
+
+    text = texts([document[:LENGTH] for document in natural(3 * CLAIM.n)], CUT)
+    found = {}
+    for layer in range(target.n_layers):
+        if not has_dictionary(target, layer):
+            continue
+        progress(f"Q19: layer {layer}")
+        _, sae = target.dictionary_for(layer)
+        for head, seen in leaks(target.model, sae, text, layer, list(range(target.n_heads))).items():
+            name, total = f"L{layer}H{head}", sum(seen.changed.values())
+            conditions = (
+                Condition("earlier logits changed", total, total, total, CLAIM.bar, above=False),
+                Condition(CONTROL, seen.unmasked, seen.unmasked, seen.unmasked, 0.5),
+                Condition(INERT, len(seen.inert), len(seen.inert), len(seen.inert), 0.5, above=False),
+            )
+            detail = {"earlier logits changed": seen.changed, "without any effect": seen.inert}
+            found[name] = Evidence(
+                claim=CLAIM, head=name, candidates={"every intervention": conditions}, n=CLAIM.n, detail=detail
+            )
+    return found
+
+
+def test_q19(head, evidence, verdict):
+    verdict(evidence.get(head))

@@ -1,0 +1,207 @@
+"""Does FRA's ranking predict causes? Single terms of single scores, drawn across rows, keys and heads, taken out of a
+forward pass one at a time.
+
+Within one cell (t, s) of one head the softmax factor is the same for all terms and cannot reorder them: what it is
+worth shows only across rows, keys and heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from fra import stats
+from fra._channels import Arm, pair_couplings
+from fra._downstream import Scene
+from fra._heads import Model
+from fra.cih import has_dictionary
+from fra.claim import Claim, Condition, Evidence
+from fra.stats import ClusterMeans, seed_of
+
+if TYPE_CHECKING:
+    from fra.targets import Target
+
+PREDICTORS = ("centred and softmax-weighted", "raw score", "activation alone")
+"""|A (F - sum_u A F)| of the term by itself, = A (1 - A) |F|; |F|; a_i a_j."""
+CHANGES = ("loss", "logit", "KL")
+"""|change| of the next token's loss, of its logit (less the mean of all logits), and KL of the output, at the row."""
+TERMS_A_HEAD = 3
+FIRST_ROW = 8
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Terms of one document at one layer, what was expected of them and what their removal did."""
+
+    head: Int[np.ndarray, " n"]
+    row: Int[np.ndarray, " n"]
+    key: Int[np.ndarray, " n"]
+    channel: Int[np.ndarray, "n 2"]
+    expected: Float[np.ndarray, "n predictors"]
+    changed: Float[np.ndarray, "n changes"]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """One term: where it stands, its value F, and the product of its activations."""
+
+    head: int
+    row: int
+    key: int
+    channel: tuple[int, int]
+    value: float
+    activation: float
+
+
+def _draw(arm: Arm, pattern: Sequence[Tensor], n: int, rng: np.random.Generator) -> list[_Drawn]:
+    """n terms of every head: the row uniform, the key uniform or by attention in turn, the pair uniform among those
+    live there.
+
+    Keys by attention alone would hardly vary in it; uniform ones alone would hardly matter.
+    """
+    pos = arm.codes.shape[1]
+    start = np.searchsorted(arm.codes.row.cpu().numpy(), np.arange(pos + 1))
+    drawn = []
+    for head, attention in enumerate(pattern):
+        for number in range(n):
+            row = int(rng.integers(min(FIRST_ROW, pos - 2), pos - 1))
+            weight = attention[0, row].double().cpu().numpy()
+            weight = weight / weight.sum() if number % 2 else (weight > 0) / (weight > 0).sum()
+            key = int(rng.choice(pos, p=weight))
+            if start[row] == start[row + 1] or start[key] == start[key + 1]:
+                continue  # no feature is live there
+            q, k = (int(rng.integers(start[at], start[at + 1])) for at in (row, key))
+            pair = torch.stack([arm.codes.feature[q], arm.codes.feature[k]])
+            coupling = pair_couplings(arm, head, pair[None], torch.tensor([row - key], device=pair.device))[0, 0]
+            entry = torch.tensor([q], device=pair.device), torch.tensor([k], device=pair.device)
+            activation = float(arm.coefficients("query", head, entry[0]) * arm.coefficients("key", head, entry[1]))
+            value = activation * float(coupling)
+            drawn.append(_Drawn(head, row, key, (int(pair[0]), int(pair[1])), value, activation))
+    return drawn
+
+
+@torch.no_grad()
+def measure_terms(
+    model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, rng: np.random.Generator, n: int = TERMS_A_HEAD
+) -> Terms:
+    """Draws n terms of every head of a layer on one document, and removes each by itself, at its own entry, from a
+    forward pass: at the row t, the model's output is compared with what it was.
+
+    Raises FraError as `fra.resolve` does.
+    """
+    scene = Scene(model, sae, tokens[None], layer)
+    n_heads, pos = scene.arm.frozen.n_heads, len(tokens)
+    heads = [scene.head(head) for head in range(n_heads)]
+    drawn = _draw(scene.arm, [head.pattern for head in heads], n, rng)
+    device = scene.arm.frozen.x.device
+    d_head = heads[0].values.shape[-1]
+    delta = torch.zeros(len(drawn), pos, n_heads, d_head, device=device, dtype=heads[0].values.dtype)
+    expected = np.zeros((len(drawn), len(PREDICTORS)))
+    for number, term in enumerate(drawn):
+        own = heads[term.head]
+        scores = own.scores[0, term.row].clone()
+        scores[term.key] -= term.value
+        seen = own.scores[0, term.row] > -torch.inf
+        after = scene.arm.frozen.cap(scores).masked_fill(~seen, -torch.inf).softmax(-1)
+        delta[number, term.row, term.head] = (after - own.pattern[0, term.row]) @ own.values[0]
+        attention = float(own.pattern[0, term.row, term.key])
+        expected[number] = attention * (1 - attention) * abs(term.value), abs(term.value), abs(term.activation)
+    rows = torch.tensor([term.row for term in drawn], device=device)
+    following = tokens.to(device)[rows + 1][:, None]
+    before = scene.down.logits(torch.zeros_like(rows), rows).double()
+    with scene.down.shifted(None, delta):
+        logits = scene.down.logits(torch.arange(len(drawn), device=device), rows, copies=len(drawn)).double()
+    clean, log_p = before.log_softmax(-1), logits.log_softmax(-1)
+    fall = [values.gather(1, following)[:, 0] for values in (clean - log_p, before - logits)]
+    centred = fall[1] - (before - logits).mean(-1)
+    changed = torch.stack([fall[0].abs(), centred.abs(), (clean.exp() * (clean - log_p)).sum(-1)], dim=1)
+    return Terms(
+        np.array([term.head for term in drawn]),
+        np.array([term.row for term in drawn]),
+        np.array([term.key for term in drawn]),
+        np.array([term.channel for term in drawn]).reshape(-1, 2),
+        expected,
+        np.asarray(changed.cpu()),
+    )
+
+
+def rank_correlations(layers: Sequence[Terms]) -> Float[np.ndarray, "predictors changes"]:
+    """Spearman correlation over all terms of one document, of every predictor with every change; NaN where one of them
+    is constant.
+    """
+    expected = np.concatenate([terms.expected for terms in layers])
+    changed = np.concatenate([terms.changed for terms in layers])
+    found = np.full((len(PREDICTORS), len(CHANGES)), np.nan)
+    for p in range(len(PREDICTORS)):
+        for c in range(len(CHANGES)):
+            if np.ptp(expected[:, p]) > 0 and np.ptp(changed[:, c]) > 0:
+                found[p, c] = float(spearmanr(expected[:, p], changed[:, c]).statistic)
+    return found
+
+
+def ranking_evidence(
+    claim: Claim,
+    target: Target,
+    documents: Sequence[Int[Tensor, " _pos"]],
+    length: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Evidence:
+    """Q12: one row for the whole target, from the first `length` tokens of each document."""
+    layers = [layer for layer in range(target.n_layers) if has_dictionary(target, layer)]
+    if not layers:
+        return Evidence(claim=claim, head=None, cannot="the target has no dictionary at any layer's attention input")
+    found, by_layer = [], []
+    for number, document in enumerate(documents):
+        if number % 5 == 0:
+            progress(f"{claim.id}: document {number + 1} of {len(documents)}")
+        terms = []
+        for layer in layers:
+            rng = np.random.default_rng(seed_of(target.name, claim.statistic, str(number), str(layer)))
+            terms.append(measure_terms(target.model, target.dictionary_for(layer)[1], document[:length], layer, rng))
+        found.append(rank_correlations(terms))
+        by_layer.append([rank_correlations([one])[0, 0] for one in terms])
+    rho = np.array(found)
+    samples = {"rank correlation": rho[:, 0, 0]}
+    samples |= {name: rho[:, 0, 0] - rho[:, k, 0] for k, name in enumerate(list(claim.bars), start=1)}
+    conditions = []
+    for name, values in samples.items():
+        bar = claim.bars.get(name, claim.bar)
+        means = ClusterMeans(values, seed=seed_of(claim.digest, target.name, name))
+        level = claim.level / len(samples)  # any one of them may refute
+        conditions.append(
+            Condition(
+                name,
+                float(values.mean()),
+                float(means.lower(claim.level, simultaneous=False)[0]),
+                float(means.upper(level, simultaneous=False)[0]),
+                bar,
+                p=float(means.p_above(bar, simultaneous=False)[0]),
+                p_refute=float(min(1.0, len(samples) * means.p_below(bar, simultaneous=False)[0])),
+            )
+        )
+    headline = ClusterMeans(samples["rank correlation"], seed=seed_of(claim.digest, target.name, "power"))
+    detail = {
+        "Spearman's rho, mean over documents": [
+            {"ranked by": predictor} | {f"with |change| of {c}": float(m) for c, m in zip(CHANGES, row, strict=True)}
+            for predictor, row in zip(PREDICTORS, rho.mean(0), strict=True)
+        ],
+        "by layer": {
+            f"layer {layer}": float(value) for layer, value in zip(layers, np.mean(by_layer, axis=0), strict=True)
+        },
+        "terms a document": len(layers) * target.n_heads * TERMS_A_HEAD,
+    }
+    return Evidence(
+        claim=claim,
+        head=None,
+        candidates={"single terms": tuple(conditions)},
+        n=len(documents),
+        power=float(stats.power_above(headline, 0.0, claim.bar, claim.level, simultaneous=False)[0]),
+        detail=detail,
+    )

@@ -1,0 +1,71 @@
+"""Claims that need no training: nothing looks ahead (Q19), signed output terms add up (Q18); what must fail does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from fra import exactness, leaks
+from fra import interventions as iv
+from fra.errors import FraError
+from fra.tests.intervening import HEAD, LAYER, double, hook_of
+from fra.tests.models import random_tokens, tiny, tiny_sae
+
+KINDS = ["gpt2", "gemma2", "no_layernorm"]  # test_interventions_safety has every architecture
+CUT = 9
+
+
+def six(n: int = 18) -> leaks.Texts:
+    return leaks.texts([random_tokens(n, seed) for seed in range(6)], CUT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_intervention_looks_ahead_and_an_unmasked_patch_does(kind: str) -> None:
+    found = leaks.leaks(tiny(kind), tiny_sae(hook_of(kind)), six(), LAYER, [0, HEAD])
+    for seen in found.values():
+        assert len(seen.changed) >= 13 and set(seen.changed.values()) == {0}
+        assert seen.inert == []
+        assert seen.unmasked > 100
+
+
+def test_one_leaking_intervention_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, every = tiny("gpt2"), leaks.every_intervention
+
+    def with_a_leak(*args: Any) -> dict[str, iv.Intervention]:
+        made = every(*args)
+        return {"zero ablation": made["zero ablation"], "mine": leaks.unmasked(model, LAYER, HEAD)}
+
+    monkeypatch.setattr(leaks, "every_intervention", with_a_leak)
+    seen = leaks.leaks(model, tiny_sae(hook_of("gpt2")), six(), LAYER, [HEAD])[HEAD]
+    assert seen.changed["zero ablation"] == 0 and seen.changed["mine"] == seen.unmasked > 0
+
+
+def test_texts_differ_behind_the_cut_only_and_must_reach_it() -> None:
+    text = six()
+    assert torch.equal(text.tokens[:, :CUT], text.changed[:, :CUT])
+    assert bool((text.tokens[:, CUT:] != text.changed[:, CUT:]).any(1).all())
+    with pytest.raises(FraError, match="too little behind position 9"):
+        six(10)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "llama"])
+def test_signed_terms_make_the_output_of_every_head(kind: str) -> None:
+    found = exactness.output_errors(tiny(kind), tiny_sae(hook_of(kind)), random_tokens(16, 1), LAYER)
+    assert len(found) == 4
+    for row in found.values():
+        assert max(row["z"], row["result"]) < 1e-6
+        assert min(row[term] for term in exactness.OUTPUT_DROPPED) > 1e-3
+        assert row["norms"] > 0.05
+
+
+def test_a_heads_result_is_its_output_through_its_own_weights() -> None:
+    model = double("gpt2")
+    tokens = random_tokens(16, 1)
+    with torch.no_grad():
+        _, out = exactness._own_outputs(model, tokens, LAYER, 4)
+    z = iv.head_outputs(model, tokens[None], layer=LAYER, head=HEAD)[0]
+    attention: Any = model.blocks[LAYER].attn
+    torch.testing.assert_close(out[HEAD] - out[-1], z @ attention.W_O[HEAD].detach())
+    assert float((out[0] - out[1]).abs().max()) > 1e-3

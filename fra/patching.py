@@ -30,6 +30,7 @@ __all__ = [
     "losses",
     "own_positions",
     "patch_activation",
+    "readout",
 ]
 
 Features = Int[Tensor, " n"] | Int[Tensor, "batch n"] | Sequence[int]
@@ -183,6 +184,13 @@ def losses(
         logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten().to(logits.device), reduction="none"
     )
     return flat.view(len(tokens), -1)
+
+
+def readout(model: Model, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+    """Logits of a final residual stream: the final norm, where the model has one, and the unembedding."""
+    norm = getattr(model, "ln_final", None)
+    logits: Tensor = model.unembed(resid if norm is None else norm(resid))
+    return logits
 
 
 def _has_mlp(model: Model, name: str) -> bool:

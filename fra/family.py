@@ -71,6 +71,9 @@ class Behaviour:
     """First occurrences before which it fired: false fires."""
     sourced: Int[np.ndarray, " n"]
     """Hits whose strongest source, over all heads, is the earlier token."""
+    others: Int[np.ndarray, " n"]
+    """Second occurrences of *other* planted tokens before which it fired: a feature that says "something repeats"."""
+    other_repeats: Int[np.ndarray, " n"]
     hits_by_document: Int[np.ndarray, "n n_docs"]
     sourced_by_document: Int[np.ndarray, "n n_docs"]
 
@@ -175,13 +178,20 @@ def behaviour(
     for number, planted in enumerate(documents):
         for token, index in planted.planted.items():
             where.setdefault(token, []).append((number, planted.document.period, index))
-    counts = np.zeros((3, len(pairs)), dtype=np.int64)  # repeats, hits, firsts
+    every = [
+        (n, p.document.period + index, token) for n, p in enumerate(documents) for token, index in p.planted.items()
+    ]
+    at_second = torch.tensor(every, device=observed.z.device).reshape(-1, 3)
+    fired = fires[at_second[:, 0], at_second[:, 1]]  # [n_planted, n_ids]
+    counts = np.zeros((5, len(pairs)), dtype=np.int64)  # repeats, hits, firsts, others, other repeats
     hits, sourced = (np.zeros((len(pairs), len(documents)), dtype=np.int64) for _ in (0, 1))
     entries = []
     for row, (feature, token) in enumerate(pairs):
+        other = at_second[:, 2] != token
+        counts[3:, row] = int(fired[other, column[row]].sum()), int(other.sum())
         for number, period, index in where.get(token, []):
             second, first = (bool(fires[number, at, column[row]]) for at in (period + index, index))
-            counts[:, row] += (1, second, first)
+            counts[:3, row] += (1, second, first)
             if second:
                 hits[row, number] += 1
                 entries.append((number, period + index, feature, row, index + 1))
@@ -192,7 +202,9 @@ def behaviour(
         np.add.at(sourced, (at_row.cpu().numpy(), doc.cpu().numpy()), right.astype(np.int64))
     tokens = np.asarray([token for _, token in pairs], dtype=np.int64)
     ids_given = features.cpu().numpy()
-    return Behaviour(ids_given, tokens, counts[0], counts[1], counts[2], sourced.sum(1), hits, sourced)
+    return Behaviour(
+        ids_given, tokens, counts[0], counts[1], counts[2], sourced.sum(1), counts[3], counts[4], hits, sourced
+    )
 
 
 @dataclass

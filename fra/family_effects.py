@@ -22,7 +22,7 @@ from fra._family_measures import (
 )
 from fra.claim import Claim, Evidence, parse_head
 from fra.family import Families, LayerFamilies
-from fra.family_evidence import NO_FAMILY, Measured, above_share, difference, family_of, per_head
+from fra.family_evidence import MATCHED, NO_FAMILY, Measured, above_share, difference, family_of, per_head
 from fra.stats import Floats
 
 MOST_CANDIDATES = 20
@@ -85,7 +85,7 @@ def own_token_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
             {
                 "share of the increase": (hit, up),
                 "over the base rate where it fires": difference(hit, up, fires_right, fires),
-                "over matched features": difference(hit, up, c_hit, c_up),
+                MATCHED: difference(hit, up, c_hit, c_up),
             },
             layer.documents.sources,
             int((up > 0).sum()),
@@ -99,7 +99,7 @@ def own_token_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
                 "matched features: share": float(c_hit.sum() / c_up.sum()),
                 "pairs": len(pairs),
             },
-            ranges={"share of the increase": (0, 1), "over matched features": (-1, 1)},
+            ranges={"share of the increase": (0, 1), MATCHED: (-1, 1)},
         )
 
     return per_head(claim, families, measure, headline="share of the increase", null=0.0)
@@ -140,7 +140,7 @@ def path_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
             {
                 "direct less MLP, size": (sums(own, pairs, size), rows),
                 "direct less MLP, own token": (sums(own, pairs, (own.direct - own.mlp) * right), right_rows),
-                "over matched features": difference(sums(own, pairs, size), rows, c_size, c_rows),
+                MATCHED: difference(sums(own, pairs, size), rows, c_size, c_rows),
             },
             layer.documents.sources,
             int((rows > 0).sum()),

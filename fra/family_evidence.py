@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class Measured:
     """Between what a condition's value in a document must lie, where that is known."""
 
 
-def tested(
+def columns_tested(
     claim: Claim,
     name: str,
     columns: Mapping[str, tuple[Floats, ...]],
@@ -43,9 +43,10 @@ def tested(
 ) -> tuple[dict[str, list[Condition]], dict[str, stats.ClusterMeans]]:
     """One condition against its registered bar for every head, from sums and counts by cluster; the means beside it.
 
-    Where all n clusters have one and the same value c there is nothing to resample. If values lie in [lo, hi], then
-    P(value = c) >= q gives q c + (1 - q) lo <= mean <= q c + (1 - q) hi, and n of n rejects every q with q^n <= level
-    (Clopper-Pearson): exact bounds, and the p-values that go with them, Bonferroni over the heads and conditions.
+    Where nearly all clusters agree, resamples without a spread leave the bootstrap no bound. If a cluster's value lies
+    in [lo, hi] (`bounded`) and does not depend on its size, P(value >= c) >= q gives mean >= q c + (1 - q) lo, and q is
+    Clopper-Pearson's bound for the clusters that reach c; likewise from above. c is the common value where all agree to
+    the last, else halfway from the bar to that end of the range, at half the level.
     """
     bar = claim.bars.get(name, claim.bar)
     means = {
@@ -54,30 +55,43 @@ def tested(
     }
     found = _two_sided(name, bar, means, claim.level, n_conditions, many)
     for h, (sums, counts) in columns.items():
-        if bounded is None or means[h].n_cand != 1 or means[h].testable[0]:
-            continue
-        live = counts.ravel() > 0
-        values = sums.ravel()[live] / counts.ravel()[live]
-        if len(values) >= 2 and np.ptp(values) <= 1e-9 * max(1.0, float(np.abs(values).max())):
-            found[h] = [_constant(name, float(values[0]), len(values), bar, bounded, claim.level, len(columns))]
+        if bounded is not None and means[h].n_cand == 1:
+            live = counts.ravel() > 0
+            values = sums.ravel()[live] / counts.ravel()[live]
+            (own,) = found[h]
+            found[h] = [_exact_where_unbounded(own, values, bounded, claim.level, len(columns))]
     return found, means
 
 
-def _constant(
-    name: str, value: float, n: int, bar: float, bounded: tuple[float, float], level: float, heads: int
+def _exact_where_unbounded(
+    own: Condition, values: Floats, bounded: tuple[float, float], claim_level: float, heads: int
 ) -> Condition:
-    low, high = bounded
-    q = (level / heads) ** (1 / n)
-    p_above = ((bar - low) / (value - low)) ** n if value > bar >= low else float(bar >= low)
-    p_below = ((high - bar) / (high - value)) ** n if value < bar <= high else float(bar <= high)
+    """The condition with Clopper-Pearson's bound in a direction in which the bootstrap has none."""
+    if len(values) < 2 or (np.isfinite(own.low) and np.isfinite(own.high)):
+        return own
+    level = claim_level / heads
+    constant = bool(np.ptp(values) <= 1e-9 * max(1.0, float(np.abs(values).max())))
+    effect = float(values.mean()) if constant else own.effect
+    if own.name == MATCHED and not constant:
+        return own  # a linearised difference of two samples has no bounded values
+    kept: dict[str, float | None] = {"low": own.low, "high": own.high, "p": own.p, "p_refute": own.p_refute}
+    for sign, side, p_of in ((1, "low", "p"), (-1, "high", "p_refute")):
+        if np.isfinite(float(kept[side] or 0.0)) and not constant:
+            continue
+        end, other = (bounded[1], bounded[0]) if sign > 0 else bounded
+        cut, alpha = (effect, level) if constant else ((own.bar + end) / 2, level / 2)
+        k, n = int((sign * values >= sign * cut - 1e-9).sum()), len(values)
+        q = stats.clopper_pearson(k, n, alpha)[0]
+        kept[side] = q * cut + (1 - q) * other
+        if sign * cut > sign * own.bar and other != cut:
+            needed = (own.bar - other) / (cut - other)
+            p = float(sps.binom.sf(k - 1, n, needed)) * (claim_level / alpha) if 0 <= needed <= 1 else float(needed > 1)
+            kept[p_of] = min(1.0, p)
+        else:
+            kept[p_of] = 1.0
+    low, high = float(kept["low"] or 0.0), float(kept["high"] or 0.0)
     return Condition(
-        name,
-        value,
-        q * value + (1 - q) * low,
-        q * value + (1 - q) * high,
-        bar,
-        p=min(1.0, heads * p_above),
-        p_refute=min(1.0, heads * p_below),
+        own.name, effect, min(low, effect), max(high, effect), own.bar, p=kept["p"], p_refute=kept["p_refute"]
     )
 
 
@@ -131,7 +145,7 @@ def per_head(
     for name in names:
         columns = {h: tuple(by_source(part, m.sources) for part in m.columns[name]) for h, m in measured.items()}
         bounded = next(iter(measured.values())).ranges.get(name)
-        table[name], own = tested(claim, name, columns, families.target, len(names), many, bounded)
+        table[name], own = columns_tested(claim, name, columns, families.target, len(names), many, bounded)
         means = means or own
     p = [min((c.p if c.p is not None else 1.0) for c in table[headline][h]) for h in measured]
     q = stats.benjamini_hochberg(p)
@@ -196,6 +210,8 @@ def family_of(layer: LayerFamilies, head: int) -> tuple[Any, np.ndarray, dict[st
     return selection, passed, {"features selected": len(selection.features), "features in the family": len(passed)}
 
 
+MATCHED = "over matched features"
+OTHERS = "fires before other tokens"
 SOURCE = "source is the earlier token"
 NO_FAMILY = "no feature of the head's selection passes the behaviour test, so there is no family to measure"
 
@@ -208,8 +224,17 @@ def behaviour_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
     """
     found = outside(claim, families)
     m = len(families.heads)
+    columns: dict[str, tuple[Floats, ...]] = {}
     for head in families.heads:
         families.progress(f"{claim.id}: {head}")
+        layer, number = families.of(head)
+        if number in layer.behaviours:
+            own = layer.behaviours[number][0]
+            columns[head] = tuple(
+                part.sum(0)[:, None].astype(float) for part in (own.sourced_by_document, own.hits_by_document)
+            )
+    sources, _ = columns_tested(claim, SOURCE, columns, families.target, 3, bounded=(0.0, 1.0))
+    for head in families.heads:
         layer, number = families.of(head)
         selection = layer.selections[number]
         if number not in layer.behaviours:
@@ -230,15 +255,11 @@ def behaviour_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
         table = [[k, n - k], [k_c, n_c - k_c]]
         fisher = [min(1.0, m * float(sps.fisher_exact(table, alternative=side)[1])) for side in ("greater", "less")]
         over = share - (k_c / n_c if n_c else float("nan"))
-        sums, counts = own.sourced_by_document.sum(0), own.hits_by_document.sum(0)
-        sources = {head: (sums.astype(float), counts.astype(float))}
-        one = replace(claim, level=level)  # Bonferroni over the heads
-        source = tested(one, SOURCE, sources, families.target, 3, bounded=(0.0, 1.0))[0][head][0]
         least = int(own.repeats[enough].min()) if n else 0
         conditions = (
             Condition("share that passes", share, low, high, claim.bar, p=p_up, p_refute=p_down),
-            Condition("over matched features", over, -np.inf, np.inf, 0.0, p=fisher[0], p_refute=fisher[1]),
-            source,
+            Condition(MATCHED, over, -np.inf, np.inf, 0.0, p=fisher[0], p_refute=fisher[1]),
+            sources[head][0],
             Condition("repeats a feature", least, least, least, claim.bars["repeats a feature"]),
         )
         found[head] = row(
@@ -251,6 +272,35 @@ def behaviour_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
             detail={"passed": f"{k} of {n}", "matches passed": f"{k_c} of {n_c}"}
             | _behaviour_detail(own, both, selection),
         )
+    return found
+
+
+def token_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
+    """D07.token: of the features that pass, the share that fire before few second occurrences of other tokens."""
+    found = outside(claim, families)
+    m = len(families.heads)
+    level = claim.level / max(m, 1)
+    for head in families.heads:
+        layer, number = families.of(head)
+        passed = layer.family(number)
+        if not len(passed):
+            found[head] = row(claim, head, families, undecided=NO_FAMILY)
+            continue
+        own, _, n_docs = layer.behaviours[number]
+        rates = own.others[passed] / np.maximum(own.other_repeats[passed], 1)
+        k, n = int((rates < claim.bars[OTHERS]).sum()), len(passed)
+        p = [min(1.0, m * float(sps.binomtest(k, n, claim.bar, alternative=s).pvalue)) for s in ("greater", "less")]
+        low, high = stats.clopper_pearson(k, n, level)
+        condition = Condition("share that knows its token", k / n, low, high, claim.bar, p=p[0], p_refute=p[1])
+        detail = {
+            "features": f"{k} of {n}",
+            "fires before other tokens' second occurrence": {
+                "mean": float(rates.mean()),
+                "lowest": float(rates.min()),
+                "highest": float(rates.max()),
+            },
+        }
+        found[head] = row(claim, head, families, {"the family": (condition,)}, min(n_docs, claim.n), detail=detail)
     return found
 
 
@@ -309,7 +359,7 @@ def ablation_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
                 "turned off by mean ablation": (by_mean, ones),
                 "turned off by zero ablation": (by_zero, ones),
                 "over other heads": (by_mean - others[worst], ones),
-                "over matched features": difference(by_mean, ones, theirs, count),
+                MATCHED: difference(by_mean, ones, theirs, count),
             },
             layer.documents.sources,
             n,
@@ -323,7 +373,7 @@ def ablation_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
                 "turned off by mean ablation": (0, 1),
                 "turned off by zero ablation": (0, 1),
                 "over other heads": (-1, 1),
-                "over matched features": (-1, 1),
+                MATCHED: (-1, 1),
             },
         )
 

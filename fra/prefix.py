@@ -16,7 +16,7 @@ from fra._heads import Model
 from fra.claim import Claim, Evidence, parse_head
 from fra.errors import FraError
 from fra.family import Families
-from fra.family_evidence import tested
+from fra.family_evidence import columns_tested
 from fra.stats import Floats, seed_of
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def prefix_evidence(claim: Claim, target: Target, families: Families) -> Evidenc
     conditions, power = [], None
     for name, sample in samples.items():
         ranges = {"slope difference": None, "short-prefix head at one token": (0.0, 1.0)}
-        got, means = tested(
+        got, means = columns_tested(
             claim, name, {"all": (sample, one)}, target.name, len(samples), bounded=ranges.get(name, (-2.0, 2.0))
         )
         conditions.append(got["all"][0])

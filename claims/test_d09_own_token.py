@@ -7,7 +7,8 @@ H0: of the loss *increase*, at most half falls on positions whose next token is 
 this share; the share of the net change, decreases kept, stands beside it. Controls: the base rate (the share of those
 rows *where the feature fires* whose next token is its token: an ablation that hurt everywhere alike would give that);
 a matched feature (density, token) ablated in documents of its own, for the same token. The token's overall base rate is
-reported. Bar: "falls on" means most of it. Registered before `mini` was measured.
+reported. Bar: "falls on" means most of it. Registered before `mini` was measured. Version 2 of the
+statistic: as for D07.
 """
 
 import pytest
@@ -23,7 +24,7 @@ CLAIM = Claim(
         "over the base rate where it fires": 0.0,
         "over matched features": 0.0,
     },
-    statistic="own_token_share/1",
+    statistic="own_token_share/2",
     stimuli=("repeated_natural",),
     n=200,
 )

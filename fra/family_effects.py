@@ -99,7 +99,7 @@ def own_token_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
                 "matched features: share": float(c_hit.sum() / c_up.sum()),
                 "pairs": len(pairs),
             },
-            ranges={"share of the increase": (0, 1), MATCHED: (-1, 1)},
+            ranges={"share of the increase": (0.0, 1.0), MATCHED: (-1.0, 1.0)},
         )
 
     return per_head(claim, families, measure, headline="share of the increase", null=0.0)
@@ -178,7 +178,7 @@ def specificity_evidence(claim: Claim, families: Families) -> dict[str, Evidence
                 "recall": 1 - float(s.missed.sum() / s.wanted.sum()),
                 "correlation with the proxy, mean over features": s.correlation,
             },
-            ranges={"precision of the upper fifth": (0, 1), "activation mass": (0, 1), "missed": (0, 1)},
+            ranges={"precision of the upper fifth": (0.0, 1.0), "activation mass": (0.0, 1.0), "missed": (0.0, 1.0)},
         )
 
     return per_head(claim, families, measure, headline="precision of the upper fifth", null=0.0)

@@ -370,10 +370,10 @@ def ablation_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
                 "matched features turned off": float(theirs.sum() / count.sum()),
             },
             ranges={
-                "turned off by mean ablation": (0, 1),
-                "turned off by zero ablation": (0, 1),
-                "over other heads": (-1, 1),
-                MATCHED: (-1, 1),
+                "turned off by mean ablation": (0.0, 1.0),
+                "turned off by zero ablation": (0.0, 1.0),
+                "over other heads": (-1.0, 1.0),
+                MATCHED: (-1.0, 1.0),
             },
         )
 

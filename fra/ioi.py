@@ -27,12 +27,15 @@ from fra.stats import Floats, seed_of
 if TYPE_CHECKING:
     from fra.targets import Target
 
-NAMES = ["Mary", "John", "Tom", "James", "Anna", "Paul", "Sarah", "Peter", "Alice", "George", "Jane", "Henry", "David", "Emma", "Charles", "Kate", "William", "Lucy", "Robert", "Ruth"]
+NAMES = (
+    "Mary", "John", "Tom", "James", "Anna", "Paul", "Sarah", "Peter", "Alice", "George",
+    "Jane", "Henry", "David", "Emma", "Charles", "Kate", "William", "Lucy", "Robert", "Ruth",
+)  # fmt: skip
 CONJUNCTIONS = (" and", " or", " but", " alongside")
 TEMPLATES = (
     ("Then,{A}{and}{B} went to the", "{place}.{S} gave a", "{thing} to"),
-    ("When{A}{and}{B} came back from the", "{place},{S} handed a", "{thing} to"),
-    ("After{A}{and}{B} had been to the", "{place},{S} sent a", "{thing} to"),
+    ("When{A}{and}{B} had at last come back from the", "{place},{S} handed a", "{thing} to"),
+    ("One day{A}{and}{B} were seen together at the old", "{place},{S} sent a", "{thing} to"),
 )
 PLACES = (" house", " church", " garden", " station", " market")
 THINGS = (" book", " letter", " ring", " hat", " glass")

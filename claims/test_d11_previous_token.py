@@ -9,7 +9,8 @@ noising it takes at most half of what the match makes (clean less corrupted; tes
 of it > 0, in units of the pre-activation); the same for denoising. Controls: every other head upstream, of which the
 strongest must do less; all attention outputs upstream against all MLP outputs upstream at that position, noised. Bar:
 "necessary" is most of it; denoising asks that it is also most of what is missing. Registered before `mini` was
-measured.
+measured. An MLP at that position reads what the attention wrote there, so that noising it takes part of the same
+path; denoising, beside it, does not.
 """
 
 import pytest

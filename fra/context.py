@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from fra._columns import columns_tested
 from fra._family_measures import Specificity, specificity
 from fra.claim import Claim, Evidence
 from fra.family import CONTROL_SHARE, Families, LayerFamilies, attribution_shares
-from fra.family_evidence import columns_tested
 from fra.induction import by_source
 from fra.stats import Floats
 

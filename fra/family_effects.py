@@ -9,6 +9,7 @@ import torch
 
 from fra import _family_upstream as upstream
 from fra import stats
+from fra._columns import MATCHED, above_share, difference
 from fra._family_measures import (
     by_document,
     chosen_pairs,
@@ -22,7 +23,7 @@ from fra._family_measures import (
 )
 from fra.claim import Claim, Evidence, parse_head
 from fra.family import Families, LayerFamilies
-from fra.family_evidence import MATCHED, NO_FAMILY, Measured, above_share, difference, family_of, per_head
+from fra.family_evidence import NO_FAMILY, Measured, family_of, per_head
 from fra.stats import Floats
 
 MOST_CANDIDATES = 20

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fra._columns import MATCHED, above_share, columns_tested
 from fra._dictionaries import dictionary_hook
 from fra._heads import Model
 from fra.attribution import observe
 from fra.claim import Claim, Evidence
 from fra.errors import FraError
-from fra.family_evidence import MATCHED, above_share, columns_tested
 from fra.patching import ablate_features, own_positions
 from fra.stats import Floats, seed_of
 

@@ -12,11 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra import stats
+from fra._columns import columns_tested
 from fra._heads import Model
 from fra.claim import Claim, Evidence, parse_head
 from fra.errors import FraError
 from fra.family import Families
-from fra.family_evidence import columns_tested
 from fra.stats import Floats, seed_of
 
 if TYPE_CHECKING:

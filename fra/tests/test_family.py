@@ -16,10 +16,9 @@ from scipy import stats as sps
 
 import fra.family_effects as effects
 import fra.family_evidence as evidence
-from fixtures.registry import claims_in
+from fra import _columns, attribution, context, interventions, patching, prefix, stimuli
 from fra import _family_measures as measures
 from fra import _family_upstream as upstream
-from fra import attribution, context, interventions, patching, prefix, stimuli
 from fra.claim import Claim, Outcome, judge
 from fra.family import Families, LayerFamilies, attribution_shares
 from fra.tests import circuit
@@ -42,7 +41,9 @@ def whole() -> Families:
 
 def claim(name: str) -> Claim:
     (file,) = CLAIMS.glob(f"test_{name.split('.')[0].lower()}_*.py")
-    return next(c for c in claims_in(runpy.run_path(str(file)).values()) if c.id == name)
+    values = runpy.run_path(str(file)).values()
+    claims = [c for value in values for c in (value if isinstance(value, tuple) else [value]) if isinstance(c, Claim)]
+    return next(c for c in claims if c.id == name)
 
 
 def test_selection_finds_the_heads_features_and_their_tokens() -> None:
@@ -322,7 +323,7 @@ def test_an_unselected_layer_has_nothing_to_say() -> None:
 def test_the_difference_of_ratio_means_is_linearised() -> None:
     rng = np.random.default_rng(0)
     (a, b), (n_a, n_b) = rng.normal(2, 1, (2, 40)), rng.integers(1, 9, (2, 40)).astype(float)
-    values, one = evidence.difference(a, n_a, b, n_b)
+    values, one = _columns.difference(a, n_a, b, n_b)
     assert values.sum() / one.sum() == pytest.approx(a.sum() / n_a.sum() - b.sum() / n_b.sum())
     draws = rng.integers(0, 40, (4000, 40))
     truth = (a[draws].sum(1) / n_a[draws].sum(1) - b[draws].sum(1) / n_b[draws].sum(1)).std()
@@ -336,7 +337,7 @@ def test_the_difference_of_ratio_means_is_linearised() -> None:
 def test_exact_bounds_where_nearly_all_agree(values: list[float], outcome: str) -> None:
     sample = np.asarray(values)
     column = {"L1H0": (sample[:, None], np.ones((len(sample), 1)))}
-    (c,) = evidence.columns_tested(claim("D09"), "x", column, "t", 1, bounded=(0.0, 1.0))[0]["L1H0"]
+    (c,) = _columns.columns_tested(claim("D09"), "x", column, "t", 1, bounded=(0.0, 1.0))[0]["L1H0"]
     assert c.low <= c.effect <= c.high
     assert c.holds(0.05) == (outcome == "holds") == (c.low > 0.5)
     assert c.fails(0.05) == (outcome == "fails") == (c.high < 0.5)

@@ -160,10 +160,6 @@ def test_in_the_last_layer_both_paths_together_are_the_whole_change(kind: str) -
     with change:
         total = logits(model)
     clean = logits(model)
-    if kind.startswith("gemma"):  # a norm after the MLP: said, not guessed
-        with pytest.raises(FraError, match="do not add up"):
-            patching.into_final(model, change, TOKENS, layer=LAYER)
-        return
     direct = patching.into_final(model, change, TOKENS, layer=LAYER)
     if kind == "no_layernorm":
         with direct:
@@ -177,6 +173,18 @@ def test_in_the_last_layer_both_paths_together_are_the_whole_change(kind: str) -
             torch.testing.assert_close(logits(model), total, rtol=0, atol=1e-4)
     moved = float((alone - clean).abs().max())
     assert moved == 0 if kind == "pythia" else moved > 1e-2  # in parallel blocks the MLP never sees the heads
+
+
+def test_a_block_whose_hooks_do_not_add_up_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, own = double("gpt2"), patching._run
+
+    def normed(*given: Any) -> dict[str, torch.Tensor]:
+        found = own(*given)
+        return found | {"post": found["post"] / found["post"].norm(dim=-1, keepdim=True)}
+
+    monkeypatch.setattr(patching, "_run", normed)
+    with pytest.raises(FraError, match="do not add up"):
+        patching.into_final(model, iv.zero_ablate(model, layer=LAYER, head=2), TOKENS, layer=LAYER)
 
 
 def test_patched_activations_are_the_sources_at_the_prompts_own_rows() -> None:

@@ -173,6 +173,67 @@ def repeated_random(
     ]
 
 
+@dataclass(frozen=True)
+class Planted:
+    """A repeated document and what was planted in its passage."""
+
+    document: RepeatedDocument
+    planted: dict[int, int]
+    """{token: its index r in the passage}, r at least 1: it stands at r + 1 and at period + r + 1, and is to be
+    predicted from the positions before.
+    """
+
+
+def repeated_planted(
+    tokens: Sequence[int],
+    pool: Int[np.ndarray, " n_pool"],
+    context: int,
+    bos: int | None,
+    seed_parts: Sequence[str],
+    repeats: int,
+) -> list[Planted]:
+    """repeated_random documents in which each of `tokens` stands in the passages of `repeats` documents.
+
+    Up to half of a passage is planted, at random places but the first (whose predecessor differs between the copies);
+    the rest are tokens of the pool that are not to be planted.
+    """
+    rng = np.random.default_rng(seed_of(*seed_parts))
+    others = np.setdiff1d(pool, np.asarray(tokens, dtype=np.int64))
+    longest = min((context - 1) // 2, len(others))
+    made: list[Planted] = []
+    for _ in range(repeats):
+        deck = rng.permutation(np.asarray(tokens, dtype=np.int64))
+        while len(deck):
+            period = int(periods(1, longest, rng)[0])
+            mine, deck = deck[: period // 2], deck[period // 2 :]
+            at = np.sort(rng.choice(np.arange(1, period), len(mine), replace=False))
+            passage = rng.choice(others, period, replace=False)
+            passage[at] = mine
+            document = repeat(passage, bos, rng, source=f"planted-{len(made):04d}")
+            made.append(Planted(document, dict(zip(mine.tolist(), at.tolist(), strict=True))))
+    return made
+
+
+def join(*batches: Batch) -> Batch:
+    """Batches as one, in their order, padded to one length."""
+    length = max(batch.tokens.shape[1] for batch in batches)
+    starts = np.cumsum([0, *(len(batch) for batch in batches)])
+
+    def wide(rows: Tensor) -> Tensor:
+        return torch.cat([rows, rows[:, :1].expand(-1, length - rows.shape[1])], dim=1)
+
+    return Batch(
+        tokens=torch.cat([wide(batch.tokens) for batch in batches]),
+        control=torch.cat([wide(batch.control) for batch in batches]),
+        periods=torch.cat([batch.periods for batch in batches]),
+        row_doc=torch.cat([batch.row_doc + int(start) for batch, start in zip(batches, starts[:-1], strict=True)]),
+        row_pos=torch.cat([batch.row_pos for batch in batches]),
+        row_key=torch.cat([batch.row_key for batch in batches]),
+        row_moved=torch.cat([batch.row_moved for batch in batches]),
+        sources=tuple(source for batch in batches for source in batch.sources),
+    )
+
+
 def repeated_natural(
     texts: Sequence[tuple[str, Int[np.ndarray, " _n"]]], context: int, bos: int | None, seed_parts: Sequence[str]
 ) -> list[RepeatedDocument]:

@@ -1,0 +1,44 @@
+"""D15. IOI: few features at S2 are causal, and the signal they carry rides on " and".
+
+Prompts "Then, Mary and John went to the house. John gave a ring to" in both orders, names that are single tokens; the
+logit of the indirect object less that of the subject. On 40 prompts: the head-output dictionary whose features matter
+most at S2, and its three features whose zero ablation there (each prompt's own S2, the dictionary's error kept) costs
+most. On 80 others:
+
+H0: taking these three out costs at most half of what taking out every feature at S2 costs. Control: three others live
+at S2, matched in activation, must cost less. Template edits: " alongside" for " and" must cost more than half of what
+the ablation costs (recovery = 1 - cost of the edit / cost of the ablation, against that baseline), and more than " or"
+and " but" do. Bar: "few" is three that carry most of it. A target whose names are several tokens CANNOT RUN; one that
+does not prefer the indirect object has no IOI to show (INCONCLUSIVE). Registered before it was measured anywhere.
+"""
+
+import pytest
+
+from fra.claim import Claim
+
+CLAIM = Claim(
+    id="D15",
+    title='IOI: few causal features at S2, whose signal rides on " and"',
+    h0="the fall of the logit difference by three features at S2 <= half of that by all of them",
+    bar=0.0,
+    bars={
+        "over matched features": 0.0,
+        "' alongside', beyond half of the ablation": 0.0,
+        "' alongside' over ' or'": 0.0,
+        "' alongside' over ' but'": 0.0,
+    },
+    statistic="ioi_features/1",
+    stimuli=("structured",),
+    n=80,
+)
+
+
+@pytest.fixture(scope="module")
+def evidence(target, progress):
+    from fra.ioi import ioi_evidence
+
+    return ioi_evidence(CLAIM, target, progress)
+
+
+def test_d15(evidence, verdict):
+    verdict(evidence)

@@ -1,0 +1,99 @@
+"""Conditions from sums and counts by cluster: ratio means against bars, differences, and exact bounds where a bootstrap
+has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy import stats as sps
+
+from fra import stats
+from fra.claim import Claim, Condition
+from fra.evidence import _two_sided
+from fra.stats import Floats
+
+MATCHED = "over matched features"
+"""The condition that is a difference of two samples: linearised, its values by document have no bounds."""
+
+
+def columns_tested(
+    claim: Claim,
+    name: str,
+    columns: Mapping[str, tuple[Floats, ...]],
+    target: str,
+    n_conditions: int,
+    many: bool = False,
+    bounded: tuple[float, float] | None = None,
+) -> tuple[dict[str, list[Condition]], dict[str, stats.ClusterMeans]]:
+    """One condition against its registered bar for every head, from sums and counts by cluster; the means beside it.
+
+    Where nearly all clusters agree, resamples without a spread leave the bootstrap no bound. If a cluster's value lies
+    in [lo, hi] (`bounded`) and does not depend on its size, P(value >= c) >= q gives mean >= q c + (1 - q) lo, and q is
+    Clopper-Pearson's bound for the clusters that reach c; likewise from above. c is the common value where all agree to
+    the last, else halfway from the bar to that end of the range, at half the level.
+    """
+    bar = claim.bars.get(name, claim.bar)
+    means = {
+        h: stats.ClusterMeans(sums, counts, seed=stats.seed_of(claim.digest, target, h, name))
+        for h, (sums, counts) in columns.items()
+    }
+    found = _two_sided(name, bar, means, claim.level, n_conditions, many)
+    for h, (sums, counts) in columns.items():
+        if bounded is not None and means[h].n_cand == 1:
+            live = counts.ravel() > 0
+            values = sums.ravel()[live] / counts.ravel()[live]
+            (own,) = found[h]
+            found[h] = [_exact_where_unbounded(own, values, bounded, claim.level, len(columns), n_conditions)]
+    return found, means
+
+
+def _exact_where_unbounded(
+    own: Condition, values: Floats, bounded: tuple[float, float], claim_level: float, heads: int, n_conditions: int
+) -> Condition:
+    """The condition with Clopper-Pearson's bound in a direction in which the bootstrap has none."""
+    if len(values) < 2 or (np.isfinite(own.low) and np.isfinite(own.high)):
+        return own
+    level = claim_level / heads
+    constant = bool(np.ptp(values) <= 1e-9 * max(1.0, float(np.abs(values).max())))
+    effect = float(values.mean()) if constant else own.effect
+    if own.name == MATCHED and not constant:
+        return own  # a linearised difference of two samples has no bounded values
+    kept: dict[str, float | None] = {"low": own.low, "high": own.high, "p": own.p, "p_refute": own.p_refute}
+    for sign, side, p_of in ((1, "low", "p"), (-1, "high", "p_refute")):
+        if np.isfinite(float(kept[side] or 0.0)) and not constant:
+            continue
+        end, other = (bounded[1], bounded[0]) if sign > 0 else bounded
+        share = 1 if sign > 0 else n_conditions  # any one of them may refute
+        cut, alpha = (effect, level / share) if constant else ((own.bar + end) / 2, level / 2 / share)
+        k, n = int((sign * values >= sign * cut - 1e-9).sum()), len(values)
+        q = stats.clopper_pearson(k, n, alpha)[0]
+        kept[side] = q * cut + (1 - q) * other
+        if sign * cut > sign * own.bar and other != cut:
+            needed = (own.bar - other) / (cut - other)
+            p = float(sps.binom.sf(k - 1, n, needed)) * (claim_level / alpha) if 0 <= needed <= 1 else float(needed > 1)
+            kept[p_of] = min(1.0, p)
+        else:
+            kept[p_of] = 1.0
+    low, high = float(kept["low"] or 0.0), float(kept["high"] or 0.0)
+    return Condition(
+        own.name, effect, min(low, effect), max(high, effect), own.bar, p=kept["p"], p_refute=kept["p_refute"]
+    )
+
+
+def difference(a: Floats, n_a: Floats, b: Floats, n_b: Floats) -> tuple[Floats, Floats]:
+    """Two ratio means' difference as one mean over documents: the value of each document is its linearised share, so
+    that the mean is the difference and the spread is that of the delta method (Cochran 1977, ch. 6). NaN without rows.
+    """
+    total_a, total_b = n_a.sum(), n_b.sum()
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean_a, mean_b = a.sum() / total_a, b.sum() / total_b
+        n = len(a)
+        own = n * ((a - mean_a * n_a) / total_a - (b - mean_b * n_b) / total_b) + mean_a - mean_b
+    return own, np.ones(n)
+
+
+def above_share(part: Floats, whole: Floats, bar: float) -> tuple[Floats, Floats]:
+    """`part > bar * whole`, where the whole may be negative in a document: a linear form, tested against zero."""
+    return part - bar * whole, np.ones_like(part)

@@ -1,0 +1,112 @@
+"""Where a family's features come from: activation patching of what stands upstream."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from fra._heads import Model
+from fra.attribution import HeadOutputs
+from fra.interventions import Hook, set_output
+from fra.patching import own_positions, patch_activation
+from fra.stats import Floats, seed_of
+
+PROMPTS = 100
+LENGTH = 24
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """BOS ... A B ... A, and the same with another token for the first A; one feature ("B is next") for each."""
+
+    clean: Int[Tensor, "n pos"]
+    corrupted: Int[Tensor, "n pos"]
+    at: Int[Tensor, " n"]
+    """Position of the first B."""
+    feature: Int[Tensor, " n"]
+
+
+def prompts(
+    features: Int[np.ndarray, " n_features"],
+    tokens: Int[np.ndarray, " n_features"],
+    pool: Int[np.ndarray, " n_pool"],
+    bos: int | None,
+    seed_parts: Sequence[str],
+) -> Prompts:
+    """PROMPTS prompts of LENGTH tokens, features in turn; all other tokens distinct, none a feature's."""
+    rng = np.random.default_rng(seed_of(*seed_parts))
+    others = np.setdiff1d(pool, tokens)
+    rows, changed, at = [], [], []
+    for number in range(PROMPTS):
+        fresh = rng.choice(others, LENGTH + 1, replace=False)
+        row = fresh[:LENGTH].copy()
+        row[0] = row[0] if bos is None else bos
+        first = int(rng.integers(3, LENGTH - 6))
+        row[first + 1] = tokens[number % len(tokens)]
+        row[-1] = row[first]
+        other = row.copy()
+        other[first] = fresh[LENGTH]
+        rows.append(row)
+        changed.append(other)
+        at.append(first + 1)
+    turn = np.arange(PROMPTS) % len(features)
+    return Prompts(
+        torch.from_numpy(np.stack(rows)),
+        torch.from_numpy(np.stack(changed)),
+        torch.tensor(at),
+        torch.from_numpy(np.asarray(features)[turn]),
+    )
+
+
+@dataclass(frozen=True)
+class Patched:
+    """Pre-activations of each prompt's feature at its last position; patches are made at its own first B."""
+
+    clean: Floats
+    corrupted: Floats
+    noised: dict[str, Floats]
+    """What is patched ("L0H5", "attention", "MLP") -> pre-activation on the clean prompt with the corrupted output."""
+    denoised: dict[str, Floats]
+
+
+@torch.no_grad()
+def patch_upstream(model: Model, observed: HeadOutputs, given: Prompts) -> Patched:
+    """Every head upstream alone, all attention outputs together and all MLP outputs together, both ways."""
+    encoder = observed.encoder
+    home = observed.z.device
+    name, layer = encoder.hook_name, encoder.layer
+    arms = (given.clean.to(home), given.corrupted.to(home))
+    every = torch.arange(len(given.at), device=home)
+    weight = encoder.weight.permute(2, 0, 1)[given.feature.to(home)]
+
+    def metric(tokens: Tensor, hooks: Sequence[Hook]) -> Floats:
+        with model.hooks(fwd_hooks=list(hooks)):
+            z = model.run_with_cache(tokens, names_filter=[name], stop_at_layer=layer + 1)[1][name]
+        z = z.reshape(*tokens.shape, encoder.n_heads, -1)[every, -1].to(weight)
+        value = (z * weight).sum((1, 2)) * encoder.gain(z) + encoder.bias[given.feature.to(home)]
+        return np.asarray(value.double().cpu())
+
+    rows = own_positions(given.at.to(home), arms[0].shape[1])
+    outputs = [f"blocks.{n}.attn.hook_z" for n in range(layer)]
+    seen = [model.run_with_cache(tokens, names_filter=outputs, stop_at_layer=layer)[1] for tokens in arms]
+    moved: tuple[dict[str, Floats], dict[str, Floats]] = ({}, {})
+    for way, (own, other) in enumerate(((0, 1), (1, 0))):
+        for n in range(layer):
+            z = seen[other][outputs[n]]
+            z = z.reshape(*arms[0].shape, int(model.cfg.n_heads), -1)
+            for head in range(z.shape[2]):
+                patch = set_output(model, z[:, :, head], layer=n, head=head, rows=rows)
+                moved[way][f"L{n}H{head}"] = metric(arms[own], patch.hooks)
+        for kind, hook in (("attention", "hook_attn_out"), ("MLP", "hook_mlp_out")):
+            points = [f"blocks.{n}.{hook}" for n in range(layer)]
+            if kind == "MLP" and getattr(model.cfg, "attn_only", False):
+                moved[way][kind] = metric(arms[own], [])
+                continue
+            hooks = [h for point in points for h in patch_activation(model, arms[other], point, rows=rows).hooks]
+            moved[way][kind] = metric(arms[own], hooks)
+    return Patched(metric(arms[0], []), metric(arms[1], []), *moved)

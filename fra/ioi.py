@@ -1,0 +1,277 @@
+"""Indirect object identification (IOI): prompts with edits of their template, and which features at S2 they rest on.
+
+"Then, Mary and John went to the store. John gave a ring to" should go on with " Mary", the indirect object (IO), not
+with the subject (S). S2 is the subject's second mention (Wang et al. 2023). An edit puts another word for " and".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from fra._columns import MATCHED, above_share, columns_tested
+from fra._dictionaries import dictionary_hook
+from fra._heads import Model
+from fra.attribution import observe
+from fra.claim import Claim, Evidence
+from fra.errors import FraError
+from fra.patching import ablate_features, own_positions
+from fra.stats import Floats, seed_of
+
+if TYPE_CHECKING:
+    from fra.targets import Target
+
+NAMES = (
+    "Mary", "John", "Tom", "James", "Anna", "Paul", "Sarah", "Peter", "Alice", "George",
+    "Jane", "Henry", "David", "Emma", "Charles", "Kate", "William", "Lucy", "Robert", "Ruth",
+)  # fmt: skip
+CONJUNCTIONS = (" and", " or", " but", " alongside")
+TEMPLATES = (
+    ("Then,{A}{and}{B} went to the", "{place}.{S} gave a", "{thing} to"),
+    ("When{A}{and}{B} had at last come back from the", "{place},{S} handed a", "{thing} to"),
+    ("One day{A}{and}{B} were seen together at the old", "{place},{S} sent a", "{thing} to"),
+)
+PLACES = (" house", " church", " garden", " station", " market")
+THINGS = (" book", " letter", " ring", " hat", " glass")
+LEAST_NAMES = 8
+PROMPTS = 120
+CHOOSING = 40
+"""Of the prompts, those that choose layer and features; the others give the numbers."""
+FEW = 3
+SCREENED = 20
+"""Features live at S2 on most choosing prompts that are ablated one by one."""
+
+
+@dataclass(frozen=True)
+class IOIPrompts:
+    """Prompts, padded on the right with their first token; positions are each prompt's own."""
+
+    tokens: Int[Tensor, "n pos"]
+    s2: Int[Tensor, " n"]
+    end: Int[Tensor, " n"]
+    """The last token, which predicts the name."""
+    conjunction: Int[Tensor, " n"]
+    """Position of the word between the names."""
+    io: Int[Tensor, " n"]
+    subject: Int[Tensor, " n"]
+    io_first: Tensor
+    """Whether the indirect object is named first."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def part(self, some: slice) -> IOIPrompts:
+        """Some of them."""
+        return IOIPrompts(*(getattr(self, name)[some] for name in self.__dataclass_fields__))
+
+
+def single_names(encode: Callable[[str], list[int]]) -> list[str]:
+    """The names that are one token, with their space."""
+    return [name for name in NAMES if len(encode(" " + name)) == 1]
+
+
+def lacking(encode: Callable[[str], list[int]]) -> str | None:
+    """Why a tokenizer cannot take these prompts, in a sentence; None where it can."""
+    names = single_names(encode)
+    if len(names) < LEAST_NAMES:
+        return (
+            f"{len(names)} of the {len(NAMES)} names are single tokens for this target, where {LEAST_NAMES} are needed"
+        )
+    split = [word for word in CONJUNCTIONS[:1] if len(encode(word)) != 1]
+    return f"{split[0]!r} is no single token for this target" if split else None
+
+
+def ioi_prompts(
+    encode: Callable[[str], list[int]],
+    bos: int | None,
+    seed_parts: Sequence[str],
+    conjunction: str = " and",
+    n: int = PROMPTS,
+) -> IOIPrompts:
+    """n prompts, both orders of the names in turn; the same prompts but for the word for every `conjunction`.
+
+    Raises FraError where the tokenizer does not split a prompt between words, or `lacking` says why not.
+    """
+    if (why := lacking(encode)) is not None:
+        raise FraError(f"{why}: no IOI prompts can be made")
+    rng = np.random.default_rng(seed_of(*seed_parts))
+    names = single_names(encode)
+    rows: list[list[int]] = []
+    marks: list[tuple[int, int, int, int, int, bool]] = []
+    for number in range(n):
+        io, subject = (" " + name for name in rng.choice(names, 2, replace=False))
+        first = number % 2 == 0
+        words = {
+            "{A}": io if first else subject,
+            "{B}": subject if first else io,
+            "{S}": subject,
+            "{and}": conjunction,
+            "{place}": str(rng.choice(PLACES)),
+            "{thing}": str(rng.choice(THINGS)),
+        }
+        pieces = _pieces("".join(TEMPLATES[int(rng.integers(len(TEMPLATES)))]), words)
+        ids = [] if bos is None else [bos]
+        at: dict[str, int] = {}
+        for mark, text in pieces:
+            at.setdefault(mark, len(ids))
+            ids += encode(text)
+        whole = ([] if bos is None else [bos]) + encode("".join(text for _, text in pieces))
+        if ids != whole:
+            raise FraError("this tokenizer joins words of an IOI prompt, so that positions cannot be told")
+        rows.append(ids)
+        marks.append((at["{S}"], len(ids) - 1, at["{and}"], encode(io)[0], encode(subject)[0], first))
+    longest = max(map(len, rows))
+    tokens = torch.tensor([row + row[:1] * (longest - len(row)) for row in rows])
+    columns = [torch.tensor(column) for column in zip(*marks, strict=True)]
+    return IOIPrompts(tokens, *columns)
+
+
+def _pieces(template: str, words: dict[str, str]) -> list[tuple[str, str]]:
+    """(mark or "", text) of a template, in order."""
+    found: list[tuple[str, str]] = []
+    while template:
+        here = {mark: template.find(mark) for mark in words if mark in template}
+        if not here:
+            found.append(("", template))
+            break
+        mark = min(here, key=lambda name: here[name])
+        if here[mark]:
+            found.append(("", template[: here[mark]]))
+        found.append((mark, words[mark]))
+        template = template[here[mark] + len(mark) :]
+    return found
+
+
+@torch.no_grad()
+def logit_differences(model: Model, prompts: IOIPrompts, hooks: Sequence[Any] = ()) -> Floats:
+    """Logit of the indirect object less that of the subject at each prompt's own last token."""
+    home = next(model.parameters()).device
+    parts = []
+    for start in range(0, len(prompts), 32):
+        some = prompts.part(slice(start, start + 32))
+        with model.hooks(fwd_hooks=[h(slice(start, start + 32)) if callable(h) else h for h in hooks]):
+            logits = model(some.tokens.to(home))
+        every = torch.arange(len(some), device=home)
+        last = logits[every, some.end.to(home)]
+        parts.append(last[every, some.io.to(home)] - last[every, some.subject.to(home)])
+    return np.asarray(torch.cat(parts).double().cpu())
+
+
+def ablated_at_s2(
+    model: Model, dictionary: Any, prompts: IOIPrompts, features: Sequence[int] | Int[Tensor, " n"]
+) -> Floats:
+    """Logit differences with these features taken out of hook_z at each prompt's own S2, error kept."""
+    ids = torch.as_tensor(features)
+
+    def hook(some: slice) -> Any:
+        rows = own_positions(prompts.s2[some], prompts.tokens.shape[1])
+        return ablate_features(model, ids, dictionary, rows=rows).hooks[0]
+
+    return logit_differences(model, prompts, [hook])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the choosing prompts say of one dictionary."""
+
+    dictionary: Any
+    joint: float
+    """Mean fall of the logit difference when every feature is taken out at S2."""
+    every: Int[Tensor, " n"]
+    few: list[int]
+    matched: list[int]
+    """As many others, nearest in mean activation at S2."""
+    falls: dict[int, float]
+
+
+def choose(model: Model, dictionary: Any, prompts: IOIPrompts) -> Chosen | None:
+    """The FEW features whose ablation at S2 lowers the logit difference most; None where fewer than 2 FEW are live."""
+    seen = observe(model, dictionary, prompts.tokens)
+    at = seen.live.where(seen.live.pos == prompts.s2.to(seen.live.pos.device)[seen.live.doc])
+    count = torch.bincount(at.feature, minlength=seen.encoder.d_sae)
+    total = torch.zeros(len(count), dtype=torch.float64).index_add_(0, at.feature.cpu(), at.value.double().cpu())
+    ids = torch.argsort(count.cpu(), descending=True, stable=True)[:SCREENED]
+    ids = ids[count.cpu()[ids] > 0]
+    if len(ids) < 2 * FEW:
+        return None
+    clean = logit_differences(model, prompts)
+    falls = {int(i): float((clean - ablated_at_s2(model, dictionary, prompts, [int(i)])).mean()) for i in ids}
+    few = sorted(falls, key=lambda i: -falls[i])[:FEW]
+    rest = [int(i) for i in ids if int(i) not in few]
+    matched: list[int] = []
+    for i in few:
+        near = min((j for j in rest if j not in matched), key=lambda j: abs(float(total[j] - total[i])))
+        matched.append(near)
+    every = torch.nonzero(count.cpu())[:, 0]
+    joint = float((clean - ablated_at_s2(model, dictionary, prompts, every)).mean())
+    return Chosen(dictionary, joint, every, few, matched, falls)
+
+
+def ioi_evidence(claim: Claim, target: Target, progress: Callable[[str], None] = lambda _: None) -> Evidence:
+    """D15 on a target with head-output dictionaries: one row."""
+    hooks = [hook for hook in target.dictionaries if hook.endswith(".attn.hook_z")]
+    if not hooks:
+        return Evidence(claim=claim, head=None, cannot="the target has no dictionary of head outputs")
+    if (why := lacking(target.encode)) is not None:
+        return Evidence(claim=claim, head=None, cannot=why)
+    model = target.model
+    made = {
+        word: ioi_prompts(target.encode, target.bos, (target.name, "ioi"), word)
+        for word in CONJUNCTIONS
+        if len(target.encode(word)) >= 1
+    }
+    first, rest = slice(0, CHOOSING), slice(CHOOSING, None)
+    base = made[" and"].part(rest)
+    clean = logit_differences(model, base)
+    accuracy = {"logit difference": float(clean.mean()), "prompts in favour of the IO": float((clean > 0).mean())}
+    if not clean.mean() > 2 * clean.std(ddof=1) / len(clean) ** 0.5:
+        said = f"the model does not prefer the indirect object (logit difference {clean.mean():.2f}): no IOI to show"
+        return Evidence(claim=claim, head=None, n=len(clean), undecided=said, detail=accuracy)
+    found = []
+    for hook in hooks:
+        progress(f"{claim.id}: {hook}")
+        found.append(choose(model, target.dictionaries[hook], made[" and"].part(first)))
+    best = max((c for c in found if c is not None), key=lambda c: c.joint, default=None)
+    if best is None or best.joint <= 0:
+        said = "no layer's features at S2 raise the logit difference on the choosing prompts"
+        return Evidence(claim=claim, head=None, n=len(clean), undecided=said, detail=accuracy)
+    falls = {
+        name: clean - ablated_at_s2(model, best.dictionary, base, ids)
+        for name, ids in (("few", best.few), ("matched", best.matched), ("every", best.every))
+    }
+    edited = {word: clean - logit_differences(model, prompts.part(rest)) for word, prompts in made.items()}
+    one = np.ones(len(clean))
+    columns = {
+        "few features, beyond half of all": above_share(falls["few"], falls["every"], 0.5),
+        MATCHED: (falls["few"] - falls["matched"], one),
+        "' alongside', beyond half of the ablation": above_share(edited[" alongside"], falls["few"], 0.5),
+        "' alongside' over ' or'": (edited[" alongside"] - edited[" or"], one),
+        "' alongside' over ' but'": (edited[" alongside"] - edited[" but"], one),
+    }
+    conditions = tuple(
+        columns_tested(claim, name, {"all": column}, target.name, len(columns))[0]["all"][0]
+        for name, column in columns.items()
+    )
+    baseline = float(falls["few"].mean())
+    return Evidence(
+        claim=claim,
+        head=None,
+        candidates={f"{len(best.few)} features of {dictionary_hook(best.dictionary)}": conditions},
+        n=len(clean),
+        detail=accuracy
+        | {
+            "features": best.few,
+            "matched": best.matched,
+            "fall by ablation": {name: float(value.mean()) for name, value in falls.items()},
+            "recovery, 1 as with ' and', 0 as ablated": {
+                word: 1 - float(value.mean()) / baseline if baseline else None for word, value in edited.items()
+            },
+            "falls on the choosing prompts": {str(i): value for i, value in best.falls.items()},
+        },
+    )

@@ -1,0 +1,182 @@
+"""How long a prefix induction heads need: the same examples for every head, one to nine matching tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fra import stats
+from fra._columns import columns_tested
+from fra._heads import Model
+from fra.claim import Claim, Evidence, parse_head
+from fra.errors import FraError
+from fra.family import Families
+from fra.stats import Floats, seed_of
+
+if TYPE_CHECKING:
+    from fra.targets import Target
+
+LONGEST_PREFIX = 9
+EXAMPLES = 120
+CHOOSING = 40
+"""Of the examples, those that say which two heads are compared; the others give the numbers."""
+
+
+@dataclass(frozen=True)
+class PrefixExamples:
+    """The same examples at prefix lengths 1..LONGEST_PREFIX: BOS, filler, X_1..X_9 Y, filler, then 9 tokens of which
+    the last k are X_{10-k}..X_9. All tokens are distinct but for the match.
+    """
+
+    tokens: Int[Tensor, "n n_prefix pos"]
+    before: Int[Tensor, "n pos"]
+    """At the longest prefix, the token before the match's last token replaced in the later copy."""
+    unrelated: Int[Tensor, "n pos"]
+    """At the longest prefix, a filler token between the copies replaced."""
+    key: Int[Tensor, " n"]
+    """Position of Y."""
+
+
+def prefix_examples(
+    pool: Int[np.ndarray, " n_pool"], bos: int | None, seed_parts: Sequence[str], n: int = EXAMPLES
+) -> PrefixExamples:
+    """n examples; where the copies lie varies from one to the next, and not with the prefix length."""
+    rng = np.random.default_rng(seed_of(*seed_parts))
+    longest, filler = LONGEST_PREFIX, 12
+    size = 1 + filler + longest + 1 + longest
+    if len(pool) < size + longest + 2:
+        raise FraError(f"a pool of {len(pool)} tokens is too small for prefixes: {size + longest + 2} are needed")
+    tokens, before, unrelated, keys = [], [], [], []
+    for _ in range(n):
+        fresh = rng.choice(pool, size + longest + 2, replace=False)
+        lead = int(rng.integers(2, filler - 2))
+        base = fresh[:size].copy()
+        base[0] = base[0] if bos is None else bos
+        start = 1 + lead
+        prefix = base[start : start + longest].copy()
+        base[-longest:] = fresh[size : size + longest]  # tokens of their own where the prefix does not reach
+        rows = []
+        for k in range(1, longest + 1):
+            row = base.copy()
+            row[-k:] = prefix[-k:]
+            rows.append(row)
+        corrupt, other = rows[-1].copy(), rows[-1].copy()
+        corrupt[-2] = fresh[-1]
+        other[int(rng.integers(start + longest + 1, size - longest))] = fresh[-2]
+        tokens.append(np.stack(rows))
+        before.append(corrupt)
+        unrelated.append(other)
+        keys.append(start + longest)
+    stacked = [torch.from_numpy(np.stack(part)) for part in (tokens, before, unrelated)]
+    return PrefixExamples(stacked[0], stacked[1], stacked[2], torch.tensor(keys))
+
+
+@dataclass(frozen=True)
+class PrefixAttention:
+    """Attention from the last position to Y, by head."""
+
+    heads: list[str]
+    at: Float[np.ndarray, "n_heads n n_prefix"]
+    before: Float[np.ndarray, "n_heads n"]
+    unrelated: Float[np.ndarray, "n_heads n"]
+
+    def slopes(self) -> Float[np.ndarray, "n_heads n"]:
+        """Least-squares slope of attention in prefix length (per token), for every example."""
+        k = np.arange(1, self.at.shape[-1] + 1) - (self.at.shape[-1] + 1) / 2
+        found: Floats = (self.at * k).sum(-1) / (k**2).sum()
+        return found
+
+
+@torch.no_grad()
+def prefix_attention(model: Model, examples: PrefixExamples, heads: Sequence[tuple[int, int]]) -> PrefixAttention:
+    """The same examples for every (layer, head)."""
+    device = next(model.parameters()).device
+    n, n_prefix, pos = examples.tokens.shape
+    rows = torch.cat([examples.tokens.flatten(0, 1), examples.before, examples.unrelated]).to(device)
+    keys = torch.cat([examples.key.repeat_interleave(n_prefix), examples.key, examples.key]).to(device)
+    layers = sorted({layer for layer, _ in heads})
+    names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in layers}
+    parts: list[Tensor] = []
+    for start in range(0, len(rows), 128):
+        some = rows[start : start + 128]
+        _, cache = model.run_with_cache(some, names_filter=list(names.values()), stop_at_layer=layers[-1] + 1)
+        every, key = torch.arange(len(some), device=device), keys[start : start + 128]
+        parts.append(torch.stack([cache[names[layer]][every, head, pos - 1, key] for layer, head in heads]))
+    found = np.asarray(torch.cat(parts, dim=1).double().cpu())
+    long, before, unrelated = np.split(found, [n * n_prefix, n * n_prefix + n], axis=1)
+    return PrefixAttention(
+        [f"L{layer}H{head}" for layer, head in heads], long.reshape(len(heads), n, n_prefix), before, unrelated
+    )
+
+
+def prefix_evidence(claim: Claim, target: Target, families: Families) -> Evidence:
+    """D14: of the target's induction heads, the one with the steepest slope against the one with the flattest, both
+    chosen on other examples.
+    """
+    heads = [parse_head(name) for name, s in families.status.items() if s.status == "TIH"]
+    if len(heads) < 2:
+        return Evidence(claim=claim, head=None, cannot="the target has fewer than two induction heads to compare")
+    families.progress(f"{claim.id}: {len(heads)} heads")
+    examples = prefix_examples(families.pool, target.bos, (target.name, "prefixes"))
+    found = prefix_attention(target.model, examples, heads)
+    slopes = found.slopes()
+    first = slopes[:, :CHOOSING].mean(1)
+    long, short = int(first.argmax()), int(first.argmin())
+    rest = slice(CHOOSING, None)
+    one = np.ones(EXAMPLES - CHOOSING)
+
+    def drop(head: int, corrupted: Floats) -> Floats:
+        own: Floats = found.at[head, rest, -1] - corrupted[head, rest]
+        return own
+
+    samples = {
+        "slope difference": slopes[long, rest] - slopes[short, rest],
+        "short-prefix head at one token": found.at[short, rest, 0],
+        "token before the match, over an unrelated one": drop(long, found.before) - drop(long, found.unrelated),
+        "the same, over the short-prefix head": drop(long, found.before) - drop(short, found.before),
+    }
+    conditions, power = [], None
+    for name, sample in samples.items():
+        ranges = {"slope difference": None, "short-prefix head at one token": (0.0, 1.0)}
+        got, means = columns_tested(
+            claim, name, {"all": (sample, one)}, target.name, len(samples), bounded=ranges.get(name, (-2.0, 2.0))
+        )
+        conditions.append(got["all"][0])
+        if name == next(iter(samples)) and means["all"].testable[0]:
+            chance = stats.power_above(means["all"], 0.0, claim.bar, claim.level, simultaneous=False)
+            power = float(chance[0])
+    return Evidence(
+        claim=claim,
+        head=None,
+        candidates={f"{found.heads[long]} against {found.heads[short]}": tuple(conditions)},
+        n=len(one),
+        power=power,
+        detail={"long": found.heads[long], "short": found.heads[short]} | _by_head(claim, target.name, found),
+    )
+
+
+def _by_head(claim: Claim, target: str, found: PrefixAttention) -> dict[str, Any]:
+    """Every head's slope with its interval, its attention by prefix length, and what the corruptions do to it."""
+    slopes = found.slopes()[:, CHOOSING:]
+    rows = []
+    for k, name in enumerate(found.heads):
+        means = stats.ClusterMeans(slopes[k], None, seed=seed_of(claim.digest, target, name))
+        at = found.at[k, CHOOSING:]
+        rows.append(
+            {
+                "head": name,
+                "slope (a token)": float(slopes[k].mean()),
+                "low": float(means.lower(claim.level, False)[0]),
+                "high": float(means.upper(claim.level, False)[0]),
+                "attention by prefix length": [float(x) for x in at.mean(0)],
+                "token before the match replaced": float(found.before[k, CHOOSING:].mean()),
+                "unrelated token replaced": float(found.unrelated[k, CHOOSING:].mean()),
+            }
+        )
+    return {"heads": rows}

@@ -1,0 +1,85 @@
+"""A hand-built induction head whose features were written down, as a target that families can be surveyed on."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from sae_lens import StandardSAE, StandardSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+
+from fra import stimuli
+from fra.family import Families, LayerFamilies
+from fra.induction import HeadStatus
+from fra.tests import circuit
+
+HOOK = "blocks.1.attn.hook_z"
+WRONG = (5, 6, 7, 8)
+"""Features of the induction head that fire wherever the token stands before, match or not: these fail induction."""
+
+
+def model(strength: float = 20.0) -> Any:
+    """fra.tests.circuit with a second head of layer 1 that attends to the position itself and tells its token."""
+    made = circuit.model(strength)
+    token = torch.arange(circuit.D_VOCAB)
+    with torch.no_grad():
+        second = made.blocks[1].attn
+        second.W_Q[1].zero_()
+        second.W_K[1].zero_()
+        position = torch.arange(circuit.N_CTX)
+        second.W_Q[1, circuit.D_VOCAB + position, position] = 20.0 * circuit.D_VOCAB**0.5
+        second.W_K[1, circuit.D_VOCAB + position, position] = 1.0
+        second.W_V[1, token, token] = 1.0
+        second.W_O[1, token, token] = -0.05
+    return made
+
+
+def dictionary() -> StandardSAE:
+    """A feature for each coordinate of hook_z: v says "token v comes by induction" (head 0), D_VOCAB + v "this is v"
+    (head 1).
+    """
+    width = 2 * circuit.D_VOCAB
+    sae = StandardSAE(
+        StandardSAEConfig(d_in=width, d_sae=width, metadata=SAEMetadata(model_name="circuit", hook_name=HOOK))
+    )
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(width))
+        sae.W_dec.copy_(torch.eye(width))
+        sae.b_enc.fill_(-0.3)
+        sae.b_dec.zero_()
+        for wrong in WRONG:  # half of it is read off the token itself, through the other head: it needs no repeat
+            sae.b_enc[wrong] = 10.0
+    return sae
+
+
+def layer(n: int = 24, strength: float = 20.0, wrong: bool = True) -> LayerFamilies:
+    """The circuit's second layer, with repeated random documents for natural ones."""
+    built, sae = model(strength), dictionary()
+    if not wrong:
+        with torch.no_grad():
+            sae.b_enc.fill_(-0.3)
+    target = SimpleNamespace(
+        name="circuit",
+        model=built,
+        dictionaries={HOOK: sae},
+        bos=circuit.BOS,
+        tokenizer=SimpleNamespace(all_special_ids=[circuit.BOS]),
+    )
+    pool = np.arange(circuit.BOS)
+    made = [
+        stimuli.repeated_random(n, pool, circuit.N_CTX, circuit.BOS, ("circuit", name))
+        for name in ("discovery", "measurement")
+    ]
+    discovery, documents = (stimuli.collate(part) for part in made)
+    return LayerFamilies(target, 1, [0], discovery, documents, pool)
+
+
+def families(made: LayerFamilies | None = None) -> Families:
+    """The circuit's families: L1H0 is the induction head, by its own attention on the status documents."""
+    made = made or layer()
+    shown = {name: "TIH" if name == "L1H0" else "not a TIH" for name in ("L0H0", "L0H1", "L1H0", "L1H1")}
+    previous = {name: {"previous": float(name == "L0H0")} for name in shown}
+    status = {h: HeadStatus(h, is_, 1.0, 0.9, 1.0, previous[h]) for h, is_ in shown.items()}
+    return Families("circuit", status, {1: made}, made.pool)

@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 DOCUMENTS = 100
 """Of discovery and of confirmation, where the target has so many texts."""
-LAGS = tuple(range(2, 26))
-"""Other stripes: a longer lag leaves few keys in documents of 128 tokens; 24 make the least p 0.04."""
+LAGS = tuple(range(2, 22))
+"""Other stripes: a longer lag leaves few keys in documents of 128 tokens; 20 make the least p 0.048."""
 SCRAMBLES = 10
 """A head, pooled by layer."""
 _PLANTED, _TRIED, _STEPS = 12, 60, 6
@@ -139,7 +139,7 @@ class LayerConcepts:
             other = self.search.stripe(lag)
 
             def at_lag(k: int, other: ConceptStripe = other, lag: int = lag) -> float:
-                return best(on[k].channels(other.strongest(self.search.arm, heads[k])[0], lag))
+                return best(on[k].channels(other.strongest(self.search.arm, heads[k])[0], lag, contrast=False))
 
             lags.append(each(at_lag, range(len(heads)), device))
         scrambled = np.array(each(lambda head: self.scrambles(stripe, head), heads, device)).ravel()
@@ -169,7 +169,7 @@ class LayerConcepts:
                 Arm(scramble(a.frozen, head, rotation, stretch), a.codes) for a in (self.search.arm, self.confirmation)
             )
             pairs, _ = stripe.strongest(arm, head)
-            found.append(best(HeadOnText(self.text, there, head).channels(pairs)))
+            found.append(best(HeadOnText(self.text, there, head).channels(pairs, contrast=False)))
         return found
 
     def atoms(self, heads: Sequence[int]) -> list[float]:
@@ -181,7 +181,8 @@ class LayerConcepts:
         stripe = ConceptSearch(self.search.text, arms[0]).stripe(1)
 
         def one(head: int) -> float:
-            return best(HeadOnText(self.text, arms[1], head).channels(stripe.strongest(arms[0], head)[0]))
+            pairs, _ = stripe.strongest(arms[0], head)
+            return best(HeadOnText(self.text, arms[1], head).channels(pairs, contrast=False))
 
         return each(one, heads, torch.device("cpu"))
 

@@ -1,9 +1,9 @@
 """Conceptual induction on text that repeats no token: the search for its channels, and their exact effect (Q21).
 
-Rows are positions t of natural documents whose token stands nowhere before in the document, so that token induction has
-nothing to go by. For a feature i live at t, the keys s of the stripe are those with i live at s - 1, where by the choice
-of rows another token stands. They are compared with keys s' that follow a position where i is not live, of rows where i
-is live too, matched in the token at s' and in the lag t - s' (by octaves). Other stripes ask for i at s - k instead.
+Rows are positions t of natural documents whose token stands nowhere before in the document, so that token induction
+has nothing to go by. For a feature i live at t, the keys s of the stripe are those with i live at s - 1, where by the
+choice of rows another token stands. They are compared with keys s' that follow a position where i is not live, of rows
+where i is live too, matched in the token at s' and in the lag t - s' (by octaves). Other stripes ask for i at s - k.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fra.stats import seed_of
 
 CANDIDATES = 20
 FLOOR_DOCUMENTS = 20
-ROWS = 150
+ROWS = 100
 """Rows of a feature that are measured: more of them cost time and tell little, documents being the unit."""
 _CHECKED = 400
 _OCTAVES = 16
@@ -69,8 +69,8 @@ def texts(documents: Sequence[Sequence[int]], sources: Sequence[str], has_bos: b
 
 
 class ConceptSearch:
-    """M = G * sum over rows and stripe keys of a_i(t) (a_j(s) - its mean over keys with the token of s), exhaustive over
-    features live in enough documents. What heads share is computed once for a stripe.
+    """M = G * sum over rows and stripe keys of a_i(t) (a_j(s) - its mean over keys with the token of s), exhaustive
+    over features live in enough documents. What heads share is computed once for a stripe.
     """
 
     def __init__(self, text: Texts, arm: Arm) -> None:
@@ -99,8 +99,8 @@ class ConceptSearch:
         kept, column = np.unique(number[token_rows], return_inverse=True)
         one = np.ones(len(token_rows))
         self._tokens = sparse.csr_matrix((one, (token_rows, column)), shape=(batch * pos, len(kept)))
-        mean = self._tokens.T @ self._keys[:, self.key_features] / np.maximum(self._tokens.sum(0).T, 1)
-        self._token_mean = np.asarray(mean, dtype=np.float32)
+        total = (self._tokens.T @ self._keys[:, self.key_features]).toarray()
+        self._token_mean = np.asarray(total / times[kept][:, None], dtype=np.float32)
 
     def _live_enough(self, matrix: Any) -> Int[np.ndarray, " n"]:
         entries = matrix.tocoo()
@@ -122,8 +122,8 @@ class ConceptSearch:
         W = sparse.csr_matrix((weight[use], (key[use], feature[use])), shape=(batch * pos, self.d_sae))
         queries = self._live_enough(W)
         chosen = W[:, queries].T.tocsr()
-        position_part = np.asarray((chosen @ self._keys[:, self.key_features]).todense(), dtype=np.float32)
-        position_part -= np.asarray((chosen @ self._tokens).todense(), dtype=np.float32) @ self._token_mean
+        position_part = (chosen @ self._keys[:, self.key_features]).toarray().astype(np.float32)
+        position_part -= (chosen @ self._tokens).toarray().astype(np.float32) @ self._token_mean
         return ConceptStripe(self, lag, queries, position_part, W.tocsc())
 
 
@@ -172,7 +172,7 @@ def _rows(matrix: Any, column: int) -> np.ndarray:
 
 
 def typical_couplings(arm: Arm, head: int, pos: int) -> tuple[Tensor, Tensor]:
-    """U, V with U_i . V_j the coupling of a pair; for a head that rotates, its mean over lags of 1, 2, 4, ... tokens."""
+    """U, V with U_i . V_j the coupling of a pair; where the head rotates, its mean over lags of 1, 2, 4, ..."""
     U, V = arm.couplings(head)
     rotary = arm.frozen.rotary
     if rotary is None:
@@ -214,11 +214,13 @@ class HeadOnText:
         """Rows of every pair's query feature against all keys, with the weight of each key in the comparison."""
         return Grid(self, pairs, lag)
 
-    def channels(self, pairs: Int[Tensor, "n 2"], lag: int = 1) -> ConceptEffects:
-        """Exact effect of removing each channel by itself at every key of the row."""
+    def channels(self, pairs: Int[Tensor, "n 2"], lag: int = 1, contrast: bool = True) -> ConceptEffects:
+        """Exact effect of removing each channel by itself at every key of the row; the head's own contrast is left at
+        zero where it is not asked for.
+        """
         grid = self.grid(pairs, lag)
         before = grid.odds(None)
-        return grid.effects(before - grid.odds(-grid.couplings()), before)
+        return grid.effects(before - grid.odds(-grid.couplings()), before if contrast else None)
 
 
 def _cap(frozen: FrozenLayer, scores: Tensor) -> Tensor:
@@ -242,29 +244,29 @@ class Grid:
         keep = order[within < ROWS]
         self.pair, self.doc, self.pos = pair[keep], doc[keep], pos[keep]
         self.query = q[self.doc, self.pos, self.pair]
-        key = torch.arange(text.tokens.shape[1])
-        lagged = (self.pos[:, None] - key).clamp(min=0)
+        length = text.tokens.shape[1]
+        key = torch.arange(length)
         source = key - lag
         # a stripe key lies before the row, and has text both at it and where its feature is asked for
-        usable = (key < self.pos[:, None]) & text.valid[self.doc] & arm.frozen.mask[self.pos]
-        usable &= (source >= 0) & text.valid[self.doc][:, source.clamp(min=0)]
-        there = live.permute(0, 2, 1)[self.doc, self.pair][:, source.clamp(min=0)]
-        octave = torch.log2(lagged.clamp(min=1).double()).long()
-        n_tokens = int(text.token_number.max()) + 1
-        stratum = ((self.pair[:, None] * n_tokens + text.token_number[self.doc]) * _OCTAVES + octave)[usable]
-        positive = there[usable]
-        strata, index = torch.unique(stratum, return_inverse=True)
-        n_pos = torch.bincount(index[positive], minlength=len(strata)).double()
-        n_other = torch.bincount(index[~positive], minlength=len(strata)).double()
-        weight = torch.where(
-            positive,
-            (n_other[index] > 0).double(),
-            -n_pos[index] / n_other[index].clamp(min=1),
-        )
-        used = weight != 0
+        either = text.valid & (source >= 0) & text.valid[:, source.clamp(min=0)]
+        usable = (arm.frozen.mask & (key[:, None] > key))[self.pos] & either[self.doc]
+        there = live.permute(2, 0, 1)[self.pair, self.doc][:, source.clamp(min=0)]
         row, at = torch.nonzero(usable, as_tuple=True)
-        self.row, self.key, self.weight = row[used], at[used], weight[used]
-        self._index, self._strata = index[used], len(strata)
+        octave = torch.log2((key[:, None] - key).clamp(min=1).float()).long()
+        n_octaves = int(octave.max()) + 1
+        n_tokens = int(text.token_number.max()) + 1
+        stratum = (self.pair[row] * n_tokens + text.token_number[self.doc[row], at]) * n_octaves
+        stratum += octave[self.pos[row], at]
+        positive = there[row, at]
+        n_pos = torch.bincount(stratum[positive], minlength=len(pairs) * n_tokens * n_octaves)
+        mixed = torch.nonzero(n_pos[stratum] > 0)[:, 0]  # most keys are matched with nothing
+        row, at, stratum, positive = row[mixed], at[mixed], stratum[mixed], positive[mixed]
+        n_other = torch.bincount(stratum[~positive], minlength=len(n_pos))
+        used = n_other[stratum] > 0
+        self.row, self.key, stratum, positive = row[used], at[used], stratum[used], positive[used]
+        self.weight = torch.where(positive, 1.0, -n_pos[stratum].double() / n_other[stratum])
+        compared = (n_pos > 0) & (n_other > 0)
+        self._index, self._strata = (compared.cumsum(0) - 1)[stratum], int(compared.sum())
 
     def couplings(self) -> Float[Tensor, "n one_or_pos"]:
         """G of every pair, by lag where the head rotates."""
@@ -274,9 +276,11 @@ class Grid:
     def odds(self, added: Float[Tensor, "n one_or_pos"] | None) -> Float[Tensor, " n_cells"]:
         """Log-odds of every compared key with `added` a_i a_j added to the row's scores (nothing where None)."""
         on, frozen = self.on, self.on.arm.frozen
-        attention = on.pattern[self.doc, self.pos].double()
+        at = self.doc[self.row], self.pos[self.row], self.key
+        own = on.pattern[at].double()
+        total = torch.ones(len(self.row), dtype=torch.float64)
         if added is not None:
-            F = self.query[:, None] * self.k.permute(0, 2, 1)[self.doc, self.pair]
+            F = self.query[:, None] * self.k.permute(2, 0, 1)[self.pair, self.doc]
             if added.shape[1] == 1:
                 F = F * added[self.pair]
             else:
@@ -285,11 +289,14 @@ class Grid:
             if frozen.softcap is not None:
                 before = on.scores[self.doc, self.pos]
                 F = torch.where(before > -torch.inf, frozen.cap(before + F) - frozen.cap(before), 0.0)
-            attention = attention * F.double().exp()
-        own = attention[self.row, self.key].clamp(min=1e-300)
-        return own.log() - (attention.sum(1)[self.row] - own).clamp(min=1e-300).log()
+            # what the row gains in all: only keys with j live change
+            gained = (on.pattern[self.doc, self.pos] * torch.expm1(F)).sum(1, dtype=torch.float64)
+            own = own * F[self.row, self.key].double().exp()
+            total = total + gained[self.row]
+        own = own.clamp(min=1e-300)
+        return own.log() - (total - own).clamp(min=1e-12).log()
 
-    def effects(self, nats: Float[Tensor, " n_cells"], contrast: Float[Tensor, " n_cells"]) -> ConceptEffects:
+    def effects(self, nats: Float[Tensor, " n_cells"], contrast: Float[Tensor, " n_cells"] | None) -> ConceptEffects:
         """Sums by document. Values are taken from the middle of their stratum, which changes no mean (weights cancel in
         a stratum) and keeps documents with only stripe keys or only matched ones comparable.
         """
@@ -297,15 +304,15 @@ class Grid:
         cell = self.doc[self.row] * n + self.pair[self.row]
 
         def by_document(values: Tensor) -> np.ndarray:
-            out = torch.zeros(n_docs * n, dtype=torch.float64).index_add_(0, cell, values)
-            return np.asarray(out.view(n_docs, n))
+            return np.asarray(torch.bincount(cell, weights=values, minlength=n_docs * n).view(n_docs, n))
 
         def centred(values: Tensor) -> np.ndarray:
             middle = torch.zeros(self._strata, dtype=torch.float64)
             for side in (self.weight > 0, self.weight < 0):
-                total = torch.zeros(self._strata, dtype=torch.float64).index_add_(0, self._index[side], values[side])
+                total = torch.bincount(self._index[side], weights=values[side], minlength=self._strata)
                 middle += 0.5 * total / torch.bincount(self._index[side], minlength=self._strata).clamp(min=1)
             return by_document(self.weight * (values - middle[self._index]))
 
         live = by_document((self.weight > 0).double()) > 0
-        return ConceptEffects(centred(nats), centred(contrast), by_document(self.weight.abs() / 2), live.sum(0))
+        own = np.zeros(live.shape) if contrast is None else centred(contrast)
+        return ConceptEffects(centred(nats), own, by_document(self.weight.abs() / 2), live.sum(0))

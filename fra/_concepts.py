@@ -304,7 +304,7 @@ class Grid:
         cell = self.doc[self.row] * n + self.pair[self.row]
 
         def by_document(values: Tensor) -> np.ndarray:
-            return np.asarray(torch.bincount(cell, weights=values, minlength=n_docs * n).view(n_docs, n))
+            return np.asarray(torch.bincount(cell, weights=values, minlength=n_docs * n).double().view(n_docs, n))
 
         def centred(values: Tensor) -> np.ndarray:
             middle = torch.zeros(self._strata, dtype=torch.float64)

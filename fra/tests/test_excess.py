@@ -89,10 +89,8 @@ def test_thresholds_let_the_same_share_of_scrambles_through_both_tests() -> None
     rng = np.random.default_rng(3)
     found = {f"L1H{k}": numbers(rng, 0.1, 0.0) for k in range(8)}
     counts = count(found, 60 * ROWS, np.full(60, ROWS), BARS, seed=1)
-    for part, threshold in (
-        ("scrambled_margin", counts.margin_threshold),
-        ("scrambled_contrast", counts.contrast_threshold),
-    ):
+    thresholds = {"scrambled_margin": counts.margin_threshold, "scrambled_contrast": counts.contrast_threshold}
+    for part, threshold in thresholds.items():
         draws = np.concatenate([getattr(n, part) for n in found.values()])
         assert FALSE_POSITIVES - 1 / len(draws) <= (draws > threshold[0]).mean() <= FALSE_POSITIVES
     assert abs(counts.null.mean()) < 0.3

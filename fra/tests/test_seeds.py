@@ -1,5 +1,5 @@
-"""Q20 on the hand-built circuit under dictionaries that are one another's permutation, and under unrelated ones; [[seed]]
-in target files.
+"""Q20 on the hand-built circuit under dictionaries that are one another's permutation, and under unrelated ones;
+[[seed]] in target files.
 """
 
 from __future__ import annotations
@@ -133,11 +133,8 @@ def test_seeds_of_a_target_file(seeded: Path) -> None:
 
 def test_a_seed_beyond_the_layers_or_without_files_is_refused(seeded: Path) -> None:
     other = seeded.with_name("beyond.toml")
-    other.write_text(
-        seeded.read_text().replace(
-            f'[[seed]]\nhook = "{NORMALIZED}"', '[[seed]]\nhook = "blocks.7.ln1.hook_normalized"'
-        )
-    )
+    far = '[[seed]]\nhook = "blocks.7.ln1.hook_normalized"'
+    other.write_text(seeded.read_text().replace(f'[[seed]]\nhook = "{NORMALIZED}"', far))
     refused(other, "blocks.7", "beyond")
     missing = seeded.with_name("missing.toml")
     missing.write_text(seeded.read_text().replace('path = "sae2"', 'path = "nowhere"'))

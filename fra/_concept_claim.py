@@ -245,7 +245,7 @@ class LayerConcepts:
                 planted, found = planted + 1, found + int(seen[k])
         return planted, found
 
-    def live_tokens(self, pairs: Int[np.ndarray, "n 2"], target: Target, top: int = 5) -> list[dict[str, Any]]:
+    def live_tokens(self, pairs: Int[np.ndarray, "n 2"], target: Any, top: int = 5) -> list[dict[str, Any]]:
         """What stands where each channel's features are live, confirmation documents."""
         codes, rows = self.confirmation.codes, []
         tokens = self.text.tokens.flatten()
@@ -262,7 +262,7 @@ class LayerConcepts:
         return rows
 
 
-def concept_evidence(claim: Claim, target: Target, found: Concepts) -> dict[str, Evidence]:
+def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Evidence]:
     """Q21: of every head, one channel that passes everything."""
     evidence = {}
     for name in target.heads:

@@ -4,13 +4,16 @@ circuit in which one word's kind predicts what follows it.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from fra._channels import Arm, measure_arm
-from fra._concept_claim import LayerConcepts, best
+from fra._concept_claim import Concepts, LayerConcepts, best, concept_evidence
 from fra._concepts import ROWS, ConceptSearch, HeadOnText, Texts, texts
+from fra.claim import Claim, Outcome, judge
 from fra.tests import circuit
 from fra.tests.models import N_CTX, tiny, tiny_sae
 
@@ -170,6 +173,40 @@ def test_channels_of_kinds_are_found_by_their_ids_and_nulls_are_not() -> None:
         assert best(on.channels(own.search.stripe(lag).strongest(arms[0], 0)[0], lag)) < 1.0
     other = stripe.strongest(arms[0], 1)[0]
     assert best(HeadOnText(own.text, own.confirmation, 1).channels(other)) < 0.5
+
+
+CLAIM = Claim(
+    id="T21",
+    title="t",
+    h0="h",
+    bar=0.1,
+    bars={"head contrast": 0.1, "over other lags": 0.95, "over scrambled heads": 0.95, "over random atoms": 0.0},
+    statistic="t/1",
+    stimuli=("natural",),
+    n=100,
+)
+
+
+def test_verdicts_on_the_circuit_of_kinds() -> None:
+    """The whole screen: yes for the head that matches kinds, no for the head without a purpose."""
+    own, _ = layer(kinds_circuit(), kinds_dictionary())
+    heads = own.heads([0, 1])
+    decoded = SimpleNamespace(tokenizer=SimpleNamespace(decode=str), heads=("L0H0", "L1H0", "L1H1", "L2H0"))
+    lists = {name: own.live_tokens(h.pairs, decoded) for name, h in heads.items()}
+    found = Concepts("kinds", heads, {"L0H0": 0.0}, own.text.sources, lists)
+    evidence = concept_evidence(CLAIM, decoded, found)
+    assert list(evidence) == ["L0H0", "L2H0", "L1H0", "L1H1"]
+    outcomes = {name: judge(CLAIM, e).outcome for name, e in evidence.items()}
+    assert outcomes["L1H0"] is Outcome.SUPPORTED, judge(CLAIM, evidence["L1H0"]).reason
+    assert outcomes["L1H1"] in (Outcome.INCONCLUSIVE, Outcome.REFUTED)
+    assert outcomes["L0H0"] is outcomes["L2H0"] is Outcome.CANNOT_RUN
+    passing = {
+        name
+        for name, conditions in evidence["L1H0"].candidates.items()
+        if all(c.holds(CLAIM.level) for c in conditions)
+    }
+    assert passing == {f"{k} -> {circuit.PREVIOUS + k}" for k in range(KINDS)}
+    assert heads["L1H0"].planted_found <= heads["L1H0"].planted
 
 
 def test_token_matching_has_no_conceptual_channel() -> None:

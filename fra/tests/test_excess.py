@@ -44,7 +44,7 @@ def verdict(margin_of: dict[str, float], contrast_of: dict[str, float]):
     rng = np.random.default_rng(0)
     found = {h: numbers(rng, margin_of[h], contrast_of[h]) for h in margin_of}
     counts = count(found, 60 * ROWS, np.full(60, ROWS), BARS, seed=1)
-    status = {h: HeadStatus(h, "TIH" if contrast_of[h] > 0.2 else "not a TIH", 0, 0, 0, {}) for h in found}
+    status = {h: HeadStatus(h, "TIH" if contrast_of[h] > 0.2 else "not a TIH", 0.0, 0.0, 0.0, {}) for h in found}
     return counts, judge(CLAIM, judged(CLAIM, Screen("t", "repeated_random", status, {}, {}, str), counts, 60))
 
 
@@ -92,7 +92,7 @@ def test_thresholds_let_the_same_share_of_scrambles_through_both_tests() -> None
     thresholds = {"scrambled_margin": counts.margin_threshold, "scrambled_contrast": counts.contrast_threshold}
     for part, threshold in thresholds.items():
         draws = np.concatenate([getattr(n, part) for n in found.values()])
-        assert FALSE_POSITIVES - 1 / len(draws) <= (draws > threshold[0]).mean() <= FALSE_POSITIVES
+        assert FALSE_POSITIVES - 2 / len(draws) < (draws > threshold[0]).mean() <= FALSE_POSITIVES
     assert abs(counts.null.mean()) < 0.3
 
 

@@ -213,7 +213,8 @@ class LayerConcepts:
 
             def measured(raise_: Tensor, grid: Any = grid, without: Tensor = without) -> ConceptEffects:
                 odds = grid.odds(raise_[:, None])
-                return grid.effects(odds - without, odds)
+                found: ConceptEffects = grid.effects(odds - without, odds)
+                return found
 
             def meets(raise_: Tensor) -> Tensor:
                 e = measured(raise_)
@@ -250,7 +251,7 @@ class LayerConcepts:
         codes, rows = self.confirmation.codes, []
         tokens = self.text.tokens.flatten()
         for i, j in pairs.tolist():
-            row = {}
+            row: dict[str, Any] = {}
             for name, feature in (("query", i), ("key", j)):
                 at = codes.row[codes.feature == feature]
                 ids, times = torch.unique(tokens[at[self.text.valid.flatten()[at]]], return_counts=True)

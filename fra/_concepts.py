@@ -45,12 +45,14 @@ class Texts:
         """Text whose token stands nowhere before in the document, the beginning (BOS) left out."""
         same = self.tokens[:, :, None] == self.tokens[:, None, :]
         earlier = torch.ones(self.tokens.shape[1], self.tokens.shape[1], dtype=torch.bool).tril(-1)
-        return self.valid & ~(same & earlier & self.valid[:, None, :]).any(-1)
+        first: Tensor = self.valid & ~(same & earlier & self.valid[:, None, :]).any(-1)
+        return first
 
     @cached_property
     def token_number(self) -> Int[Tensor, "batch pos"]:
         """Tokens numbered from 0 without gaps."""
-        return torch.unique(self.tokens, return_inverse=True)[1]
+        number: Tensor = torch.unique(self.tokens, return_inverse=True)[1]
+        return number
 
     @cached_property
     def priority(self) -> Float[Tensor, "batch pos"]:
@@ -155,7 +157,7 @@ class ConceptStripe:
         U, V = (part.float().cpu() for part in typical_couplings(arm, head, self.search.shape[1]))
         M = torch.from_numpy(self.position_part) * (U[self.queries] @ V[self.search.key_features].T)
         values, places = M.flatten().topk(min(_CHECKED, M.numel()))
-        chosen = []
+        chosen: list[tuple[int, int, float]] = []
         for value, place in zip(values.tolist(), places.tolist(), strict=True):
             if len(chosen) == n or value <= 0:
                 break

@@ -195,8 +195,8 @@ def seeds_evidence(
         c = kept[h]
         if whole > 0:
             share = part / whole
-            ends = [share + (end - c.effect) / whole for end in (c.low, c.high)]
-            c = Condition(c.name, share, *ends, claim.bar, p=c.p, p_refute=c.p_refute)
+            low, high = (share + (end - c.effect) / whole for end in (c.low, c.high))
+            c = Condition(c.name, share, low, high, claim.bar, p=c.p, p_refute=c.p_refute)
         else:
             c = Condition(c.name, float("nan"), -np.inf, np.inf, claim.bar)
         p = stats.rank_p(float(f.shared.mean()), f.shared_random)

@@ -7,8 +7,8 @@ same scrambles. Both thresholds are the 95 % quantile, so that either test calls
 
 H0: heads that carry channels - heads that are TIHs <= 0, or the same count by the registered bars <= 0.
 Control: the count with a scramble in the place of every head; p is the share of such counts that reach the excess.
-Sample size: with 16 heads and 5 % false positives, an excess of about three heads is what scrambles reach in less than
-one case of twenty (the number for the target is in the detail); a target with fewer heads that are no TIHs cannot
+Sample size: with 16 heads and 5 % false positives, an excess of two or three heads is what scrambles reach in less
+than one case of twenty (the number for the target is in the detail); a target with fewer heads that are no TIHs cannot
 support the claim, and comes out INCONCLUSIVE. Power: the channels that Q05 plants. Bar: more is more than none. By the
 calibrated test alone a head could carry what is above scrambles and still nothing that is expressed, so the count by
 the bars must agree. Registered before `mini` was measured.

@@ -11,10 +11,11 @@ H0: no channel has an effect > 0.10 nat while the head's own log-odds differ by 
     that others cancel is no more than latent), above what the same search finds at 20 other lags (i live at s - k),
     with random atoms for features, and on scrambled heads.
 Controls: matched keys inside every difference; other lags, random atoms, scrambles (10 a head, pooled by layer), each
-with its own search; layer-0 heads, whose keys cannot know what stands before them, stand beside. The search (20
-candidates a head) and the measurement are on different documents; registers of text are resampled. Power: channels
-planted at these bars; a refutation needs that 80 % of them are found. Bar: that of a CIH channel, 0.10 nat.
-Registered before `mini` was measured.
+with its own search; layer-0 heads, whose keys cannot know what stands before them: a channel must exceed what the
+search finds there. The search (20 candidates a head) and the measurement are on different documents; registers of text
+are resampled. Power: channels planted at these bars; a refutation needs that 80 % of them are found. Bar: that of a CIH
+channel, 0.10 nat. Registered before `mini` was measured, but for the condition on layer-0 heads, which was added after
+a first look, when they were found to reach 0.85 nat (version 2): the keys are not matched in their position.
 """
 
 import pytest
@@ -31,8 +32,9 @@ CLAIM = Claim(
         "over other lags": 0.95,
         "over scrambled heads": 0.95,
         "over random atoms": 0.0,
+        "over layer-0 heads": 0.0,
     },
-    statistic="concepts/1",
+    statistic="concepts/2",
     stimuli=("natural",),
     n=100,
 )

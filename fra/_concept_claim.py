@@ -274,6 +274,7 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
         elif name not in found.heads:
             reason = "the target has no dictionary at this layer's attention input"
             evidence[name] = Evidence(claim=claim, head=name, cannot=reason)
+    control = max((v for v in found.controls.values() if np.isfinite(v)), default=0.0)
     live = {h: np.flatnonzero(c.effects.documents >= FLOOR_DOCUMENTS) for h, c in found.heads.items()}
     measured = [h for h in found.heads if len(live[h])]
 
@@ -303,6 +304,8 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
                 contrast[h][n],
                 *(Condition(name, 1 - p, 1 - p, 1.0, claim.bars[name], p=p, p_refute=1.0) for name, p in ranks.items()),
                 Condition("over random atoms", atoms, atoms, atoms, 0.0, p_refute=1.0),
+                # keys of layer 0 cannot know what stands before them: what is found there is not conceptual induction
+                Condition("over layer-0 heads", E[c] - control, E[c] - control, E[c] - control, 0.0, p_refute=1.0),
             )
             pair = f"{own.pairs[c, 0]} -> {own.pairs[c, 1]}"
             candidates[pair] = conditions

@@ -4,6 +4,7 @@ circuit in which one word's kind predicts what follows it.
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -180,7 +181,13 @@ CLAIM = Claim(
     title="t",
     h0="h",
     bar=0.1,
-    bars={"head contrast": 0.1, "over other lags": 0.95, "over scrambled heads": 0.95, "over random atoms": 0.0},
+    bars={
+        "head contrast": 0.1,
+        "over other lags": 0.95,
+        "over scrambled heads": 0.95,
+        "over random atoms": 0.0,
+        "over layer-0 heads": 0.0,
+    },
     statistic="t/1",
     stimuli=("natural",),
     n=100,
@@ -207,6 +214,9 @@ def test_verdicts_on_the_circuit_of_kinds() -> None:
     }
     assert passing == {f"{k} -> {circuit.PREVIOUS + k}" for k in range(KINDS)}
     assert heads["L1H0"].planted_found <= heads["L1H0"].planted
+    # the control decides: a layer-0 head, which cannot have such a channel, reaches more
+    denied = concept_evidence(CLAIM, decoded, dataclasses.replace(found, controls={"L0H0": 99.0}))["L1H0"]
+    assert judge(CLAIM, denied).outcome is Outcome.INCONCLUSIVE
 
 
 def test_token_matching_has_no_conceptual_channel() -> None:

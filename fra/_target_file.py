@@ -132,6 +132,8 @@ class TargetSpec(_Table):
     """Whether releases that exist only as pickles (which can run code when loaded) may be loaded from the hub."""
     model: ModelTable
     dictionary: tuple[DictionaryTable, ...] = Field(default=(), strict=False)
+    seed: tuple[DictionaryTable, ...] = Field(default=(), strict=False)
+    """`[[seed]]`: dictionaries of an attention input that differ from one another by their seed alone."""
     heads: HeadsTable = HeadsTable()
     text: TextTable
     size: SizeTable
@@ -142,6 +144,7 @@ class TargetSpec(_Table):
         for hook in hooks:
             if hooks.count(hook) > 1:
                 raise ValueError(f"two dictionaries at {hook}")
+        for hook in (*hooks, *(entry.hook for entry in self.seed)):
             if int(hook.split(".")[1]) >= self.size.n_layers:
                 raise ValueError(f"the hook {hook} lies beyond the {self.size.n_layers} layers of [size]")
         for head in self.heads.known_tih:
@@ -155,7 +158,7 @@ class TargetSpec(_Table):
     @property
     def local(self) -> bool:
         """Whether model and dictionaries are all directories on this machine."""
-        return self.model.path is not None and all(entry.path is not None for entry in self.dictionary)
+        return self.model.path is not None and all(entry.path is not None for entry in (*self.dictionary, *self.seed))
 
 
 def _is_file(path: Path) -> bool:

@@ -118,13 +118,18 @@ def derange(passage: Int[np.ndarray, " period"], rng: np.random.Generator) -> In
 
 
 def repeat(
-    passage: Int[np.ndarray, " period"], bos: int | None, rng: np.random.Generator, source: str
+    passage: Int[np.ndarray, " period"],
+    bos: int | None,
+    rng: np.random.Generator,
+    source: str,
+    second: Int[np.ndarray, " period"] | None = None,
 ) -> RepeatedDocument:
-    """BOS + passage + passage, and its control.
+    """BOS + passage + passage, and its control; `second` stands for the second copy where it is given.
 
     A target without a BOS token starts with the passage's last token, so that positions are the same.
     """
     period = len(passage)
+    again = passage if second is None else second
     order = derange(passage, rng)
     start = [passage[-1] if bos is None else bos]
     inverse = np.argsort(order)
@@ -132,8 +137,8 @@ def repeat(
     # the last row's induction key is the first token of the second copy, which the control leaves in place
     moved = np.where(successor < period, inverse[np.minimum(successor, period - 1)] + 1, period + 1)
     return RepeatedDocument(
-        tokens=torch.from_numpy(np.concatenate([start, passage, passage]).astype(np.int64)),
-        control=torch.from_numpy(np.concatenate([start, passage[order], passage]).astype(np.int64)),
+        tokens=torch.from_numpy(np.concatenate([start, passage, again]).astype(np.int64)),
+        control=torch.from_numpy(np.concatenate([start, passage[order], again]).astype(np.int64)),
         period=period,
         moved=torch.from_numpy(moved.astype(np.int64)),
         source=source,

@@ -280,6 +280,16 @@ class Target:
             f"{' or '.join(inputs[: 2 + (layer > 0)])}."
         )
 
+    @property
+    def seeds(self) -> dict[str, int]:
+        """How many dictionaries that differ by their seed alone the target declares ([[seed]]), by hook."""
+        hooks = [entry.hook for entry in self.spec.seed]
+        return {hook: hooks.count(hook) for hook in dict.fromkeys(hooks)}
+
+    def seed_dictionaries(self, hook: str) -> list[Any]:
+        """The dictionaries of `seeds` at a hook, loaded and checked anew, in the order of the target file."""
+        return [self._load_dictionary(entry) for entry in self.spec.seed if entry.hook == hook]
+
     def documents(self) -> list[Document]:
         """The target's text, by name. Raises FraError for a folder without text, an empty text, or one that is not
         UTF-8.
@@ -322,10 +332,12 @@ class Target:
             hash_tensors(digest, self.model.state_dict())
         else:
             hash_files(digest, [self.model_folder / "config.json", *model_files(self.model_folder, self.name)])
-        for entry in self.spec.dictionary:
+        for entry in (*self.spec.dictionary, *self.spec.seed):
             digest.update(f"dictionary {entry.hook}\n".encode())
             if entry.path is None:
-                hash_tensors(digest, self.dictionaries[entry.hook].state_dict())
+                seeded = entry in self.spec.seed
+                sae = self._load_dictionary(entry) if seeded else self.dictionaries[entry.hook]
+                hash_tensors(digest, sae.state_dict())
             else:
                 hash_files(digest, [self._path(entry.path) / name for name in (SAE_CONFIG, SAE_WEIGHTS)])
         for document in self.documents():
@@ -366,7 +378,7 @@ def load_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | t
     from fra._hub import fetch_model, is_transformer_lens_format
     from fra._weights import check_dictionary_directory, check_model
 
-    for entry in spec.dictionary:
+    for entry in (*spec.dictionary, *spec.seed):
         if entry.path is not None:
             check_dictionary_directory(target._path(entry.path), f"the dictionary at {entry.hook!r}")
     if spec.model.path is not None:

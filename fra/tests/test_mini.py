@@ -26,7 +26,8 @@ def target() -> Target:
 
 def test_weights_are_small_half_precision_safetensors() -> None:
     files = sorted(HOME.rglob("*.safetensors"))
-    assert len(files) == 1 + len(recipe.ATTENTION_INPUT_LAYERS) + len(recipe.HEAD_OUTPUT_LAYERS)
+    dictionaries = len(recipe.ATTENTION_INPUT_LAYERS) + len(recipe.HEAD_OUTPUT_LAYERS) + len(recipe.SEEDS)
+    assert len(files) == 1 + dictionaries
     for file in files:
         with safe_open(file, "pt") as opened:
             assert {opened.get_tensor(name).dtype for name in opened.keys()} == {torch.float16}, file  # noqa: SIM118

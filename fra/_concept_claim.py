@@ -1,0 +1,341 @@
+"""Q21: every head's channels of conceptual induction on natural text, against the same search at other lags, on random
+atoms and on scrambled heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from scipy.stats import t as student
+from torch import Tensor
+
+from fra import stats, stimuli
+from fra._channels import Arm, measure_arm
+from fra._concepts import CANDIDATES, FLOOR_DOCUMENTS, ConceptEffects, ConceptSearch, ConceptStripe, HeadOnText, texts
+from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
+from fra._screen import PLANTED_AT_LEAST
+from fra._threads import each
+from fra.cih import LONGEST_CONTEXT, has_dictionary
+from fra.claim import Claim, Condition, Evidence
+from fra.errors import CannotLoad
+from fra.evidence import _two_sided, cluster_means
+
+if TYPE_CHECKING:
+    from fra.targets import Target
+
+DOCUMENTS = 100
+"""Of discovery and of confirmation, where the target has so many texts."""
+LAGS = tuple(range(2, 22))
+"""Other stripes: a longer lag leaves few keys in documents of 128 tokens; 20 make the least p 0.048."""
+SCRAMBLES = 10
+"""A head, pooled by layer."""
+_PLANTED, _TRIED, _STEPS = 12, 60, 6
+_SIZES = (1.0, 4.0, 16.0)
+
+
+@dataclass(frozen=True)
+class HeadConcepts:
+    """What was found for one head."""
+
+    pairs: Int[np.ndarray, "n 2"]
+    effects: ConceptEffects
+    lag_best: Float[np.ndarray, " n_lags"]
+    scramble_best: Float[np.ndarray, " n_scrambles"]
+    """Pooled over the layer's heads."""
+    atoms_best: float
+    planted: int
+    planted_found: int
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """Every head's, and the layer-0 heads' best effect, a control: a key there cannot know what stands before it."""
+
+    target: str
+    heads: Mapping[str, HeadConcepts]
+    controls: Mapping[str, float]
+    sources: tuple[str, ...]
+    token_lists: Mapping[str, list[dict[str, Any]]]
+
+
+def best(effects: ConceptEffects) -> float:
+    """The largest mean effect; -inf where no channel is live enough."""
+    return float(effects.mean().max(initial=-np.inf))
+
+
+def _on_cpu(arm: Arm) -> Arm:
+    def moved(part: Any) -> Any:
+        fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+        return type(part)(**{k: v.cpu() if isinstance(v, Tensor) else v for k, v in fields.items()})
+
+    frozen = moved(arm.frozen)
+    if frozen.rotary is not None:
+        frozen = dataclasses.replace(frozen, rotary=moved(frozen.rotary))
+    return Arm(frozen, moved(arm.codes))
+
+
+@torch.no_grad()
+def measure(target: Target, progress: Callable[[str], None] = lambda _: None) -> Concepts:
+    """Search, effect and nulls of every head of a layer with a dictionary.
+
+    Raises CannotLoad where the target has too few texts.
+    """
+    documents = target.documents()
+    n = min(2 * DOCUMENTS, len(documents))
+    if n < 2 * FLOOR_DOCUMENTS:
+        raise CannotLoad(f"{target.name!r} has {n} documents; {2 * FLOOR_DOCUMENTS} are needed")
+    length = min(int(target.model.cfg.n_ctx), LONGEST_CONTEXT)
+    start = [] if target.bos is None else [target.bos]
+    encoded = [(d.source, (start + target.encode(d.text))[:length]) for d in documents]
+    parts = stimuli.split(len(encoded), (1, 1), (target.name, "natural", "concepts"))
+    discovery, confirmation = (
+        texts([encoded[k][1] for k in part[: n // 2]], [encoded[k][0] for k in part[: n // 2]], bool(start))
+        for part in (np.random.default_rng(0).permutation(p) for p in parts)
+    )
+    found: dict[str, HeadConcepts] = {}
+    controls: dict[str, float] = {}
+    tokens: dict[str, list[dict[str, Any]]] = {}
+    for layer in range(target.n_layers):
+        if not has_dictionary(target, layer):
+            continue
+        progress(f"Q21: layer {layer}")
+        hook, sae = target.dictionary_for(layer)
+        arms = [_on_cpu(measure_arm(target.model, sae, t.tokens, layer, hook)) for t in (discovery, confirmation)]
+        own = LayerConcepts(ConceptSearch(discovery, arms[0]), confirmation, arms[1], (target.name, str(layer)))
+        if layer == 0:
+            stripe = own.search.stripe(1)
+            for head in range(target.n_heads):
+                pairs, _ = stripe.strongest(arms[0], head)
+                controls[f"L0H{head}"] = best(HeadOnText(confirmation, arms[1], head).channels(pairs))
+            continue
+        found |= own.heads(range(target.n_heads))
+        for name in found:
+            if name.startswith(f"L{layer}H"):
+                tokens[name] = own.live_tokens(found[name].pairs, target)
+    return Concepts(target.name, found, controls, confirmation.sources, tokens)
+
+
+class LayerConcepts:
+    """The screen of one layer."""
+
+    def __init__(self, search: ConceptSearch, text: Any, confirmation: Arm, seed_parts: Sequence[str]) -> None:
+        self.search, self.text, self.confirmation = search, text, confirmation
+        self.seed_parts = tuple(seed_parts)
+
+    def heads(self, heads: Sequence[int]) -> dict[str, HeadConcepts]:
+        """The screen of chosen heads; scrambles are pooled over them."""
+        stripe, device = self.search.stripe(1), torch.device("cpu")
+        on = [HeadOnText(self.text, self.confirmation, head) for head in heads]
+        chosen = [stripe.strongest(self.search.arm, head) for head in heads]
+        effects = [h.channels(pairs) for h, (pairs, _) in zip(on, chosen, strict=True)]
+        lags: list[list[float]] = []
+        for lag in LAGS:
+            other = self.search.stripe(lag)
+
+            def at_lag(k: int, other: ConceptStripe = other, lag: int = lag) -> float:
+                return best(on[k].channels(other.strongest(self.search.arm, heads[k])[0], lag, contrast=False))
+
+            lags.append(each(at_lag, range(len(heads)), device))
+        scrambled = np.array(each(lambda head: self.scrambles(stripe, head), heads, device)).ravel()
+        atoms = self.atoms(heads)
+        number = self.search.arm.frozen.layer
+        return {
+            f"L{number}H{head}": HeadConcepts(
+                chosen[k][0].numpy(),
+                effects[k],
+                np.array([row[k] for row in lags]),
+                scrambled,
+                atoms[k],
+                *self.plant(on[k], stripe, chosen[k][1]),
+            )
+            for k, head in enumerate(heads)
+        }
+
+    def scrambles(self, stripe: ConceptStripe, head: int) -> list[float]:
+        """Best effect of the whole search on scrambles of the head."""
+        generator = torch.Generator().manual_seed(stats.seed_of(*self.seed_parts, "concepts", str(head)) % 2**63)
+        found = []
+        for _ in range(SCRAMBLES):
+            W_k = self.confirmation.frozen.W_k
+            rotation = random_rotation(W_k.shape[-1], generator, W_k)
+            stretch = stretch_to_match(self.confirmation.frozen, head, rotation)
+            arm, there = (
+                Arm(scramble(a.frozen, head, rotation, stretch), a.codes) for a in (self.search.arm, self.confirmation)
+            )
+            pairs, _ = stripe.strongest(arm, head)
+            found.append(best(HeadOnText(self.text, there, head).channels(pairs, contrast=False)))
+        return found
+
+    def atoms(self, heads: Sequence[int]) -> list[float]:
+        """Best effect of the whole search with random atoms for features, of every head."""
+        decoder = self.search.arm.codes.decoder
+        generator = torch.Generator().manual_seed(stats.seed_of(*self.seed_parts, "concept atoms") % 2**63)
+        drawn = draw_atoms(len(decoder), generator, decoder)
+        arms = [random_atoms(arm, drawn) for arm in (self.search.arm, self.confirmation)]
+        stripe = ConceptSearch(self.search.text, arms[0]).stripe(1)
+
+        def one(head: int) -> float:
+            pairs, _ = stripe.strongest(arms[0], head)
+            return best(HeadOnText(self.text, arms[1], head).channels(pairs, contrast=False))
+
+        return each(one, heads, torch.device("cpu"))
+
+    def plant(
+        self, on: HeadOnText, stripe: ConceptStripe, values: Float[np.ndarray, " m"], bar: float = 0.10
+    ) -> tuple[int, int]:
+        """How many channels were planted at the bars, and how many of them the search and the measurement find.
+
+        Random pairs have their coupling raised, by bisection, until effect and head contrast reach `bar`; pairs that
+        16 nats do not lift there are passed over.
+        """
+        rng = np.random.default_rng(stats.seed_of(*self.seed_parts, "plant concepts", str(on.head)))
+        able = np.argwhere(stripe.position_part > 0)
+        drawn = able[rng.permutation(len(able))[:_TRIED]]
+        planted = found = 0
+        cut = float(values[-1]) if len(values) >= CANDIDATES else -np.inf
+        for start in range(0, len(drawn), CANDIDATES):
+            some = drawn[start : start + CANDIDATES]
+            pairs = torch.from_numpy(
+                np.stack([stripe.queries[some[:, 0]], self.search.key_features[some[:, 1]]], axis=1)
+            )
+            grid = on.grid(pairs, 1)
+            own = grid.couplings()
+            without = grid.odds(-own)
+            size = (on.arm.largest("query", on.head)[pairs[:, 0]] * on.arm.largest("key", on.head)[pairs[:, 1]]).clamp(
+                min=1e-9
+            )
+
+            def measured(raise_: Tensor, grid: Any = grid, without: Tensor = without) -> ConceptEffects:
+                odds = grid.odds(raise_[:, None])
+                found: ConceptEffects = grid.effects(odds - without, odds)
+                return found
+
+            def meets(raise_: Tensor) -> Tensor:
+                e = measured(raise_)
+                return torch.from_numpy((e.mean() >= bar) & (e.mean("contrast") >= bar))
+
+            low, high = torch.zeros_like(size), torch.full_like(size, torch.inf)
+            for nats in _SIZES:
+                up = meets(nats / size)
+                high = torch.where(up & high.isinf(), nats / size, high)
+                low = torch.where(~up, nats / size, low)
+            able_to = ~high.isinf()
+            high = torch.where(able_to, high, 0.0)
+            low = torch.minimum(low, high)
+            for _ in range(_STEPS):
+                middle = (low + high) / 2
+                up = meets(middle)
+                low, high = torch.where(up, low, middle), torch.where(up, middle, high)
+            final = measured(high)
+            mean, weight = final.mean(), final.weight
+            n = np.maximum(final.documents, 2)
+            with np.errstate(invalid="ignore", divide="ignore"):
+                residual = final.nats - np.where(np.isfinite(mean), mean, 0.0) * weight
+                error = np.sqrt(n / (n - 1) * np.square(residual).sum(0)) / weight.sum(0)
+            M = stripe.position_part[some[:, 0], some[:, 1]] * (own.mean(1) + high).numpy()
+            seen = (cut <= M) & (mean > student.ppf(1 - 0.05 / CANDIDATES, n - 1) * error)
+            for k in np.flatnonzero(able_to.numpy()):
+                if planted == _PLANTED:
+                    return planted, found
+                planted, found = planted + 1, found + int(seen[k])
+        return planted, found
+
+    def live_tokens(self, pairs: Int[np.ndarray, "n 2"], target: Any, top: int = 5) -> list[dict[str, Any]]:
+        """What stands where each channel's features are live, confirmation documents."""
+        codes, rows = self.confirmation.codes, []
+        tokens = self.text.tokens.flatten()
+        for i, j in pairs.tolist():
+            row: dict[str, Any] = {}
+            for name, feature in (("query", i), ("key", j)):
+                at = codes.row[codes.feature == feature]
+                ids, times = torch.unique(tokens[at[self.text.valid.flatten()[at]]], return_counts=True)
+                order = times.argsort(descending=True, stable=True)[:top].tolist()
+                row[f"{name} tokens"] = [f"{target.tokenizer.decode([int(ids[k])])!r} x{int(times[k])}" for k in order]
+                shares = times.double() / times.sum().clamp(min=1)
+                row[f"{name} breadth"] = float(1 / shares.square().sum()) if len(ids) else 0.0
+            rows.append(row)
+        return rows
+
+
+def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Evidence]:
+    """Q21: of every head, one channel that passes everything."""
+    evidence = {}
+    for name in target.heads:
+        if name in found.controls:
+            reason = "a layer-0 head, whose keys cannot know their predecessors: a control, in no family"
+            detail = {"best channel effect (nats)": found.controls[name]}
+            evidence[name] = Evidence(claim=claim, head=name, cannot=reason, detail=detail)
+        elif name not in found.heads:
+            reason = "the target has no dictionary at this layer's attention input"
+            evidence[name] = Evidence(claim=claim, head=name, cannot=reason)
+    control = max((v for v in found.controls.values() if np.isfinite(v)), default=0.0)
+    live = {h: np.flatnonzero(c.effects.documents >= FLOOR_DOCUMENTS) for h, c in found.heads.items()}
+    measured = [h for h in found.heads if len(live[h])]
+
+    def column(name: str, part: str, bar: float) -> dict[str, list[Condition]]:
+        means = {}
+        for h in measured:
+            e = found.heads[h].effects
+            seed = stats.seed_of(claim.digest, found.target, h, name)
+            means[h] = cluster_means(getattr(e, part)[:, live[h]], e.weight[:, live[h]], found.sources, seed)
+        return _two_sided(name, bar, means, claim.level, 2, True) if means else {}
+
+    effect = column("effect", "nats", claim.bar)
+    contrast = column("head contrast", "contrast", claim.bars["head contrast"])
+    least = [min((c.p if c.p is not None else 1.0 for c in effect.get(h, ())), default=1.0) for h in found.heads]
+    q = stats.benjamini_hochberg(least)
+    for k, (h, own) in enumerate(found.heads.items()):
+        E = own.effects.mean()
+        candidates, rows = {}, []
+        for n, c in enumerate(live[h]):
+            ranks = {
+                "over other lags": stats.rank_p(E[c], own.lag_best),
+                "over scrambled heads": stats.rank_p(E[c], own.scramble_best),
+            }
+            atoms = float(E[c] - own.atoms_best) if np.isfinite(own.atoms_best) else float(E[c])
+            conditions = (
+                effect[h][n],
+                contrast[h][n],
+                *(Condition(name, 1 - p, 1 - p, 1.0, claim.bars[name], p=p, p_refute=1.0) for name, p in ranks.items()),
+                Condition("over random atoms", atoms, atoms, atoms, 0.0, p_refute=1.0),
+                # keys of layer 0 cannot know what stands before them: what is found there is not conceptual induction
+                Condition("over layer-0 heads", E[c] - control, E[c] - control, E[c] - control, 0.0, p_refute=1.0),
+            )
+            pair = f"{own.pairs[c, 0]} -> {own.pairs[c, 1]}"
+            candidates[pair] = conditions
+            rows.append(
+                {
+                    "channel": pair,
+                    "effect (nats)": float(E[c]),
+                    "head contrast (nats)": contrast[h][n].effect,
+                    "passes": all(x.holds(claim.level) for x in conditions),
+                    **{f"p, {name}": p for name, p in ranks.items()},
+                    **found.token_lists[h][c],
+                }
+            )
+        rows.sort(key=lambda row: -row["effect (nats)"])
+        power = own.planted_found / own.planted if own.planted >= PLANTED_AT_LEAST else float("nan")
+        finite = own.lag_best[np.isfinite(own.lag_best)]
+        evidence[h] = Evidence(
+            claim=claim,
+            head=h,
+            candidates=candidates,
+            n=len(own.effects.weight),
+            power=power,
+            q=float(q[k]),
+            detail={
+                "best channels": rows[:5],
+                "channels that pass": sum(row["passes"] for row in rows),
+                "planted channels found": f"{own.planted_found} of {own.planted}",
+                "largest effect at other lags": float(finite.max()) if len(finite) else None,
+                "largest effect of scrambled heads": float(own.scramble_best.max()),
+                "largest effect of random atoms": own.atoms_best if np.isfinite(own.atoms_best) else None,
+            },
+        )
+    return evidence

@@ -1,0 +1,225 @@
+"""Whether a result survives the choice of dictionary: channels of one head in dictionaries that differ by their seed
+(Q20).
+
+A channel of one dictionary is the channel of another whose decoder directions are nearest in cosine, query and key side
+each by itself. Overlap is counted (is the nearest pair among the other dictionary's own?) and measured (what does the
+set do when it is said in the other dictionary's features?).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fra import stats
+from fra._channels import Arms, HeadOnArms, measure_arm, measure_arms, on_device
+from fra._heads import attention_input_layer
+from fra._search import SET_SIZE, Search
+from fra._threads import each
+from fra.cih import Design, Screen, documents
+from fra.claim import Claim, Condition, Evidence
+from fra.evidence import _ranked, _two_sided, cluster_means, outside
+
+if TYPE_CHECKING:
+    from fra.targets import Target
+
+FEWEST = 3
+RANDOM_MATCHINGS = 999
+SETS = f"the {SET_SIZE} strongest channels of every seed"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One head under one dictionary."""
+
+    pairs: Int[np.ndarray, "n 2"]
+    together: Float[np.ndarray, " n_documents"]
+    """Nats of the head's own set, summed over all stripe rows."""
+
+
+@dataclass(frozen=True)
+class AcrossSeeds:
+    """One head under all dictionaries; keys of the mappings are (from, to)."""
+
+    own: tuple[Found, ...]
+    translated: Mapping[tuple[int, int], Float[np.ndarray, " n_documents"]]
+    """Nats of the set of `from`, said in the features of `to`."""
+    random: Mapping[tuple[int, int], Float[np.ndarray, " n_documents"]]
+    """The same with a random matching of live features."""
+    shared: Float[np.ndarray, " n_pairs_of_seeds"]
+    """Share of the channels of `from` whose nearest pair is among the channels of `to`."""
+    shared_random: Float[np.ndarray, " n_draws"]
+    """The mean of that share under random matchings."""
+    rows: Float[np.ndarray, " n_documents"]
+    sources: tuple[str, ...]
+
+
+def nearest(decoder: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> Int[Tensor, " n"]:
+    """For each decoder row the row of another dictionary with the largest cosine."""
+    unit, others = (part / part.norm(dim=1, keepdim=True).clamp(min=1e-12) for part in (decoder, other))
+    found: Tensor = (unit @ others.T).argmax(1)
+    return found
+
+
+def shared(pairs: np.ndarray, others: np.ndarray, matching: np.ndarray, d_sae: int) -> float:
+    """Share of pairs whose matched pair is among `others`."""
+    ids = matching[pairs[:, 0]] * d_sae + matching[pairs[:, 1]]
+    return float(np.isin(ids, others[:, 0].astype(np.int64) * d_sae + others[:, 1]).mean()) if len(pairs) else 0.0
+
+
+@torch.no_grad()
+def measure(
+    target: Target, screened: Screen, progress: Callable[[str], None] = lambda _: None
+) -> tuple[dict[str, AcrossSeeds], str | None]:
+    """Every TIH of a layer for which the target declares at least three seeds; and why there is none, where so."""
+    hooks = [hook for hook, n in target.seeds.items() if n >= FEWEST]
+    if not hooks:
+        most = max(target.seeds.values(), default=0)
+        return {}, (
+            f"the target declares {most} dictionaries that differ by their seed at one attention input; {FEWEST} are "
+            "needed ([[seed]] in its file)"
+        )
+    sets = documents(target, screened.stimulus, Design())
+    found: dict[str, AcrossSeeds] = {}
+    for hook in hooks:
+        layer = attention_input_layer(hook)
+        heads = [h for h in range(target.n_heads) if screened.status[f"L{layer}H{h}"].status == "TIH"]
+        if not heads:
+            continue
+        searches, arms = [], []
+        for number, sae in enumerate(target.seed_dictionaries(hook)):
+            progress(f"Q20: layer {layer}, seed {number + 1}")
+            arm = measure_arm(target.model, sae, sets["discovery"].tokens, layer, hook)
+            searches.append(Search(on_device(sets["discovery"], arm.frozen.x.device), arm))
+            arms.append(measure_arms(target.model, sae, sets["confirmation"], layer, hook))
+        found |= across(searches, arms, heads, (screened.target, screened.stimulus, hook))
+    if not found:
+        return {}, "no head of the layers with dictionaries of several seeds is a TIH"
+    return found, None
+
+
+def across(
+    searches: Sequence[Search], arms: Sequence[Arms], heads: Sequence[int], seed_parts: Sequence[str]
+) -> dict[str, AcrossSeeds]:
+    """Chosen heads of one layer under several dictionaries of equal documents."""
+    stripes = [search.stripes((0,))[0] for search in searches]
+    decoders = [search.arm.codes.decoder for search in searches]
+    live = [torch.unique(search.arm.codes.feature).cpu().numpy() for search in searches]
+    both = list(permutations(range(len(searches)), 2))
+    matching = {(a, b): nearest(decoders[a], decoders[b]).cpu().numpy() for a, b in both}
+    batch = arms[0].batch
+    rows = np.bincount(batch.row_doc.cpu().numpy(), minlength=len(batch)).astype(float)
+
+    def one(head: int) -> AcrossSeeds:
+        rng = np.random.default_rng(stats.seed_of(*seed_parts, "seeds", str(head)))
+        on = [HeadOnArms(own, head) for own in arms]
+
+        def nats(at: int, pairs: np.ndarray) -> np.ndarray:
+            unique = torch.from_numpy(np.unique(pairs, axis=0)).to(batch.row_doc.device)
+            return np.asarray(on[at].removed_together(unique).nats[:, 0])
+
+        own = []
+        for at, search in enumerate(searches):
+            pairs = stripes[at].strongest(search.arm, head, SET_SIZE)[0].cpu().numpy()
+            own.append(Found(pairs, nats(at, pairs)))
+
+        def random_matching(a: int, b: int) -> np.ndarray:
+            """Every feature of a gets a live feature of b, no two the same as long as there are enough."""
+            drawn: np.ndarray = np.resize(rng.permutation(live[b]), len(decoders[a]))
+            return drawn[rng.permutation(len(drawn))]
+
+        draws = [
+            float(
+                np.mean([shared(own[a].pairs, own[b].pairs, random_matching(a, b), len(decoders[b])) for a, b in both])
+            )
+            for _ in range(RANDOM_MATCHINGS)
+        ]
+        return AcrossSeeds(
+            tuple(own),
+            {(a, b): nats(b, matching[a, b][own[a].pairs]) for a, b in both},
+            {(a, b): nats(b, random_matching(a, b)[own[a].pairs]) for a, b in both},
+            np.array([shared(own[a].pairs, own[b].pairs, matching[a, b], len(decoders[b])) for a, b in both]),
+            np.array(draws),
+            rows,
+            batch.sources,
+        )
+
+    layer, device = arms[0].repeated.frozen.layer, batch.row_doc.device
+    return {f"L{layer}H{h}": result for h, result in zip(heads, each(one, heads, device), strict=True)}
+
+
+def seeds_evidence(
+    claim: Claim, screened: Screen, found: Mapping[str, AcrossSeeds], cannot: str | None
+) -> dict[str, Evidence]:
+    """Q20: of every TIH of a layer with dictionaries of several seeds."""
+    evidence = outside(claim, screened, "TIH")
+    for name, status in screened.status.items():
+        if status.status == "TIH" and name not in found:
+            reason = cannot or "the target declares no dictionaries of several seeds at this layer's attention input"
+            evidence[name] = Evidence(claim=claim, head=name, cannot=reason)
+    if not found:
+        return evidence
+
+    def condition(
+        name: str, values: Callable[[AcrossSeeds], np.ndarray], bar: float
+    ) -> tuple[dict[str, Condition], dict[str, stats.ClusterMeans]]:
+        means = {
+            h: cluster_means(values(f), f.rows, f.sources, stats.seed_of(claim.digest, screened.target, h, name))
+            for h, f in found.items()
+        }
+        return {h: c[0] for h, c in _two_sided(name, bar, means, claim.level, 3, False).items()}, means
+
+    def mean(parts: Mapping[tuple[int, int], np.ndarray]) -> np.ndarray:
+        return np.asarray(np.mean(list(parts.values()), axis=0))
+
+    def original(f: AcrossSeeds) -> np.ndarray:
+        return np.asarray(np.mean([f.own[b].together for _, b in f.translated], axis=0))
+
+    kept, means = condition("share kept", lambda f: mean(f.translated) - claim.bar * original(f), 0.0)
+    weakest, _ = condition(
+        "set of the weakest seed",
+        lambda f: min((own.together for own in f.own), key=lambda nats: float(nats.sum())),
+        claim.bars["set of the weakest seed"],
+    )
+    over, _ = condition("over random matching", lambda f: mean(f.translated) - mean(f.random), 0.0)
+    for h, f in found.items():
+        n_rows = f.rows.sum()
+        whole, part = original(f).sum() / n_rows, mean(f.translated).sum() / n_rows
+        c = kept[h]
+        if whole > 0:
+            share = part / whole
+            low, high = (share + (end - c.effect) / whole for end in (c.low, c.high))
+            c = Condition(c.name, share, low, high, claim.bar, p=c.p, p_refute=c.p_refute)
+        else:
+            c = Condition(c.name, float("nan"), -np.inf, np.inf, claim.bar)
+        p = stats.rank_p(float(f.shared.mean()), f.shared_random)
+        counted = _ranked("shared channels over random matching", p, claim.level)
+        power = stats.power_above(
+            means[h], 0.0, claim.bar * max(whole, 0.0), claim.level / len(found), simultaneous=False
+        )
+        detail: dict[str, Any] = {
+            "dictionaries": len(f.own),
+            "own sets (nats a row)": [float(own.together.sum() / n_rows) for own in f.own],
+            "translated sets (nats a row)": {
+                f"{a + 1} in {b + 1}": float(v.sum() / n_rows) for (a, b), v in f.translated.items()
+            },
+            "randomly matched sets (nats a row)": [float(v.sum() / n_rows) for v in f.random.values()],
+            "channels whose nearest pair is in the other set": [float(v) for v in f.shared],
+            "the same under random matching": float(f.shared_random.mean()),
+        }
+        evidence[h] = Evidence(
+            claim=claim,
+            head=h,
+            candidates={SETS: (c, weakest[h], over[h], counted)},
+            n=len(f.rows),
+            power=float(power[0]),
+            detail=detail,
+        )
+    return evidence

@@ -1,0 +1,277 @@
+"""Channels found on some documents, measured on others that share no token with them or say it in other tokens (Q16,
+Q08).
+
+Set effects here are per stripe row, whether or not a member of the set is live on it: a channel that is not live on
+other tokens does nothing there, which is what is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from fra import stats, stimuli
+from fra._channels import Arms, Effects, HeadOnArms, measure_arm, measure_arms, on_device, shifted_keys
+from fra._screen import MIN_LIVE_DOCUMENTS
+from fra._search import SET_SIZE, Search
+from fra._threads import each
+from fra._variants import ARMS, VariantSets, disjoint_halves, token_matches, variant_forms, variant_repeat
+from fra.cih import LONGEST_CONTEXT, Screen, has_dictionary, mean_prediction
+from fra.claim import Claim, Condition, Evidence
+from fra.errors import FraError
+from fra.evidence import _two_sided, cluster_means, outside
+
+if TYPE_CHECKING:
+    from fra.targets import Target
+
+DISCOVERY, MEASURED = 60, 60
+"""Documents that channels are chosen on, and documents (of each arm) that they are measured on."""
+LAGS = tuple(range(2, 26))
+"""Other stripes of the control: 24, so that the least p is 0.04."""
+SETS = f"the {SET_SIZE} strongest channels"
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What the channels of one head do on each arm, by document."""
+
+    pairs: Int[np.ndarray, "n 2"]
+    together: Mapping[str, Float[np.ndarray, " n_documents"]]
+    """Nats of the set, summed over all stripe rows."""
+    contrast: Mapping[str, Float[np.ndarray, " n_documents"]]
+    """The head's own stripe contrast, summed over all stripe rows."""
+    rows: Float[np.ndarray, " n_documents"]
+    sources: tuple[str, ...]
+    single: Effects | None = None
+    """Of each channel by itself, on the last arm."""
+    lags: Float[np.ndarray, " n_lags"] = field(default_factory=lambda: np.zeros(0))
+    """Nats a row, on the last arm, of the sets that the same search finds at other lags."""
+
+    def mean(self, arm: str) -> float:
+        """Nats a stripe row of the set on one arm."""
+        return float(self.together[arm].sum() / self.rows.sum())
+
+
+@torch.no_grad()
+def move_layer(
+    search: Search, arms: Mapping[str, Arms], heads: Sequence[int], *, single: bool, lags: Sequence[int]
+) -> dict[str, Moved]:
+    """The channels of chosen heads of one layer, found by `search`, on every arm."""
+    stripes = search.stripes((0, *lags))
+    last = list(arms)[-1]
+    shifted = {lag: shifted_keys(arms[last].batch, lag) for lag in lags}
+
+    def one(head: int) -> Moved:
+        pairs, _ = stripes[0].strongest(search.arm, head, SET_SIZE)
+        on = {name: HeadOnArms(own, head) for name, own in arms.items()}
+        rows = np.bincount(arms[last].batch.row_doc.cpu().numpy(), minlength=len(arms[last].batch)).astype(float)
+        at_lags = []
+        for lag, (keys, used) in shifted.items():
+            there, _ = stripes[lag].strongest(search.arm, head, SET_SIZE)
+            keep = used.cpu().numpy()
+            nats = on[last].on_stripe(keys).removed_together(there).nats[:, 0]
+            at_lags.append(float((nats * keep).sum() / max((rows * keep).sum(), 1.0)))
+        return Moved(
+            pairs.cpu().numpy(),
+            {name: own.removed_together(pairs).nats[:, 0] for name, own in on.items()},
+            {name: own.by_document(own.contrast) for name, own in on.items()},
+            rows,
+            arms[last].batch.sources,
+            on[last].channels(pairs) if single else None,
+            np.array(at_lags),
+        )
+
+    layer, device = search.arm.frozen.layer, search.arm.frozen.x.device
+    return {f"L{layer}H{h}": moved for h, moved in zip(heads, each(one, heads, device), strict=True)}
+
+
+def _tih(target: Target, screened: Screen) -> dict[int, list[int]]:
+    """TIHs by layer, of layers with a dictionary."""
+    found: dict[int, list[int]] = {}
+    for layer in range(target.n_layers):
+        heads = [h for h in range(target.n_heads) if screened.status[f"L{layer}H{h}"].status == "TIH"]
+        if heads and has_dictionary(target, layer):
+            found[layer] = heads
+    return found
+
+
+def _move(
+    target: Target,
+    screened: Screen,
+    discovery: stimuli.Batch,
+    arms: Mapping[str, stimuli.Batch],
+    progress: Callable[[str], None],
+    name: str,
+    single: bool,
+    lags: Sequence[int],
+) -> dict[str, Moved]:
+    found: dict[str, Moved] = {}
+    for layer, heads in _tih(target, screened).items():
+        progress(f"{name}: layer {layer}")
+        hook, sae = target.dictionary_for(layer)
+        arm = measure_arm(target.model, sae, discovery.tokens, layer, hook)
+        search = Search(on_device(discovery, arm.frozen.x.device), arm)
+        measured = {key: measure_arms(target.model, sae, batch, layer, hook) for key, batch in arms.items()}
+        found |= move_layer(search, measured, heads, single=single, lags=lags)
+    return found
+
+
+def _pool(target: Target) -> Int[np.ndarray, " n"]:
+    special = [int(i) for i in target.tokenizer.all_special_ids]
+    return stimuli.token_pool(mean_prediction(target.model, target), special)
+
+
+def _context(target: Target) -> int:
+    return min(int(target.model.cfg.n_ctx), LONGEST_CONTEXT)
+
+
+def unseen_tokens(target: Target, screened: Screen, progress: Callable[[str], None]) -> dict[str, Moved]:
+    """Q16: the TIHs' channels, found over one half of the vocabulary, on documents over either half ("seen",
+    "unseen").
+    """
+    seed_parts = (target.name, "repeated_random", "halves")
+    halves = disjoint_halves(DISCOVERY, MEASURED, _pool(target), _context(target), target.bos, seed_parts)
+    arms = {"seen": halves[1], "unseen": halves[2]}
+    return _move(target, screened, halves[0], arms, progress, "Q16", True, LAGS)
+
+
+def variants(target: Target, screened: Screen, progress: Callable[[str], None]) -> tuple[dict[str, Moved], VariantSets]:
+    """Q08: the TIHs' channels, found on plain repeats of words that have variants, on the four arms.
+
+    Raises CannotLoad where the vocabulary has too few such words.
+    """
+    W_E = target.model.W_E.detach().double().cpu().numpy()
+    forms = variant_forms(target.tokenizer, _pool(target), W_E)
+    seed_parts = (target.name, "variant_repeat")
+    sets = variant_repeat(DISCOVERY, MEASURED, forms, _context(target), target.bos, seed_parts)
+    matched = {name: token_matches(batch) for name, batch in sets.arms.items()}
+    if matched["variant"] > matched["unrelated"]:
+        raise FraError(f"variant_repeat is broken: {matched['variant']:.1%} of its rows repeat a token of the prompt")
+    return _move(target, screened, sets.discovery, sets.arms, progress, "Q08", False, ()), sets
+
+
+def linear(
+    claim: Claim,
+    screened: Screen,
+    name: str,
+    bar: float,
+    moved: Mapping[str, Moved],
+    values: Callable[[Moved], np.ndarray],
+    share: int,
+) -> tuple[dict[str, Condition], dict[str, stats.ClusterMeans]]:
+    """A condition on the mean over stripe rows of something summed by document, Holm over the heads; its samples."""
+    means = {
+        h: cluster_means(values(m), m.rows, m.sources, stats.seed_of(claim.digest, screened.target, h, name))
+        for h, m in moved.items()
+    }
+    columns = _two_sided(name, bar, means, claim.level, share, False)
+    return {h: own[0] for h, own in columns.items()}, means
+
+
+def as_share(condition: Condition, of: float, part: float, bar: float) -> Condition:
+    """A condition "part - bar * whole > 0" said as a share of the whole; `of` and `part` are its means."""
+    if of <= 0:
+        return Condition(condition.name, float("nan"), -np.inf, np.inf, bar)
+    share = part / of
+    ends = [share + (end - condition.effect) / of for end in (condition.low, condition.high)]
+    return Condition(condition.name, share, ends[0], ends[1], bar, p=condition.p, p_refute=condition.p_refute)
+
+
+def unseen_evidence(claim: Claim, screened: Screen, moved: Mapping[str, Moved]) -> dict[str, Evidence]:
+    """Q16: of every TIH, a channel that works on unseen tokens, in a set that keeps its effect there."""
+    found = outside(claim, screened, "TIH")
+    if not moved:
+        return found
+    heads, bar = list(moved), claim.bars["share kept"]
+    form, means = linear(
+        claim,
+        screened,
+        "share kept",
+        0.0,
+        moved,
+        lambda m: m.together["unseen"] - bar * m.together["seen"],
+        2,
+    )
+    single: dict[str, stats.ClusterMeans] = {}
+    names: dict[str, list[str]] = {}
+    for h in heads:
+        effects, pairs = moved[h].single, moved[h].pairs
+        assert effects is not None
+        live = np.flatnonzero((effects.rows > 0).sum(0) >= MIN_LIVE_DOCUMENTS)
+        if len(live):
+            names[h] = [f"{pairs[c, 0]} -> {pairs[c, 1]}" for c in live]
+            seed = stats.seed_of(claim.digest, screened.target, h, "unseen")
+            single[h] = cluster_means(effects.nats[:, live], effects.rows[:, live], moved[h].sources, seed)
+    columns = _two_sided("effect on unseen tokens", claim.bar, single, claim.level, 2, True) if single else {}
+    for h in heads:
+        m = moved[h]
+        kept = as_share(form[h], m.mean("seen"), m.mean("unseen"), bar)
+        p = stats.rank_p(m.mean("unseen"), m.lags)
+        lags = Condition("over other lags", 1 - p, 1 - p, 1.0, claim.bars["over other lags"], p=p, p_refute=1.0)
+        unmeasured = Condition("effect on unseen tokens", float("nan"), -np.inf, np.inf, claim.bar)
+        candidates = {n: (c, kept, lags) for n, c in zip(names.get(h, ()), columns.get(h, ()), strict=True)}
+        power = stats.power_above(
+            means[h], 0.0, bar * max(m.mean("seen"), 0.0), claim.level / len(heads), simultaneous=False
+        )
+        found[h] = Evidence(
+            claim=claim,
+            head=h,
+            candidates=candidates or {SETS: (unmeasured, kept, lags)},
+            n=len(m.rows),
+            power=float(power[0]),
+            detail={
+                "set, seen tokens (nats a row)": m.mean("seen"),
+                "set, unseen tokens (nats a row)": m.mean("unseen"),
+                "channels live on unseen tokens": f"{len(names.get(h, ()))} of {len(m.pairs)}",
+                "channels above the bar on unseen tokens": sum(c.holds(claim.level) for c in columns.get(h, ())),
+                "largest set at other lags (nats a row)": float(m.lags.max()),
+            },
+        )
+    return found
+
+
+def variant_evidence(
+    claim: Claim, screened: Screen, moved: Mapping[str, Moved], sets: VariantSets | None
+) -> dict[str, Evidence]:
+    """Q08: of every TIH, its set on surface variants, and against equal-cosine neighbours and an unrelated copy."""
+    found = outside(claim, screened, "TIH")
+    if not moved or sets is None:
+        return found
+    heads = list(moved)
+    asked: list[tuple[str, float, Callable[[Moved], np.ndarray]]] = [
+        ("effect on variants", claim.bar, lambda m: m.together["variant"]),
+        ("head contrast", claim.bars["head contrast"], lambda m: m.contrast["variant"]),
+        ("over equal-cosine neighbours", 0.0, lambda m: m.together["variant"] - m.together["neighbour"]),
+        ("over an unrelated copy", 0.0, lambda m: m.together["variant"] - m.together["unrelated"]),
+    ]
+    columns = [linear(claim, screened, name, bar, moved, values, len(asked)) for name, bar, values in asked]
+    q = stats.benjamini_hochberg([columns[0][0][h].p or 1.0 for h in heads])
+    matches = {name: token_matches(batch) for name, batch in sets.arms.items()}
+    for k, h in enumerate(heads):
+        m = moved[h]
+        conditions = tuple(column[0][h] for column in columns)
+        power = stats.power_above(columns[0][1][h], 0.0, claim.bar, claim.level / len(heads), simultaneous=False)
+        robust = conditions[0].holds(claim.level) and conditions[1].holds(claim.level)
+        detail: dict[str, Any] = {
+            "set (nats a row)": {name: m.mean(name) for name in ARMS},
+            "head's contrast": {name: float(m.contrast[name].sum() / m.rows.sum()) for name in ARMS},
+            "share of the same-token effect": m.mean("variant") / m.mean("same") if m.mean("same") > 0 else None,
+            "surface-robust (without the controls)": robust,
+            "rows whose token stands in the first copy": matches,
+            "mean difference of embedding cosine, neighbour and variant": sets.mean_gap,
+        }
+        found[h] = Evidence(
+            claim=claim,
+            head=h,
+            candidates={SETS: conditions},
+            n=len(m.rows),
+            power=float(power[0]),
+            q=float(q[k]),
+            detail=detail,
+        )
+    return found

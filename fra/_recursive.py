@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from fra._dictionaries import Codes, _gain_and_offset, codes
 from fra._encoder import encode, encoder
-from fra._head_outputs import HeadOutputs, Live, observe
+from fra._head_outputs import Live, observe
 from fra._heads import Model
 from fra._output import OVWeights, ov_weights
 from fra.errors import FraError
@@ -275,4 +275,4 @@ def _check_block(part: _Layer, n: int, after: Float[Tensor, "pos d_model"]) -> N
         )
 
 
-__all__ = ["HeadOutputs", "Term", "Trace", "recursive"]
+__all__ = ["Term", "Trace", "recursive"]

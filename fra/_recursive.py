@@ -255,14 +255,18 @@ def _after(model: Model, n: int, cache: Any, like: Float[Tensor, "pos d_model"])
     name = f"blocks.{n}.ln1_post.hook_scale"
     if name not in cache:
         return torch.ones_like(like)
-    norm: Any = model.blocks[n].ln1_post
-    if isinstance(model, TransformerBridge):
-        offset = 1.0 if getattr(model.cfg, "rmsnorm_uses_offset", False) else 0.0
-        weight = norm.weight.detach() + offset
-    else:
-        weight = norm.w.detach()
-    diagonal: Tensor = weight.to(like) / cache[name][0].to(like)
+    diagonal: Tensor = norm_weight(model, model.blocks[n].ln1_post, like) / cache[name][0].to(like)
     return diagonal
+
+
+def norm_weight(model: Model, norm: Any, like: Float[Tensor, "*rows d_model"]) -> Float[Tensor, " d_model"]:
+    """A norm's weight as it multiplies (Gemma's are stored minus one); ones where it has none, or it was folded in."""
+    weight = getattr(norm, "weight", None) if isinstance(model, TransformerBridge) else getattr(norm, "w", None)
+    if weight is None:
+        return like.new_ones(like.shape[-1])
+    offset = 1.0 if isinstance(model, TransformerBridge) and getattr(model.cfg, "rmsnorm_uses_offset", False) else 0.0
+    found: Tensor = weight.detach().to(like) + offset
+    return found
 
 
 def _check_block(part: _Layer, n: int, after: Float[Tensor, "pos d_model"]) -> None:

@@ -27,7 +27,7 @@ CLAIM = Claim(
         "over an untrained dictionary": 0.1,
         "L0 over width": 0.25,
     },
-    statistic="head_output_quality/1",
+    statistic="head_output_quality/2",
     stimuli=("natural",),
     n=120,
 )

@@ -30,7 +30,8 @@ class Measured:
 
     name: str
     bar: float
-    means: Mapping[str, stats.ClusterMeans]
+    means: Mapping[str, stats.ClusterMeans | float]
+    """A number where every document gives the same (L0 under TopK, say): it has no interval to test."""
     null: float | None = None
     """Power is the chance to tell an effect at the bar from this; None: power is not at issue."""
     above: bool = True
@@ -41,6 +42,16 @@ def clustered(
 ) -> stats.ClusterMeans:
     """The ratio mean sum / count over documents [n_documents], sources as clusters."""
     return stats.ClusterMeans(by_source(sums, sources), by_source(counts, sources), seed=stats.seed_of(*seed_parts))
+
+
+def clustered_or_number(
+    sums: np.ndarray, counts: np.ndarray, sources: Sequence[str], seed_parts: Sequence[str]
+) -> stats.ClusterMeans | float:
+    """The same, or the ratio itself where all documents that have rows agree on it to rounding."""
+    ratios = sums[counts > 0] / counts[counts > 0]
+    if len(ratios) and float(np.ptp(ratios)) <= 1e-9 * float(np.abs(ratios).max()):
+        return float(ratios.mean())
+    return clustered(sums, counts, sources, seed_parts)
 
 
 def differences(
@@ -60,12 +71,23 @@ def differences(
 def worst(measured: Measured, level: float, tests: int) -> Condition:
     """The condition for every dictionary together: "effect <= bar" is rejected where it is for each of them (their
     largest p), "effect >= bar" where it is for one, Bonferroni-adjusted over dictionaries and over the `tests`
-    conditions any of which may refute.
+    conditions any of which may refute. A number that does not vary decides by itself.
     """
     tests = tests * len(measured.means)
     sign = 1 if measured.above else -1
-    effects, lows, highs, p, p_refute = [], [], [], [], []
+    effects: list[float] = []
+    lows: list[float] = []
+    highs: list[float] = []
+    p: list[float] = []
+    p_refute: list[float] = []
     for m in measured.means.values():
+        if isinstance(m, float):
+            beyond = sign * (m - measured.bar)
+            p.append(0.0 if beyond > 0 else 1.0)
+            p_refute.append(0.0 if beyond < 0 else 1.0)
+            for column in (effects, lows, highs):
+                column.append(m)
+            continue
         above, below = (m.p_above, m.p_below) if measured.above else (m.p_below, m.p_above)
         p.append(float(above(measured.bar, False)[0]))
         p_refute.append(min(1.0, float(below(measured.bar, False)[0]) * tests))
@@ -75,14 +97,15 @@ def worst(measured: Measured, level: float, tests: int) -> Condition:
         highs.append(float(m.upper(high_level, False)[0]))
     pick = min if sign > 0 else max
     finite = all(np.isfinite(effects))
+    exact = all(isinstance(m, float) for m in measured.means.values())
     return Condition(
         measured.name,
         pick(effects) if finite else float("nan"),
         pick(lows),
         pick(highs),
         measured.bar,
-        p=max(p),
-        p_refute=min(p_refute),
+        p=None if exact else max(p),
+        p_refute=None if exact else min(p_refute),
         above=measured.above,
     )
 
@@ -100,6 +123,7 @@ def evidence(
         for each, condition in zip(measured, conditions, strict=True)
         if each.null is not None and condition.fails(claim.level)
         for m in each.means.values()
+        if not isinstance(m, float)
     ]
     return Evidence(
         claim=claim,
@@ -115,7 +139,9 @@ def by_dictionary(measured: Sequence[Measured], level: float) -> dict[str, dict[
     """[estimate, lower, upper] of every condition and dictionary, for the detail; bounds one-sided at `level`."""
     return {
         each.name: {
-            hook: [float(x[0]) for x in (m.estimate, m.lower(level, False), m.upper(level, False))]
+            hook: [m] * 3
+            if isinstance(m, float)
+            else [float(x[0]) for x in (m.estimate, m.lower(level, False), m.upper(level, False))]
             for hook, m in each.means.items()
         }
         for each in measured

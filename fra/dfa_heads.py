@@ -20,6 +20,7 @@ from fra._pooled import (
     Measured,
     by_dictionary,
     clustered,
+    clustered_or_number,
     differences,
     evidence,
     head_output_hooks,
@@ -125,7 +126,9 @@ def dominance_evidence(
     if not hooks:
         return {claim.id: Evidence(claim=claim, head=None, cannot=NO_DICTIONARY) for claim in (dominated, spread)}
     documents = corpus(target, dominated.n)
-    shares, over, agree = {}, {}, {}
+    shares: dict[str, stats.ClusterMeans | float] = {}
+    over: dict[str, stats.ClusterMeans | float] = {}
+    agree: dict[str, stats.ClusterMeans | float] = {}
     numbers: dict[str, dict[str, Any]] = {}
     fewest = math.inf
     for hook in hooks:
@@ -136,7 +139,7 @@ def dominance_evidence(
         ratios = [top_share(each, division) for each, division in zip((own, control), divisions, strict=True)]
         agreements = [agreement(each, division) for each, division in zip((own, control), divisions, strict=True)]
         sources = documents.sources
-        shares[hook] = clustered(*ratios[0], sources, (dominated.digest, target.name, hook, "share"))
+        shares[hook] = clustered_or_number(*ratios[0], sources, (dominated.digest, target.name, hook, "share"))
         over[hook] = differences(ratios[0], ratios[1], sources, (dominated.digest, target.name, hook, "over"))
         agree[hook] = differences(agreements[0][0], agreements[1][0], sources, (spread.digest, target.name, hook))
         fewest = min(fewest, agreements[0][1])
@@ -196,7 +199,9 @@ def norm_evidence(claims: tuple[Claim, Claim], target: Target, progress: Progres
     documents = corpus(target, claims[0].n)
     measured: dict[str, list[Measured]] = {}
     names = ("rank correlation", "over permuted heads", "over another feature's decoder")
-    means: dict[tuple[str, str], dict[str, stats.ClusterMeans]] = {(c.id, name): {} for c in claims for name in names}
+    means: dict[tuple[str, str], dict[str, stats.ClusterMeans | float]] = {
+        (c.id, name): {} for c in claims for name in names
+    }
     for hook in hooks:
         progress(f"D06: {hook}")
         squares = documents.observe(target, hook).squares(documents.measured)

@@ -18,7 +18,15 @@ from fra import stats
 from fra._encoder import encode
 from fra._firings import Corpus, corpus
 from fra._intervention import Intervention
-from fra._pooled import NO_DICTIONARY, Measured, by_dictionary, clustered, evidence, head_output_hooks
+from fra._pooled import (
+    NO_DICTIONARY,
+    Measured,
+    by_dictionary,
+    clustered,
+    clustered_or_number,
+    evidence,
+    head_output_hooks,
+)
 from fra.claim import Claim, Evidence
 
 if TYPE_CHECKING:
@@ -96,7 +104,8 @@ def losses(
 
         with Intervention(model, [], [] if value is None else [(hook, put)]):
             logits = model(rows)
-        each = cross_entropy(logits[:, :-1].float().transpose(1, 2), rows[:, 1:], reduction="none")
+        each = cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten(), reduction="none")
+        each = each.view(len(rows), -1)
         found.append((each * real[some, 1:].to(each)).sum(1).double().cpu())
     return np.asarray(torch.cat(found))
 
@@ -134,19 +143,16 @@ def quality(target: Target, hook: str, documents: Corpus, seed: int) -> dict[str
     k = max(1, round(float(l0[body].mean())))
     drawn, live_drawn = reconstruct(untrained(sae, seed), flat)
     arms = {
-        "clean": None,
         "zero": torch.zeros_like(flat),
         "mean": elsewhere.mean(0).expand_as(flat.flatten(1)),
         "dictionary": own,
         "PCA": principal(flat.flatten(1), elsewhere, k),
         "untrained": drawn,
     }
-    found = {
-        name: losses(target, tokens, real, hook, None if value is None else value.reshape(*real.shape, -1))
-        for name, value in arms.items()
-    }
+    found = {name: losses(target, tokens, real, hook, value.reshape(*real.shape, -1)) for name, value in arms.items()}
     error = ((flat.flatten(1) - own).square().sum(-1).view(real.shape) * body).sum(1)
     spread = ((flat.flatten(1) - elsewhere.mean(0)).square().sum(-1).view(real.shape) * body).sum(1)
+    left = (flat.flatten(1) - arms["PCA"]).square().sum(-1)
     at = firings.half(documents.measured)
     place = torch.zeros(len(documents.documents), dtype=torch.long, device=at.doc.device)
     place[chosen] = torch.arange(len(chosen), device=at.doc.device)
@@ -159,6 +165,7 @@ def quality(target: Target, hook: str, documents: Corpus, seed: int) -> dict[str
         "live": np.asarray((l0 * body).sum(1).cpu()),
         "positions": np.asarray(body.sum(1).double().cpu()),
         "fired": np.asarray(fired.cpu()),
+        "explained by PCA": 1 - float((left.view(real.shape) * body).sum() / spread.sum()),
         "width": flat.flatten(1).shape[1],
         "k": k,
         "L0 of the untrained dictionary": float(live_drawn.view(real.shape)[body].double().mean()),
@@ -184,14 +191,18 @@ def quality_evidence(claim: Claim, target: Target, progress: Callable[[str], Non
         return Evidence(claim=claim, head=None, cannot=NO_DICTIONARY)
     documents = corpus(target, claim.n)
     names = ("loss recovered (zero)", *CONDITIONS)
-    means: dict[str, dict[str, stats.ClusterMeans]] = {name: {} for name in names}
+    means: dict[str, dict[str, stats.ClusterMeans | float]] = {name: {} for name in names}
     explained: dict[str, stats.ClusterMeans] = {}
     numbers: dict[str, Mapping[str, Any]] = {}
+    clean: Losses | None = None
+    chosen = torch.as_tensor(documents.measured)
+    tokens, real = documents.tokens[chosen], documents.real[chosen]
     for hook in hooks:
         progress(f"D01: {hook}")
         seed = stats.seed_of(target.name, hook, "untrained dictionary")
         q = quality(target, hook, documents, seed)
-        arms, sources = q["losses"], documents.sources
+        clean = losses(target, tokens, real, hook, None) if clean is None else clean
+        arms, sources = q["losses"] | {"clean": clean}, documents.sources
 
         def ratio(arm: Losses, ablated: str, name: str, hook: str = hook, arms: dict[str, Losses] = arms) -> Any:
             bar = claim.bars.get(name, claim.bar)
@@ -205,7 +216,9 @@ def quality_evidence(claim: Claim, target: Target, progress: Callable[[str], Non
             arm = arms["zero"] - (arms[control] - arms["dictionary"])
             means[name][hook] = ratio(arm, "zero", name)
         seeds = (claim.digest, target.name, hook)
-        means["L0 over width"][hook] = clustered(q["live"] / q["width"], q["positions"], sources, (*seeds, "L0"))
+        means["L0 over width"][hook] = clustered_or_number(
+            q["live"] / q["width"], q["positions"], sources, (*seeds, "L0")
+        )
         explained[hook] = clustered(q["error"], q["spread"], sources, (*seeds, "explained"))
         zero = float((arms["zero"] - arms["clean"]).sum())
         numbers[hook] = {
@@ -226,6 +239,7 @@ def quality_evidence(claim: Claim, target: Target, progress: Callable[[str], Non
                 name: float((arms["zero"] - arms[name]).sum() / zero) for name in ("dictionary", "PCA", "untrained")
             },
             "components of PCA": q["k"],
+            "variance explained by them": q["explained by PCA"],
             "L0 of the untrained dictionary": q["L0 of the untrained dictionary"],
         }
     measured = [

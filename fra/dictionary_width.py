@@ -65,8 +65,8 @@ def width_evidence(claim: Claim, target: Target, progress: Callable[[str], None]
         return Evidence(claim=claim, head=None, cannot=why)
     (stimulus,) = claim.stimuli
     batch = cih.documents(target, stimulus, cih.Design())["confirmation"]
-    gain: dict[str, stats.ClusterMeans] = {}
-    over: dict[str, stats.ClusterMeans] = {}
+    gain: dict[str, stats.ClusterMeans | float] = {}
+    over: dict[str, stats.ClusterMeans | float] = {}
     numbers: dict[str, Any] = {}
     ones = np.ones(len(batch))
     for layer, of in several.items():

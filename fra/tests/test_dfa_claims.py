@@ -16,7 +16,7 @@ from fra._encoder import Encoder
 from fra._firings import Corpus, Firings
 from fra._head_outputs import HeadOutputs, Live, observe, padded
 from fra._own_tokens import own_tokens
-from fra._pooled import Measured, clustered, evidence, worst
+from fra._pooled import Measured, clustered, clustered_or_number, evidence, worst
 from fra.claim import Claim, Outcome, judge
 from fra.stimuli import Batch
 from fra.tests.models import ARCHITECTURES, D_MODEL, build_sae, model_folder, random_tokens, tiny, tiny_sae
@@ -242,6 +242,14 @@ def test_the_worst_dictionary_decides() -> None:
     assert alone.holds(0.05) and alone.low > 0.5
     below = worst(Measured("L0", 0.5, means, above=False), 0.05, 1)
     assert below.fails(0.05) and below.effect == pytest.approx(0.9, abs=0.03)
+    fixed = clustered_or_number(24.0 * np.ones(40), np.ones(40), sources, ("L0",))
+    assert fixed == 24.0
+    for bar, holds in ((25.0, True), (23.0, False)):
+        number = worst(Measured("L0", bar, {"topk": fixed}, above=False), 0.05, 2)
+        assert number.p is None and number.holds(0.05) == holds and number.fails(0.05) != holds
+    mixed = worst(Measured("share", 0.5, {"good": means["good"], "block": 1.0}), 0.05, 2)
+    assert mixed.holds(0.05) and mixed.effect == alone.effect and mixed.low == alone.low
+    assert worst(Measured("share", 0.5, {"good": means["good"], "block": 0.2}), 0.05, 2).fails(0.05)
     found = evidence(claim_of(), [Measured("share", 0.5, means, null=0.25)], 40, {})
     assert judge(found.claim, found).outcome == Outcome.REFUTED and found.power is not None and found.power > 0.99
 
@@ -313,7 +321,7 @@ def test_a_dictionary_that_is_right_by_construction_is_good_enough(tmp_path: Pat
     assert conditions["loss recovered (zero)"].effect > 0.95, found.detail
     assert conditions["over an untrained dictionary"].holds(0.05)
     numbers = found.detail["numbers"][Z]
-    assert numbers["L0"] <= 28 and numbers["explained variance"][0] > 0.9
+    assert numbers["L0"] <= 28 and conditions["L0 over width"].finite and numbers["explained variance"][0] > 0.9
     low, own, high = numbers["never fires"][1], numbers["never fires"][0], numbers["never fires"][2]
     assert 0 <= low <= own <= high <= 1
 

@@ -20,7 +20,7 @@ CLAIM = Claim(
     h0="activation Jaccard of a head's top 10 features - same of random heads' features <= 0.05",
     bar=0.05,
     bars={"decoder cosine over random heads": 0.05},
-    statistic="like_features/1",
+    statistic="like_features/2",
     stimuli=("natural",),
     n=120,
 )

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra import stimuli
+from fra import cih, stimuli
 from fra._head_outputs import HeadOutputs, Live, observe, padded
 
 if TYPE_CHECKING:
@@ -102,6 +102,24 @@ def corpus(target: Target, n: int) -> Corpus:
     discovery, measured = stimuli.split(n, (1, 1), (target.name, "natural", "head outputs"))
     tokens, real = padded(documents)
     return Corpus(tokens, real, tuple(sources[k] for k in measured), discovery, measured, documents)
+
+
+def repeated_corpus(target: Target) -> Corpus:
+    """Repeated natural documents: the discovery set for choosing, the confirmation set for measuring. Only positions
+    that the first copy foretells count as real: those of the second but its first.
+    """
+    sets = cih.documents(target, "repeated_natural", cih.Design())
+    chosen, measured = sets["discovery"], sets["confirmation"]
+    documents = [
+        tokens[: 1 + 2 * int(period)]
+        for batch in (chosen, measured)
+        for tokens, period in zip(batch.tokens, batch.periods, strict=True)
+    ]
+    tokens, real = padded(documents)
+    periods = torch.cat([chosen.periods, measured.periods])
+    real = real & (torch.arange(tokens.shape[1]) > periods[:, None] + 1)
+    order = np.arange(len(documents))
+    return Corpus(tokens, real, measured.sources, order[: len(chosen)], order[len(chosen) :], documents)
 
 
 def shuffle_blocks(weight: Float[Tensor, "n_heads d_head d_sae"], seed: int) -> Float[Tensor, "n_heads d_head d_sae"]:

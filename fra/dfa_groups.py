@@ -5,6 +5,7 @@ of what the features mean and is never to be called monosemanticity.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,23 +37,38 @@ def own_features(division: Division, head: int) -> Int[Tensor, " TOP"]:
 
 
 def random_heads(
-    division: Division, own: Int[Tensor, " n"], head: int, count: Int[Tensor, " n_alive"], rng: np.random.Generator
-) -> Int[Tensor, " n_drawn"]:
-    """For each of a head's features, one whose top head is another, that head drawn at random, and that fires about as
-    often (Jaccard grows with density); fewer where the others have not enough.
+    division: Division,
+    own: Int[Tensor, " n"],
+    head: int,
+    count: Int[Tensor, " n_alive"],
+    rng: np.random.Generator,
+    draws: int,
+) -> list[Int[Tensor, " _n_drawn"]]:
+    """Groups in which each of a head's features is replaced by one whose top head is another, that head drawn at
+    random, and that fires about as often (Jaccard grows with density); a group is smaller where the others have not
+    enough.
     """
     rate = count.double().clamp(min=1).log().cpu().numpy()
     top = division.top.cpu().numpy()
-    others = [h for h in np.unique(top) if h != head]
-    chosen: list[int] = []
-    for feature in own.tolist():
-        for h in rng.permutation(others):
-            free = np.setdiff1d(np.flatnonzero(top == h), [*chosen, *own.tolist()])
-            if len(free):
-                near = free[np.argsort(np.abs(rate[free] - rate[feature]), kind="stable")[:NEAREST]]
-                chosen.append(int(rng.choice(near)))
-                break
-    return torch.tensor(chosen, device=own.device)
+    others = [int(h) for h in np.unique(top) if h != head]
+    mine = own.tolist()
+    members = {h: np.setdiff1d(np.flatnonzero(top == h), mine) for h in others}
+    nearest = {
+        (feature, h): members[h][np.argsort(np.abs(rate[members[h]] - rate[feature]), kind="stable")].tolist()
+        for feature in mine
+        for h in others
+    }
+    found = []
+    for _ in range(draws):
+        chosen: list[int] = []
+        for feature in mine:
+            for h in rng.permutation(others).tolist():
+                near = list(islice((f for f in nearest[feature, h] if f not in chosen), NEAREST))
+                if near:
+                    chosen.append(near[int(rng.integers(len(near)))])
+                    break
+        found.append(torch.tensor(chosen, device=own.device))
+    return found
 
 
 def together(
@@ -98,7 +114,7 @@ def group_evidence(
             name = f"L{layer}H{head}"
             own = own_features(division, head)
             rng = np.random.default_rng(stats.seed_of(claim.digest, target.name, name, "random heads"))
-            drawn = [random_heads(division, own, head, count, rng) for _ in range(DRAWS)]
+            drawn = random_heads(division, own, head, count, rng, DRAWS)
             if len(own) < TOP or any(len(group) < TOP for group in drawn):
                 why = f"fewer than {TOP} features of the dictionary at {hook!r}, or of other heads, are alive"
                 found[name] = Evidence(claim=claim, head=name, undecided=why)

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from fra import stats
 from fra._encoder import encode
-from fra._firings import Corpus, corpus
+from fra._firings import Corpus, corpus, repeated_corpus
 from fra._intervention import Intervention
 from fra._pooled import (
     NO_DICTIONARY,
@@ -185,11 +185,11 @@ def dead_share(fired: np.ndarray, level: float, seed: int) -> list[float]:
 
 
 def quality_evidence(claim: Claim, target: Target, progress: Callable[[str], None] = lambda _: None) -> Evidence:
-    """D01: one row for every dictionary of head outputs."""
+    """D01: one row for every dictionary of head outputs, on natural text or on the second copies of repeated text."""
     hooks = head_output_hooks(target)
     if not hooks:
         return Evidence(claim=claim, head=None, cannot=NO_DICTIONARY)
-    documents = corpus(target, claim.n)
+    documents = corpus(target, claim.n) if claim.stimuli == ("natural",) else repeated_corpus(target)
     names = ("loss recovered (zero)", *CONDITIONS)
     means: dict[str, dict[str, stats.ClusterMeans | float]] = {name: {} for name in names}
     explained: dict[str, stats.ClusterMeans] = {}
@@ -198,7 +198,7 @@ def quality_evidence(claim: Claim, target: Target, progress: Callable[[str], Non
     chosen = torch.as_tensor(documents.measured)
     tokens, real = documents.tokens[chosen], documents.real[chosen]
     for hook in hooks:
-        progress(f"D01: {hook}")
+        progress(f"{claim.id}: {hook}")
         seed = stats.seed_of(target.name, hook, "untrained dictionary")
         q = quality(target, hook, documents, seed)
         clean = losses(target, tokens, real, hook, None) if clean is None else clean

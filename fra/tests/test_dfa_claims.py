@@ -150,7 +150,8 @@ def test_controls_of_a_group_belong_to_other_heads_and_fire_about_as_often() -> 
     count = torch.arange(1, 201) ** 2
     own = dfa_groups.own_features(division, 2)
     assert bool((share[own, 2] >= share[:, 2].sort().values[-10]).all())
-    drawn = dfa_groups.random_heads(division, own, 2, count, np.random.default_rng(0))
+    drawn, again = dfa_groups.random_heads(division, own, 2, count, np.random.default_rng(0), 2)
+    assert not torch.equal(drawn, again)
     assert len(drawn) == 10 == len(set(drawn.tolist()))
     assert bool((division.top[drawn] != 2).all())
     assert float((count[drawn].log() - count[own].log()).abs().median()) < 0.5
@@ -324,6 +325,23 @@ def test_a_dictionary_that_is_right_by_construction_is_good_enough(tmp_path: Pat
     assert numbers["L0"] <= 28 and conditions["L0 over width"].finite and numbers["explained variance"][0] > 0.9
     low, own, high = numbers["never fires"][1], numbers["never fires"][0], numbers["never fires"][2]
     assert 0 <= low <= own <= high <= 1
+
+
+@pytest.mark.usefixtures("short_repeats")
+def test_only_what_the_first_copy_foretells_counts_on_repeated_text(tmp_path: Path) -> None:
+    made = target(tmp_path, build_sae("topk", D_MODEL, Z, tmp_path / "sae", reshape_activations="hook_z"))
+    corpus = _firings.repeated_corpus(made)
+    assert len(corpus.discovery) == len(corpus.measured) == 40 == len(corpus.sources)
+    for tokens, real, document in zip(corpus.tokens, corpus.real, corpus.documents, strict=True):
+        period = (len(document) - 1) // 2
+        assert torch.equal(tokens[: len(document)], document)
+        counted = torch.nonzero(real)[:, 0]
+        assert counted.tolist() == list(range(period + 2, 2 * period + 1))
+        assert all(int(tokens[t - 1]) == int(tokens[t - 1 - period]) for t in counted.tolist())
+    bars = dict.fromkeys(dictionary_quality.CONDITIONS, 0.1)
+    own = claim_of(bar=0.9, bars=bars, stimuli=("repeated_natural",))
+    found = dictionary_quality.quality_evidence(own, made)
+    assert found.n == 40 and len(found.candidates["every dictionary"]) == 5
 
 
 def test_losses_are_the_models_own(tmp_path: Path) -> None:

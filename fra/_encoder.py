@@ -117,26 +117,36 @@ def check_features(features: Int[Tensor, " n"], d_sae: int) -> None:
         raise FraError(f"feature {wrong} is out of range: the dictionary has {d_sae} features.")
 
 
-def _compare(found: Encoder, sae: Any, z: Float[Tensor, "n n_heads d_head"]) -> None:
-    """Refuses a dictionary whose own pre-activation is something else (an encoder with a scale of its own, say)."""
+def own_pre_activation(sae: Any, z: Float[Tensor, "n n_heads d_head"]) -> Float[Tensor, "n d_sae"]:
+    """What the dictionary itself computes before its activation function: the truth that attribution is held against.
+
+    Raises FraError for a dictionary that does not show it.
+    """
     seen: list[Tensor] = []
-    point = sae.hook_sae_acts_pre
-    handle = point.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    handle = sae.hook_sae_acts_pre.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
     try:
         encode(sae, z)
     finally:
         handle.remove()
-    where = f"the dictionary at {found.hook_name!r}"
     if not seen:
-        raise FraError(f"{where} does not show its pre-activations (hook_sae_acts_pre), so they cannot be attributed.")
+        raise FraError(
+            f"the dictionary at {dictionary_hook(sae)!r} does not show its pre-activations (hook_sae_acts_pre), so "
+            "they cannot be attributed."
+        )
     own = seen[0].to(z).reshape(len(z), -1)
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         own = own * sae.W_dec.detach().to(z).norm(dim=-1)
+    return own
+
+
+def _compare(found: Encoder, sae: Any, z: Float[Tensor, "n n_heads d_head"]) -> None:
+    """Refuses a dictionary whose own pre-activation is something else (an encoder with a scale of its own, say)."""
+    own = own_pre_activation(sae, z)
     parts = torch.einsum("nhd,hdf->nhf", z, found.weight) * found.gain(z)[:, None, None]
     size = parts.abs().sum(1) + found.bias.abs()
     tolerance = 1e-3 if sae.dtype in (torch.float32, torch.float64) else 5e-2
     if own.shape != size.shape or not bool(((parts.sum(1) + found.bias - own).abs() <= tolerance * size.max()).all()):
         raise FraError(
-            f"the pre-activation of {where} is not a linear map of the head outputs plus a bias: this "
-            f"{sae.cfg.architecture()!r} dictionary cannot be attributed to heads."
+            f"the pre-activation of the dictionary at {found.hook_name!r} is not a linear map of the head outputs plus "
+            f"a bias: this {sae.cfg.architecture()!r} dictionary cannot be attributed to heads."
         )

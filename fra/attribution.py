@@ -7,7 +7,8 @@ source positions (Kissane et al. 2024, "Interpreting Attention Layer Outputs wit
     pre_f(t) = sum_h gain_t z[t,h] . W_enc[h,:,f] + bias_f,    z[t,h] = sum_s A_h(t,s) v[s,h]
 
 `observe` runs documents once and answers everything about them; `pre_activation`, `by_head` and `by_source` are short
-forms for one document. The pattern and the dictionary's normalisation, where it has one, are frozen at their values.
+forms for one document; `recursive` goes on to every component upstream. The pattern and the dictionary's normalisation,
+where it has one, are frozen at their values.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from torch import Tensor
 from fra._encoder import Encoder, encoder, head_output_layer
 from fra._head_outputs import HeadOutputs, Live, observe
 from fra._heads import Model
+from fra._recursive import Term, Trace, recursive
 
 __all__ = [
     "Encoder",
     "HeadOutputs",
     "Live",
+    "Term",
+    "Trace",
     "by_head",
     "by_source",
     "encoder",
     "head_output_layer",
     "observe",
     "pre_activation",
+    "recursive",
 ]
 
 

@@ -1,0 +1,53 @@
+"""D01. The dictionaries of head outputs are good enough to speak about.
+
+The reconstruction stands in for the head outputs of its layer. The loss that this costs, against the loss without
+those outputs (zero ablation) or with their mean (mean ablation), is the share of loss recovered; one set of documents
+gives means and components, another every number. D01 is on natural text, D01.repeated on the second copies of
+repeated text, where induction heads have something to do.
+
+H0, for any of them: loss recovered under zero ablation <= 0.9, or under mean ablation <= 0.9, or no more than by as
+many principal components as features are live, or no more than 0.1 above a dictionary of the same kind that was never
+trained, or more than a quarter of the activation's dimensions live. Bar: what is asked of every dictionary of this
+project: a tenth of what the layer does may go lost. Explained variance and the share of features that never fire,
+with intervals, stand beside: the first is negative in dictionaries that recover the loss well, the second is an upper
+bound on so little text. So does the rule of thumb of the sources (L0 20, 80 %), which decides nothing.
+"""
+
+import pytest
+
+from fra.claim import Claim
+
+BARS = {
+    "loss recovered (mean)": 0.9,
+    "over PCA of equal L0": 0.0,
+    "over an untrained dictionary": 0.1,
+    "L0 over width": 0.25,
+}
+NATURAL, REPEATED = (
+    Claim(
+        id=f"D01{suffix}",
+        title=f"The dictionaries of head outputs are good enough to speak about ({words})",
+        h0="share of loss recovered, zero ablation <= 0.9",
+        bar=0.9,
+        bars=BARS,
+        statistic="head_output_quality/2",
+        stimuli=(stimulus,),
+        n=n,
+    )
+    for suffix, words, stimulus, n in (
+        ("", "natural text", "natural", 120),
+        (".repeated", "second copies", "repeated_natural", 180),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def evidence(target, progress):
+    from fra.dictionary_quality import quality_evidence
+
+    return {claim.id: quality_evidence(claim, target, progress) for claim in (NATURAL, REPEATED)}
+
+
+@pytest.mark.parametrize("claim", [NATURAL, REPEATED], ids=lambda claim: claim.id)
+def test_d01(claim, evidence, verdict):
+    verdict(evidence[claim.id])

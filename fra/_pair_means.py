@@ -18,8 +18,7 @@ from torch import Tensor
 from fra._token_dictionary import group_means
 
 STAGES = ("lag", "key token", "token before the key", "match", "pair", "pair with the token before the key")
-POSITION = 1
-"""Number of leading stages that know positions only."""
+"""The first knows positions only."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,14 @@ class PairMeans:
                 where.append(torch.where(known[at] == labels[stage], at, len(known)))  # the last group is empty
             self._asked.append(where)
 
-    def predict(self, scores: Float[Tensor, " n"], stages: int) -> list[Float[Tensor, " m"]]:
-        """Predicted row-centred scores of the places asked about, from those seen, by the first `stages` of STAGES."""
+    def predict(self, scores: Float[Tensor, " n"]) -> tuple[list[Float[Tensor, " m"]], list[Float[Tensor, " m"]]]:
+        """Predicted row-centred scores of the places asked about, from those seen: by lag alone, and by every stage."""
         found = [scores.new_zeros(len(where)) for where in self._asked[0]]
-        rest = scores
-        for group, size, asked in list(zip(self._group, self._size, self._asked, strict=True))[:stages]:
-            mean, _ = group_means(rest[:, None], group, size + 1)
-            rest = rest - mean[group, 0]
-            found = [own + mean[where, 0] for own, where in zip(found, asked, strict=True)]
-        return found
+        rest, by_lag = scores, found
+        for stage, (group, size, asked) in enumerate(zip(self._group, self._size, self._asked, strict=True)):
+            mean = group_means(rest[:, None], group, size + 1)[0][:, 0]
+            rest = rest - mean[group]
+            found = [own + mean[where] for own, where in zip(found, asked, strict=True)]
+            if stage == 0:
+                by_lag = found
+        return by_lag, found

@@ -44,7 +44,10 @@ def group_means(
     """Shrunk mean of each group (zero where it has no value), and the number of its values."""
     wide = values.double() if values.device.type != "mps" else values
     count = torch.bincount(group, minlength=n_groups).to(wide)
-    total = wide.new_zeros(n_groups, values.shape[1]).index_add_(0, group, wide)
+    if values.shape[1] == 1:
+        total = torch.bincount(group, wide[:, 0], n_groups)[:, None]
+    else:
+        total = wide.new_zeros(n_groups, values.shape[1]).index_add_(0, group, wide)
     mean = total / count.clamp(min=1)[:, None]
     return (mean * shrinkage(count, mean, wide.square().sum())[:, None]).to(values), count
 

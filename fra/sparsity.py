@@ -128,16 +128,13 @@ def fewest(mass: Float[Tensor, "*shape"], share: float) -> int:
     bits make a histogram, and only one bin of it is sorted.
     """
     flat = mass.flatten().float()
-    # What lies below (1 - share) of the mean holds less than 1 - share of the total: the rest is enough.
-    whole = float(flat.sum(dtype=torch.float64))
-    if whole <= 0:
-        return 0
-    flat = flat[flat >= (1 - share) * (1 - 1e-4) * whole / max(flat.numel(), 1)]
     bins = flat.view(torch.int32) >> 16
     count = torch.bincount(bins, minlength=1 << 15)
     total = torch.bincount(bins, weights=flat.double(), minlength=1 << 15)
     above = total.flip(0).cumsum(0).flip(0)  # held by a bin and those above it
-    need = share * whole
+    need = share * float(above[0])
+    if need <= 0:
+        return 0
     edge = int((above >= need).nonzero()[-1])
     rest = need - float(above[edge] - total[edge])
     inside = flat[bins == edge].double().sort(descending=True).values.cumsum(0)

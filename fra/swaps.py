@@ -30,7 +30,7 @@ from torch import Tensor
 
 from fra._dictionaries import codes
 from fra._heads import FrozenLayer, Side, freeze
-from fra._pair_means import POSITION, STAGES, PairMeans, Places, places
+from fra._pair_means import PairMeans, Places, places
 from fra._threads import each
 from fra._token_dictionary import TokenDictionary, learn
 from fra.carried import FEATURES, CarriedLayer, Texts, observe
@@ -40,8 +40,10 @@ from fra.stats import seed_of
 
 PREDICTORS = ("features", "token-pair means", "token dictionary", "position only", "activations")
 READINGS = ("added", "put in place")
-PER_DOCUMENT = 2
-"""Swaps in a measured document; one in a selection document."""
+PER_DOCUMENT, TUNING = 4, 2
+"""Swaps in a measured document, and in one of the selection documents."""
+STRIDE = 4
+"""Of the rows behind s + 1 every fourth is looked at, and counts four times: they are many, and alike."""
 SEEN = 10
 """New tokens are drawn from those that the estimation documents hold at least so often: every predictor knows them."""
 
@@ -59,10 +61,20 @@ class Swaps:
     lengths: Int[Tensor, " n"]
 
     @cached_property
+    def weight(self) -> Int[Tensor, "n pos"]:
+        """How often a row counts: rows s and s + 1 once, every STRIDE-th of the later ones STRIDE times; 0 where nothing
+        can change, and behind the document's end. Which of the later rows: in turn from swap to swap.
+        """
+        behind = torch.arange(self.before.shape[1], device=self.at.device) - self.at[:, None]
+        turn = torch.arange(len(self.at), device=self.at.device)[:, None]
+        later = STRIDE * ((behind >= 2) & ((behind - 2 - turn) % STRIDE == 0)).long()
+        real = behind + self.at[:, None] < self.lengths[:, None]
+        return (((behind == 0) | (behind == 1)).long() + later) * real
+
+    @property
     def rows(self) -> Bool[Tensor, "n pos"]:
-        """Rows that can change: from the swapped position to the document's end."""
-        pos = torch.arange(self.before.shape[1], device=self.at.device)
-        return (pos >= self.at[:, None]) & (pos < self.lengths[:, None])
+        """Rows that are looked at."""
+        return self.weight > 0
 
     @cached_property
     def changed(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,7 +202,7 @@ class Scene:
         centred: predictions are of capped, row-centred scores.
         """
         swap, pos, number = self._rows
-        hidden = ~self.frozen.mask[pos]
+        hidden, weight = ~self.frozen.mask[pos], self.swaps.weight[swap, pos]
         own = truth.scores.masked_fill(hidden, 0.0)
         if centred:
             own = self.frozen.cap(own)
@@ -204,7 +216,7 @@ class Scene:
             scores = (scores if centred else self.frozen.cap(scores)).masked_fill_(hidden, -torch.inf)
             predicted = scores.softmax(-1) - truth.pattern
             pairs = ((truth.change, truth.change), (truth.change, predicted), (predicted, predicted))
-            by_row = torch.stack([torch.linalg.vecdot(a, b) for a, b in pairs]).double()
+            by_row = torch.stack([torch.linalg.vecdot(a, b) for a, b in pairs]).double() * weight
             sums = by_row.new_zeros(3, len(self.swaps.at)).index_add_(1, swap, by_row)
             found.append(np.asarray(sums.cpu()))
         return found
@@ -274,7 +286,7 @@ def telling(layer: CarriedLayer) -> dict[str, Measured]:
             layer,
             tuned_on,
             codes(layer.sae, tuned_on.x).error,
-            draw(sets.selection, new, 1, seeds["tuning"], device),
+            draw(sets.selection, new, TUNING, seeds["tuning"], device),
             known.tables,
         ),
         scene(
@@ -290,8 +302,7 @@ def telling(layer: CarriedLayer) -> dict[str, Measured]:
 
     def measure(head: int) -> Measured:
         at_places = known.of(head)
-        by_pairs = pair_means.predict(at_places, len(STAGES))
-        by_position = pair_means.predict(at_places, POSITION)
+        by_position, by_pairs = pair_means.predict(at_places)
         found: dict[str, list[list[np.ndarray]]] = {name: [] for name in PREDICTORS}
         for number, own in enumerate(scenes):
             truth = own.truth(head)

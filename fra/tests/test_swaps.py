@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from fra._pair_means import POSITION, STAGES, PairMeans, Places, places
+from fra._pair_means import PairMeans, Places, places
 from fra._token_dictionary import TokenDictionary
 from fra.carried import CarriedLayer, observe, texts
 from fra.errors import FraError
-from fra.swaps import READINGS, Scene, draw, exchanged, frequent, scene, telling, tune
+from fra.swaps import READINGS, STRIDE, Scene, draw, exchanged, frequent, scene, telling, tune
 from fra.tests import models
 from fra.tests.test_carried import layer as tiny_layer
 from fra.tests.test_carried import sets
@@ -29,13 +29,17 @@ def first_layer(kind: str) -> CarriedLayer:
 
 
 def brute(own: CarriedLayer, made: Scene, head: int) -> np.ndarray:
-    """Sum over real rows from s on of the squared change of the model's own pattern, one swap at a time."""
+    """Squared change of the model's own pattern, one swap at a time: rows s and s + 1, and later rows with weights."""
     out = []
-    for doc, before, after in zip(made.swaps.doc, made.swaps.before, made.swaps.after, strict=True):
+    every = zip(made.swaps.doc, made.swaps.at, made.swaps.before, made.swaps.after, strict=True)
+    for turn, (doc, at, before, after) in enumerate(every):
         n = made.swaps.texts.lengths[int(doc)]
         name = f"blocks.{own.layer}.attn.hook_pattern"
         rows = [own.model.run_with_cache(ids[None, :n])[1][name][0, head] for ids in (before, after)]
-        out.append(float((rows[1] - rows[0]).double().square().sum()))
+        by_row = (rows[1] - rows[0]).double().square().sum(-1)
+        assert float(by_row[: int(at)].sum()) < 1e-9, "nothing changes before the swap"
+        later = by_row[int(at) + 2 :]
+        out.append(float(by_row[int(at) : int(at) + 2].sum() + STRIDE * later[turn % STRIDE :: STRIDE].sum()))
     return np.array(out)
 
 
@@ -138,13 +142,12 @@ def test_pair_means_find_planted_habits() -> None:
     noisy = score(seen) + torch.tensor(rng.normal(0, 0.3, len(seen.key)))
     late = asked.key > 0
     truth = score(asked)[late]
-    (found,) = whole.predict(noisy.float(), len(STAGES))
-    (lag_only,) = whole.predict(noisy.float(), POSITION)
+    (lag_only,), (found,) = whole.predict(noisy.float())
     assert float((found[late] - truth).square().mean() / truth.var()) < 0.05
     centred = (by_lag[asked.query - asked.key] + by_key.mean())[late]
     assert np.corrcoef(lag_only[late], centred)[0, 1] > 0.95
     strange = Places(asked.query + 50, asked.key, asked.at_query + 90, asked.at_key + 90, asked.before_key + 90)
-    (unknown,) = PairMeans(seen, [strange], 400).predict(noisy.float(), len(STAGES))
+    _, (unknown,) = PairMeans(seen, [strange], 400).predict(noisy.float())
     by_match = unknown[(strange.key > 0)].unique()
     assert len(by_match) <= 4, "a place of which nothing is known has at most the mean of its match"
 

@@ -4,8 +4,9 @@ A document's token at position s is exchanged for another and the model runs aga
 head's pattern in the rows t >= s. It is predicted from the document as it was and from what other documents show of
 tokens:
 
-- *features*: scores as features and biases give them (no error term). At s stand the expected features of the new
-  token after the token before it; at s + 1 the features change as that token's do elsewhere; all others stay.
+- *features*: scores as features and biases give them (no error term). At s the features expected of the new token
+  come to those that are there, and the features expected of the old one go; at s + 1 those expected behind either; all
+  others stay.
 - *token-pair means*: the attention map's own account (`fra._pair_means`).
 - *token dictionary*: as features, with every position told by its current and previous token alone.
 - *position only*: means by lag.
@@ -62,8 +63,8 @@ class Swaps:
 
     @cached_property
     def weight(self) -> Int[Tensor, "n pos"]:
-        """How often a row counts: rows s and s + 1 once, every STRIDE-th of the later ones STRIDE times; 0 where nothing
-        can change, and behind the document's end. Which of the later rows: in turn from swap to swap.
+        """How often a row counts: rows s and s + 1 once, every STRIDE-th of the later ones STRIDE times; 0 where
+        nothing can change, and behind the document's end. Which of the later rows: in turn from swap to swap.
         """
         behind = torch.arange(self.before.shape[1], device=self.at.device) - self.at[:, None]
         turn = torch.arange(len(self.at), device=self.at.device)[:, None]
@@ -118,13 +119,11 @@ def draw(texts: Texts, tokens: Int[np.ndarray, " n"], per_document: int, seed: i
 def exchanged(
     y: Float[Tensor, "docs pos d_model"], expected: TokenDictionary, swaps: Swaps
 ) -> Float[Tensor, "n two d_model"]:
-    """Inputs at s and s + 1 after the swap, as tokens tell: at s what the tokens there lead to expect, at s + 1 what
-    the swap adds to what stood there.
-    """
-    every = torch.arange(len(swaps.at), device=y.device)
-    after, before = expected.predict(swaps.after), expected.predict(swaps.before)
-    at, beside = swaps.at, swaps.at + 1
-    return torch.stack((after[every, at], y[swaps.doc, beside] + after[every, beside] - before[every, beside]), dim=1)
+    """Inputs at s and s + 1 after the swap: what stood there, and what the swap adds to it as tokens tell."""
+    every = torch.arange(len(swaps.at), device=y.device)[:, None]
+    near = torch.stack((swaps.at, swaps.at + 1), dim=1)
+    added = expected.predict(swaps.after)[every, near] - expected.predict(swaps.before)[every, near]
+    return y[swaps.doc[:, None], near] + added
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def test_row_centred_scores_may_be_put_in_place() -> None:
 
 
 def test_what_stands_at_a_swap_is_what_tokens_tell() -> None:
-    """At s the expected input of new token and its predecessor, at s + 1 the change of the previous token's part."""
+    """At s the new token's direction for the old one's, at s + 1 the same of the previous token's."""
     words = torch.arange(5)
     generator = torch.Generator().manual_seed(0)
     first, mean, *_ = torch.randn(2, 3, generator=generator)
@@ -113,7 +113,7 @@ def test_what_stands_at_a_swap_is_what_tokens_tell() -> None:
     assert (swaps.before != swaps.after).sum() == 1
     y = torch.randn(1, 5, 3, generator=generator)
     found = exchanged(y, table, swaps)
-    torch.testing.assert_close(found[0, 0], mean + current[new] + previous[s - 1])
+    torch.testing.assert_close(found[0, 0], y[0, s] + current[new] - current[old])
     torch.testing.assert_close(found[0, 1], y[0, s + 1] + previous[new] - previous[old])
 
 

@@ -244,9 +244,11 @@ def first_key(frozen: FrozenLayer, given: Codes, doc: Document, head: int, pairs
 
 
 @torch.no_grad()
-def content(layer: CarriedLayer, step: int) -> dict[str, Measured]:
+def content(layer: CarriedLayer, step: int, gate: float) -> dict[str, Measured]:
     """Q15 at every head of a layer, on every `step`-th measured document: the share of the mass of its strongest
     channels that is off the first key, with BOS and with the documents run without it.
+
+    gate: heads that attend to BOS by less, on average over rows, have no sink to speak of and are undecided.
     """
     frozen, given, texts = layer.frozen, layer.codes(FEATURES), layer.sets.measured.every(step)
     selection = layer.sets.selection.first(SELECTED_ON)
@@ -284,14 +286,17 @@ def content(layer: CarriedLayer, step: int) -> dict[str, Measured]:
             "drawn off BOS": mass / 2 - column("BOS", "drawn_to_first"),
             "mass off the first token, BOS removed": bare_mass - column("no BOS", "at_first"),
         }
-        attention = [float(pattern(frozen, doc, head)[1:, 1:].sum(-1).mean()) for doc in arms["BOS"][2]]
+        to_first = float(np.mean([float(pattern(frozen, doc, head)[1:, 0].mean()) for doc in arms["BOS"][2]]))
         drawn = column("no BOS", "drawn_to_first").sum() / max(float(bare_mass.sum()) / 2, 1e-30)
         detail = {
-            "the head's own attention off BOS": float(np.mean(attention)),
+            "the head's own attention to BOS": to_first,
             "drawn off the first token, BOS removed": float(1 - drawn),
             "strongest channels": [f"{i} -> {j}" for i, j in pairs[:10].tolist()],
         }
-        return Measured(sums, counts, texts.sources, detail=detail)
+        undecided = None
+        if not to_first >= gate:
+            undecided = f"the head gives BOS {to_first:.3f} of its attention, where {gate} is a sink: there is none"
+        return Measured(sums, counts, texts.sources, undecided, detail)
 
     heads = list(layer.heads)
     measured = each(measure, heads, frozen.x.device)

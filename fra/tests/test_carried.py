@@ -303,7 +303,9 @@ def test_the_circuit_is_carried_by_its_features(wired: CarriedLayer) -> None:
     i, j = torch.nonzero(held > 1e-3 * held.max(), as_tuple=True)
     assert bool((doc.live[j] - circuit.PREVIOUS == doc.live[i]).all())
     assert sparse["share"] < 0.02
-    off = content(wired, 1)["L1H0"]
+    off = content(wired, 1, 1.1)["L1H0"]
+    assert off.undecided is not None
+    assert content(wired, 1, 0.0)["L1H0"].undecided is None
     assert off.sums["mass off BOS"].sum() / off.counts["mass off BOS"].sum() > 0.9
 
 

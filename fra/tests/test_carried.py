@@ -1,0 +1,340 @@
+"""What features carry: the token dictionary, R2, truncation and masses, each against another way to the same number."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from fra import resolve
+from fra._dictionaries import codes
+from fra._heads import FrozenLayer, freeze
+from fra._token_dictionary import learn, shrinkage
+from fra.carried import (
+    ATOMS,
+    DICTIONARIES,
+    FEATURES,
+    SHUFFLED,
+    TOKENS,
+    CarriedLayer,
+    Sets,
+    document_sets,
+    texts,
+)
+from fra.claim import Claim, Outcome, judge
+from fra.errors import FraError
+from fra.fidelity import carried_part, carrying, fits, real_entries, strongest, truncation
+from fra.paired import Measured, paired_evidence
+from fra.sparsity import (
+    concentration,
+    content,
+    document,
+    fewest,
+    first_key,
+    live_channels,
+    masses,
+    sparsity,
+    strongest_channels,
+)
+from fra.tests import circuit, models
+
+KINDS = {
+    "gpt2": "blocks.1.ln1.hook_normalized",
+    "llama": "blocks.1.hook_resid_pre",
+    "gemma2": "blocks.1.hook_resid_pre",
+}
+"""Without rotary positions; with them and grouped keys; with a softcap and a sliding window too."""
+LENGTHS = (20, 14, 17)
+
+
+def sets(n: int = 24, n_vocab: int = models.D_VOCAB) -> Sets:
+    """Random documents of a small vocabulary, eight a set, of unequal length."""
+    rng = np.random.default_rng(3)
+    made = [(f"s{k}", [0, *rng.integers(1, n_vocab, LENGTHS[k % 3] - 1).tolist()]) for k in range(n)]
+    return Sets(*(texts(made[k::3], 20) for k in range(3)))
+
+
+def layer(kind: str, n: int = 24, n_vocab: int = models.D_VOCAB) -> CarriedLayer:
+    """A layer of a tiny model with a random dictionary."""
+    hook = KINDS[kind]
+    return CarriedLayer(models.tiny(kind), models.tiny_sae(hook), sets(n, n_vocab), 1, hook, seed_parts=("t", kind))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def any_layer(request: pytest.FixtureRequest) -> CarriedLayer:
+    """One of each kind."""
+    return layer(request.param)
+
+
+def brute_mass(own: CarriedLayer, number: int, head: int) -> torch.Tensor:
+    """sum A |F - sum_u A F| of every channel, from whole terms of `resolve` and the model's own pattern, in double."""
+    length = own.sets.measured.lengths[number]
+    tokens = own.sets.measured.tokens[number, :length]
+    terms = resolve(own.model, own.sae, tokens, 1, head).to_sparse().to_dense().double()  # q k i j
+    _, cache = own.model.run_with_cache(tokens[None])
+    pattern = cache["blocks.1.attn.hook_pattern"][0, head].double()[..., None, None]
+    mean = (pattern * terms).sum(1, keepdim=True)
+    return (pattern * (terms - mean).abs()).sum((0, 1))
+
+
+def test_masses_are_those_of_whole_terms(any_layer: CarriedLayer) -> None:
+    """In closed form and in blocks: every channel's mass, the first key's part and the number of live channels."""
+    frozen, given = any_layer.frozen, any_layer.codes(FEATURES)
+    for number, head in ((1, 0), (2, 3)):  # both are shorter than the padding
+        doc = document(given, number, any_layer.sets.measured.lengths[number])
+        expected = brute_mass(any_layer, number, head)
+        found = masses(frozen, given.decoder, doc, head).double()
+        torch.testing.assert_close(found, expected[doc.live][:, doc.live], atol=1e-5, rtol=1e-4)
+        tokens = any_layer.sets.measured.tokens[number, : doc.length]
+        count = resolve(any_layer.model, any_layer.sae, tokens, 1, head).channels(reduce="count")
+        assert live_channels(frozen, doc) == len(count)
+
+
+def test_the_first_key_has_its_part(any_layer: CarriedLayer) -> None:
+    """Mass at key 0 and what is drawn there, against whole terms."""
+    frozen, given, head = any_layer.frozen, any_layer.codes(FEATURES), 1
+    number, length = 2, any_layer.sets.measured.lengths[2]
+    tokens = any_layer.sets.measured.tokens[number, :length]
+    whole = resolve(any_layer.model, any_layer.sae, tokens, 1, head)
+    pairs = torch.tensor(whole.channels(n=8)[["q_feature", "k_feature"]].to_numpy())
+    pairs = torch.cat((pairs, torch.tensor([[0, models.D_SAE - 1]])))
+    pattern = frozen.pattern[number, head, :length, :length].double().masked_fill(~frozen.mask[:length, :length], 0)
+    mass = first = drawn = 0.0
+    for i, j in pairs.tolist():
+        term = whole.channel(i, j).double()
+        around = pattern * (term - (pattern * term).sum(1, keepdim=True))
+        mass += float(around.abs().sum())
+        first += float(around[:, 0].abs().sum())
+        drawn += float(around[:, 0].clamp(min=0).sum())
+        assert float(around.clamp(min=0).sum()) == pytest.approx(float(around.abs().sum()) / 2, rel=1e-3, abs=1e-6)
+    found = first_key(frozen, given, document(given, number, length), head, pairs)
+    assert (found.mass, found.at_first, found.drawn_to_first) == pytest.approx((mass, first, drawn), rel=1e-3, abs=1e-6)
+    assert found.at_first <= found.mass / 2 * (1 + 1e-5), "no key holds more than half of a channel's mass"
+
+
+def test_the_strongest_channels_are_those_with_the_largest_mass() -> None:
+    """Over several documents."""
+    own = layer("gpt2")
+    own_texts, given = own.sets.measured, own.codes(FEATURES)
+    total = torch.stack([brute_mass(own, number, 2) for number in range(3)]).sum(0)
+    pairs = strongest_channels(own.frozen, given, own_texts.first(3), 2)
+    best = total.flatten().topk(len(pairs)).values
+    torch.testing.assert_close(total[pairs[:, 0], pairs[:, 1]], best, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fewest_is_what_sorting_says(seed: int) -> None:
+    """On skewed masses with zeros and ties."""
+    rng = np.random.default_rng(seed)
+    mass = np.exp(rng.normal(0, rng.uniform(0.1, 4), 5000)).astype(np.float32)
+    mass[rng.random(5000) < 0.3] = 0
+    mass[:500] = mass[0]
+    ordered = np.sort(mass.astype(np.float64))[::-1].cumsum()
+    for share in (0.5, 0.9):
+        expected = int(np.searchsorted(ordered, share * ordered[-1])) + 1
+        assert abs(fewest(torch.tensor(mass), share) - expected) <= 1
+    assert fewest(torch.zeros(4), 0.9) == 0
+    assert fewest(torch.ones(1000), 0.9) in (900, 901)
+    assert concentration(torch.ones(10, 10))[1] == pytest.approx(100)
+
+
+def centred(scores: np.ndarray) -> np.ndarray:
+    """Rows of a lower triangle less their means."""
+    return np.concatenate([row[: t + 1] - row[: t + 1].mean() for t, row in enumerate(scores)])
+
+
+def test_r2_is_that_of_the_feature_feature_block() -> None:
+    """Against `resolve`'s block and the model's own scores, row by row, document by document."""
+    own = layer("gpt2")
+    parts = {name: carried_part(own.codes(name)) for name in (FEATURES, ATOMS)}
+    found = fits(own.frozen, 1, parts, real_entries(own.frozen, own.sets.measured.lengths))[FEATURES]
+    for number, length in enumerate(own.sets.measured.lengths):
+        tokens = own.sets.measured.tokens[number, :length]
+        block = resolve(own.model, own.sae, tokens, 1, 1).blocks()["feature", "feature"].double().numpy()
+        _, cache = own.model.run_with_cache(tokens[None])
+        truth = centred(cache["blocks.1.attn.hook_attn_scores"][0, 1].double().numpy())
+        block = centred(block)
+        assert found.total[number] == pytest.approx((truth**2).sum(), rel=1e-4)
+        assert found.explained[number] == pytest.approx((truth**2).sum() - ((truth - block) ** 2).sum(), rel=1e-3)
+        slope = (truth @ block) / (block @ block)
+        best = (truth**2).sum() - ((truth - slope * block) ** 2).sum()
+        assert found.explained_at_best[number] == pytest.approx(best, rel=1e-3, abs=1e-4)
+
+
+def test_every_dictionary_is_exactly_additive(any_layer: CarriedLayer) -> None:
+    """Features, bias and error sum to the activation, also where nothing was learnt of a token."""
+    for name in DICTIONARIES:
+        own = any_layer.codes(name)
+        torch.testing.assert_close(carried_part(own) + own.bias + own.error, any_layer.frozen.x, atol=2e-5, rtol=1e-4)
+        assert bool((own.row[1:] >= own.row[:-1]).all())
+    assert any_layer.codes(ATOMS).decoder.shape == any_layer.codes(FEATURES).decoder.shape
+
+
+def test_the_strongest_of_a_position_are_kept() -> None:
+    """Ranks, against sorting each position by the length of what a feature adds."""
+    own = layer("gpt2").codes(FEATURES)
+    rank = strongest(own)
+    for row in (0, 7, 33):
+        here = own.row == row
+        length = (own.value[here, None] * own.decoder[own.feature[here]]).norm(dim=-1)
+        assert rank[here].tolist() == length.argsort(descending=True).argsort().tolist()
+
+
+def test_token_directions_are_the_planted_ones() -> None:
+    """x = mean + current + previous + noise: directions come back, rare tokens shrink, padding and measured text do
+    not matter.
+    """
+    generator = torch.Generator().manual_seed(0)
+    n_vocab, width = 12, 6
+    tokens = torch.randint(0, n_vocab, (150, 24), generator=generator)
+    current, previous = (torch.randn(n_vocab, width, generator=generator) for _ in range(2))
+    mean = torch.randn(width, generator=generator)
+    x = mean + current[tokens] + 0.01 * torch.randn(150, 24, width, generator=generator)
+    x[:, 1:] += previous[tokens[:, :-1]]
+    x[:, 0] = 50.0  # a sink must not colour any token
+    lengths = [24 - k % 5 for k in range(150)]
+    dictionary = learn(x, tokens, lengths)
+    new = torch.randint(0, n_vocab, (4, 24), generator=generator)
+    truth = mean + current[new]
+    truth[:, 1:] += previous[new[:, :-1]]
+    told = dictionary.predict(new)
+    assert float((told - truth)[:, 1:].abs().max()) < 0.05
+    assert bool((told[:, 0] == 50).all())
+    padded = x.clone()
+    padded[4, 20:] = 1e6
+    assert lengths[4] == 20
+    torch.testing.assert_close(learn(padded, tokens, lengths).current, dictionary.current)
+    unseen = dictionary.codes(x[:2], torch.full((2, 24), 99))
+    assert set(unseen.row.tolist()) == {0, 24}, "tokens that were never seen have no entry"
+    with pytest.raises(FraError, match="documents of two tokens"):
+        learn(x[:0], tokens[:0], [1])
+
+
+def test_shrinkage_predicts_other_values_best() -> None:
+    """The factor is close to the best one, which is known for a planted spread between and within groups."""
+    rng = np.random.default_rng(0)
+    count = np.repeat([1, 3, 30], 400)
+    group = rng.normal(0, 1.5, len(count))
+    sums = [rng.normal(b, 2.0, n) for b, n in zip(group, count, strict=True)]
+    square = torch.tensor(sum(float((s**2).sum()) for s in sums))
+    mean = torch.tensor([s.mean() for s in sums])[:, None]
+    found = shrinkage(torch.tensor(count, dtype=torch.float64), mean, square)
+    for n in (1, 3, 30):
+        assert float(found[count == n][0]) == pytest.approx(n * 2.25 / (n * 2.25 + 4.0), abs=0.04)
+    alone = shrinkage(torch.ones(3), torch.ones(3, 1), torch.tensor(3.0))
+    assert alone.tolist() == [0, 0, 0], "one value a group says nothing of what is noise"
+
+
+def claim(**changed: object) -> Claim:
+    """A claim with the conditions of Q03 or whatever is asked for."""
+    base = {"id": "T", "title": "t", "h0": "h", "bar": 0.5, "statistic": "t/1", "stimuli": ("natural",)}
+    return Claim(**(base | {"n": 60, "min_documents": 4} | changed))  # type: ignore[arg-type]
+
+
+def test_paired_conditions_look_the_right_way() -> None:
+    """A planted sample, with one condition above its bar and one below: the judge agrees, and a broken one turns it."""
+    rng = np.random.default_rng(1)
+    c = claim(above=False, bars={"lead": 0.2})
+    sums = {"small": rng.normal(0.1, 0.05, 30), "lead": rng.normal(0.6, 0.1, 30)}
+
+    def outcome(samples: dict[str, np.ndarray]) -> Outcome:
+        measured = Measured(samples, {name: np.ones(30) for name in samples}, [str(k) for k in range(30)])
+        found = paired_evidence(c, "t", ["L0H0", "L1H0"], {"L0H0": measured}, below=("small",), null=1.0)
+        assert judge(c, found["L1H0"]).outcome is Outcome.CANNOT_RUN
+        shown = found["L0H0"].candidates["every condition"][0]
+        assert shown.low < shown.effect < shown.high
+        assert shown.effect == pytest.approx(samples["small"].mean())
+        return judge(c, found["L0H0"]).outcome
+
+    assert outcome(sums) is Outcome.SUPPORTED
+    assert outcome(sums | {"lead": sums["lead"] - 0.6}) is Outcome.REFUTED
+    assert outcome(sums | {"small": sums["small"] + 0.8}) is Outcome.REFUTED
+    assert outcome(sums | {"lead": sums["lead"] - 0.4}) is Outcome.INCONCLUSIVE
+
+
+def test_a_dictionary_of_random_atoms_is_no_better_than_random_atoms() -> None:
+    """Features that are random atoms themselves: neither carrying nor sparsity is supported."""
+    own = layer("gpt2", 48)
+    other = CarriedLayer(own.model, own.sae, own.sets, 1, own.hook_name, seed_parts=("another draw",))
+    own._codes[FEATURES] = other.codes(ATOMS)
+    own._codes[ATOMS] = layer("gpt2", 48).codes(ATOMS)
+    c = claim(bar=-1.0, bars={"over random atoms": 0.1, "over shuffled decoder": -9.0})
+    for found in paired_evidence(c, "t", [], carrying(own)).values():
+        assert judge(c, found).outcome is not Outcome.SUPPORTED
+    names = [f"{kind} against {name}" for kind in ("share", "participation") for name in (ATOMS, TOKENS)]
+    bars = {"participation ratio": 2.0} | {name: math.log(0.8) for name in names}
+    c = claim(bar=2.0, above=False, bars=bars)
+    for found in paired_evidence(c, "t", [], sparsity(own, 1), below=("share of live channels", *bars)).values():
+        assert judge(c, found).outcome is not Outcome.SUPPORTED
+        against = {x.name: x for x in found.candidates["every condition"]}["share against random atoms"]
+        assert abs(against.effect) < 0.15
+
+
+@pytest.fixture(scope="module")
+def wired() -> CarriedLayer:
+    """The hand-built circuit, whose dictionary is its coordinates."""
+    rng = np.random.default_rng(5)
+    made = []
+    for k in range(24):
+        half = rng.permutation(64)[:16].tolist()
+        made.append((f"s{k}", [circuit.BOS, *half, *half]))
+    own = Sets(*(texts(made[k::3], 33) for k in range(3)))
+    return CarriedLayer(circuit.model(), circuit.dictionary(), own, 1, circuit.HOOK, seed_parts=("circuit",))
+
+
+def test_the_circuit_is_carried_by_its_features(wired: CarriedLayer) -> None:
+    """L1H0: nearly all of the scores from features, none from shuffled directions; the strongest two of a position are
+    not the ones that it reads; its channels are (token, previous token) and attend to content.
+    """
+    found = carrying(wired)["L1H0"]
+    r2 = float(found.sums["R2"].sum() / found.counts["R2"].sum())
+    assert r2 > 0.97
+    assert found.detail[f"R2 of {SHUFFLED} (best slope)"] < 0.1
+    cut = truncation(wired, 0.5)["L1H0"].detail
+    assert (cut["k"], cut["R2 of all features"]) == (2, pytest.approx(r2, abs=1e-4))
+    assert cut["R2(k)"][2] == pytest.approx(0.0, abs=1e-3), "token and position are kept, the previous token is not"
+    assert 0.1 < cut["R2 of random k"] < 0.6, "one of three pairs of features is the right one, on either side"
+    sparse = sparsity(wired, 1)["L1H0"].detail[FEATURES]
+    doc = document(wired.codes(FEATURES), 0, 33)
+    held = masses(wired.frozen, wired.codes(FEATURES).decoder, doc, 0)
+    i, j = torch.nonzero(held > 1e-3 * held.max(), as_tuple=True)
+    assert bool((doc.live[j] - circuit.PREVIOUS == doc.live[i]).all())
+    assert sparse["share"] < 0.02
+    off = content(wired, 1, 1.1)["L1H0"]
+    assert off.undecided is not None
+    assert content(wired, 1, 0.0)["L1H0"].undecided is None
+    assert off.sums["mass off BOS"].sum() / off.counts["mass off BOS"].sum() > 0.9
+
+
+def test_sets_are_disjoint_and_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No document in two sets; every source is measured; equal names give equal sets; too little text is refused."""
+    from fra.targets import load_target
+
+    target = load_target("mini")
+    parts = document_sets(target)
+    rows = [
+        {tuple(row) for row in part.tokens.tolist()} for part in (parts.measured, parts.selection, parts.estimation)
+    ]
+    assert [len(r) for r in rows] == [60, 40, 120]
+    assert not (rows[0] & rows[1] or rows[0] & rows[2] or rows[1] & rows[2])
+    assert len(set(parts.measured.sources)) == 30
+    assert len(set(parts.measured.every(3).sources)) == 20
+    assert torch.equal(document_sets(target).selection.tokens, parts.selection.tokens)
+    few = target.documents()[:7]
+    monkeypatch.setattr(target, "documents", lambda: few)
+    with pytest.raises(FraError, match="7 documents where 8"):
+        document_sets(target)
+
+
+def test_padding_changes_nothing() -> None:
+    """A document measured beside longer ones has the masses that it has alone."""
+    own = layer("gpt2")
+    given, n = own.codes(FEATURES), own.sets.measured.lengths[1]
+    alone: FrozenLayer = freeze(own.model, own.sets.measured.tokens[1:2, :n], 1, own.hook_name)
+    alone_codes = codes(own.sae, alone.x)
+    beside = masses(own.frozen, given.decoder, document(given, 1, n), 0)
+    torch.testing.assert_close(
+        beside, masses(alone, alone_codes.decoder, document(alone_codes, 0, n), 0), atol=1e-6, rtol=1e-4
+    )

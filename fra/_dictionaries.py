@@ -131,6 +131,11 @@ def check_dictionary(sae: Any, *, hook_name: str | None = None) -> None:
             f"the dictionary was trained at {trained_at!r} and is used at {hook_name!r}: use the dictionary of that "
             f"hook."
         )
+    check_scaling(sae)
+
+
+def check_scaling(sae: Any) -> None:
+    """Raises FraError for activation scaling that was not folded into the dictionary's weights."""
     scaling = sae.cfg.normalize_activations
     if scaling in ("expected_average_only_in", "covariance_whitening"):
         fold = (
@@ -139,8 +144,8 @@ def check_dictionary(sae: Any, *, hook_name: str | None = None) -> None:
             else "fold_activation_whitening"
         )
         raise FraError(
-            f"the dictionary at {trained_at!r} was trained on rescaled activations ({scaling}) and the scale is not "
-            f"folded into its weights, so its "
+            f"the dictionary at {dictionary_hook(sae)!r} was trained on rescaled activations ({scaling}) and the scale "
+            f"is not folded into its weights, so its "
             f"codes would be wrong: call sae.{fold}(...) once (SAE.from_pretrained and SAELens' trainer do; "
             f"SAE.load_from_disk does not)."
         )

@@ -197,13 +197,21 @@ def natural_documents(target: Target, n: int, longest: int = 128) -> list[Int[Te
 
     Raises FraError where the target has fewer texts.
     """
+    return natural_with_sources(target, n, longest)[0]
+
+
+def natural_with_sources(
+    target: Target, n: int, longest: int = 128
+) -> tuple[list[Int[Tensor, " _pos"]], tuple[str, ...]]:
+    """The same documents with their sources: documents of one source are resampled together."""
     texts = target.documents()
     if len(texts) < n:
         raise FraError(f"{target.name!r} has {len(texts)} documents where {n} are needed: add text to text.documents")
     longest = min(longest, int(target.model.cfg.n_ctx))
     start = [] if target.bos is None else [target.bos]
     chosen = [texts[k * len(texts) // n] for k in range(n)]
-    return [torch.tensor((start + target.encode(text.text))[:longest]) for text in chosen]
+    tokens = [torch.tensor((start + target.encode(text.text))[:longest]) for text in chosen]
+    return tokens, tuple(text.source for text in chosen)
 
 
 def split(n: int, shares: Sequence[int], seed_parts: Sequence[str]) -> list[Int[np.ndarray, " _m"]]:

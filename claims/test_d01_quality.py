@@ -1,0 +1,44 @@
+"""D01. The dictionaries of head outputs are good enough to speak about.
+
+The reconstruction stands in for the head outputs of its layer. The loss that this costs, against the loss without
+those outputs (zero ablation) or with their mean (mean ablation), is the share of loss recovered; half of the
+documents give means and components, the other half every number.
+
+H0, for any of them: loss recovered under zero ablation <= 0.9, or under mean ablation <= 0.9, or no more than by as
+many principal components as features are live, or no more than 0.1 above a dictionary of the same kind that was never
+trained, or more than a quarter of the activation's dimensions live. Bar: what is asked of every dictionary of this
+project: a tenth of what the layer does may go lost. Explained variance and the share of features that never fire,
+with intervals, stand beside: the first is negative in dictionaries that recover the loss well, the second is an upper
+bound on so little text. So does the rule of thumb of the sources (L0 20, 80 %), which decides nothing.
+"""
+
+import pytest
+
+from fra.claim import Claim
+
+CLAIM = Claim(
+    id="D01",
+    title="The dictionaries of head outputs are good enough to speak about",
+    h0="share of loss recovered, zero ablation <= 0.9",
+    bar=0.9,
+    bars={
+        "loss recovered (mean)": 0.9,
+        "over PCA of equal L0": 0.0,
+        "over an untrained dictionary": 0.1,
+        "L0 over width": 0.25,
+    },
+    statistic="head_output_quality/1",
+    stimuli=("natural",),
+    n=120,
+)
+
+
+@pytest.fixture(scope="module")
+def evidence(target, progress):
+    from fra.dictionary_quality import quality_evidence
+
+    return quality_evidence(CLAIM, target, progress)
+
+
+def test_d01(evidence, verdict):
+    verdict(evidence)

@@ -1,0 +1,39 @@
+"""D02. Direct feature attribution by head sums to the pre-activation.
+
+A feature of a head-output dictionary reads the concatenated outputs linearly before its activation function, so that
+its pre-activation is one dot product a head, plus a constant (b_enc, less b_dec through the encoder where the
+dictionary subtracts it). The sum is compared with what the dictionary itself computes: every feature, every position
+of natural documents, every dictionary of head outputs, in float32.
+
+H0: max |error| / sum |products| >= 1e-6. Control: the bias, and each head, left out in turn; the smallest error that
+this makes must exceed 1e-5, else the check could not have noticed the omission. Bar: float32 keeps 6e-8 of a number;
+a sum of some hundred products in any order stays below 1e-6 of their absolute sum, and no omission does.
+"""
+
+import pytest
+
+from fra.claim import Claim
+
+CLAIM = Claim(
+    id="D02",
+    title="DFA by head sums exactly to the pre-activation",
+    h0="max |sum over heads + bias - pre-activation| / sum |products| >= 1e-6",
+    bar=1e-6,
+    above=False,
+    bars={"error with the bias or a head left out": 1e-5},
+    statistic="dfa_by_head_error/1",
+    stimuli=("natural",),
+    n=3,
+    min_documents=3,
+)
+
+
+@pytest.fixture(scope="module")
+def evidence(target, natural):
+    from fra import dfa_exactness
+
+    return dfa_exactness.evidence(CLAIM, target, natural(CLAIM.n), dfa_exactness.head_errors)
+
+
+def test_d02(evidence, verdict):
+    verdict(evidence)

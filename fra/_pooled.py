@@ -1,0 +1,122 @@
+"""Conditions of claims that speak about every head-output dictionary of a target at once: the worst of them decides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fra import stats
+from fra.claim import Claim, Condition, Evidence
+from fra.induction import by_source
+from fra.targets import is_head_output
+
+if TYPE_CHECKING:
+    from fra.targets import Target
+
+NO_DICTIONARY = "the target has no dictionary of head outputs (blocks.L.attn.hook_z)"
+
+
+def head_output_hooks(target: Target) -> list[str]:
+    """Hooks of the target's dictionaries of head outputs, by layer; none of them is loaded."""
+    return sorted((hook for hook in target.dictionaries if is_head_output(hook)), key=lambda hook: (len(hook), hook))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One condition's numbers, by dictionary: ratio means over documents, sources as clusters."""
+
+    name: str
+    bar: float
+    means: Mapping[str, stats.ClusterMeans]
+    null: float | None = None
+    """Power is the chance to tell an effect at the bar from this; None: power is not at issue."""
+    above: bool = True
+
+
+def clustered(
+    sums: np.ndarray, counts: np.ndarray, sources: Sequence[str], seed_parts: Sequence[str]
+) -> stats.ClusterMeans:
+    """The ratio mean sum / count over documents [n_documents], sources as clusters."""
+    return stats.ClusterMeans(by_source(sums, sources), by_source(counts, sources), seed=stats.seed_of(*seed_parts))
+
+
+def differences(
+    own: tuple[np.ndarray, np.ndarray],
+    other: tuple[np.ndarray, np.ndarray],
+    sources: Sequence[str],
+    seed_parts: Sequence[str],
+) -> stats.ClusterMeans:
+    """The mean over documents of one ratio less another, each a (sums, counts) [n_documents]; documents in which either
+    has no rows are left out.
+    """
+    both = (own[1] > 0) & (other[1] > 0)
+    ratios = [np.divide(sums, counts, out=np.zeros(len(sums)), where=both) for sums, counts in (own, other)]
+    return clustered(ratios[0] - ratios[1], both.astype(float), sources, seed_parts)
+
+
+def worst(measured: Measured, level: float, tests: int) -> Condition:
+    """The condition for every dictionary together: "effect <= bar" is rejected where it is for each of them (their
+    largest p), "effect >= bar" where it is for one, Bonferroni-adjusted over dictionaries and over the `tests`
+    conditions any of which may refute.
+    """
+    tests = tests * len(measured.means)
+    sign = 1 if measured.above else -1
+    effects, lows, highs, p, p_refute = [], [], [], [], []
+    for m in measured.means.values():
+        above, below = (m.p_above, m.p_below) if measured.above else (m.p_below, m.p_above)
+        p.append(float(above(measured.bar, False)[0]))
+        p_refute.append(min(1.0, float(below(measured.bar, False)[0]) * tests))
+        low_level, high_level = (level, level / tests) if measured.above else (level / tests, level)
+        effects.append(float(m.estimate[0]))
+        lows.append(float(m.lower(low_level, False)[0]))
+        highs.append(float(m.upper(high_level, False)[0]))
+    pick = min if sign > 0 else max
+    finite = all(np.isfinite(effects))
+    return Condition(
+        measured.name,
+        pick(effects) if finite else float("nan"),
+        pick(lows),
+        pick(highs),
+        measured.bar,
+        p=max(p),
+        p_refute=min(p_refute),
+        above=measured.above,
+    )
+
+
+def evidence(
+    claim: Claim, measured: Sequence[Measured], n: int, detail: Mapping[str, Any], head: str | None = None
+) -> Evidence:
+    """One row's evidence: all of these conditions, of all dictionaries. Its power is the least among the conditions
+    that would refute.
+    """
+    tests = len(measured)
+    conditions = tuple(worst(each, claim.level, tests) for each in measured)
+    powers = [
+        float(stats.power_above(m, each.null, each.bar, claim.level, simultaneous=False)[0])
+        for each, condition in zip(measured, conditions, strict=True)
+        if each.null is not None and condition.fails(claim.level)
+        for m in each.means.values()
+    ]
+    return Evidence(
+        claim=claim,
+        head=head,
+        candidates={"every dictionary": conditions},
+        n=n,
+        power=min(powers, default=None),
+        detail=dict(detail),
+    )
+
+
+def by_dictionary(measured: Sequence[Measured], level: float) -> dict[str, dict[str, list[float]]]:
+    """[estimate, lower, upper] of every condition and dictionary, for the detail; bounds one-sided at `level`."""
+    return {
+        each.name: {
+            hook: [float(x[0]) for x in (m.estimate, m.lower(level, False), m.upper(level, False))]
+            for hook, m in each.means.items()
+        }
+        for each in measured
+    }

@@ -1,0 +1,282 @@
+"""Recursive attribution: a head-output feature's pre-activation as a sum over everything upstream, patterns and
+normalisation scales frozen.
+
+A frozen attention layer is linear, so what reads head outputs at layer L reads values, hence the residual stream before
+L, hence what every component wrote there; a pull-back of one linear functional, layer by layer. Dictionaries on the way
+resolve what they were trained on into features, bias and error (Kissane et al. 2024 call it recursive DFA).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from fra._dictionaries import Codes, _gain_and_offset, codes
+from fra._encoder import encode, encoder
+from fra._head_outputs import Live, observe
+from fra._heads import Model
+from fra._output import OVWeights, ov_weights
+from fra.errors import FraError
+
+Functional = Float[Tensor, "n pos d_model"]
+"""For each of n pre-activations, what it reads at each position of the residual stream."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One upstream component's contribution to n pre-activations."""
+
+    component: str
+    """embed, pos_embed, mlp, b_V (with the norm's bias), b_O, feature, bias and error (of a dictionary), or encoder
+    bias."""
+    layer: int | None
+    """None for the embeddings."""
+    head: int | None
+    """Of b_V; None otherwise."""
+    hook: str | None
+    """Of a dictionary's terms."""
+    value: Float[Tensor, "n pos"]
+    """By the position at which the component stands; all features of a position together (see `Trace.features`)."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """n pre-activations resolved into terms; made by `fra.attribution.recursive`."""
+
+    at: Live
+    terms: list[Term] = field(default_factory=list)
+    features: dict[str, tuple[Tensor, Tensor, Float[Tensor, "n n_entries"]]] = field(default_factory=dict)
+    """For each dictionary on the way: position and id of every live feature in the document, and its contributions."""
+
+    def total(self) -> Float[Tensor, " n"]:
+        """Every term summed: the pre-activations."""
+        return torch.stack([term.value.sum(1) for term in self.terms]).sum(0)
+
+    def without(self, component: str) -> Float[Tensor, " n"]:
+        """The sum with one kind of component left out."""
+        kept = [term.value.sum(1) for term in self.terms if term.component != component]
+        return torch.stack(kept).sum(0) if kept else torch.zeros_like(self.total())
+
+    def components(self) -> list[str]:
+        """The kinds of component that occur."""
+        return sorted({term.component for term in self.terms})
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What is frozen of one layer on one document."""
+
+    pattern: Float[Tensor, "n_heads q_pos k_pos"]
+    sigma: Float[Tensor, " pos"]
+    ov: OVWeights
+    b_O: Float[Tensor, " d_model"]
+    after: Float[Tensor, "pos d_model"]
+    """Diagonal of a norm after attention (Gemma 2 and 3): its weight over its scale; ones where there is none."""
+    mlp: Float[Tensor, "pos d_model"]
+    z: Float[Tensor, "pos n_heads d_head"]
+    before: Float[Tensor, "pos d_model"]
+
+
+def recursive(
+    model: Model, sae: Any, tokens: Int[Tensor, " pos"], at: Live, dictionaries: Mapping[str, Any] | None = None
+) -> Trace:
+    """Resolves pre-activations of a head-output dictionary on one document into every upstream component.
+
+    at: the entries (positions and features; document 0), as `observe(...).live` gives them. dictionaries: SAEs by their
+    hooks, at `attn.hook_z` of layers below or at an attention input (`ln1.hook_normalized`, `hook_resid_pre`) of this
+    or a layer below; the trace ends at their features, biases and errors there instead of going through.
+
+    Raises FraError as `observe` does; where a layer's output is not its attention plus its MLP; and for a dictionary at
+    another hook.
+    """
+    with torch.no_grad():
+        seen = observe(model, sae, tokens)
+        layer = seen.encoder.layer
+        given = dict(dictionaries or {})
+        allowed = {
+            *(f"blocks.{n}.attn.hook_z" for n in range(layer)),
+            *(
+                f"blocks.{n}.{at_input}"
+                for n in range(layer + 1)
+                for at_input in ("ln1.hook_normalized", "hook_resid_pre")
+            ),
+        }
+        if strange := sorted(set(given) - allowed):
+            raise FraError(
+                f"a dictionary at {strange[0]!r} does not lie upstream of the head outputs of layer {layer}: give ones "
+                "at attn.hook_z of layers below, ln1.hook_normalized or hook_resid_pre."
+            )
+        frozen, pos_embed = _freeze(model, tokens, layer)
+        trace = Trace(at)
+        n, pos = len(at), len(tokens)
+        reads = seen.z.new_zeros(n, pos, seen.n_heads, seen.z.shape[-1])
+        weight = seen.encoder.weight.permute(2, 0, 1)[at.feature] * seen.gain[0, at.pos, None, None]
+        reads[torch.arange(n), at.pos] = weight
+        constant = seen.z.new_zeros(n, pos)
+        constant[torch.arange(n), at.pos] = seen.encoder.bias[at.feature]
+        trace.terms.append(Term("encoder bias", layer, None, None, constant))
+        below = _through_attention(trace, frozen, layer, reads, given, model, tokens)
+        for number in range(layer - 1, -1, -1):
+            part = frozen[number]
+            trace.terms.append(Term("mlp", number, None, None, _on(below, part.mlp)))
+            attended = below * part.after
+            trace.terms.append(Term("b_O", number, None, None, attended @ part.b_O))
+            reads = torch.einsum("nsm,hdm->nshd", attended, part.ov.W_O)
+            hook = f"blocks.{number}.attn.hook_z"
+            if hook in given:
+                _resolve_heads(trace, given[hook], hook, number, part.z, reads)
+            else:
+                below = below + _through_attention(trace, frozen, number, reads, given, model, tokens)
+        embed = frozen[0].before if pos_embed is None else frozen[0].before - pos_embed
+        trace.terms.append(Term("embed", None, None, None, _on(below, embed)))
+        if pos_embed is not None:
+            trace.terms.append(Term("pos_embed", None, None, None, _on(below, pos_embed)))
+        return trace
+
+
+def _on(reads: Functional, vectors: Float[Tensor, "pos d_model"]) -> Float[Tensor, "n pos"]:
+    return (reads * vectors).sum(-1)
+
+
+def _through_attention(
+    trace: Trace,
+    frozen: list[_Layer],
+    number: int,
+    reads: Float[Tensor, "n pos n_heads d_head"],
+    given: Mapping[str, Any],
+    model: Model,
+    tokens: Tensor,
+) -> Functional:
+    """What reads head outputs of a layer, as what reads the residual stream before it; zero where a dictionary of the
+    attention input takes over.
+    """
+    part = frozen[number]
+    on_values = torch.einsum("hts,nthd->nshd", part.pattern, reads)
+    by_head = torch.einsum("nshd,hd->nhs", on_values, part.ov.b_V)
+    for head in range(by_head.shape[1]):
+        trace.terms.append(Term("b_V", number, head, None, by_head[:, head]))
+    below = torch.einsum("nshd,hmd->nsm", on_values, part.ov.W_V) / part.sigma[:, None]
+    for hook in (f"blocks.{number}.ln1.hook_normalized", f"blocks.{number}.hook_resid_pre"):
+        if hook in given:
+            _resolve_input(trace, given[hook], hook, number, part, below, model, tokens)
+            return torch.zeros_like(below)
+    return below
+
+
+def _resolve_input(
+    trace: Trace, sae: Any, hook: str, number: int, part: _Layer, below: Functional, model: Model, tokens: Tensor
+) -> None:
+    x = part.before
+    if hook.endswith("hook_normalized"):
+        x = model.run_with_cache(tokens[None].to(x.device), names_filter=[hook], stop_at_layer=number + 1)[1][hook][0]
+        x, weights = x.to(part.before), ov_weights(model, number, hook, part.before.dtype)
+        # W_V as folded for this hook reads what the norm has scaled: its weight is folded in either way.
+        if not torch.allclose(weights.W_V, part.ov.W_V):
+            raise FraError(f"the value map at {hook!r} is not that of the residual stream before it.")
+        below = below * part.sigma[:, None]
+    _resolved(trace, codes(sae, x[None]), hook, number, below)
+
+
+def _resolve_heads(
+    trace: Trace,
+    sae: Any,
+    hook: str,
+    number: int,
+    z: Float[Tensor, "pos n_heads d_head"],
+    reads: Float[Tensor, "n pos n_heads d_head"],
+) -> None:
+    encoder(sae, z)  # refuses what is no dictionary of these head outputs
+    acts, flat = encode(sae, z), z.flatten(1)
+    gain, offset = _gain_and_offset(sae, flat)
+    row, feature = acts.nonzero(as_tuple=True)
+    decoder = sae.W_dec.detach().to(z)
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+        decoder = decoder / decoder.norm(dim=-1, keepdim=True)
+    value = acts[row, feature] * gain[row, 0]
+    bias = gain * sae.b_dec.detach().to(z) + offset
+    error = (flat - bias).index_add_(0, row, -value[:, None] * decoder[feature])
+    found = Codes(row, feature, value, decoder, bias[None], error[None], (1, len(z)))
+    _resolved(trace, found, hook, number, reads.flatten(2))
+
+
+def _resolved(trace: Trace, found: Codes, hook: str, number: int, reads: Float[Tensor, "n pos d"]) -> None:
+    by_entry = (reads[:, found.row] * (found.value[:, None] * found.decoder[found.feature])).sum(-1)
+    trace.features[hook] = (found.row, found.feature, by_entry)
+    at_position = reads.new_zeros(reads.shape[:2]).index_add_(1, found.row, by_entry)
+    trace.terms.append(Term("feature", number, None, hook, at_position))
+    trace.terms.append(Term("bias", number, None, hook, _on(reads, found.bias[0])))
+    trace.terms.append(Term("error", number, None, hook, _on(reads, found.error[0])))
+
+
+def _freeze(
+    model: Model, tokens: Int[Tensor, " pos"], layer: int
+) -> tuple[list[_Layer], Float[Tensor, "pos d_model"] | None]:
+    """Every layer up to `layer` on one document, and the position embeddings where the model adds some."""
+    points = model.hook_dict
+    wanted = {"hook_pos_embed"}
+    for n in range(layer + 1):
+        block = f"blocks.{n}"
+        wanted |= {
+            *(f"{block}.{name}" for name in ("hook_resid_pre", "ln1.hook_scale", "attn.hook_pattern", "attn.hook_z")),
+            *(f"{block}.{name}" for name in ("hook_mlp_out", "ln1_post.hook_scale", "hook_resid_post")),
+        }
+    home = next(model.parameters()).device
+    names = sorted(wanted & set(points))
+    _, cache = model.run_with_cache(tokens[None].to(home), names_filter=names, stop_at_layer=layer + 1)
+    layers: list[_Layer] = []
+    for n in range(layer + 1):
+        block = f"blocks.{n}"
+        ov = ov_weights(model, n, f"{block}.hook_resid_pre")
+        before = cache[f"{block}.hook_resid_pre"][0].to(ov.W_V)
+        got = {name: cache[f"{block}.{name}"][0].to(before) for name in ("attn.hook_pattern", "attn.hook_z")}
+        scale = f"{block}.ln1.hook_scale"
+        sigma = cache[scale][0, :, 0].to(before) if scale in cache else before.new_ones(len(tokens))
+        attn: Any = model.blocks[n].attn
+        b_O = before.new_zeros(before.shape[1]) if getattr(attn, "b_O", None) is None else attn.b_O.detach().to(before)
+        name = f"{block}.hook_mlp_out"
+        mlp = cache[name][0].to(before) if name in cache else torch.zeros_like(before)
+        z = got["attn.hook_z"].reshape(len(tokens), len(ov.W_O), -1)
+        after = _after(model, n, cache, before)
+        part = _Layer(got["attn.hook_pattern"], sigma, ov, b_O, after, mlp, z, before)
+        if n < layer:
+            _check_block(part, n, cache[f"{block}.hook_resid_post"][0].to(before))
+        layers.append(part)
+    embedded = cache["hook_pos_embed"][0].to(layers[0].before) if "hook_pos_embed" in cache else None
+    return layers, embedded
+
+
+def _after(model: Model, n: int, cache: Any, like: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
+    name = f"blocks.{n}.ln1_post.hook_scale"
+    if name not in cache:
+        return torch.ones_like(like)
+    diagonal: Tensor = norm_weight(model, model.blocks[n].ln1_post, like) / cache[name][0].to(like)
+    return diagonal
+
+
+def norm_weight(model: Model, norm: Any, like: Float[Tensor, "*rows d_model"]) -> Float[Tensor, " d_model"]:
+    """A norm's weight as it multiplies (Gemma's are stored minus one); ones where it has none, or it was folded in."""
+    weight = getattr(norm, "weight", None) if isinstance(model, TransformerBridge) else getattr(norm, "w", None)
+    if weight is None:
+        return like.new_ones(like.shape[-1])
+    offset = 1.0 if isinstance(model, TransformerBridge) and getattr(model.cfg, "rmsnorm_uses_offset", False) else 0.0
+    found: Tensor = weight.detach().to(like) + offset
+    return found
+
+
+def _check_block(part: _Layer, n: int, after: Float[Tensor, "pos d_model"]) -> None:
+    attention = (torch.einsum("shd,hdm->sm", part.z, part.ov.W_O) + part.b_O) * part.after
+    off = float((part.before + attention + part.mlp - after).abs().max())
+    if not off <= 1e-3 * float(after.abs().max()):
+        raise FraError(
+            f"the output of layer {n} is not its input plus attention plus MLP (off by {off:.3g}): this architecture "
+            "does more than that and cannot be traced."
+        )
+
+
+__all__ = ["Term", "Trace", "recursive"]

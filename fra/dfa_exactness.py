@@ -1,0 +1,174 @@
+"""Does attribution sum to the pre-activation? The error of each sum against the dictionary's own number, and what
+leaving a part out does to it.
+
+The yardstick is the sum of the absolute values of what is added up, single products included: a pre-activation near
+zero that is the sum of large terms is not a large relative error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from fra import attribution
+from fra._encoder import own_pre_activation
+from fra._head_outputs import HeadOutputs, Live
+from fra._heads import Model
+from fra._output import ov_weights
+from fra._pooled import NO_DICTIONARY, head_output_hooks
+from fra.claim import Claim, Condition, Evidence
+from fra.targets import is_head_output
+
+if TYPE_CHECKING:
+    from fra.targets import Target
+
+Errors = dict[str, float]
+"""The largest error over the yardstick: `complete`, and one for each part left out."""
+
+_ENTRIES = 16
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def _largest(off: Tensor, yardstick: Tensor) -> float:
+    return float((off.abs() / yardstick.clamp(min=_TINY)).max())
+
+
+@torch.no_grad()
+def head_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> Errors:
+    """DFA by head plus the bias against the dictionary's own pre-activation: every position, every feature."""
+    sae = target.dictionaries[hook]
+    o = attribution.observe(target.model, sae, tokens)
+    truth = own_pre_activation(sae, o.z[0])
+    features = torch.arange(o.encoder.d_sae, device=o.z.device)
+    by_head, bias = o.by_head(features)[0], o.bias(features)
+    weight = o.encoder.weight.flatten(0, 1)
+    yardstick = (o.z[0].flatten(1).abs() @ weight.abs()) * o.gain[0, :, None] + bias.abs()
+    found = {"complete": _largest(by_head.sum(1) + bias - truth, yardstick)}
+    if bool(bias.any()):
+        found["bias"] = _largest(by_head.sum(1) - truth, yardstick)
+    for head in range(o.n_heads):
+        rest = by_head.sum(1) - by_head[:, head] + bias
+        found[f"head {head}"] = _largest(rest - truth, yardstick)
+    return found
+
+
+@torch.no_grad()
+def source_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> Errors:
+    """DFA by source position plus the bias against the dictionary's own pre-activation, at every firing.
+
+    Left out or spoilt in turn: the bias, b_V (with the norm's bias), the pattern's rows (each takes another row's
+    place), and under grouped queries the key-value heads (each query head reads the next group's).
+    """
+    sae = target.dictionaries[hook]
+    o = attribution.observe(target.model, sae, tokens)
+    at, bias = o.live, o.encoder.bias[o.live.feature]
+    truth = own_pre_activation(sae, o.z[0])[at.pos, at.feature]
+    size = dataclasses.replace(
+        o, values=o.values.abs(), encoder=dataclasses.replace(o.encoder, weight=o.encoder.weight.abs())
+    )
+    yardstick = size.sources(at).sum(1) + bias.abs()
+
+    def off(changed: HeadOutputs, constant: Tensor = bias) -> float:
+        return _largest(changed.sources(at).sum(1) + constant - truth, yardstick)
+
+    found = {"complete": off(o)}
+    if bool(bias.any()):
+        found["bias"] = off(o, torch.zeros_like(bias))
+    found["rows of the pattern"] = off(dataclasses.replace(o, pattern=o.pattern.roll(1, dims=2)))
+    b_V = ov_weights(target.model, o.encoder.layer, f"blocks.{o.encoder.layer}.hook_resid_pre").b_V
+    if bool(b_V.any()):
+        found["b_V"] = off(dataclasses.replace(o, values=o.values - b_V.to(o.values)))
+    groups = _queries_for_each_key_head(target.model, o)
+    if groups > 1:
+        found["key-value head"] = off(dataclasses.replace(o, values=o.values.roll(groups, dims=2)))
+    return found
+
+
+def _queries_for_each_key_head(model: Model, o: HeadOutputs) -> int:
+    attn: Any = model.blocks[o.encoder.layer].attn
+    stored = len(attn.W_V)
+    if stored == o.n_heads:  # HookedTransformer repeats key-value heads in its weights
+        stored = int(getattr(model.cfg, "n_key_value_heads", None) or stored)
+    return o.n_heads // stored
+
+
+@torch.no_grad()
+def recursive_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> Errors:
+    """Recursive attribution against the dictionary's own pre-activation, at some firings late in the document: down to
+    the components, through the dictionaries of head outputs below, and to those of attention inputs; each kind of term
+    left out in turn. The yardstick is the sum of absolute terms.
+    """
+    sae, model = target.dictionaries[hook], target.model
+    o = attribution.observe(model, sae, tokens)
+    late = torch.nonzero(o.live.pos >= len(tokens) // 2)[:, 0]
+    chosen = torch.zeros(len(o.live), dtype=torch.bool, device=late.device)
+    chosen[late[:: max(1, len(late) // _ENTRIES)][:_ENTRIES]] = True
+    at: Live = o.live.where(chosen)
+    truth = own_pre_activation(sae, o.z[0])[at.pos, at.feature]
+    found: Errors = {"complete": 0.0}
+    for given in _routes(target, o.encoder.layer):
+        trace = attribution.recursive(model, sae, tokens, at, given)
+        yardstick = torch.stack([term.value.abs().sum(1) for term in trace.terms]).sum(0)
+        found["complete"] = max(found["complete"], _largest(trace.total() - truth, yardstick))
+        for component in trace.components():
+            if any(bool(term.value.any()) for term in trace.terms if term.component == component):
+                off = _largest(trace.without(component) - truth, yardstick)
+                found[component] = max(found.get(component, 0.0), off)
+    return found
+
+
+def _routes(target: Target, layer: int) -> list[dict[str, Any]]:
+    """Which dictionaries a trace ends at: none, those of head outputs below, those of attention inputs."""
+    below = [hook for hook in target.dictionaries if is_head_output(hook) and int(hook.split(".")[1]) < layer]
+    inputs = [
+        hook
+        for hook in target.dictionaries
+        if hook.endswith(("ln1.hook_normalized", "hook_resid_pre")) and int(hook.split(".")[1]) <= layer
+    ]
+    routes = [[], below, *([hook] for hook in inputs)]
+    return [{hook: target.dictionaries[hook] for hook in route} for k, route in enumerate(routes) if route or k == 0]
+
+
+def evidence(
+    claim: Claim,
+    target: Target,
+    documents: Sequence[Int[Tensor, " _pos"]],
+    errors: Callable[[Target, str, Int[Tensor, " pos"]], Errors],
+) -> Evidence:
+    """One row for every dictionary of head outputs: the largest error of the complete sum, and the smallest that
+    leaving out any one part makes.
+    """
+    hooks = head_output_hooks(target)
+    if not hooks:
+        return Evidence(claim=claim, head=None, cannot=NO_DICTIONARY)
+    found = {hook: _worst(errors(target, hook, tokens) for tokens in documents) for hook in hooks}
+    complete = max(row["complete"] for row in found.values())
+    (control,) = claim.bars
+    least = min(value for row in found.values() for name, value in row.items() if name != "complete")
+    conditions = (
+        Condition("error", complete, complete, complete, claim.bar, above=False),
+        Condition(control, least, least, least, claim.bars[control]),
+    )
+    return Evidence(
+        claim=claim,
+        head=None,
+        candidates={"every dictionary": conditions},
+        n=len(documents),
+        detail={"largest error by dictionary and part left out": found},
+    )
+
+
+def _worst(rows: Iterable[Mapping[str, float]]) -> Errors:
+    found: Errors = {}
+    for row in rows:
+        for name, value in row.items():
+            found[name] = max(found.get(name, 0.0), value)
+    return found
+
+
+__all__ = ["Errors", "evidence", "head_errors", "recursive_errors", "source_errors"]

@@ -1,0 +1,210 @@
+"""Feature cards of a head-output dictionary: when each feature fires, which tokens and heads make it fire, what it
+writes. `python -m fra.cards TARGET --hook blocks.1.attn.hook_z -o FOLDER`
+
+One page for each head, with the features whose decoder lies most in that head, and an index; they load nothing and open
+offline. The pages describe; they test nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fra import attribution
+from fra._card_pages import Card, Example, write_pages
+from fra._own_tokens import direct_logits
+from fra.attribution import Live, head_output_layer
+from fra.errors import FraError
+from fra.stimuli import natural_documents
+
+if TYPE_CHECKING:
+    from fra.targets import Target
+
+EXAMPLES = 5
+"""Examples of a feature, each from a document of its own."""
+LOGITS = 8
+BINS = 16
+_DOCUMENTS_AT_ONCE = 25
+_FEATURES_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Firings:
+    """Every firing of the dictionary's features on the documents, without the first position of each."""
+
+    live: Live
+    n_positions: int
+
+
+def firings(target: Target, sae: Any, documents: Sequence[Int[Tensor, " pos"]]) -> Firings:
+    """Runs the documents through model and dictionary, some at a time."""
+    parts, positions = [], 0
+    for start in range(0, len(documents), _DOCUMENTS_AT_ONCE):
+        some = documents[start : start + _DOCUMENTS_AT_ONCE]
+        live = attribution.observe(target.model, sae, some).live
+        live = live.where(live.pos > 0)  # the first position, often a sink, fires like no other
+        parts.append(Live(live.doc + start, live.pos, live.feature, live.value))
+        positions += sum(len(doc) - 1 for doc in some)
+    return Firings(Live(*(torch.cat([getattr(p, f) for p in parts]) for f in _FIELDS)), positions)
+
+
+_FIELDS = ("doc", "pos", "feature", "value")
+
+
+def examples_of(live: Live, n: int = EXAMPLES) -> Live:
+    """The strongest firing of each feature in each document, and of these the n strongest, feature by feature."""
+    order = np.lexsort((-live.value.cpu().numpy(), live.doc.cpu().numpy(), live.feature.cpu().numpy()))
+    feature, doc = live.feature.cpu().numpy()[order], live.doc.cpu().numpy()[order]
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (feature[1:] != feature[:-1]) | (doc[1:] != doc[:-1])
+    order = order[first]
+    order = order[np.lexsort((-live.value.cpu().numpy()[order], live.feature.cpu().numpy()[order]))]
+    feature = live.feature.cpu().numpy()[order]
+    starts = np.flatnonzero(np.r_[True, feature[1:] != feature[:-1]]) if len(order) else np.zeros(0, dtype=int)
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    chosen = torch.from_numpy(order[rank < n]).to(live.doc.device)
+    return Live(*(getattr(live, f)[chosen] for f in _FIELDS))
+
+
+def sources_of(
+    target: Target, sae: Any, documents: Sequence[Int[Tensor, " pos"]], at: Live
+) -> list[Float[np.ndarray, " k_pos"]]:
+    """DFA by source position (all heads together) of chosen firings; causal keys only."""
+    found: list[np.ndarray] = [np.zeros(0)] * len(at)
+    for start in range(0, len(documents), _DOCUMENTS_AT_ONCE):
+        here = torch.nonzero((at.doc >= start) & (at.doc < start + _DOCUMENTS_AT_ONCE))[:, 0]
+        if not len(here):
+            continue
+        observed = attribution.observe(target.model, sae, documents[start : start + _DOCUMENTS_AT_ONCE])
+        some = Live(at.doc[here] - start, at.pos[here], at.feature[here], at.value[here])
+        rows = observed.sources(some).cpu().numpy()
+        for number, row, pos in zip(here.tolist(), rows, some.pos.tolist(), strict=True):
+            found[number] = row[: pos + 1]
+    return found
+
+
+def decoder_shares(sae: Any, n_heads: int) -> Float[Tensor, "d_sae n_heads"]:
+    """Share of each head in the norms of a feature's decoder: |d_f,h| / sum_h' |d_f,h'|."""
+    norms = sae.W_dec.detach().view(len(sae.W_dec), n_heads, -1).norm(dim=-1)
+    share: Tensor = norms / norms.sum(-1, keepdim=True).clamp(min=1e-12)
+    return share
+
+
+def cards(
+    target: Target, hook: str, *, n_documents: int | None = None, progress: Callable[[str], None] = lambda _: None
+) -> dict[int, list[Card]]:
+    """Cards of every feature of the dictionary at `hook` that fires, by the head in which its decoder lies most,
+    largest share first.
+
+    Raises FraError for a hook without a dictionary, one that is not of head outputs, and a target without text.
+    """
+    if hook not in target.dictionaries:
+        there = ", ".join(target.dictionaries) or "none"
+        raise FraError(f"{target.name!r} has no dictionary at {hook!r}; it has {there}.")
+    sae = target.dictionaries[hook]
+    head_output_layer(sae)  # refuses any other kind
+    n = n_documents or len(target.documents())
+    documents = natural_documents(target, n)
+    progress(f"{hook}: {n} documents through model and dictionary")
+    found = firings(target, sae, documents)
+    at = examples_of(found.live)
+    progress(f"{hook}: sources of {len(at)} examples")
+    sources = sources_of(target, sae, documents, at)
+    progress(f"{hook}: logits and pages")
+    share = decoder_shares(sae, target.n_heads)
+    text = {token: str(target.tokenizer.decode([token])) for token in range(int(target.model.cfg.d_vocab))}
+    firing = _by_feature(found.live)
+    examples: dict[int, list[Example]] = {}
+    for doc, pos, feature, of in zip(at.doc.tolist(), at.pos.tolist(), at.feature.tolist(), sources, strict=True):
+        docs, positions, values = firing[feature]
+        here = dict(zip(positions[docs == doc].tolist(), values[docs == doc].tolist(), strict=True))
+        tokens = [text[int(token)] for token in documents[doc]]
+        examples.setdefault(feature, []).append(Example(tokens, pos, here, of.tolist()))
+
+    def words(logits: Tensor, ids: Tensor) -> list[tuple[str, float]]:
+        return [(text[i], value) for i, value in zip(ids.tolist(), logits.tolist(), strict=True)]
+
+    by_head: dict[int, list[Card]] = {head: [] for head in range(target.n_heads)}
+    alive = torch.tensor(sorted(firing), dtype=torch.long, device=sae.W_dec.device)
+    for some in torch.split(alive, _FEATURES_AT_ONCE):
+        logits = direct_logits(target.model, sae, some)
+        top, bottom = logits.topk(LOGITS), logits.topk(LOGITS, largest=False)
+        for row, feature in enumerate(some.tolist()):
+            docs, _, values = firing[feature]
+            counts, edges = np.histogram(values, bins=BINS, range=(0.0, float(values.max())))
+            card = Card(
+                feature=feature,
+                density=len(values) / found.n_positions,
+                documents=len(np.unique(docs)),
+                largest=float(values.max()),
+                histogram=counts.tolist(),
+                edge=float(edges[1]),
+                share=share[feature].tolist(),
+                top=words(top.values[row], top.indices[row]),
+                bottom=words(bottom.values[row], bottom.indices[row]),
+                examples=examples[feature],
+            )
+            by_head[int(share[feature].argmax())].append(card)
+    return {head: sorted(own, key=partial(_rank, head)) for head, own in by_head.items()}
+
+
+def _rank(head: int, card: Card) -> tuple[float, int]:
+    return -card.share[head], card.feature
+
+
+def _by_feature(live: Live) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """For each feature that fires: documents, positions and activations, in order of document and position."""
+    feature = live.feature.cpu().numpy()
+    order = np.argsort(feature, kind="stable")
+    ids, starts = np.unique(feature[order], return_index=True)
+    columns = [np.split(getattr(live, f).cpu().numpy()[order], starts[1:]) for f in ("doc", "pos", "value")]
+    return {int(i): own for i, own in zip(ids, zip(*columns, strict=True), strict=True)}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Write the pages: 0, or 2 with one sentence on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m fra.cards", description="Feature cards of a head-output dictionary."
+    )
+    parser.add_argument("target", metavar="TARGET", help="a preset or a target file")
+    parser.add_argument("--hook", required=True, help="where the dictionary was trained: blocks.1.attn.hook_z")
+    parser.add_argument("-o", "--output", metavar="FOLDER", type=Path, required=True)
+    parser.add_argument("--documents", type=int, help="how many of the target's texts (default: all)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quiet", action="store_true")
+    options = parser.parse_args(argv)
+    from fra.targets import load_target
+
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        if not options.quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    try:
+        target = load_target(options.target, device=options.device)
+        by_head = cards(target, options.hook, n_documents=options.documents, progress=say)
+        layer = head_output_layer(target.dictionaries[options.hook])
+        d_sae = len(target.dictionaries[options.hook].W_dec)
+        written = write_pages(by_head, options.output, target.name, options.hook, layer, d_sae)
+    except FraError as error:
+        print(f"fra.cards: {error}", file=sys.stderr)
+        return 2
+    say(f"{time.monotonic() - began:.0f} s")
+    print(f"wrote {written} pages, {sum(map(len, by_head.values()))} features: {options.output / 'index.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -26,12 +26,17 @@ def segments(
 
 
 def by_slot(slot: Int[Tensor, " n"], n_slots: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " bounds"]]:
-    """Order and bounds that make `segments` sum by slot; slots below zero belong to none."""
+    """Order and bounds that make `segments` sum by slot."""
     order = slot.argsort(stable=True)
-    bounds = torch.searchsorted(slot[order], torch.arange(n_slots + 1, device=slot.device))
-    # The first bag must begin at zero: what lies before it is cut off.
-    skip = int(bounds[0])
-    return order[skip:], bounds - skip
+    return order, torch.searchsorted(slot[order], torch.arange(n_slots + 1, device=slot.device))
+
+
+def add_at(table: Num[Tensor, " n"], at: Int[Tensor, " m"], values: Num[Tensor, " m"]) -> None:
+    """table[at] += values with repeated indices, in an order that does not change from run to run."""
+    if table.is_cuda:
+        table.index_put_((at.long(),), values, accumulate=True)  # sorts; index_add_ would use atomics there
+    else:
+        table.index_add_(0, at, values)
 
 
 class Side:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fra import _census_blocks, _census_corpus, _census_tables
+from fra import _census_blocks, _census_corpus, _census_stripes, _census_tables
 from fra._census import Census
 from fra._census_corpus import Corpus, concatenate
 from fra._census_observe import Layer
@@ -186,10 +186,10 @@ def assert_same(found: dict[Any, Any], expected: dict[Any, Any], tolerance: floa
 def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunked: documents one at a time, a few numbers in each intermediate array."""
     if request.param == "chunked":
-        for module in (_census_blocks, _census_tables):
+        for module in (_census_blocks, _census_tables, _census_stripes):
             monkeypatch.setattr(module, "WORK_BYTES", 200)
         monkeypatch.setattr(_census_tables, "_ROWS_AT_ONCE", 10)
-        monkeypatch.setattr(_census_tables, "_NARROWEST", 1)
+        monkeypatch.setattr(_census_tables, "_COLUMNS_AT_ONCE", 64)
 
 
 shapes = st.fixed_dictionaries(

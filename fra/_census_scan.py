@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
+from fra._census_blocks import add_at
 from fra._census_corpus import Corpus
 from fra._census_observe import Layer
 from fra._census_stripes import PAIR_BYTES, StripeChannels, n_stripe_pairs
@@ -25,13 +26,16 @@ _ROW_BYTES = 2 * 40
 """Of one channel in a result: head, ids, value, count, and as much again while they are ordered."""
 _TABLE_BYTES = 1 << 24
 """Of one position part: few enough that it is still in a cache when it is multiplied, head by head."""
-_COLUMNS = 128, 512
+_COLUMNS = 128, 256
 """Key features at a time, at least and at most, where a table costs little to begin."""
 _SCANNED_AT_ONCE = 1 << 19
 """Numbers in one tile of a table."""
 _FIRST_SCANNED = 1 << 15
 """Numbers in the first, after which a threshold stands."""
+_TERM_TABLE_BYTES = 1 << 26
+"""Of one head's table that is made from single terms, which are computed anew for every block."""
 _MOST_OFFSETS = 64
+_SAMPLED_FEATURES = 256
 
 
 @dataclass(frozen=True)
@@ -70,10 +74,12 @@ class Scan:
         else:
             dense = [source for source in self._best if self._has_position_part(source)]
             narrow = [source for source in dense if shared(self._kind(source), self.corpus)]
-            wide = [source for source in self._best if source not in narrow]
+            wide = [source for source in dense if source not in narrow]
             for sources in (narrow, wide):
                 if sources:
                     self._over_tables(sources, wide=sources is wide)
+            if len(dense) < len(self._best):
+                self._over_terms([source for source in self._best if source not in dense])
         return self._best
 
     def _source(self, name: CensusReduce, head: int) -> Source:
@@ -152,61 +158,104 @@ class Scan:
         for low in range(0, len(heads), at_once):
             yield heads[low : low + at_once]
 
-    def _width(self, sources: Sequence[Source], wide: bool) -> int:
-        """Key features at a time."""
-        n_live, size = len(self.corpus.live), self.corpus.value.itemsize
-        # Position parts of every reduction; or a head's table, with a document's own and the cells it goes to.
-        n_tables = len({self._kind(source) for source in sources}) * len(self._offsets)
-        tables = n_tables * size + (4 * size + 8 if wide else 0)
-        column = n_live * (tables + self.counted * count_dtype(self.corpus).itemsize)
+    def _width(self, column: int, most: int) -> int:
+        """Key features at a time, where each takes `column` bytes, within the budget and `most`."""
         if column > self.memory_budget:
             raise FraError(
-                f"memory_budget={self.memory_budget:,} bytes holds not even one key feature's column of {n_live:,} "
-                f"channels: give at least {column:,}."
+                f"memory_budget={self.memory_budget:,} bytes holds not even one key feature's column of "
+                f"{len(self.corpus.live):,} channels: give at least {column:,}."
             )
-        most = self.memory_budget // column
-        if not wide:
-            least, best = _COLUMNS
-            most = min(most, max(least, min(best, _TABLE_BYTES // (n_live * size) // 64 * 64)))
-        return max(1, most)
+        return max(1, min(most, self.memory_budget // column))
 
-    def _over_tables(self, sources: Sequence[Source], wide: bool) -> None:
-        """All live channels, block by block of key features."""
-        live, least = self.corpus.live, self.ask.least
-        tables, width = Tables(self.layer, self.corpus, live, live), self._width(sources, wide)
-        work = self.corpus.value.new_empty(0)
-        for group, heads in enumerate(self._head_groups(sources)):
-            mine = [source for source in sources if source[1] in heads]
-            q_side = self.layer.all_directions("query", heads, live)
+    def _table_width(self, sources: Sequence[Source], wide: bool) -> int:
+        n_live, size = len(self.corpus.live), self.corpus.value.itemsize
+        # Position parts of every reduction, or one at a time.
+        n_tables = 1 if wide else len({self._kind(source) for source in sources})
+        cell = n_tables * len(self._offsets) * size + self.counted * count_dtype(self.corpus).itemsize
+        least, best = _COLUMNS
+        most = n_live if wide else max(least, min(best, _TABLE_BYTES // (n_live * size) // 64 * 64))
+        return self._width(n_live * cell, most)
+
+    def _over_terms(self, sources: Sequence[Source]) -> None:
+        """What has no position part: tables of several heads at once, made from single terms."""
+        live, size = self.corpus.live, self.corpus.value.itemsize
+        tables = Tables(self.layer, self.corpus, live, live)
+        # The heads' tables; a document's own, and the cells it goes to; what is added up; counts.
+        one, more = len(live) * size, len(live) * (2 * size + 12 + self.counted * count_dtype(self.corpus).itemsize)
+        at_once = max(1, min(len(sources), (self.memory_budget // 4 - more) // one))
+        for first in range(0, len(sources), at_once):
+            some = sources[first : first + at_once]
+            width = self._width(len(some) * one + more, max(_COLUMNS[0], _TERM_TABLE_BYTES // one))
             for low in range(0, len(live), width):
                 keys = slice(low, min(low + width, len(live)))
-                counting = self.counted or any(name == "count" for name, _ in mine)
-                count = tables.positions("count", self.ask.where, None, keys) if counting else None
-                if self.ask.n is None and count is not None and not group:
-                    shares = sum(source in sources for source in self.sources.values())
-                    self._refuse(int((count >= least).sum()) * shares)
+                count = self._count(tables, keys, len(some))
+                found = tables.terms([(self._kind(source), source[1]) for source in some], self.ask.where, keys)
+                for tile in _tiles(len(live), keys.stop - keys.start):
+                    for source in some:
+                        values = found[self._kind(source), source[1]][tile]
+                        self._offer(source, values, live[tile], live[keys], None if count is None else count[tile])
+        tables.check()
+
+    def _count(self, tables: Tables, keys: slice, n_sources: int, wanted: bool = False) -> Tensor | None:
+        """Counts of a block of key features, where they are needed; refuses where all of them would not fit."""
+        if not (self.counted or wanted):
+            return None
+        count = tables.positions("count", self.ask.where, None, keys)
+        if self.ask.n is None:
+            self._refuse(int((count >= self.ask.least).sum()) * n_sources)
+        return count
+
+    def _over_tables(self, sources: Sequence[Source], wide: bool) -> None:
+        """Position parts times couplings of all live channels, block by block of key features."""
+        live = self.corpus.live
+        tables, width = Tables(self.layer, self.corpus, live, live), self._table_width(sources, wide)
+        work = self.corpus.value.new_empty(_SCANNED_AT_ONCE + width)
+        for heads in self._head_groups(sources):
+            mine = [source for source in sources if source[1] in heads]
+            q_side = self.layer.all_directions("query", heads, live)
+            self._expect(mine, heads, q_side)
+            for low in range(0, len(live), width):
+                keys = slice(low, min(low + width, len(live)))
+                count = self._count(tables, keys, len(mine), any(name == "count" for name, _ in mine))
                 k_side = self.layer.all_directions("key", heads, live[keys])
-                q_code, k_code = live * self.layer.d_sae, live[keys]  # int64: d_sae**2 passes 2**31 at 46 341
-                if len(work) < _SCANNED_AT_ONCE + len(k_code):
-                    work = work.new_empty(_SCANNED_AT_ONCE + len(k_code))
-                per_head = [source for source in mine if not self._has_position_part(source)]
-                for source in per_head:
-                    values = tables.terms(self._kind(source), self.ask.where, source[1], keys)
-                    self._offer(source, values, q_code, k_code, count)
-                others = [source for source in mine if source not in per_head]
                 # Tables that heads do not share are made, and dropped, one after another.
-                for batch in [[source] for source in others] if wide else [others]:
+                for batch in [[source] for source in mine] if wide else [mine]:
                     whole = _Kept(tables, self.ask.where, keys)
-                    for tile in _tiles(len(live), len(k_code)):
+                    for tile in _tiles(len(live), keys.stop - low):
+                        number = None if count is None else count[tile]
                         for source in batch:
                             place = heads.index(source[1])
                             if source[0] == "count":
-                                assert count is not None
-                                values = count[tile]
+                                assert number is not None
+                                values = number
                             else:
                                 values = self._multiplied(whole, source, tile, q_side[place], k_side[place], work)
-                            self._offer(source, values, q_code[tile], k_code, None if count is None else count[tile])
+                            self._offer(source, values, live[tile], live[keys], number)
         tables.check()
+
+    def _expect(self, sources: Sequence[Source], heads: Sequence[int], q_side: Tensor) -> None:
+        """Sets thresholds that the n strongest are known to reach: those of the busiest features' channels alone."""
+        n, live, at_once = self.ask.n, self.corpus.live, _SAMPLED_FEATURES
+        if n is None or n > at_once**2 // 16 or len(live) < 4 * at_once or self.corpus.device.type != "cpu":
+            return
+        activity = self.corpus.value.new_zeros(self.layer.d_sae)
+        add_at(activity, self.corpus.feature, self.corpus.value.abs())
+        busiest = activity[live].topk(at_once).indices.sort().values
+        ids = live[busiest]
+        tables, every = Tables(self.layer, self.corpus, ids, ids), slice(0, at_once)
+        whole, k_side = _Kept(tables, self.ask.where, every), self.layer.all_directions("key", heads, ids)
+        count = tables.positions("count", self.ask.where, None, every)
+        work = self.corpus.value.new_empty(at_once**2)
+        for source in sources:
+            if source[0] == "count":
+                values = count
+            elif shared(self._kind(source), self.corpus):
+                place = heads.index(source[1])
+                values = self._multiplied(whole, source, every, q_side[place][busiest], k_side[place], work)
+                values = values / count.clamp(min=1) if source[0] == "mean" else values.clone()
+            else:
+                continue
+            self._best[source].expect_some(values.abs().masked_fill(count < self.ask.least, -1.0))
 
     def _multiplied(
         self,
@@ -232,12 +281,13 @@ class Scan:
         return into if total is None else total
 
     def _offer(
-        self, source: Source, values: Num[Tensor, "rows k"], q_code: Tensor, k_code: Tensor, count: Tensor | None
+        self, source: Source, values: Num[Tensor, "rows k"], q_ids: Tensor, k_ids: Tensor, count: Tensor | None
     ) -> None:
         if source[0] == "mean" and count is not None:
             values = values / count.clamp(min=1)
         counted = count if self.counted or source[0] == "count" else None
-        self._best[source].offer_tile(values, q_code, k_code, counted, self.ask.least)
+        q_code = q_ids * self.layer.d_sae  # int64: d_sae**2 passes 2**31 at 46 341
+        self._best[source].offer_tile(values, q_code, k_ids, counted, self.ask.least)
 
 
 class _Kept:

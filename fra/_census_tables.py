@@ -8,7 +8,7 @@ features: W F_k is dense in rows and a block's columns, and F_q^T adds up its ro
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -176,9 +176,7 @@ class Tables:
             if where == "all" and window is None:
                 return prefix
             if where == "stripe":
-                stripes = [
-                    [k for k in ks if k < (window or part.n_pos) and offset in (None, k)] for ks in part.stripes
-                ]
+                stripes = [[k for k in ks if k < (window or part.n_pos) and offset in (None, k)] for ks in part.stripes]
                 return lambda keys: _shifted(keys, stripes)
         weights = self.weights(part, kind, where, head)
         return lambda keys: weights @ keys
@@ -205,27 +203,56 @@ class Tables:
         on_stripe = pattern * part.on_stripe()
         return on_stripe - on_stripe.sum(-1, keepdim=True) * pattern
 
-    def terms(self, kind: Kind, where: Where, head: int, keys: slice) -> Float[Tensor, "q keys"]:
-        """The finished numbers of one head from its single terms, a document at a time: what has no position part."""
-        k_ids = self.k_ids[keys]
-        table = self._empty(kind, len(k_ids))
-        flat = table.view(-1)
-        slots = self._slots
-        directions = self.layer.directions("query", head, self.q_ids), self.layer.directions("key", head, k_ids)
-        plain = kind in ("sum", "abs", "max") and where == "all" and self.layer.weights.window is None
+    def terms(
+        self, sources: Sequence[tuple[Kind, int]], where: Where, keys: slice
+    ) -> dict[tuple[Kind, int], Float[Tensor, "q keys"]]:
+        """The finished numbers of some reductions and heads from their single terms, a document at a time: what has no
+        position part.
+        """
+        k_ids, slots = self.k_ids[keys], self._slots
+        tables = {source: self._empty(source[0], len(k_ids)) for source in sources}
+        kinds_of: dict[int, list[Kind]] = {}
+        for kind, head in sources:
+            kinds_of.setdefault(head, []).append(kind)
+        heads = list(kinds_of)
+        directions = [
+            self.layer.all_directions(side, heads, ids) for side, ids in (("query", self.q_ids), ("key", k_ids))
+        ]
+        small = len(self.q_ids) * len(k_ids) < 2**31
         for doc in range(len(self.corpus.number)):
             part = Part(self.corpus, doc, doc + 1)
-            values = (part.coefficient(gain, head) for gain in (self.corpus.gain_q, self.corpus.gain_k))
-            feature = part.feature
+            feature, cells = part.feature, None
             places = slots[0][feature], slots[1][feature] - keys.start
-            q, k = (self._side(part, *of) for of in zip(places, values, directions, strict=True))
-            if not len(q.pos) or not len(k.pos):
-                continue
-            weights = None if plain else self.weights(part, kind, where, head)[0]
-            found = reduce_blocks(q, k, kind, weights).flatten()
-            cells = (q.live[:, None] * len(k_ids) + k.live).flatten()  # none twice, so that no order matters
-            flat[cells] = torch.maximum(flat[cells], found) if kind == "max" else flat[cells] + found
-        return table.masked_fill_(table == -torch.inf, 0.0) if kind == "max" else table
+            weights: dict[Kind, Tensor | None] = {}
+            for place, (head, kinds) in enumerate(kinds_of.items()):
+                values = (part.coefficient(gain, head) for gain in (self.corpus.gain_q, self.corpus.gain_k))
+                q, k = (self._side(part, *of, d[place]) for *of, d in zip(places, values, directions, strict=True))
+                if not len(q.pos) or not len(k.pos):
+                    break
+                if cells is None:  # the same for every head; none twice, so that no order matters
+                    cells = (q.live[:, None] * len(k_ids) + k.live).flatten()
+                    cells = cells.int() if small else cells
+                linear = [kind for kind in kinds if kind in ("sum", "abs", "max")]
+                for some in [linear, *([kind] for kind in kinds if kind not in linear)]:
+                    if not some:
+                        continue
+                    if some[0] not in weights or some is not linear:
+                        weights[some[0]] = self._term_weights(part, some[0], where, head)
+                    for kind, found in reduce_blocks(q, k, some, weights[some[0]]).items():
+                        flat = tables[kind, head].view(-1)
+                        if kind == "max":
+                            flat[cells] = torch.maximum(flat[cells], found.flatten())
+                        else:
+                            add_at(flat, cells, found.flatten())
+        for (kind, _), table in tables.items():
+            if kind == "max":
+                table.masked_fill_(table == -torch.inf, 0.0)
+        return tables
+
+    def _term_weights(self, part: Part, kind: Kind, where: Where, head: int) -> Tensor | None:
+        if kind in ("sum", "abs", "max") and where == "all" and self.layer.weights.window is None:
+            return None
+        return self.weights(part, kind, where, head)[0]
 
     def _side(self, part: Part, slot: Tensor, value: Tensor, direction: Tensor) -> Side:
         asked = ((slot >= 0) & (slot < len(direction))).nonzero()[:, 0]

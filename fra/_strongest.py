@@ -25,6 +25,14 @@ class Strongest:
         """Tells beforehand what n rows are known to reach, which will all be offered."""
         self.threshold, self._last_code = threshold, torch.iinfo(torch.int64).max
 
+    def expect_some(self, keys: Num[Tensor, "rows columns"]) -> None:
+        """The same from some of the cells that will be offered; those below zero are none."""
+        if self._n is not None and self.threshold == -torch.inf and self._n <= keys.numel():
+            lowest = float(keys.flatten().topk(self._n).values[-1])
+            if lowest > 0:
+                # Products in tiles of another shape may differ in their last bits.
+                self.expect(lowest * (1 - 1e-4))
+
     def offer(self, key: Float[Tensor, " m"], code: Int[Tensor, " m"], *more: Tensor) -> None:
         """Rows with their keys, int64 codes (unique over all batches) and further columns."""
         if self._n is not None and len(key) > self._n:
@@ -55,7 +63,10 @@ class Strongest:
             self._offer_unseen(values, row_code, column_code, count, least)
             return
         if self.threshold > 0:
-            # After the first tiles few rows hold anything as strong: the others are looked at no further.
+            # With a good threshold few tiles, and few rows of those, hold anything as strong.
+            low, high = values.aminmax()
+            if max(float(high), -float(low)) < self.threshold:
+                return
             highest = torch.maximum(values.amax(1), -values.amin(1))
             early = row_code + column_code[0] < self._last_code
             some = ((highest > self.threshold) | (early & (highest == self.threshold))).nonzero()[:, 0]

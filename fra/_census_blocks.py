@@ -88,11 +88,11 @@ def reduce_blocks(
     found = {
         kind: q.vector.new_full((len(q.live), len(k.live)), -torch.inf if kind == "max" else 0.0) for kind in kinds
     }
-    order, bounds = k.by_slot(len(k.pos))
+    sorted_to, order, bounds = 0, k.pos, k.pos
     for terms, queries, begin, stop in causal_blocks(q, k):
         q_pos, k_pos = q.pos[queries], k.pos[:stop]
-        if stop < len(k.pos):
-            order, bounds = k.by_slot(stop)
+        if stop != sorted_to:
+            sorted_to, (order, bounds) = stop, k.by_slot(stop)
         weight = None if weights is None else weights[q_pos][:, k_pos].mT.contiguous()
         if weight is None:
             terms[begin:].masked_fill_(k_pos[begin:, None] > q_pos, 0.0)

@@ -30,11 +30,8 @@ SMALL = os.environ.get("FRA_BENCH") == "small"
 ROUNDS = 1 if SMALL else int(os.environ.get("FRA_BENCH_ROUNDS", "3"))
 N_POS, L0, D_HEAD, N_HEADS = (32, 8, 64, 8) if SMALL else (128, 32, 64, 8)
 N_DOCS = {"mini": 64, "gpt2": 8}
-THREADS = (
-    [int(os.environ["FRA_BENCH_THREADS"])]
-    if "FRA_BENCH_THREADS" in os.environ
-    else sorted({1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1})
-)
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+THREADS = [int(os.environ["FRA_BENCH_THREADS"])] if "FRA_BENCH_THREADS" in os.environ else sorted({1, CORES})
 SPREAD = ("sum", "abs", "count")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
@@ -49,10 +50,19 @@ class Side:
         """Slots that occur, and each entry's place among them."""
         self.bounds: list[int] = [0, *torch.bincount(pos, minlength=n_pos).cumsum(0).tolist()]
         """Number of entries before each position, and the end: one look at the device, then loops need none."""
+        self._by_slot: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def with_vectors(self, vector: Float[Tensor, "n d_head"]) -> Side:
+        """The same entries of another head: nothing else is computed again."""
+        other = copy(self)
+        other.vector = vector
+        return other
 
     def by_slot(self, stop: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " bounds"]]:
         """`by_slot` of the first entries."""
-        return by_slot(self.local[:stop], len(self.live))
+        if stop not in self._by_slot:
+            self._by_slot[stop] = by_slot(self.local[:stop], len(self.live))
+        return self._by_slot[stop]
 
 
 class Block(NamedTuple):
@@ -88,11 +98,9 @@ def reduce_blocks(
     found = {
         kind: q.vector.new_full((len(q.live), len(k.live)), -torch.inf if kind == "max" else 0.0) for kind in kinds
     }
-    sorted_to, order, bounds = 0, k.pos, k.pos
     for terms, queries, begin, stop in causal_blocks(q, k):
         q_pos, k_pos = q.pos[queries], k.pos[:stop]
-        if stop != sorted_to:
-            sorted_to, (order, bounds) = stop, k.by_slot(stop)
+        order, bounds = k.by_slot(stop)
         weight = None if weights is None else weights[q_pos][:, k_pos].mT.contiguous()
         if weight is None:
             terms[begin:].masked_fill_(k_pos[begin:, None] > q_pos, 0.0)

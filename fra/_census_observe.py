@@ -14,7 +14,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from fra._census_corpus import Corpus
-from fra._dictionaries import _ROWS_AT_ONCE, _gain_and_offset, check_dictionary, codes, dictionary_hook
+from fra._dictionaries import _ROWS_AT_ONCE, check_dictionary, codes, dictionary_hook, encoded_rows
 from fra._heads import FrozenLayer, Model, Rotary, Side, _gain, _rotary, _run, freeze
 from fra._qk import QKWeights, check_layer_and_head, qk_weights
 from fra.errors import FraError
@@ -267,23 +267,8 @@ def live_entries(
     """Row, feature and value (the activation times the dictionary's gain there) of every live feature, by row, then
     feature. Raises FraError where a code is not finite.
     """
-    row, feature, value = [], [], []
-    for start in range(0, len(x), _ROWS_AT_ONCE):
-        part = x[start : start + _ROWS_AT_ONCE]
-        acts = sae.encode(part.to(sae.W_dec.device))
-        acts = (acts.to_dense() if acts.is_sparse else acts).to(x)
-        gain, _ = _gain_and_offset(sae, part)
-        at, live = acts.nonzero(as_tuple=True)
-        row.append(at + start)
-        feature.append(live)
-        value.append(acts[at, live] * gain[at, 0])
-    values = torch.cat(value)
-    if not bool(values.isfinite().all()):
-        raise FraError(
-            f"the codes of the dictionary at {dictionary_hook(sae)!r} hold NaN or infinity: check its weights and the "
-            f"model's."
-        )
-    return torch.cat(row), torch.cat(feature), values
+    row, feature, value = zip(*(block[:3] for block in encoded_rows(sae, x)), strict=True)
+    return torch.cat(row), torch.cat(feature), torch.cat(value)
 
 
 def plan(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -53,6 +53,14 @@ class _Sorted(NamedTuple):
     """`bounds` on the CPU: one look at the device, then loops need none."""
 
 
+class _Asked(NamedTuple):
+    """The asked entries of one document on one side, by position."""
+
+    entry: Int[Tensor, " n"]
+    slot: Int[Tensor, " n"]
+    side: Side
+
+
 class Tables:
     """Makes tables over chosen features: `q_ids` in rows, `k_ids` in columns, each ascending."""
 
@@ -209,7 +217,7 @@ class Tables:
         """The finished numbers of some reductions and heads from their single terms, a document at a time: what has no
         position part.
         """
-        k_ids, slots = self.k_ids[keys], self._slots
+        k_ids = self.k_ids[keys]
         tables = {source: self._empty(source[0], len(k_ids)) for source in sources}
         kinds_of: dict[int, list[Kind]] = {}
         for kind, head in sources:
@@ -221,17 +229,16 @@ class Tables:
         small = len(self.q_ids) * len(k_ids) < 2**31
         for doc in range(len(self.corpus.number)):
             part = Part(self.corpus, doc, doc + 1)
-            feature, cells = part.feature, None
-            places = slots[0][feature], slots[1][feature] - keys.start
+            q_asked, k_asked = self._asked(part, 0, slice(0, len(self.q_ids))), self._asked(part, 1, keys)
+            if not len(q_asked.entry) or not len(k_asked.entry):
+                continue
+            # The same for every head; none twice, so that no order matters.
+            cells = (q_asked.side.live[:, None] * len(k_ids) + k_asked.side.live).flatten()
+            cells = cells.int() if small else cells
             weights: dict[Kind, Tensor | None] = {}
             for place, (head, kinds) in enumerate(kinds_of.items()):
-                values = (part.coefficient(gain, head) for gain in (self.corpus.gain_q, self.corpus.gain_k))
-                q, k = (self._side(part, *of, d[place]) for *of, d in zip(places, values, directions, strict=True))
-                if not len(q.pos) or not len(k.pos):
-                    break
-                if cells is None:  # the same for every head; none twice, so that no order matters
-                    cells = (q.live[:, None] * len(k_ids) + k.live).flatten()
-                    cells = cells.int() if small else cells
+                q = self._with_head(part, q_asked, self.corpus.gain_q, head, directions[0][place])
+                k = self._with_head(part, k_asked, self.corpus.gain_k, head, directions[1][place])
                 linear = [kind for kind in kinds if kind in ("sum", "abs", "max")]
                 for some in [linear, *([kind] for kind in kinds if kind not in linear)]:
                     if not some:
@@ -254,12 +261,18 @@ class Tables:
             return None
         return self.weights(part, kind, where, head)[0]
 
-    def _side(self, part: Part, slot: Tensor, value: Tensor, direction: Tensor) -> Side:
-        asked = ((slot >= 0) & (slot < len(direction))).nonzero()[:, 0]
-        pos, slot = part.padded_row[asked], slot[asked].long()
-        vector = direction[slot] * value[asked, None]
+    def _asked(self, part: Part, side: int, among: slice) -> _Asked:
+        slot = self._slots[side][part.feature]
+        entry = ((slot >= among.start) & (slot < among.stop)).nonzero()[:, 0]
+        pos, slot = part.padded_row[entry], slot[entry].long() - among.start
+        return _Asked(entry, slot, Side(pos, slot, self.corpus.value.new_empty(len(pos), 0), part.n_pos))
+
+    def _with_head(
+        self, part: Part, asked: _Asked, gain: Tensor | None, head: int, direction: Float[Tensor, "ids d_head"]
+    ) -> Side:
+        vector = direction[asked.slot] * part.coefficient(gain, head)[asked.entry, None]
         rotary = self.layer.rotary
-        return Side(pos, slot, vector if rotary is None else rotary.rotate(vector, pos), part.n_pos)
+        return asked.side.with_vectors(vector if rotary is None else rotary.rotate(vector, asked.side.pos))
 
 
 def prefix(keys: Float[Tensor, "docs pos k"]) -> Float[Tensor, "docs pos k"]:

@@ -48,11 +48,16 @@ def census(
       much with the other sign;
     - "mass": sum of A(t,s) |F_ij(t,s) - sum_u A(t,u) F_ij(t,u)|.
 
-    What is kept is the live entries alone, about 8 * sum_d T_d * L0 bytes in float32, + 4 a position, + 8 * n_heads a
-    position with a QK-norm, + 4 * d_model a position for "sensitivity" and "mass". The reductions stream from these by
-    block of key features: tables of [live features, block] within `memory_budget` bytes, never [d_sae, d_sae], beside
-    one forward pass of about 2 048 tokens (with its scores and pattern), the projected entries of one document (8 *
-    T * L0 * d_head bytes), and some arrays of 8 MB.
+    What is kept is the live entries alone: with n = sum_d T_d * L0 entries 8 n bytes in float32, + 4 a position, +
+    8 * n_heads a position with a QK-norm, + 4 * d_model a position for "sensitivity" and "mass". The reductions stream
+    from these, by block of key features; no table of [d_sae, d_sae] is made. With L live features, H heads and
+    w = 16 MB / (4 L) columns (128 at least, 256 at most, fewer where `memory_budget` says so) sums and stripes take
+
+        24 n + 4 H d_head (L + w) + 4 L w * (reductions, and 1 for counts) + 40 MB
+
+    beside what is kept; of heads so many at a time as take a quarter of `memory_budget`. With rotation, and for "max",
+    "mass" and "sensitivity", a head's table has up to 64 MB, of so many heads at a time as the budget lets, and a
+    document's projected entries take 8 * T * L0 * d_head. Observing takes one forward pass of about 2 048 tokens.
 
     checkpoint: a folder in which every `checkpoint_every` documents are saved; the same call goes on from there after
     an interruption, with the identical result. Computed in the model's precision, half precisions in float32. Raises

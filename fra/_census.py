@@ -55,7 +55,8 @@ def census(
 
         24 n + 4 H d_head (L + w) + 4 L w * (reductions, and 1 for counts) + 40 MB
 
-    beside what is kept; of heads so many at a time as take a quarter of `memory_budget`. With rotation, and for "max",
+    beside what is kept (stripes, where it is less: some 70 bytes for each pair of entries that meet there, at most half
+    of `memory_budget`); of heads so many at a time as take a quarter of `memory_budget`. With rotation, and for "max",
     "mass" and "sensitivity", a head's table has up to 64 MB, of so many heads at a time as the budget lets, and a
     document's projected entries take 8 * T * L0 * d_head. Observing takes one forward pass of about 2 048 tokens.
 

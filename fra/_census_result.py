@@ -72,16 +72,19 @@ class Census:
         *,
         where: Where = "all",
         min_count: int = 1,
+        min_documents: int = 1,
     ) -> pd.DataFrame:
         """The n strongest channels of each head (all live ones where None), exactly: columns head, q_feature,
         k_feature, value, count; strongest |value| first, ties by ids.
 
         reduce: the first that the census was asked for where None. where: pairs on the documents' "stripe"s, "off"
         them, or "all". count: attended pairs (t, s) there at which both features are live, at least `min_count`.
+        min_documents: only channels that meet on the stripe in so many documents, of which the candidates for CIH
+        channels are the strongest by "contrast"; for that, "sensitivity", and where="stripe".
         Raises FraError for what is not so, and where all live channels would not fit into the memory budget.
         """
         name = reduce or self.reduces[0]
-        return self.strongest((name,), n, heads, where=where, min_count=min_count)[name]
+        return self.strongest((name,), n, heads, where=where, min_count=min_count, min_documents=min_documents)[name]
 
     @torch.no_grad()
     def strongest(
@@ -92,11 +95,16 @@ class Census:
         *,
         where: Where = "all",
         min_count: int = 1,
+        min_documents: int = 1,
     ) -> Mapping[CensusReduce, pd.DataFrame]:
         """`channels` of several reductions in one pass."""
         chosen = self.heads if heads is None else tuple(heads)
         self._check(reduces, n, chosen, where)
-        ask = Ask(tuple(reduces), n, chosen, where, max(1, min_count))
+        if min_documents > 1 and where != "stripe" and not set(reduces) <= set(NEED_STRIPES):
+            raise FraError(
+                "min_documents counts documents on stripes: ask for contrast, sensitivity or where='stripe'."
+            )
+        ask = Ask(tuple(reduces), n, chosen, where, max(1, min_count), max(1, min_documents))
         scan = Scan(self.layer, self.corpus, ask, self.memory_budget)
         best = scan.run()
         return {

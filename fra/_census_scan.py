@@ -47,6 +47,7 @@ class Ask:
     heads: tuple[int, ...]
     where: Where
     least: int
+    documents: int = 1
 
 
 class Scan:
@@ -65,10 +66,11 @@ class Scan:
         """Whether counts of all channels are made; else values that are not zero are live, and counts of the strongest
         are left to the caller.
         """
+        self._often = self._in_many_documents() if ask.documents > 1 else None
 
     def run(self) -> Mapping[Source, Strongest]:
         """The strongest of every source."""
-        if self.ask.where == "stripe" and self._few_pairs():
+        if self.ask.where == "stripe" and (self._often is not None or self._few_pairs()):
             self.counted = True
             self._over_channels()
         else:
@@ -81,6 +83,20 @@ class Scan:
             if len(dense) < len(self._best):
                 self._over_terms([source for source in self._best if source not in dense])
         return self._best
+
+    def _in_many_documents(self) -> tuple[Tensor, Tensor]:
+        """Channels that meet on the stripes of enough documents: places of both features among the live ones."""
+        needed = PAIR_BYTES * n_stripe_pairs(self.corpus, self.layer.weights.window)
+        if needed > self.memory_budget:
+            raise FraError(
+                f"to count documents on the stripes takes {needed:,} bytes and memory_budget is "
+                f"{self.memory_budget:,}: give more, or leave min_documents out."
+            )
+        found, live = StripeChannels(self.layer, self.corpus), self.corpus.live
+        often = found.documents() >= self.ask.documents
+        q, k = (torch.searchsorted(live, ids[often]) for ids in (found.q_feature, found.k_feature))
+        self.counted = True
+        return q, k
 
     def _source(self, name: CensusReduce, head: int) -> Source:
         """Whose numbers, up to sign, are those of this reduction and head: counts are the same for every head, and
@@ -135,7 +151,8 @@ class Scan:
         if self.ask.n is None:
             self._refuse(int((found.count >= self.ask.least).sum()) * len(self.sources))
         code, at = found.q_feature * self.layer.d_sae + found.k_feature, found.count.new_zeros(1)
-        count = found.count[None]
+        count, least = found.count[None], self.ask.least
+        known = count if self._often is None else count * (found.documents() >= self.ask.documents)
         for heads in self._head_groups(list(self._best)):
             q_side = self.layer.all_directions("query", heads, live)
             k_side = self.layer.all_directions("key", heads, live)
@@ -148,7 +165,7 @@ class Scan:
                     place = heads.index(head)
                     values = found.values(self._kind((name, head)), head, q_side[place], k_side[place])[None]
                     values = values / count if name == "mean" else values
-                self._best[name, head].offer_tile(values, at, code, count, self.ask.least)
+                self._best[name, head].offer_tile(values, at, code, known, least)
 
     def _head_groups(self, sources: Sequence[Source]) -> Iterator[list[int]]:
         """The heads, as many at a time as their directions take a quarter of the budget (one at least)."""
@@ -201,6 +218,12 @@ class Scan:
         if not (self.counted or wanted):
             return None
         count = tables.positions("count", self.ask.where, None, keys)
+        if self._often is not None:
+            q, k = self._often
+            here = (k >= keys.start) & (k < keys.stop)
+            often = torch.zeros_like(count)
+            often[q[here], k[here] - keys.start] = 1
+            count = count * often
         if self.ask.n is None:
             self._refuse(int((count >= self.ask.least).sum()) * n_sources)
         return count
@@ -236,7 +259,13 @@ class Scan:
     def _expect(self, sources: Sequence[Source], heads: Sequence[int], q_side: Tensor) -> None:
         """Sets thresholds that the n strongest are known to reach: those of the busiest features' channels alone."""
         n, live, at_once = self.ask.n, self.corpus.live, _SAMPLED_FEATURES
-        if n is None or n > at_once**2 // 16 or len(live) < 4 * at_once or self.corpus.device.type != "cpu":
+        if (
+            self._often is not None
+            or n is None
+            or n > at_once**2 // 16
+            or len(live) < 4 * at_once
+            or self.corpus.device.type != "cpu"
+        ):
             return
         activity = self.corpus.value.new_zeros(self.layer.d_sae)
         add_at(activity, self.corpus.feature, self.corpus.value.abs())

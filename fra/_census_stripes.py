@@ -35,6 +35,7 @@ class _Group(NamedTuple):
     k_entry: Int[Tensor, "n w"]
     """Entries of the rows side by side; what is beyond a row's own is cut off by `place`."""
     offset: Int[Tensor, " n"]
+    doc: Int[Tensor, " n"]
     place: Int[Tensor, " n_w_w"]
     """Of each term among the channels, 0 for none."""
 
@@ -82,13 +83,14 @@ class StripeChannels:
         slots = torch.zeros(layer.d_sae, dtype=torch.long, device=home)
         slots[corpus.live] = torch.arange(n_live, device=home)
         self._slot = slots[corpus.feature.long()]
-        codes, groups = [], []
+        codes, groups, first_rows = [], [], torch.tensor(corpus.row_start[:-1])
         for rows in graded(corpus, *stripe_rows(corpus, layer.weights.window), 4 * 8):
             (q, live_q), (k, live_k) = (self._entries(row, rows.width) for row in (rows.q_row, rows.k_row))
             # 0 stands for none, and real channels are numbered from 1.
             code = (1 + self._slot[q] * n_live)[:, :, None] + self._slot[k][:, None, :]
             codes.append((code * (live_q[:, :, None] & live_k[:, None, :])).flatten())
-            groups.append((q, k, (rows.q_row - rows.k_row).to(home)))
+            doc = torch.searchsorted(first_rows, rows.q_row, right=True) - 1
+            groups.append((q, k, (rows.q_row - rows.k_row).to(home), doc.to(home)))
         every = torch.cat((torch.zeros(1, dtype=torch.long, device=home), *codes))
         # int32 is sorted in less than half the time.
         every = every.int() if n_live**2 < 2**31 - 1 else every
@@ -98,6 +100,15 @@ class StripeChannels:
         code, self.count = found[1:].long() - 1, count[1:]
         self.q_feature, self.k_feature = corpus.live[code // n_live], corpus.live[code % n_live]
         """By query feature, then key feature."""
+
+    def documents(self) -> Int[Tensor, " channels"]:
+        """In how many documents each channel meets on a stripe."""
+        n_docs = len(self.corpus.number)
+        seen = [
+            (group.place.view(len(group.doc), -1) * n_docs + group.doc[:, None]).flatten() for group in self._groups
+        ]
+        places = torch.unique(torch.cat([self.count.new_empty(0), *seen])) // n_docs
+        return torch.bincount(places, minlength=len(self.count) + 1)[1:]
 
     def _entries(self, row: Int[Tensor, " n"], width: int) -> tuple[Int[Tensor, "n w"], Tensor]:
         """Entries of some rows, side by side, and which of them are there."""

@@ -223,9 +223,8 @@ class Tables:
         for kind, head in sources:
             kinds_of.setdefault(head, []).append(kind)
         heads = list(kinds_of)
-        directions = [
-            self.layer.all_directions(side, heads, ids) for side, ids in (("query", self.q_ids), ("key", k_ids))
-        ]
+        q_side = self.layer.all_directions("query", heads, self.q_ids)
+        k_side = self.layer.all_directions("key", heads, k_ids)
         small = len(self.q_ids) * len(k_ids) < 2**31
         for doc in range(len(self.corpus.number)):
             part = Part(self.corpus, doc, doc + 1)
@@ -237,20 +236,22 @@ class Tables:
             cells = cells.int() if small else cells
             weights: dict[Kind, Tensor | None] = {}
             for place, (head, kinds) in enumerate(kinds_of.items()):
-                q = self._with_head(part, q_asked, self.corpus.gain_q, head, directions[0][place])
-                k = self._with_head(part, k_asked, self.corpus.gain_k, head, directions[1][place])
-                linear = [kind for kind in kinds if kind in ("sum", "abs", "max")]
-                for some in [linear, *([kind] for kind in kinds if kind not in linear)]:
-                    if not some:
-                        continue
-                    if some[0] not in weights or some is not linear:
-                        weights[some[0]] = self._term_weights(part, some[0], where, head)
-                    for kind, found in reduce_blocks(q, k, some, weights[some[0]]).items():
-                        flat = tables[kind, head].view(-1)
+                q = self._with_head(part, q_asked, self.corpus.gain_q, head, q_side[place])
+                k = self._with_head(part, k_asked, self.corpus.gain_k, head, k_side[place])
+                alike: list[Kind] = [kind for kind in kinds if kind in ("sum", "abs", "max")]
+                groups = [alike] if alike else []
+                groups += [[kind] for kind in kinds if kind not in alike]
+                for some in groups:
+                    weighed: Kind = "sum" if some is alike else some[0]  # alike: the same for every head, too
+                    if some is not alike or weighed not in weights:
+                        weights[weighed] = self._term_weights(part, weighed, where, head)
+                    found = reduce_blocks(q, k, some, weights[weighed])
+                    for kind in some:
+                        flat, values = tables[kind, head].view(-1), found[kind].flatten()
                         if kind == "max":
-                            flat[cells] = torch.maximum(flat[cells], found.flatten())
+                            flat[cells] = torch.maximum(flat[cells], values)
                         else:
-                            add_at(flat, cells, found.flatten())
+                            add_at(flat, cells, values)
         for (kind, _), table in tables.items():
             if kind == "max":
                 table.masked_fill_(table == -torch.inf, 0.0)

@@ -257,6 +257,27 @@ def test_the_strongest_within_a_budget_are_the_strongest_of_all(
                 assert left <= weakest * (1 + 1e-10) + 1e-12
 
 
+@FEW
+@given(shape=shapes, least=st.integers(2, 3))
+def test_candidates_meet_in_enough_documents(shape: dict[str, Any], least: int) -> None:
+    """Exhaustive: the strongest by contrast of all that meet on the stripe of so many documents, and no others."""
+    census = make_census(**shape, n_docs=5)
+    together = torch.zeros(D_SAE, D_SAE, dtype=torch.long)
+    for doc in plain(census, 0):
+        together += ((doc["mask"] & doc["stripe"])[:, :, None, None] & doc["live"]).any(0).any(0)
+    for head in range(N_HEADS):
+        every = defined(census, "contrast", head, "all")
+        every = {cell: row for cell, row in every.items() if together[cell] >= least}
+        assert_same(rows_of(census.channels("contrast", None, [head], min_documents=least), head), every)
+        few = rows_of(census.channels("contrast", 3, [head], min_documents=least), head)
+        assert_same(few, {cell: every[cell] for cell in few})
+        sizes = sorted((abs(value) for value, _ in every.values()), reverse=True)[:3]
+        assert sorted((abs(value) for value, _ in few.values()), reverse=True) == pytest.approx(sizes)
+        stripe = {c: r for c, r in defined(census, "sum", head, "stripe").items() if together[c] >= least}
+        found = census.channels("sum", None, [head], where="stripe", min_documents=least)
+        assert_same(rows_of(found, head), stripe)
+
+
 def test_ties_go_to_the_smaller_ids() -> None:
     census = make_census(3)
     found = census.channels("count", n=5)

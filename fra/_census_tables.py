@@ -220,7 +220,7 @@ class Tables:
         k_ids = self.k_ids[keys]
         tables = {source: self._empty(source[0], len(k_ids)) for source in sources}
         kinds_of: dict[int, list[Kind]] = {}
-        for kind, head in sources:
+        for kind, head in tables:
             kinds_of.setdefault(head, []).append(kind)
         heads = list(kinds_of)
         q_side = self.layer.all_directions("query", heads, self.q_ids)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -26,12 +27,17 @@ def segments(
 
 
 def by_slot(slot: Int[Tensor, " n"], n_slots: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " bounds"]]:
-    """Order and bounds that make `segments` sum by slot; slots below zero belong to none."""
+    """Order and bounds that make `segments` sum by slot."""
     order = slot.argsort(stable=True)
-    bounds = torch.searchsorted(slot[order], torch.arange(n_slots + 1, device=slot.device))
-    # The first bag must begin at zero: what lies before it is cut off.
-    skip = int(bounds[0])
-    return order[skip:], bounds - skip
+    return order, torch.searchsorted(slot[order], torch.arange(n_slots + 1, device=slot.device))
+
+
+def add_at(table: Num[Tensor, " n"], at: Int[Tensor, " m"], values: Num[Tensor, " m"]) -> None:
+    """table[at] += values with repeated indices, in an order that does not change from run to run."""
+    if table.is_cuda:
+        table.index_put_((at.long(),), values, accumulate=True)  # sorts; index_add_ would use atomics there
+    else:
+        table.index_add_(0, at, values)
 
 
 class Side:
@@ -44,6 +50,19 @@ class Side:
         """Slots that occur, and each entry's place among them."""
         self.bounds: list[int] = [0, *torch.bincount(pos, minlength=n_pos).cumsum(0).tolist()]
         """Number of entries before each position, and the end: one look at the device, then loops need none."""
+        self._by_slot: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def with_vectors(self, vector: Float[Tensor, "n d_head"]) -> Side:
+        """The same entries of another head: nothing else is computed again."""
+        other = copy(self)
+        other.vector = vector
+        return other
+
+    def by_slot(self, stop: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " bounds"]]:
+        """`by_slot` of the first entries."""
+        if stop not in self._by_slot:
+            self._by_slot[stop] = by_slot(self.local[:stop], len(self.live))
+        return self._by_slot[stop]
 
 
 class Block(NamedTuple):
@@ -70,39 +89,41 @@ def causal_blocks(q: Side, k: Side) -> Iterator[Block]:
 
 
 def reduce_blocks(
-    q: Side, k: Side, kind: str, weights: Float[Tensor, "pos pos"] | None
-) -> Float[Tensor, "q_live k_live"]:
-    """Terms <q, k> reduced over entries. kind: "abs", "max", "mass", or any that is linear. weights: what terms are
-    multiplied by (zero where masked; for "max" only its zeros matter, for "mass" it is the pattern); None for 1 at and
-    before the query.
+    q: Side, k: Side, kinds: Sequence[str], weights: Float[Tensor, "pos pos"] | None
+) -> dict[str, Float[Tensor, "q_live k_live"]]:
+    """Terms <q, k> reduced over entries, by each of `kinds`: "abs", "max", "mass", or any that is linear. weights: what
+    terms are multiplied by (zero where masked; for "max" only its zeros matter, for "mass" it is the pattern); None for
+    1 at and before the query.
     """
-    start = -torch.inf if kind == "max" else 0.0
-    table = q.vector.new_full((len(q.live), len(k.live)), start)
+    found = {
+        kind: q.vector.new_full((len(q.live), len(k.live)), -torch.inf if kind == "max" else 0.0) for kind in kinds
+    }
     for terms, queries, begin, stop in causal_blocks(q, k):
-        q_pos, k_pos, k_slot = q.pos[queries], k.pos[:stop], k.local[:stop]
-        if kind == "abs":
-            terms.abs_()
-        weight = None if weights is None else weights[q_pos][:, k_pos].mT
-        if kind == "max":
-            hidden = k_pos[:, None] > q_pos if weight is None else weight == 0
-            terms.masked_fill_(hidden, -torch.inf)
-            by_key = terms.new_full((len(k.live), len(q_pos)), -torch.inf)
-            by_key.scatter_reduce_(0, k_slot[:, None].expand_as(terms), terms, "amax")
-            table.scatter_reduce_(0, q.local[queries, None].expand(-1, len(k.live)), by_key.mT, "amax")
-            continue
+        q_pos, k_pos = q.pos[queries], k.pos[:stop]
+        order, bounds = k.by_slot(stop)
+        weight = None if weights is None else weights[q_pos][:, k_pos].mT.contiguous()
         if weight is None:
             terms[begin:].masked_fill_(k_pos[begin:, None] > q_pos, 0.0)
-        order, bounds = by_slot(k_slot, len(k.live))
-        if kind == "mass":
-            assert weight is not None
-            by_key = _mass(terms, weight.contiguous(), k_slot, order, bounds)
-        else:
-            by_key = segments(terms if weight is None else terms * weight, order, bounds)
-        if table.is_cuda:  # index_add_ would use atomics there
-            table += segments(by_key.mT.contiguous(), *by_slot(q.local[queries], len(q.live)))
-        else:
-            table.index_add_(0, q.local[queries], by_key.mT)
-    return table
+        for kind, table in found.items():
+            if kind == "max":
+                hidden = k_pos[:, None] > q_pos if weight is None else weight == 0
+                by_key = terms.new_full((len(k.live), len(q_pos)), -torch.inf)
+                slot = k.local[:stop, None].expand_as(terms)
+                by_key.scatter_reduce_(0, slot, terms.masked_fill(hidden, -torch.inf), "amax")
+                table.scatter_reduce_(0, q.local[queries, None].expand(-1, len(k.live)), by_key.mT, "amax")
+                continue
+            if kind == "mass":
+                assert weight is not None
+                by_key = _mass(terms, weight, k.local[:stop], order, bounds)
+            else:
+                some = terms.abs() if kind == "abs" else terms
+                by_key = segments(some if weight is None else some * weight, order, bounds)
+            by_query = by_key.mT.contiguous()  # half the time of adding up strided rows
+            if table.is_cuda:  # index_add_ would use atomics there
+                table += segments(by_query, *by_slot(q.local[queries], len(q.live)))
+            else:
+                table.index_add_(0, q.local[queries], by_query)
+    return found
 
 
 def _mass(terms: Tensor, pattern: Tensor, slot: Tensor, order: Tensor, bounds: Tensor) -> Float[Tensor, "k_live q"]:

@@ -149,6 +149,11 @@ class Part:
         return (self.row_doc * self.n_pos + self.row_pos)[self.entry_row]
 
     @property
+    def stripes(self) -> list[list[int]]:
+        """Offsets of each document."""
+        return self.corpus.stripes[self.first : self.stop]
+
+    @property
     def feature(self) -> Int[Tensor, " entries"]:
         """Feature ids of the entries."""
         return self.corpus.feature[self.entries].long()
@@ -161,7 +166,7 @@ class Part:
     def on_stripe(self) -> Float[Tensor, "docs pos pos"]:
         """1 where t - s is one of the document's offsets."""
         marks = torch.zeros(self.n_docs, self.n_pos, self.n_pos, dtype=self.corpus.value.dtype)
-        for doc, offsets in enumerate(self.corpus.stripes[self.first : self.stop]):
+        for doc, offsets in enumerate(self.stripes):
             for offset in offsets:
                 marks[doc].diagonal(-offset).fill_(1.0)
         return marks.to(self.corpus.device)

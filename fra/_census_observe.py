@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,13 +14,14 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from fra._census_corpus import Corpus
-from fra._dictionaries import _ROWS_AT_ONCE, _gain_and_offset, check_dictionary, codes, dictionary_hook
+from fra._dictionaries import _ROWS_AT_ONCE, check_dictionary, codes, dictionary_hook, encoded_rows
 from fra._heads import FrozenLayer, Model, Rotary, Side, _gain, _rotary, _run, freeze
 from fra._qk import QKWeights, check_layer_and_head, qk_weights
 from fra.errors import FraError
 
 _TOKENS_AT_ONCE = 2048
 """Tokens in one forward pass (one document at least)."""
+_FEATURES_AT_ONCE = 4096
 _CHECKED_TOKENS = 256
 """Of one document, on which the model's own scores are compared."""
 
@@ -38,6 +40,11 @@ class Layer:
         return self.weights.W_q.shape[0]
 
     @property
+    def d_head(self) -> int:
+        """Width of a head."""
+        return self.weights.W_q.shape[2]
+
+    @property
     def d_sae(self) -> int:
         """Features of the dictionary."""
         return self.decoder.shape[0]
@@ -52,6 +59,19 @@ class Layer:
         if side == "query":
             return self.decoder[features] @ (self.weights.W_q[head] * self.weights.scale)
         return self.decoder[features] @ self.weights.W_k[head]
+
+    def all_directions(
+        self, side: Side, heads: Sequence[int], features: Int[Tensor, " n"]
+    ) -> Float[Tensor, "heads n d_head"]:
+        """The same of several heads, in one product."""
+        w = self.weights
+        maps = w.W_q[list(heads)] * w.scale if side == "query" else w.W_k[list(heads)]
+        flat = maps.transpose(0, 1).flatten(1)
+        found = maps.new_empty(len(heads), len(features), self.d_head)
+        for low in range(0, len(features), _FEATURES_AT_ONCE):
+            some = self.decoder[features[low : low + _FEATURES_AT_ONCE]] @ flat
+            found[:, low : low + _FEATURES_AT_ONCE] = some.view(len(some), len(heads), -1).transpose(0, 1)
+        return found
 
     def mask(self, n_pos: int) -> Bool[Tensor, "pos pos"]:
         """True where the key may be attended."""
@@ -160,7 +180,7 @@ class Observer:
         home, like = self.layer.decoder.device, self.layer.decoder
         n_pos = int(length.max())
         batch = torch.nn.utils.rnn.pad_sequence([tokens.to(home).long() for tokens in documents], batch_first=True)
-        got = _run(self._model, batch, self._raw.layer, self._names)
+        got = _seen(self._model, batch, self._raw.layer, {k: v for k, v in self._names.items() if k in ("x", "sigma")})
         real = (torch.arange(n_pos) < length[:, None]).to(home)
         x = got["x"].to(like)[real]
         sigma = got["sigma"].to(like)[..., 0][real] if "sigma" in got else x.new_ones(len(x))
@@ -190,6 +210,27 @@ class Observer:
             [f"{w.layer} {w.hook_name} {w.scale} {w.softcap} {w.window} {self.layer.dtype} {self._keep_inputs}"],
             [w.W_q, w.W_k, w.b_q, w.b_k, *(tensor for _, tensor in state)],
         )
+
+
+class _AllSeen(Exception):
+    """Ends a forward pass after which nothing is wanted."""
+
+
+def _seen(model: Model, tokens: Tensor, layer: int, names: dict[str, str]) -> dict[str, Tensor]:
+    """The named hooks of one forward pass, which ends where the last of them has fired. They are known to fire."""
+    got: dict[str, Tensor] = {}
+
+    def keep(key: str) -> Any:
+        def hook(tensor: Tensor, hook: Any) -> None:
+            got[key] = tensor.detach()
+            if len(got) == len(names):
+                raise _AllSeen
+
+        return hook
+
+    with model.hooks(fwd_hooks=[(name, keep(key)) for key, name in names.items()]), suppress(_AllSeen):
+        model(tokens, stop_at_layer=layer + 1)
+    return got
 
 
 def _folded(weights: QKWeights) -> QKWeights:
@@ -226,23 +267,8 @@ def live_entries(
     """Row, feature and value (the activation times the dictionary's gain there) of every live feature, by row, then
     feature. Raises FraError where a code is not finite.
     """
-    row, feature, value = [], [], []
-    for start in range(0, len(x), _ROWS_AT_ONCE):
-        part = x[start : start + _ROWS_AT_ONCE]
-        acts = sae.encode(part.to(sae.W_dec.device))
-        acts = (acts.to_dense() if acts.is_sparse else acts).to(x)
-        gain, _ = _gain_and_offset(sae, part)
-        at, live = acts.nonzero(as_tuple=True)
-        row.append(at + start)
-        feature.append(live)
-        value.append(acts[at, live] * gain[at, 0])
-    values = torch.cat(value)
-    if not bool(values.isfinite().all()):
-        raise FraError(
-            f"the codes of the dictionary at {dictionary_hook(sae)!r} hold NaN or infinity: check its weights and the "
-            f"model's."
-        )
-    return torch.cat(row), torch.cat(feature), values
+    row, feature, value = zip(*(block[:3] for block in encoded_rows(sae, x)), strict=True)
+    return torch.cat(row), torch.cat(feature), torch.cat(value)
 
 
 def plan(lengths: Sequence[int]) -> Iterator[list[int]]:

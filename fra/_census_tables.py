@@ -1,25 +1,22 @@
-"""Tables of chosen query features by chosen key features, summed over a corpus of documents: three ways to the same.
+"""Tables of query features by key features, summed over a corpus of documents.
 
-Position parts. Without rotation F_ij(t,s) = c_i(t) c_j(s) G_ij, so that sum_{t,s} W(t,s) F_ij = G_ij (F_q^T W F_k)_ij:
-the second factor is the same for every head (unless a QK-norm gives each head gains of its own).
-Stripes. Only pairs t - s = k count, so that small blocks, [live at t, live at s], are added; with rotation in closed
-form, <R_t u, R_s v> = <R_k u, R_0 v>.
-Entry blocks. Anything else: all terms of one document and head in blocks, summed first over key entries of one feature
-(segment sums), then over query entries.
+Without rotation F_ij(t,s) = c_i(t) c_j(s) G_ij, so that sum_{t,s} W(t,s) F_ij = G_ij (F_q^T W F_k)_ij: the second
+factor, the position part, is the same for every head (unless a QK-norm gives each head gains of its own). So it is
+with rotation on one offset t - s = k, where G_ij is <R_k u_i, R_0 v_j>. Position parts are made here, by block of key
+features: W F_k is dense in rows and a block's columns, and F_q^T adds up its rows, one for each entry.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from fra._census_blocks import WORK_BYTES, Side, by_slot, reduce_blocks, segments
+from fra._census_blocks import WORK_BYTES, Side, add_at, reduce_blocks, segments
 from fra._census_corpus import Corpus, Part
 from fra._census_observe import Layer
 
@@ -28,17 +25,9 @@ Kind = Literal["sum", "abs", "max", "count", "contrast", "sensitivity", "mass"]
 Where = Literal["all", "stripe", "off"]
 
 _ROWS_AT_ONCE = 2048
-_NARROWEST = 16
-_SCANNED_AT_ONCE = 1 << 17
-"""Numbers in one tile of `Tables.rows`: few enough to stay in a cache, so that a running threshold rises early."""
-
-
-def add_at(table: Num[Tensor, " n"], at: Int[Tensor, " m"], values: Num[Tensor, " m"]) -> None:
-    """table[at] += values with repeated indices, in an order that does not change from run to run."""
-    if table.is_cuda:
-        table.index_put_((at,), values, accumulate=True)  # sorts; index_add_ would use atomics there
-    else:
-        table.index_add_(0, at, values)
+_COLUMNS_AT_ONCE = 512
+"""Of W F_k: wide enough for the sums along entries, few enough to stay in a cache."""
+_LOOPED_FROM = 1 << 11
 
 
 def count_dtype(corpus: Corpus) -> torch.dtype:
@@ -46,131 +35,157 @@ def count_dtype(corpus: Corpus) -> torch.dtype:
     return corpus.value.dtype if float(corpus.length.double().pow(2).sum()) < 2**24 else torch.int64
 
 
-def check_total(table: Tensor, expected: Float[Tensor, ""]) -> None:
-    """Raises ArithmeticError where a table of terms of one sign does not add up to what it was made of."""
-    found = table.sum(0).double().sum()
-    if not bool((found - expected).abs() <= 1e-4 * expected.abs()):
-        raise ArithmeticError(f"a table of channels adds up to {float(found):.7g} and not to {float(expected):.7g}.")
+def shared(kind: Kind, corpus: Corpus) -> bool:
+    """Whether a position part is the same for every head."""
+    return kind == "count" or (kind != "sensitivity" and corpus.gain_q is None)
 
 
-@dataclass(frozen=True)
+class _Sorted(NamedTuple):
+    """The asked entries of one part on one side, by feature."""
+
+    entry: Int[Tensor, " n"]
+    """Index of the entry within the part."""
+    row: Int[Tensor, " n"]
+    """doc * n_pos + pos."""
+    slot: Int[Tensor, " n"]
+    bounds: Int[Tensor, " slots_and_end"]
+    looked_up: list[int]
+    """`bounds` on the CPU: one look at the device, then loops need none."""
+
+
+class _Asked(NamedTuple):
+    """The asked entries of one document on one side, by position."""
+
+    entry: Int[Tensor, " n"]
+    slot: Int[Tensor, " n"]
+    side: Side
+
+
 class Tables:
     """Makes tables over chosen features: `q_ids` in rows, `k_ids` in columns, each ascending."""
 
-    layer: Layer
-    corpus: Corpus
-    q_ids: Int[Tensor, " q"]
-    k_ids: Int[Tensor, " k"]
-    _kept: dict[tuple[Kind, Where], Tensor] = field(default_factory=dict)
-
-    @property
-    def turns(self) -> bool:
-        """Whether a channel's coupling depends on the offset."""
-        return self.layer.rotary is not None
+    def __init__(self, layer: Layer, corpus: Corpus, q_ids: Int[Tensor, " q"], k_ids: Int[Tensor, " k"]):
+        self.layer, self.corpus, self.q_ids, self.k_ids = layer, corpus, q_ids, k_ids
+        self._totals: list[tuple[Tensor, Tensor]] = []
 
     @cached_property
-    def _q_slot(self) -> Int[Tensor, " d_sae"]:
-        return self._slots(self.q_ids)
-
-    @cached_property
-    def _k_slot(self) -> Int[Tensor, " d_sae"]:
-        return self._slots(self.k_ids)
-
-    def _slots(self, ids: Tensor) -> Tensor:
-        slots = torch.full((self.layer.d_sae,), -1, device=self.corpus.device)
-        slots[ids] = torch.arange(len(ids), device=ids.device)
-        return slots
-
-    def _empty(self, kind: Kind) -> Tensor:
-        dtype = count_dtype(self.corpus) if kind == "count" else self.corpus.value.dtype
-        fill = -torch.inf if kind == "max" else 0.0
-        return torch.full((len(self.q_ids), len(self.k_ids)), fill, dtype=dtype, device=self.corpus.device)
-
-    def rows(self, kind: Kind, where: Where, head: int) -> Iterator[tuple[slice, Num[Tensor, "rows k"]]]:
-        """The finished numbers of one head, some query features at a time. Where no channel is jointly live: 0, and
-        -inf for "max".
-        """
-        width = max(1, _SCANNED_AT_ONCE // max(1, len(self.k_ids)))
-        tiles = (slice(low, min(low + width, len(self.q_ids))) for low in range(0, len(self.q_ids), width))
-        if kind == "count":
-            whole = self.positions("count", where, None)
-        elif self.turns or kind in ("max", "mass"):
-            whole = self._terms(kind, where, head)
-        else:
-            whole = self.positions(kind, where, head)
-            q, k = self._directions(head)
-            for tile in tiles:
-                coupling = q[tile] @ k.mT
-                yield tile, (coupling.abs_() if kind == "abs" else coupling).mul_(whole[tile])
-            return
-        for tile in tiles:
-            yield tile, whole[tile]
-
-    def positions(self, kind: Kind, where: Where, head: int | None) -> Num[Tensor, "q k"]:
-        """F_q^T W F_k: what multiplies the coupling, or the counts; kept for the next head where it is the same."""
-        if kind == "abs" and not self.corpus.signed:
-            kind = "sum"
-        shared = kind == "count" or (kind != "sensitivity" and self.corpus.gain_q is None)
-        key = (kind, where)
-        if shared and key in self._kept:
-            return self._kept[key]
-        if where == "stripe" and kind in ("sum", "abs", "count"):
-            found = self._on_stripes(kind, head, turned=False)
-        else:
-            found = self._everywhere(kind, where, head)
-        if shared:
-            self._kept[key] = found
+    def _parts(self) -> list[tuple[Part, _Sorted, _Sorted]]:
+        found = []
+        same = self.q_ids is self.k_ids
+        for part in self.corpus.parts(_ROWS_AT_ONCE):
+            q = self._sorted(part, self._slots[0], len(self.q_ids))
+            found.append((part, q, q if same else self._sorted(part, self._slots[1], len(self.k_ids))))
         return found
 
-    def _terms(self, kind: Kind, where: Where, head: int) -> Num[Tensor, "q k"]:
-        if where == "stripe" and kind in ("sum", "abs", "max"):
-            return self._on_stripes(kind, head, turned=True)
-        return self._entry_blocks(kind, where, head)
+    @cached_property
+    def _slots(self) -> tuple[Tensor, Tensor]:
+        """Place of each feature of the dictionary among those asked for on each side, -1 elsewhere."""
+        found = []
+        for ids in (self.q_ids, self.k_ids):
+            slots = torch.full((self.layer.d_sae,), -1, dtype=torch.int32, device=self.corpus.device)
+            slots[ids] = torch.arange(len(ids), dtype=torch.int32, device=ids.device)
+            found.append(slots)
+        return found[0], found[1]
 
-    def _everywhere(self, kind: Kind, where: Where, head: int | None) -> Num[Tensor, "q k"]:
-        table = self._empty(kind)
-        expected = self.corpus.value.new_zeros((), dtype=torch.float64)
-        for part in self.corpus.parts(_ROWS_AT_ONCE):
+    def _sorted(self, part: Part, slots: Tensor, n: int) -> _Sorted:
+        slot, entry = slots[part.feature].sort(stable=True)
+        bounds = torch.searchsorted(slot, torch.arange(n + 1, dtype=torch.int32, device=slot.device))
+        looked_up = bounds.tolist()
+        asked = slice(looked_up[0], None)  # what is not asked for comes first
+        first = looked_up[0]
+        return _Sorted(
+            entry[asked].int(),
+            part.padded_row[entry[asked]].int(),
+            slot[asked],
+            (bounds - first).int(),
+            [bound - first for bound in looked_up],
+        )
+
+    def _empty(self, kind: Kind, n_columns: int) -> Tensor:
+        dtype = count_dtype(self.corpus) if kind == "count" else self.corpus.value.dtype
+        fill = -torch.inf if kind == "max" else 0.0
+        return torch.full((len(self.q_ids), n_columns), fill, dtype=dtype, device=self.corpus.device)
+
+    def positions(
+        self, kind: Kind, where: Where, head: int | None, keys: slice, offset: int | None = None
+    ) -> Num[Tensor, "q keys"]:
+        """F_q^T W F_k for some of the key features: what multiplies the coupling, or the counts. offset: of the
+        stripes only that one.
+        """
+        if kind == "abs" and not self.corpus.signed:
+            kind = "sum"
+        n = keys.stop - keys.start
+        table = None if len(self._parts) == 1 and n <= _COLUMNS_AT_ONCE else self._empty(kind, n)
+        expected = found = self.corpus.value.new_zeros((), dtype=torch.float64)
+        checked = kind in ("sum", "abs", "count") and not self.corpus.signed
+        for part, q, k in self._parts:
             q_value, k_value = self._values(part, kind, head)
-            order, bounds = by_slot(self._q_slot[part.feature], len(self.q_ids))
-            rows, weight = part.padded_row[order], q_value[order]
-            k_slot = self._k_slot[part.feature]
-            weigh = self._weigh(part, kind, where, head)
+            weigh = self._weigh(part, kind, where, head, offset)
+            weight = None if q_value is None else q_value[q.entry]
             n_rows = part.n_docs * part.n_pos
-            width = max(_NARROWEST, WORK_BYTES // (n_rows * table.itemsize))
-            for low in range(0, len(self.k_ids), width):
-                high = min(low + width, len(self.k_ids))
-                mine = ((k_slot >= low) & (k_slot < high)).nonzero()[:, 0]
-                keys = k_value.new_zeros(n_rows, high - low)
-                keys[part.padded_row[mine], k_slot[mine] - low] = k_value[mine]
-                reached = weigh(keys.view(part.n_docs, part.n_pos, -1)).view(n_rows, -1)
-                table[:, low:high] += segments(reached, rows, bounds, weight).to(table.dtype)
-            expected += self._total(part, q_value, k_value, weigh)
-        if kind in ("sum", "abs", "count") and not self.corpus.signed:
-            check_total(table, expected)
+            if checked:
+                q_rows = self._row_sums(part, q, weight)
+            # Fewer columns where rows are many, but no fewer than vector units like.
+            width = max(64, min(_COLUMNS_AT_ONCE, WORK_BYTES // (n_rows * 4)))
+            for low in range(keys.start, keys.stop, width):
+                high = min(low + width, keys.stop)
+                mine = slice(k.looked_up[low], k.looked_up[high])
+                of_keys = self.corpus.value.new_zeros(n_rows, high - low)
+                value = of_keys.new_ones(()) if k_value is None else k_value[k.entry[mine]]
+                of_keys[k.row[mine], k.slot[mine] - low] = value
+                of_keys = of_keys.view(part.n_docs, part.n_pos, -1)
+                if checked:
+                    sums = of_keys.sum(-1, keepdim=True)
+                    expected = expected + (q_rows * weigh(sums).flatten()).sum(dtype=torch.float64)
+                reached = weigh(of_keys).view(n_rows, -1)
+                sums = segments(reached, q.row, q.bounds, weight)
+                if table is None:
+                    table = sums.to(self._empty(kind, 0).dtype)
+                else:
+                    table[:, low - keys.start : high - keys.start] += sums.to(table.dtype)
+        table = self._empty(kind, n) if table is None else table
+        if checked:
+            found = table.sum(0).double().sum()
+            self._totals.append((found, expected))
         return table
 
-    def _total(self, part: Part, q_value: Tensor, k_value: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
-        """Sum of the table of one part, from sums over the features of each position."""
-        sums = []
-        for slot, value in ((self._q_slot, q_value), (self._k_slot, k_value)):
-            asked = slot[part.feature] >= 0
-            rows = value.new_zeros(part.n_docs * part.n_pos)
-            add_at(rows, part.padded_row, value * asked)
-            sums.append(rows.view(part.n_docs, part.n_pos, 1))
-        return (sums[0].double() * weigh(sums[1]).double()).sum()
+    def check(self) -> None:
+        """Raises ArithmeticError where tables of terms of one sign do not add up to what they were made of. One look
+        at the device for all of them.
+        """
+        if self._totals:
+            found, expected = (torch.stack(column) for column in zip(*self._totals, strict=True))
+            self._totals = []
+            wrong = ~((found - expected).abs() <= 1e-4 * expected.abs())
+            if bool(wrong.any()):
+                raise ArithmeticError(
+                    f"a table of channels adds up to {float(found[wrong][0]):.7g} and not to "
+                    f"{float(expected[wrong][0]):.7g}."
+                )
 
-    def _values(self, part: Part, kind: Kind, head: int | None) -> tuple[Tensor, Tensor]:
+    def _row_sums(self, part: Part, q: _Sorted, weight: Tensor | None) -> Tensor:
+        rows = self.corpus.value.new_zeros(part.n_docs * part.n_pos)
+        add_at(rows, q.row.long(), rows.new_ones(()).expand(len(q.row)) if weight is None else weight)
+        return rows
+
+    def _values(self, part: Part, kind: Kind, head: int | None) -> tuple[Tensor | None, Tensor | None]:
+        """Coefficients of the entries on both sides; None for ones."""
         if kind == "count":
-            ones = torch.ones_like(self.corpus.value[part.entries])
-            return ones, ones
+            return None, None
         q, k = (part.coefficient(gain, head) for gain in (self.corpus.gain_q, self.corpus.gain_k))
         return (q.abs(), k.abs()) if kind == "abs" else (q, k)
 
-    def _weigh(self, part: Part, kind: Kind, where: Where, head: int | None) -> Callable[[Tensor], Tensor]:
-        """Sends keys [docs, pos, k] to sum_s W(t,s) keys(s)."""
-        if kind in ("sum", "abs", "count") and where == "all" and self.layer.weights.window is None:
-            return _prefix
+    def _weigh(
+        self, part: Part, kind: Kind, where: Where, head: int | None, offset: int | None
+    ) -> Callable[[Tensor], Tensor]:
+        """Sends keys [docs, pos, k] to sum_s W(t,s) keys(s); may use up what it is given."""
+        window = self.layer.weights.window
+        if kind in ("sum", "abs", "count"):
+            if where == "all" and window is None:
+                return prefix
+            if where == "stripe":
+                stripes = [[k for k in ks if k < (window or part.n_pos) and offset in (None, k)] for ks in part.stripes]
+                return lambda keys: _shifted(keys, stripes)
         weights = self.weights(part, kind, where, head)
         return lambda keys: weights @ keys
 
@@ -196,106 +211,87 @@ class Tables:
         on_stripe = pattern * part.on_stripe()
         return on_stripe - on_stripe.sum(-1, keepdim=True) * pattern
 
-    def _on_stripes(self, kind: Kind, head: int | None, turned: bool) -> Num[Tensor, "q k"]:
-        """Sums, absolute sums, maxima or counts over t - s = k: products of coefficients, or whole terms (`turned`)."""
-        n_q, n_k = len(self.q_ids), len(self.k_ids)
-        table = self._empty(kind).new_zeros(n_q * n_k + 1)  # the last cell takes what is not asked for
-        if kind == "max":
-            table.fill_(-torch.inf)
-        directions = self._directions(head) if turned and head is not None else None
-        for part in self.corpus.parts(_ROWS_AT_ONCE):
-            q_value, k_value = self._values(part, kind, head)
-            for q_row, k_row in self._stripe_rows(part):
-                at_q, live_q = self._entries_of(part, q_row)
-                at_k, live_k = self._entries_of(part, k_row)
-                q, k = q_value[at_q][..., None], k_value[at_k][..., None]
-                q_slot, k_slot = self._q_slot[part.feature[at_q]], self._k_slot[part.feature[at_k]]
-                if directions is not None:
-                    q, k = q * directions[0][q_slot], k * directions[1][k_slot]
-                    if self.layer.rotary is not None:
-                        ahead = q_row - k_row  # both rows are of one document
-                        q = self.layer.rotary.rotate(q.transpose(0, 1), ahead).transpose(0, 1)
-                        k = self.layer.rotary.rotate(k.transpose(0, 1), torch.zeros_like(ahead)).transpose(0, 1)
-                terms = q @ k.mT
-                known_q, known_k = live_q & (q_slot >= 0), live_k & (k_slot >= 0)
-                cell = q_slot[:, :, None] * n_k + k_slot[:, None, :]
-                cell = cell.masked_fill(~(known_q[:, :, None] & known_k[:, None, :]), n_q * n_k)
-                terms = terms.abs() if kind == "abs" else terms
-                if kind == "max":
-                    table.scatter_reduce_(0, cell.flatten(), terms.flatten(), "amax")
-                else:
-                    add_at(table, cell.flatten(), terms.flatten().to(table.dtype))
-        return table[:-1].view(n_q, n_k)
-
-    def _stripe_rows(self, part: Part) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows (within the part) of queries and keys on the stripes, in groups whose busiest row is about as wide."""
-        starts = self.corpus.row_start
-        q_rows, k_rows = [], []
-        for doc in range(part.first, part.stop):
-            first, stop = starts[doc] - part.rows.start, starts[doc + 1] - part.rows.start
-            for offset in self.corpus.stripes[doc]:
-                if offset < (self.layer.weights.window or stop):
-                    q_rows.append(torch.arange(first + offset, stop))
-                    k_rows.append(torch.arange(first, stop - offset))
-        if not q_rows:
-            return
-        q_row, k_row = torch.cat(q_rows), torch.cat(k_rows)
-        per_row = self.corpus.entry_start[part.rows.start : part.rows.stop + 1].diff()
-        busiest = torch.maximum(per_row[q_row], per_row[k_row])
-        grade = busiest.double().log2().ceil().long()
-        for level in torch.unique(grade[busiest > 0]).tolist():
-            chosen = ((grade == level) & (busiest > 0)).nonzero()[:, 0]
-            at_once = max(1, WORK_BYTES // (8 * 4**level))
-            for some in chosen.split(at_once):
-                yield q_row[some].to(self.corpus.device), k_row[some].to(self.corpus.device)
-
-    def _entries_of(self, part: Part, rows: Int[Tensor, " n"]) -> tuple[Int[Tensor, "n w"], Tensor]:
-        """Entries (within the part) of some rows, side by side, and which of them are there."""
-        bounds = self._bounds(part)
-        first, count = bounds[rows], bounds[rows + 1] - bounds[rows]
-        beside = torch.arange(int(count.max()), device=rows.device)
-        last = max(0, part.entries.stop - part.entries.start - 1)
-        return (first[:, None] + beside).clamp(max=last), beside < count[:, None]
-
-    def _bounds(self, part: Part) -> Tensor:
-        return (self.corpus.entry_start[part.rows.start : part.rows.stop + 1] - part.entries.start).to(
-            self.corpus.device
-        )
-
-    def _directions(self, head: int) -> tuple[Tensor, Tensor]:
-        """Queries (times the scale) of `q_ids` and keys of `k_ids`, before rotation."""
-        return self.layer.directions("query", head, self.q_ids), self.layer.directions("key", head, self.k_ids)
-
-    def _entry_blocks(self, kind: Kind, where: Where, head: int) -> Num[Tensor, "q k"]:
-        table = self._empty(kind)
-        flat = table.view(-1)
-        directions = self._directions(head)
-        plain = kind in ("sum", "abs", "max") and where == "all" and self.layer.weights.window is None
+    def terms(
+        self, sources: Sequence[tuple[Kind, int]], where: Where, keys: slice
+    ) -> dict[tuple[Kind, int], Float[Tensor, "q keys"]]:
+        """The finished numbers of some reductions and heads from their single terms, a document at a time: what has no
+        position part.
+        """
+        k_ids = self.k_ids[keys]
+        tables = {source: self._empty(source[0], len(k_ids)) for source in sources}
+        kinds_of: dict[int, list[Kind]] = {}
+        for kind, head in tables:
+            kinds_of.setdefault(head, []).append(kind)
+        heads = list(kinds_of)
+        q_side = self.layer.all_directions("query", heads, self.q_ids)
+        k_side = self.layer.all_directions("key", heads, k_ids)
+        small = len(self.q_ids) * len(k_ids) < 2**31
         for doc in range(len(self.corpus.number)):
             part = Part(self.corpus, doc, doc + 1)
-            values = self._values(part, "sum", head)
-            slots = self._q_slot[part.feature], self._k_slot[part.feature]
-            q, k = (self._side(part, *of) for of in zip(slots, values, directions, strict=True))
-            if not len(q.pos) or not len(k.pos):
+            q_asked, k_asked = self._asked(part, 0, slice(0, len(self.q_ids))), self._asked(part, 1, keys)
+            if not len(q_asked.entry) or not len(k_asked.entry):
                 continue
-            weights = None if plain else self.weights(part, kind, where, head)[0]
-            found = reduce_blocks(q, k, kind, weights).flatten()
-            cells = (q.live[:, None] * len(self.k_ids) + k.live).flatten()  # none twice, so that no order matters
-            flat[cells] = torch.maximum(flat[cells], found) if kind == "max" else flat[cells] + found
-        return table
+            # The same for every head; none twice, so that no order matters.
+            cells = (q_asked.side.live[:, None] * len(k_ids) + k_asked.side.live).flatten()
+            cells = cells.int() if small else cells
+            weights: dict[Kind, Tensor | None] = {}
+            for place, (head, kinds) in enumerate(kinds_of.items()):
+                q = self._with_head(part, q_asked, self.corpus.gain_q, head, q_side[place])
+                k = self._with_head(part, k_asked, self.corpus.gain_k, head, k_side[place])
+                alike: list[Kind] = [kind for kind in kinds if kind in ("sum", "abs", "max")]
+                groups = [alike] if alike else []
+                groups += [[kind] for kind in kinds if kind not in alike]
+                for some in groups:
+                    weighed: Kind = "sum" if some is alike else some[0]  # alike: the same for every head, too
+                    if some is not alike or weighed not in weights:
+                        weights[weighed] = self._term_weights(part, weighed, where, head)
+                    found = reduce_blocks(q, k, some, weights[weighed])
+                    for kind in some:
+                        flat, values = tables[kind, head].view(-1), found[kind].flatten()
+                        if kind == "max":
+                            flat[cells] = torch.maximum(flat[cells], values)
+                        else:
+                            add_at(flat, cells, values)
+        for (kind, _), table in tables.items():
+            if kind == "max":
+                table.masked_fill_(table == -torch.inf, 0.0)
+        return tables
 
-    def _side(self, part: Part, slot: Tensor, value: Tensor, direction: Tensor) -> Side:
-        asked = (slot >= 0).nonzero()[:, 0]
-        pos, slot = part.padded_row[asked], slot[asked]
-        vector = direction[slot] * value[asked, None]
+    def _term_weights(self, part: Part, kind: Kind, where: Where, head: int) -> Tensor | None:
+        if kind in ("sum", "abs", "max") and where == "all" and self.layer.weights.window is None:
+            return None
+        return self.weights(part, kind, where, head)[0]
+
+    def _asked(self, part: Part, side: int, among: slice) -> _Asked:
+        slot = self._slots[side][part.feature]
+        entry = ((slot >= among.start) & (slot < among.stop)).nonzero()[:, 0]
+        pos, slot = part.padded_row[entry], slot[entry].long() - among.start
+        return _Asked(entry, slot, Side(pos, slot, self.corpus.value.new_empty(len(pos), 0), part.n_pos))
+
+    def _with_head(
+        self, part: Part, asked: _Asked, gain: Tensor | None, head: int, direction: Float[Tensor, "ids d_head"]
+    ) -> Side:
+        vector = direction[asked.slot] * part.coefficient(gain, head)[asked.entry, None]
         rotary = self.layer.rotary
-        return Side(pos, slot, vector if rotary is None else rotary.rotate(vector, pos), part.n_pos)
+        return asked.side.with_vectors(vector if rotary is None else rotary.rotate(vector, asked.side.pos))
 
 
-def _prefix(keys: Float[Tensor, "docs pos k"]) -> Float[Tensor, "docs pos k"]:
-    """Sums over each position and all before it, in place."""
-    if keys.is_cuda:
+def prefix(keys: Float[Tensor, "docs pos k"]) -> Float[Tensor, "docs pos k"]:
+    """Sums over each position and all before it, perhaps in place."""
+    n_docs, n_pos, width = keys.shape
+    if keys.is_cuda or width == 1:
         return keys.cumsum(1)
-    for pos in range(1, keys.shape[1]):  # on a CPU a hundred times faster than cumsum along a dimension not the last
+    if n_docs * width < _LOOPED_FROM and n_pos <= 256:
+        return keys.new_ones(n_pos, n_pos).tril_() @ keys
+    for pos in range(1, n_pos):  # on a CPU a hundred times faster than cumsum along a dimension not the last
         keys[:, pos] += keys[:, pos - 1]
     return keys
+
+
+def _shifted(keys: Float[Tensor, "docs pos k"], stripes: list[list[int]]) -> Float[Tensor, "docs pos k"]:
+    """For each document the sum of keys at its offsets before."""
+    reached = torch.zeros_like(keys)
+    for doc, offsets in enumerate(stripes):
+        for offset in offsets:
+            reached[doc, offset:] += keys[doc, : keys.shape[1] - offset]
+    return reached

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -163,6 +164,29 @@ def _gain_and_offset(sae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     return (one - zero).to(like), zero.to(like)
 
 
+def encoded_rows(
+    sae: Any, flat: Float[Tensor, "rows d_model"]
+) -> Iterator[tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, " n"], Tensor, Tensor]]:
+    """Row, feature and value (the activation times the dictionary's gain there) of every live feature, by row, then
+    feature, with gain and offset of each row; in blocks of rows, because encoding is dense, [rows, d_sae].
+
+    Raises FraError where a code is not finite.
+    """
+    for start in range(0, len(flat), _ROWS_AT_ONCE):
+        part = flat[start : start + _ROWS_AT_ONCE]
+        acts = sae.encode(part.to(sae.W_dec.device))
+        acts = acts.to_dense() if acts.is_sparse else acts
+        gain, offset = _gain_and_offset(sae, part)
+        at, live = acts.to(flat.device).nonzero(as_tuple=True)
+        value = acts.to(flat.device)[at, live].to(flat) * gain[at, 0]
+        if not bool(value.isfinite().all()):
+            raise FraError(
+                f"the codes of the dictionary at {dictionary_hook(sae)!r} hold NaN or infinity: check its weights and "
+                f"the model's."
+            )
+        yield at + start, live, value, gain, offset
+
+
 @torch.no_grad()
 def codes(sae: Any, x: Float[Tensor, "batch pos d_model"]) -> Codes:
     """The dictionary's codes of `x` (the activation at its hook).
@@ -186,27 +210,16 @@ def codes(sae: Any, x: Float[Tensor, "batch pos d_model"]) -> Codes:
         raise FraError(f"the weights of the dictionary at {dictionary_hook(sae)!r} hold NaN or infinity.")
     flat = x.flatten(0, 1)
     row, feature, value, bias = [], [], [], []
-    # In blocks of rows: encoding is dense, [rows, d_sae].
-    for start in range(0, len(flat), _ROWS_AT_ONCE):
-        part = flat[start : start + _ROWS_AT_ONCE]
-        acts = sae.encode(part.to(sae.W_dec.device))
-        acts = acts.to_dense() if acts.is_sparse else acts
-        gain, offset = _gain_and_offset(sae, part)
-        at, live = acts.to(x.device).nonzero(as_tuple=True)
-        row.append(at + start)
+    for at, live, values, gain, offset in encoded_rows(sae, flat):
+        row.append(at)
         feature.append(live)
-        value.append(acts[at, live].to(x) * gain[at, 0])
+        value.append(values)
         bias.append(gain * b_dec + offset)
     rows, features, values = torch.cat(row), torch.cat(feature), torch.cat(value)
     if len(rows) == 0:
         raise FraError(
             f"no feature of the dictionary at {dictionary_hook(sae)!r} is live on any of the {len(flat)} positions (L0 "
             f"is zero): wrong weights or hook."
-        )
-    if not bool(values.isfinite().all()):
-        raise FraError(
-            f"the codes of the dictionary at {dictionary_hook(sae)!r} hold NaN or infinity: check its weights and the "
-            f"model's."
         )
     error = flat - torch.cat(bias)
     for start in range(0, len(flat), _ROWS_AT_ONCE):

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fra._strongest import Strongest
 from fra.errors import FraError
 
 Reduce = Literal["sum", "abs", "max", "mean", "count"]
@@ -78,42 +79,11 @@ def refuse_beyond_memory(n_rows: int, row_bytes: int, what: str, instead: str) -
         )
 
 
-_SCANNED_AT_ONCE = 1 << 18
-"""Numbers compared with the running threshold at once: few enough to stay in a cache, so that it rises early."""
-
-
-class Strongest:
-    """The n rows of largest key, of rows that come in batches (all of them where n is None); ties go to the smaller
-    code.
-    """
-
-    def __init__(self, n: int | None):
-        self._n = n
-        self._kept: list[tuple[Tensor, ...]] = []
-        self.threshold = -torch.inf
-        """Rows with a smaller key need not be offered."""
-
-    def offer(self, key: Float[Tensor, " m"], code: Int[Tensor, " m"], *more: Tensor) -> None:
-        """Rows with their keys, int64 codes (unique over all batches) and further columns."""
-        if self._n is not None and len(key) > self._n:
-            keep = key >= key.topk(self._n).values[-1]
-            key, code, *rest = (column[keep] for column in (key, code, *more))
-            more = tuple(rest)
-        self._kept.append(tuple(column.cpu() for column in (key, code, *more)))
-        if self._n is not None:
-            self._kept = [self._ordered(self._n)]
-            if len(self._kept[0][0]) == self._n:
-                self.threshold = float(self._kept[0][0][-1])
-
-    def result(self) -> tuple[Tensor, ...]:
-        """Key, code and further columns, strongest first."""
-        return self._ordered(self._n)
-
-    def _ordered(self, n: int | None) -> tuple[Tensor, ...]:
-        columns = tuple(torch.cat(parts) for parts in zip(*self._kept, strict=True))
-        order = columns[1].argsort()
-        order = order[columns[0][order].argsort(descending=True, stable=True)][:n]
-        return tuple(column[order] for column in columns)
+_SCANNED_AT_ONCE = 1 << 19
+"""Numbers compared with the running threshold at once: few enough to stay in a cache."""
+_ROWS_TOGETHER = 32
+"""Rows whose largest number is looked for first, column by column."""
+_SAMPLED_ROWS = 32
 
 
 def top_terms(
@@ -124,28 +94,63 @@ def top_terms(
     """
     n_pos, widest = len(mask), 1 + int(max(q.rank.max(), k.rank.max()))
     best = Strongest(n)
+    best.expect(_sampled_threshold(q, k, mask, n, by, dtype))
     # Keys in order of position: those beyond the last that a tile's rows may attend are never multiplied.
     last = (torch.arange(n_pos, device=mask.device) * mask).amax(1).cummax(0).values + 1
     stops = torch.searchsorted(k.pos, last).tolist()
     of_row = q.pos.tolist()
     rows = max(1, min(TILE_ELEMENTS, _SCANNED_AT_ONCE) // len(k.pos))
+    together = min(_ROWS_TOGETHER, rows)
+    rows -= rows % together
+    work = q.vector.new_empty(rows * len(k.pos))
     for start in range(0, len(q.pos), rows):
-        stop = stops[of_row[min(start + rows, len(q.pos)) - 1]]
-        values = (q.vector[start : start + rows] @ k.vector[:stop].mT).to(dtype)
-        low, high = torch.aminmax(values) if stop else (0.0, 0.0)
-        if max(float(high), -float(low) if by == "abs" else -torch.inf) < best.threshold:
+        end = min(start + rows, len(q.pos))
+        stop = stops[of_row[end - 1]]
+        if not stop:
             continue
-        key = values.abs() if by == "abs" else values
-        row, column = (key >= best.threshold).nonzero(as_tuple=True)
-        seen = mask[q.pos[row + start], k.pos[column]]
-        row, column = row[seen], column[seen]
-        at = row + start
-        code = ((q.pos[at] * n_pos + k.pos[column]) * widest + q.rank[at]) * widest + k.rank[column]
-        best.offer(key[row, column], code, values[row, column])
+        into = work[: (end - start) * stop].view(-1, stop)
+        values = torch.mm(q.vector[start:end], k.vector[:stop].mT, out=into).to(dtype)
+        for low, some in _grouped(values, together):
+            # Few columns of a group of rows hold anything as strong: the others are looked at no further.
+            highest = some.amax(1)
+            if by == "abs":
+                highest = torch.maximum(highest, -some.amin(1))
+            group, column = (highest >= best.threshold).nonzero(as_tuple=True)
+            candidates = some[group, :, column]
+            key = candidates.abs() if by == "abs" else candidates
+            at, within = (key >= best.threshold).nonzero(as_tuple=True)
+            row, column = start + low + group[at] * some.shape[1] + within, column[at]
+            seen = mask[q.pos[row], k.pos[column]].nonzero()[:, 0]
+            row, column = row[seen], column[seen]
+            code = ((q.pos[row] * n_pos + k.pos[column]) * widest + q.rank[row]) * widest + k.rank[column]
+            best.offer(key[at, within][seen], code, candidates[at, within][seen])
     _, code, values = best.result()
     code, k_rank = code.to(q.pos.device) // widest, code.to(q.pos.device) % widest
     code, q_rank = code // widest, code % widest
     return q.first(code // n_pos) + q_rank, k.first(code % n_pos) + k_rank, values
+
+
+def _grouped(values: Float[Tensor, "rows k"], together: int) -> Iterator[tuple[int, Float[Tensor, "groups group k"]]]:
+    """All rows, `together` of them in a group, and the rest as one."""
+    whole = len(values) // together * together
+    if whole:
+        yield 0, values[:whole].view(-1, together, values.shape[1])
+    if whole < len(values):
+        yield whole, values[None, whole:]
+
+
+def _sampled_threshold(
+    q: Entries, k: Entries, mask: Bool[Tensor, "pos pos"], n: int, by: Literal["abs", "value"], dtype: torch.dtype
+) -> float:
+    """What the n strongest pairs cannot fall below: the n-th of some query entries' pairs, the longest vectors'."""
+    longest = q.vector.norm(dim=1).topk(min(_SAMPLED_ROWS, len(q.pos))).indices
+    values = (q.vector[longest] @ k.vector.mT).to(dtype)
+    key = (values.abs() if by == "abs" else values).masked_fill(~mask[q.pos[longest]][:, k.pos], -torch.inf).flatten()
+    if n > len(key):
+        return -torch.inf
+    # Products in tiles of another shape may differ in their last bits.
+    lowest = float(key.topk(n).values[-1])
+    return lowest - 1e-4 * abs(lowest)
 
 
 def _feature_tiles(q: Entries, k: Entries, n_pos: int) -> Iterator[tuple[slice, Tensor]]:

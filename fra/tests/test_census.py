@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import fra
 from fra import _census, _census_observe
 from fra._census import Census, census
 from fra.errors import FraError
+from fra.tests.bench import workloads
 from fra.tests.models import D_SAE, D_VOCAB, N_CTX, NORMS_IN_FLOAT32, random_tokens, tiny, tiny_sae
 
 DOCUMENTS = [random_tokens(n, seed) for seed, n in enumerate((11, 5, 16, 11, 1, 8))]
@@ -177,6 +179,27 @@ def test_a_checkpoint_is_json_and_safetensors(tmp_path: Path) -> None:
 def test_memory_is_that_of_the_entries() -> None:
     found = census(tiny("gpt2"), tiny_sae(HOOK), DOCUMENTS, LAYER)
     assert found.nbytes == 8 * found.n_entries + 4 * found.n_positions + 3 * 8 * found.n_documents
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
+@pytest.mark.parametrize("where", ["all", "stripe"])
+def test_peak_memory_is_as_documented(where: Any) -> None:
+    """With a dictionary so wide that one table of [d_sae, d_sae] would take 1 GB."""
+    d_sae, n_pos, n_heads = 16_384, 256, 4
+    corpus, layer = workloads.entries(2, n_pos, 32, d_sae, 64), workloads.layer(d_sae, n_heads, d_model=64)
+    workloads.of(layer, workloads.entries(1, 16, 4, d_sae, 4)).strongest(("sum", "count"), 50, where=where)
+
+    def status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    workloads.of(layer, corpus).strongest(("sum", "count"), 50, where=where)
+    n, live, w = len(corpus.feature), len(corpus.live), 256
+    said = 24 * n + 4 * n_heads * 64 * (live + w) + 4 * live * w * 2 + (40 << 20)
+    assert said < 4 * d_sae**2 / 8
+    assert status("VmHWM") - before <= said
 
 
 def test_what_does_not_fit_is_refused_before_it_is_allocated() -> None:

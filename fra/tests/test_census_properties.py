@@ -10,12 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fra import _census_blocks, _census_corpus, _census_tables
+from fra import _census_blocks, _census_corpus, _census_scan, _census_stripes, _census_tables
 from fra._census import Census
 from fra._census_corpus import Corpus, concatenate
 from fra._census_observe import Layer
 from fra._heads import Rotary
 from fra._qk import QKWeights
+from fra._strongest import Strongest
+from fra.tests.bench import workloads
 
 FEW = settings(max_examples=12, deadline=None)
 D_MODEL, D_HEAD, N_HEADS, D_SAE = 6, 4, 2, 7
@@ -184,12 +186,16 @@ def assert_same(found: dict[Any, Any], expected: dict[Any, Any], tolerance: floa
 
 @pytest.fixture(params=["whole", "chunked"])
 def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunked: documents one at a time, a few numbers in each intermediate array."""
+    """Chunked: documents one at a time, a few numbers in each intermediate array; stripes by tables, which are
+    otherwise sorted out channel by channel.
+    """
+    monkeypatch.setattr(_census_scan.Scan, "_few_pairs", lambda _: request.param == "whole")
     if request.param == "chunked":
-        for module in (_census_blocks, _census_tables):
+        for module in (_census_blocks, _census_tables, _census_stripes):
             monkeypatch.setattr(module, "WORK_BYTES", 200)
         monkeypatch.setattr(_census_tables, "_ROWS_AT_ONCE", 10)
-        monkeypatch.setattr(_census_tables, "_NARROWEST", 1)
+        monkeypatch.setattr(_census_tables, "_COLUMNS_AT_ONCE", 64)
+        monkeypatch.setattr(_census_tables, "_LOOPED_FROM", 0)
 
 
 shapes = st.fixed_dictionaries(
@@ -249,6 +255,27 @@ def test_the_strongest_within_a_budget_are_the_strongest_of_all(
                 weakest = min(abs(value) for value, _ in mine.values())
                 left = max(abs(value) for cell, (value, _) in every.items() if cell not in mine)
                 assert left <= weakest * (1 + 1e-10) + 1e-12
+
+
+@FEW
+@given(shape=shapes, least=st.integers(2, 3))
+def test_candidates_meet_in_enough_documents(shape: dict[str, Any], least: int) -> None:
+    """Exhaustive: the strongest by contrast of all that meet on the stripe of so many documents, and no others."""
+    census = make_census(**shape, n_docs=5)
+    together = torch.zeros(D_SAE, D_SAE, dtype=torch.long)
+    for doc in plain(census, 0):
+        together += ((doc["mask"] & doc["stripe"])[:, :, None, None] & doc["live"]).any(0).any(0)
+    for head in range(N_HEADS):
+        every = defined(census, "contrast", head, "all")
+        every = {cell: row for cell, row in every.items() if together[cell] >= least}
+        assert_same(rows_of(census.channels("contrast", None, [head], min_documents=least), head), every)
+        few = rows_of(census.channels("contrast", 3, [head], min_documents=least), head)
+        assert_same(few, {cell: every[cell] for cell in few})
+        sizes = sorted((abs(value) for value, _ in every.values()), reverse=True)[:3]
+        assert sorted((abs(value) for value, _ in few.values()), reverse=True) == pytest.approx(sizes)
+        stripe = {c: r for c, r in defined(census, "sum", head, "stripe").items() if together[c] >= least}
+        found = census.channels("sum", None, [head], where="stripe", min_documents=least)
+        assert_same(rows_of(found, head), stripe)
 
 
 def test_ties_go_to_the_smaller_ids() -> None:
@@ -337,3 +364,39 @@ def test_the_same_question_has_the_same_answer_twice() -> None:
     census = make_census(5, rotary="halves")
     for reduce in REDUCES:
         pd.testing.assert_frame_equal(census.channels(reduce), census.channels(reduce), check_exact=True)
+
+
+@pytest.mark.parametrize("n", [1, 7, 40])
+def test_strongest_are_the_same_with_and_without_a_look_at_the_numbers(n: int) -> None:
+    """What a GPU does, which is not made to wait, finds the same rows in the same order; whole numbers tie often."""
+    g = torch.Generator().manual_seed(n)
+    table = torch.randint(-3, 4, (12, 10), generator=g).double()
+    count = torch.randint(0, 3, (12, 10), generator=g)
+    q, k = torch.arange(12) * 100, torch.arange(10)
+    found = []
+    for offer in (Strongest.offer_tile, Strongest._offer_unseen):
+        best = Strongest(n)
+        for low in (0, 5):  # blocks of columns, as a census goes: codes do not only grow
+            for rows in (slice(0, 1), slice(1, 8), slice(8, 12)):
+                columns = slice(low, low + 5)
+                offer(best, table[rows, columns], q[rows], k[columns], count[rows, columns], 1)
+        found.append(best.result())
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    cells = sorted((-abs(float(table[i, j])), i * 100 + j) for i, j in (count > 0).nonzero().tolist())
+    assert [(-key, code) for key, code in zip(found[0][0].tolist(), found[0][1].tolist(), strict=True)] == [
+        (key, code) for key, code in cells[:n]
+    ]
+
+
+@pytest.mark.parametrize("reduces", [("sum", "abs"), ("sum", "count", "mean")])
+def test_a_threshold_from_the_busiest_features_loses_nothing(reduces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, layer = workloads.entries(2, 24, 6, 80), workloads.layer(80, 2, d_model=16)
+    plain = workloads.of(layer, corpus).strongest(reduces, 9)
+    told = []
+    right = Strongest.expect
+    monkeypatch.setattr(Strongest, "expect", lambda self, threshold: (told.append(threshold), right(self, threshold)))
+    monkeypatch.setattr(_census_scan, "_SAMPLED_FEATURES", 16)
+    for name, frame in workloads.of(layer, corpus).strongest(reduces, 9).items():
+        pd.testing.assert_frame_equal(frame, plain[name], check_exact=True)
+    assert told and min(told) > 0

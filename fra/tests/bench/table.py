@@ -1,4 +1,7 @@
-"""Figures of build/bench.json as a table: `python -m fra.tests.bench.table build/bench.json [-o FILE.md]`."""
+"""Figures of build/bench.json as a table: `python -m fra.tests.bench.table build/bench.json... [-o FILE.md]`.
+
+Several files are the parts of one run.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +42,12 @@ def rows(found: dict[str, Any]) -> list[str]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("json", type=Path)
+    parser.add_argument("json", type=Path, nargs="+")
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
-    text = "\n".join(rows(json.loads(given.json.read_text()))) + "\n"
+    parts = [json.loads(path.read_text()) for path in given.json]
+    whole = {**parts[0], "benchmarks": [one for part in parts for one in part["benchmarks"]]}
+    text = "\n".join(rows(whole)) + "\n"
     print(text)
     if given.output is not None:
         given.output.write_text(text)

@@ -1,0 +1,231 @@
+"""What a census saw, and the questions that it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+import torch
+
+from fra._census_corpus import Corpus, concatenate, read, write
+from fra._census_observe import Layer, Observer
+from fra._census_scan import Ask, CensusReduce, Scan
+from fra._census_tables import Tables, Where
+from fra._heads import Model
+from fra._strongest import Strongest
+from fra.errors import FraError
+
+NEED_STRIPES = ("contrast", "sensitivity")
+NEED_INPUTS = ("sensitivity", "mass")
+
+
+class Census:
+    """What `census` saw, ready to be reduced; merge parts of a larger one, save, load."""
+
+    def __init__(
+        self,
+        layer: Layer,
+        corpus: Corpus,
+        heads: tuple[int, ...],
+        reduces: tuple[CensusReduce, ...],
+        memory_budget: int,
+        fingerprint: Any,
+    ):
+        self.layer, self.corpus, self.heads, self.reduces = layer, corpus, heads, reduces
+        self.memory_budget = memory_budget
+        self._fingerprint = fingerprint
+
+    @property
+    def n_documents(self) -> int:
+        """Documents seen."""
+        return len(self.corpus.number)
+
+    @property
+    def n_positions(self) -> int:
+        """Tokens seen."""
+        return self.corpus.row_start[-1]
+
+    @property
+    def n_entries(self) -> int:
+        """Live features over all positions."""
+        return len(self.corpus.feature)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes kept."""
+        return self.corpus.nbytes
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 of weights, dictionary and precision; censuses of one fingerprint can be merged."""
+        return str(self._fingerprint())
+
+    @torch.no_grad()
+    def channels(
+        self,
+        reduce: CensusReduce | None = None,
+        n: int | None = None,
+        heads: Sequence[int] | None = None,
+        *,
+        where: Where = "all",
+        min_count: int = 1,
+        min_documents: int = 1,
+    ) -> pd.DataFrame:
+        """The n strongest channels of each head (all live ones where None), exactly: columns head, q_feature,
+        k_feature, value, count; strongest |value| first, ties by ids.
+
+        reduce: the first that the census was asked for where None. where: pairs on the documents' "stripe"s, "off"
+        them, or "all". count: attended pairs (t, s) there at which both features are live, at least `min_count`.
+        min_documents: only channels that meet on the stripe in so many documents, of which the candidates for CIH
+        channels are the strongest by "contrast"; for that, "sensitivity", and where="stripe".
+        Raises FraError for what is not so, and where all live channels would not fit into the memory budget.
+        """
+        name = reduce or self.reduces[0]
+        return self.strongest((name,), n, heads, where=where, min_count=min_count, min_documents=min_documents)[name]
+
+    @torch.no_grad()
+    def strongest(
+        self,
+        reduces: Sequence[CensusReduce],
+        n: int | None,
+        heads: Sequence[int] | None = None,
+        *,
+        where: Where = "all",
+        min_count: int = 1,
+        min_documents: int = 1,
+    ) -> Mapping[CensusReduce, pd.DataFrame]:
+        """`channels` of several reductions in one pass."""
+        chosen = self.heads if heads is None else tuple(heads)
+        self._check(reduces, n, chosen, where)
+        if min_documents > 1 and where != "stripe" and not set(reduces) <= set(NEED_STRIPES):
+            raise FraError(
+                "min_documents counts documents on stripes: ask for contrast, sensitivity or where='stripe'."
+            )
+        ask = Ask(tuple(reduces), n, chosen, where, max(1, min_count), max(1, min_documents))
+        scan = Scan(self.layer, self.corpus, ask, self.memory_budget)
+        best = scan.run()
+        return {
+            name: self._frame(name, {head: best[scan.sources[name, head]] for head in chosen}, where, scan.counted)
+            for name in reduces
+        }
+
+    def _check(self, reduces: Sequence[str], n: int | None, heads: Sequence[int], where: str) -> None:
+        for name in reduces:
+            if name not in get_args(CensusReduce):
+                raise FraError(f"reduce={name!r} is unknown: choose of {', '.join(get_args(CensusReduce))}.")
+            if name in NEED_INPUTS and self.corpus.inputs is None:
+                raise FraError(f"{name!r} was not asked for: take the census with reduce={name!r} among others.")
+            if name in NEED_STRIPES and not len(self.corpus.offset):
+                raise FraError(f"{name!r} needs stripes: give the census the offsets t - s of each document.")
+            if name in ("contrast", "sensitivity", "mass") and where != "all":
+                raise FraError(f"where={where!r} has no meaning for {name!r}, which weighs all pairs: leave it out.")
+        if where not in get_args(Where):
+            raise FraError(f"where={where!r} is unknown: choose of {', '.join(get_args(Where))}.")
+        if where != "all" and not len(self.corpus.offset):
+            raise FraError(f"where={where!r} needs stripes: give the census the offsets t - s of each document.")
+        if n is not None and n < 1:
+            raise FraError(f"n={n} asks for nothing: give a positive number.")
+        missing = [head for head in heads if head not in self.heads]
+        if missing or not heads:
+            raise FraError(f"the census has no head {missing}: it has {list(self.heads)}.")
+
+    def _frame(self, name: CensusReduce, best: Mapping[int, Strongest], where: Where, counted: bool) -> pd.DataFrame:
+        frames = []
+        for head, rows in best.items():
+            _, code, value, count = rows.result()
+            value = (value.abs() if name == "abs" else value).to(self.corpus.value.dtype)
+            frames.append(
+                (torch.full_like(code, head), code // self.layer.d_sae, code % self.layer.d_sae, value, count)
+            )
+        every, q, k, value, count = (torch.cat(parts) for parts in zip(*frames, strict=True))
+        if not counted and len(q):
+            home = self.corpus.device
+            (i, at_i), (j, at_j) = (torch.unique(ids.to(home), return_inverse=True) for ids in (q, k))
+            few = Tables(self.layer, self.corpus, i, j).positions("count", where, None, slice(0, len(j)))
+            count = few[at_i, at_j].long().cpu()
+        columns = {"head": every, "q_feature": q, "k_feature": k, "value": value, "count": count}
+        return pd.DataFrame({key: column.cpu().numpy() for key, column in columns.items()})
+
+    @torch.no_grad()
+    def examples(self, head: int, q_feature: int, k_feature: int, n: int = 10) -> pd.DataFrame:
+        """Where one channel contributes most: columns document, q_pos, k_pos, value, strongest |value| first, ties by
+        document and position. No more than n are held at a time.
+
+        Raises FraError for a head or feature that is not there, and for n below 1.
+        """
+        self._check(("sum",), n, (head,), "all")
+        for feature in (q_feature, k_feature):
+            if not 0 <= feature < self.layer.d_sae:
+                raise FraError(f"feature {feature} is out of range: the dictionary has {self.layer.d_sae} features.")
+        corpus, layer, best = self.corpus, self.layer, Strongest(n)
+        q, k = (torch.tensor([feature], device=corpus.device) for feature in (q_feature, k_feature))
+        u, v = layer.directions("query", head, q), layer.directions("key", head, k)
+        width = int(corpus.length.max())
+        for part in corpus.parts(width):
+            number = corpus.number[part.first : part.stop].to(corpus.device)
+            pos, sides = torch.arange(part.n_pos, device=corpus.device), []
+            for feature, gain in ((q_feature, corpus.gain_q), (k_feature, corpus.gain_k)):
+                dense = corpus.value.new_zeros(part.n_docs * part.n_pos)
+                there = part.feature == feature
+                dense[part.padded_row[there]] = part.coefficient(gain, head)[there]
+                sides.append(dense.view(part.n_docs, part.n_pos))
+            ahead = pos[:, None] - pos
+            if layer.rotary is None:
+                coupling = (u * v).sum()
+            else:
+                turned = layer.rotary.rotate(u.expand(part.n_pos, -1), pos)
+                coupling = (turned * layer.rotary.rotate(v, pos[:1])).sum(-1)[ahead.clamp(min=0)]
+            terms = sides[0][:, :, None] * sides[1][:, None, :]
+            live = (terms != 0) & layer.mask(part.n_pos)
+            terms = terms * coupling
+            doc, t, s = (live & (terms.abs() >= best.threshold)).nonzero(as_tuple=True)
+            value = terms[doc, t, s]
+            best.offer(value.abs().double(), (number[doc] * width + t) * width + s, value)
+        _, code, value = best.result()
+        columns = {"document": code // width**2, "q_pos": code // width % width, "k_pos": code % width, "value": value}
+        return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+
+    def merge(self, *others: Census) -> Census:
+        """The census of all documents of this one, then of the others; their numbers go on in that order.
+
+        Raises FraError for censuses of other weights, dictionaries, heads or reductions.
+        """
+        for other in others:
+            if (other.fingerprint, other.heads, other.reduces) != (self.fingerprint, self.heads, self.reduces):
+                raise FraError(
+                    "only censuses of the same model, dictionary, layer, heads and reductions can be merged."
+                )
+        corpora = [one.corpus for one in (self, *others)]
+        longest = max((self, *others), key=lambda one: int(one.corpus.length.max()))
+        joined = concatenate(corpora, renumber=True)
+        return Census(longest.layer, joined, self.heads, self.reduces, self.memory_budget, lambda: self.fingerprint)
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file, with JSON in its header; complete or absent, whatever interrupts."""
+        about: dict[str, object] = {
+            "fingerprint": self.fingerprint,
+            "heads": list(self.heads),
+            "reduces": list(self.reduces),
+        }
+        write(self.corpus, Path(path), about)
+
+    @classmethod
+    @torch.no_grad()
+    def load(cls, path: str | Path, model: Model, sae: Any, layer: int, *, memory_budget: int = 1 << 30) -> Census:
+        """A census that `save` wrote, with the model and dictionary that it was of.
+
+        Raises FraError for what is no such file, and where weights or dictionary are others.
+        """
+        corpus, about = read(Path(path))
+        longest = torch.zeros(int(corpus.length.max()), dtype=torch.long)
+        observer = Observer(model, sae, layer, longest, corpus.inputs is not None)
+        fingerprint = observer.fingerprint()
+        if about.get("fingerprint") != fingerprint:
+            raise FraError(f"the census {path} is of another model, dictionary or layer: give those that it was of.")
+        corpus = corpus.to(observer.layer.decoder.device)
+        heads, reduces = about["heads"], about["reduces"]
+        assert isinstance(heads, list) and isinstance(reduces, list)
+        return cls(observer.layer, corpus, tuple(heads), tuple(reduces), memory_budget, lambda: fingerprint)

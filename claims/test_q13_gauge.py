@@ -33,7 +33,7 @@ MEAN = Claim(
         "effect of removing a complete set": STAYS,
         "model's own scores, another direction": 1e-3,
     },
-    statistic="gauge/1",
+    statistic="gauge/2",
     stimuli=("natural",),
     n=6,
     min_documents=3,
@@ -50,7 +50,7 @@ BIAS = Claim(
         "logits": STAYS,
         "feature x bias": MOVES,
     },
-    statistic="gauge/1",
+    statistic="gauge/2",
     stimuli=("natural",),
     n=6,
     min_documents=3,
@@ -71,7 +71,8 @@ def evidence(target, natural, progress):
     for layer in filter(lambda layer: has_dictionary(target, layer), range(target.n_layers)):
         progress(f"Q13: layer {layer}")
         _, sae = double.dictionary_for(layer)
-        moved = gauges.measure(double.model, sae, natural(MEAN.n), layer, (target.name, f"layer {layer}"))
+        documents = [tokens[:64] for tokens in natural(MEAN.n)]  # identities: longer ones would only take longer
+        moved = gauges.measure(double.model, sae, documents, layer, (target.name, f"layer {layer}"))
         for k in range(target.n_heads):
             for claim, gauge, headline in CASES:
                 found[claim.id, f"L{layer}H{k}"] = gauges.evidence(claim, gauge, headline, moved, layer, k)

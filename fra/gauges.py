@@ -98,7 +98,8 @@ def measure(
             with _edit(model, layer, gauge, draw):
                 after = _Seen(model, sae, tokens, layer, hook, before.codes)
             for head, own in enumerate(tables):
-                for name, value in _shares(before, after, head, pairs[head]).items():
+                attributions = gauge != "another direction"
+                for name, value in _shares(before, after, head, pairs[head], attributions).items():
                     own.setdefault(name, []).append(value)
         found[gauge] = [Moved(gauge, own) for own in tables]
     gauged, controls = found["mean_direction"], found["another direction"]
@@ -218,8 +219,10 @@ class _Seen:
         return moved
 
 
-def _shares(before: _Seen, after: _Seen, head: int, pairs: Int[Tensor, "n 2"]) -> dict[str, float]:
-    """Movement of each quantity, as a share of its size before."""
+def _shares(before: _Seen, after: _Seen, head: int, pairs: Int[Tensor, "n 2"], attributions: bool) -> dict[str, float]:
+    """Movement of each quantity, as a share of its size before; of what the model shows alone, or of attributions
+    too.
+    """
     mask, A = before.frozen.mask, before.frozen.pattern[0, head]
     pairs = pairs.to(mask.device)
 
@@ -237,6 +240,8 @@ def _shares(before: _Seen, after: _Seen, head: int, pairs: Int[Tensor, "n 2"]) -
         "pattern": largest(A, after.frozen.pattern[0, head]),
         "logits": largest(before.logits, after.logits),
     }
+    if not attributions:
+        return found
     for name, centred in (("without centring", False), ("as fra", True)):
         old, new = before.channels(head, pairs, centred), after.channels(head, pairs, centred)
         found[f"channels {name}"] = float((new - old).abs().sum() / old.abs().sum())

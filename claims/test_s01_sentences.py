@@ -6,8 +6,9 @@ The finite difference is taken in the model's own pattern: its own attention sco
 and down along a random mixture of the head's 20 strongest channels (four points), in float64.
 
 H0: max |Phi - finite difference| / max |Phi| >= 1e-4, or, at 1e-10: sum_b Phi = 0, Phi adds when sentences are joined
-    (over b; averages by length over a), and with one token a sentence it is A (D F - sum_u A D F) of the model's own pattern (at 1e-6). Control: the same
-without the row's mean sum_u A D F must miss the finite difference by more than 1e-2. Bars: the error of the difference
+    (over b; averages by length over a); or, at 1e-6: with one token a sentence it is A (D F - sum_u A D F) of the
+    model's own pattern. Control: the same without the row's mean sum_u A D F must miss the finite difference by more
+than 1e-2. Bars: the error of the difference
     is of the order of the step's fourth power, 1e-8; some architectures compute softmax in single precision whatever
     the model's, which makes it 1e-5; identities hold to rounding.
 """

@@ -1,12 +1,12 @@
 """Q09. Self channels, a feature read by itself, are over-represented among a head's strongest.
 
 On natural text a channel's strength is sum |F_ij(t,s)| over t > s, the first position left out, for pairs jointly live
-in 20 documents. Statistic: the share of channels with i = j among the 50 strongest of a head, less the mean share when the
-coupling G is that of relabelled key features (permuted among features of like frequency; 5 relabellings a head, pooled
-by layer): activity, and with it the burstiness of features, stays as it is.
+in 20 documents. Statistic: the share of channels with i = j among the 50 strongest of a head, less the mean share when
+the coupling G is that of relabelled key features (permuted among features of like frequency; 40 relabellings a
+layer, pooled over its heads): activity, and with it the burstiness of features, stays as it is.
 
 H0: the excess is <= 0.10, or the share is no larger than among the 50 pairs of largest sum a_i a_j (co-activation
-    alone), or not within the 5 % largest under relabelling. At t = s every feature meets itself, so that t = s is left out.
+    alone), or not within the 5 % largest under relabelling. t = s, where every feature meets itself, is left out.
 Bar: five of fifty; with some 10^6 live pairs of which a thousandth are self pairs, chance is nowhere near.
 Interval: jackknife over sources of documents (Student's t), Holm over the heads.
 """

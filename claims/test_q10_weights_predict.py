@@ -4,9 +4,9 @@ For 1 000 pairs of features drawn evenly from those jointly live in 20 natural d
 against log( sum A^{-ij}(t,s) a_i(t) a_j(s) / sum a_i(t) a_j(s) / n_keys(t) ), how much more than evenly it attends from
 i to j. A^{-ij} is its attention with F_ij taken out of the row's scores, so that a channel does not vouch for itself.
 
-H0: Spearman <= 0.30, or not within the 5 % largest when G is permuted among pairs matched in co-activation, frequency and
-    magnitude, or the log ratios spread (interquartile range) by <= 0.10 nat, which says that the head looks nowhere.
-Bar: 0.30 is what is called a medium correlation; with less, reading weights would not tell a user much about attention.
+H0: Spearman <= 0.30, or not within the 5 % largest when G is permuted among pairs matched in co-activation, frequency
+    and magnitude, or the log ratios spread (interquartile range) by <= 0.10 nat: the head looks nowhere.
+Bar: 0.30 is what is called a medium correlation; with less, weights would not tell a user much about attention.
 Interval: jackknife over sources of documents (Student's t), Holm over the heads. The first position is left out.
 """
 

@@ -5,7 +5,7 @@ against those of the other, halves drawn by source, each pair jointly live in at
 
 H0: Jaccard <= 0.5 (two thirds of each list in common), or no larger than without the minimum, or than for random atoms
     (equal number and L0, matching pursuit) in place of features, or not within the 5 % largest when the second half's
-    key features are relabelled among those of like frequency (5 a head, pooled by layer). Random atoms decide:
+    key features are relabelled among those of like frequency (40 a layer, pooled). Random atoms decide:
 couplings are the same in both halves, so that any dictionary has some stability.
 Bar: with less, a list of top channels is more about its documents than about the head.
 Interval: jackknife over sources of documents (Student's t), Holm over the heads.

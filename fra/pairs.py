@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 STRONGEST = 50
 _CANDIDATES = 300
 """The strongest of each list, among which the list without one source is looked for."""
-_DRAWS = 5
-"""Relabellings a head; the heads of a layer are pooled."""
+_DRAWS = 40
+"""Relabellings a layer, shared out among its heads and pooled."""
 _LEAST = 0.5 / STRONGEST
 
 
@@ -75,7 +75,7 @@ class HeadPairs:
     stable: Jackknifed
     """Jaccard of the 50 of largest mean |F| while live, over halves of the sources, jointly live in 10 documents."""
     stable_any: Jackknifed
-    """The same without the minimum."""
+    """The same without the minimum for pairs, of features that are each live in 10 documents."""
     stable_shuffled: list[float]
     """The first, with key features of the second half relabelled."""
     stable_atoms: Jackknifed | None = None
@@ -189,7 +189,8 @@ class _Lists:
             stable.append(self._candidates(self.mean, coupling))
             loose.append(self._candidates(self.mean_any, coupling))
             strong.append(self._candidates([self.sum], coupling))
-            shuffled.append(self._shuffled(head, coupling, stable[-1][0][:STRONGEST]))
+            draws = -(-_DRAWS // len(heads))
+            shuffled.append(self._shuffled(head, coupling, stable[-1][0][:STRONGEST], draws))
         coactive = [[self._top(self.sum, _CANDIDATES)] for _ in heads]
         parts = self._without([stable, loose, strong, coactive], heads)
         live = self.activity.live
@@ -207,13 +208,13 @@ class _Lists:
         ]
 
     def _shuffled(
-        self, head: int, coupling: Float[Tensor, "live live"], first: Int[Tensor, " m"]
+        self, head: int, coupling: Float[Tensor, "live live"], first: Int[Tensor, " m"], draws: int
     ) -> tuple[list[float], list[float]]:
         """Self share, and Jaccard with the first half's list, when the coupling belongs to relabelled key features."""
         rng = np.random.default_rng(seed_of(*self.seed_parts, f"head {head}", "labels"))
         shares, overlaps = [], []
         known = set(first.tolist())
-        for _ in range(_DRAWS):
+        for _ in range(draws):
             label = self.activity.shuffled(rng)
             turned = coupling[:, label]  # column j holds the coupling of the feature that j is taken for
             top = self._top(self.sum * turned, STRONGEST)
@@ -239,7 +240,10 @@ class _WithoutSources:
     """Which sources are in the first half."""
 
     def _top(self, sums: np.ndarray, value: Any, coupled: bool) -> np.ndarray:
-        ranked = value(*sums) * (self.size if coupled else 1.0)
+        ranked = value(*sums)
+        ranked = np.where(np.isfinite(ranked), ranked, 0.0) * (self.size if coupled else 1.0) + np.where(
+            np.isfinite(ranked), 0.0, -np.inf
+        )
         best = np.argsort(-ranked, kind="stable")[:STRONGEST]
         kept: np.ndarray = best[np.isfinite(ranked[best])]
         return kept

@@ -17,7 +17,7 @@ from fra.sentences import Sensitivity
 from fra.stats import seed_of
 
 CHANNELS = 20
-_STEP = 1e-2
+_STEP = 5e-2
 """Of the finite difference, in nats of score: the error of four points is of the order of its fourth power, and that of
 a softmax in single precision (which some architectures have in any) 6e-8 over it.
 """

@@ -3,7 +3,7 @@
 Other weights do the same: Q13.bias adds a vector v to a head's key bias, which adds one number to every score of a
 row; Q13 adds 1 c^T to its W_K below a LayerNorm, whose output sums to zero. Both are written into the model's own
 weights, of all heads of a layer at once, in float64. Scores (or their differences along a row), pattern and logits must
-stay, and so must the effect of removing all that one query feature reads; what is asked is which attributions move.
+stay, and so must the effect of removing all that the channels' query features read; asked is which attributions move.
 
 H0: (Q13) the head's 50 strongest channels move by <= 0.10 of their size, sum |dF| / sum |F|, row-centred or not, when F
     is decoder x W_K as it stands and 1 c^T is as large as W_K. (Q13.bias) feature x bias terms move after row-centring,
@@ -33,7 +33,7 @@ MEAN = Claim(
         "effect of removing a complete set": STAYS,
         "model's own scores, another direction": 1e-3,
     },
-    statistic="gauge/2",
+    statistic="gauge/3",
     stimuli=("natural",),
     n=6,
     min_documents=3,
@@ -50,7 +50,7 @@ BIAS = Claim(
         "logits": STAYS,
         "feature x bias": MOVES,
     },
-    statistic="gauge/2",
+    statistic="gauge/3",
     stimuli=("natural",),
     n=6,
     min_documents=3,

@@ -45,6 +45,8 @@ __all__ = [
 STRONGEST = 50
 STAYS = 1e-10
 """What moves less, as a share of its size in float64, does not move."""
+_SEEN = 1e-6
+"""Share of a row's attention below which an effect is no yardstick for its own movement."""
 
 
 @dataclass(frozen=True)
@@ -250,8 +252,8 @@ def _shares(before: _Seen, after: _Seen, head: int, pairs: Int[Tensor, "n 2"], a
         found[f"row-centred channels {name}"] = float(weight.sum() / (A * row_old.abs()).sum())
         effects = [seen.without(head, F.sum(0)) for seen, F in ((before, old), (after, new))]
         found[f"effect of removing the set {name}"] = float((effects[1] - effects[0]).abs().sum() / effects[0].sum())
-    complete = [seen.without(head, _complete(seen, head, pairs[0, 0])) for seen in (before, after)]
-    if float(complete[0].max()) > 0:
+    complete = [seen.without(head, _complete(seen, head, torch.unique(pairs[:, 0]))) for seen in (before, after)]
+    if float(complete[0].max()) > _SEEN:  # a feature that is live on the first position alone has no row to move
         found["effect of removing a complete set"] = largest(complete[0], complete[1])
     resolved = [ResolvedHead(seen.frozen, seen.codes, head).blocks() for seen in (before, after)]
     for block in (("feature", "feature"), ("feature", "bias")):
@@ -261,12 +263,10 @@ def _shares(before: _Seen, after: _Seen, head: int, pairs: Int[Tensor, "n 2"], a
     return found
 
 
-def _complete(seen: _Seen, head: int, feature: Tensor) -> Float[Tensor, "pos pos"]:
-    """Everything that one query feature reads: its products with every key feature, bias and error, uncentred."""
+def _complete(seen: _Seen, head: int, features: Int[Tensor, " n"]) -> Float[Tensor, "pos pos"]:
+    """Everything that query features read: their products with every key feature, bias and error, uncentred."""
     frozen = seen.uncentred
-    u = Arm(frozen, seen.codes).columns("query", head, feature[None])[0] * (
-        seen.codes.decoder[feature] @ frozen.W_q[head]
-    )
+    u = Arm(frozen, seen.codes).columns("query", head, features)[0] @ (seen.codes.decoder[features] @ frozen.W_q[head])
     if frozen.rotary is not None:
         u = frozen.rotary.rotate(u, torch.arange(len(u), device=u.device))
     read: Tensor = (frozen.scale * u @ frozen.vectors("key", head)[0].mT).masked_fill(~frozen.mask, 0.0)

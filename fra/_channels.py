@@ -43,6 +43,16 @@ class Arm:
         every: Tensor = self._kept[side, head]
         return every if entries is None else every[entries]
 
+    def largest(self, side: Side, head: int) -> Float[Tensor, " d_sae"]:
+        """The largest |coefficient| of each feature."""
+        name = f"largest {side}"
+        if (name, head) not in self._kept:
+            size = self.coefficients(side, head).abs()
+            empty = size.new_zeros(len(self.codes.decoder))
+            self._kept[name, head] = empty.scatter_reduce_(0, self.codes.feature, size, "amax")
+        found: Tensor = self._kept[name, head]
+        return found
+
     def couplings(self, head: int) -> tuple[Float[Tensor, "d_sae d_head"], Float[Tensor, "d_sae d_head"]]:
         """U, V with G_ij = U_i . V_j before rotation, the score's scale included: projections of every decoder row."""
         if ("couplings", head) not in self._kept:

@@ -108,7 +108,7 @@ def masses(frozen: FrozenLayer, decoder: Tensor, doc: Document, head: int) -> Fl
             Side(where, doc.slot, frozen.rotary.rotate(value[:, None] * vector[doc.slot], where), doc.length)
             for value, vector in ((q, U), (k, V))
         )
-        return reduce_blocks(q_side, k_side, "mass", attention)
+        return reduce_blocks(q_side, k_side, ("mass",), attention)["mass"]
     table = (U @ V.mT).abs_()
     around, _ = spread(dense(doc, k), doc, k, attention)
     return table.mul_(dense(doc, q).abs_() @ around.mT)

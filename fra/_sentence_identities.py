@@ -1,0 +1,118 @@
+"""What must hold of Phi whatever the weights: errors of its identities on one document, for every head of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fra._dictionaries import codes, dictionary_hook
+from fra._heads import FrozenLayer, Model, freeze
+from fra._resolve import ResolvedHead
+from fra.errors import FraError
+from fra.sentences import Sensitivity
+from fra.stats import seed_of
+
+CHANNELS = 20
+_STEP = 5e-2
+"""Of the finite difference, in nats of score: the error of four points is of the order of its fourth power, and that of
+a softmax in single precision (which some architectures have in any) 6e-8 over it.
+"""
+
+
+@torch.no_grad()
+def identities(
+    model: Model,
+    sae: Any,
+    tokens: Int[Tensor, " pos"],
+    segment: Int[Tensor, " pos"],
+    layer: int,
+    seed_parts: Sequence[str],
+) -> list[dict[str, float]]:
+    """Largest errors, as shares of the largest |Phi|, of the 20 strongest channels of each head.
+
+    - "conservation": sum_b Phi.
+    - "splits and merges": Phi of segments joined two by two, against the sum (over b) and mean by length (over a).
+    - "token sensitivities": one token a segment, against A (D F - sum_u A D F), written out.
+    - "finite difference": the attention between segments in the model's own pattern, its own scores changed by steps
+      up and down along a random mixture of the channels (four points), against the same mixture of Phi. "without the
+      row's mean": the same against Phi without sum_u A D F, which must not agree.
+
+    For a float64 model. Raises FraError as `fra.resolve` does.
+    """
+    frozen = freeze(model, tokens[None], layer, dictionary_hook(sae))
+    found = codes(sae, frozen.x)
+    generator = torch.Generator().manual_seed(seed_of(*seed_parts))
+    seen = [Sensitivity(ResolvedHead(frozen, found, head), segment) for head in range(frozen.n_heads)]
+    pairs = [one.resolved.channels(n=CHANNELS)[["q_feature", "k_feature"]] for one in seen]
+    mixture = [torch.randn(len(own), generator=generator, dtype=torch.float64).to(frozen.x) for own in pairs]
+    maps = [
+        torch.stack([one.resolved.channel(int(i), int(j)) for i, j in own.to_numpy()])
+        for one, own in zip(seen, pairs, strict=True)
+    ]
+    along = torch.stack([torch.einsum("n,nts->ts", r, F) for r, F in zip(mixture, maps, strict=True)])
+    step = _STEP / along.abs().amax((-2, -1), keepdim=True)
+    at = {k: _patterns(model, tokens, frozen, k * step * along) for k in (-2, -1, 1, 2)}
+    slopes = (8 * (at[1] - at[-1]) - (at[2] - at[-2])) / (12 * step)
+    rows = []
+    for head, one in enumerate(seen):
+        phi = one.phi(pairs[head])
+        A = frozen.pattern[0, head]
+        slope = 1.0 if frozen.softcap is None else 1 - (frozen.cap(frozen.scores(head)[0]) / frozen.softcap) ** 2
+        sloped = slope * maps[head]
+        by_token = A * (sloped - (A * sloped).sum(-1, keepdim=True))
+        single = Sensitivity(one.resolved, torch.arange(len(tokens), device=A.device)).phi(pairs[head])
+        change = one.average(slopes[head])
+        mixed = phi @ mixture[head]
+        uncentred = torch.einsum("n,nab->ab", mixture[head], one.average(A * sloped))
+        rows.append(
+            {
+                "conservation": _share(phi.sum(1), phi),
+                "splits and merges": _share(_joined(one, phi) - one.joined().phi(pairs[head]), phi),
+                "token sensitivities": _share(single - by_token.movedim(0, -1), single),
+                "finite difference": _share(mixed - change, change),
+                "without the row's mean": _share(uncentred - change, change),
+            }
+        )
+    return rows
+
+
+def _share(error: Tensor, of: Tensor) -> float:
+    return float(error.abs().max() / of.abs().max())
+
+
+def _joined(one: Sensitivity, phi: Float[Tensor, "n n m"]) -> Float[Tensor, "half half m"]:
+    """Phi of segments joined two by two, from Phi of the segments."""
+    length = torch.bincount(one.segment).to(phi)
+    pair = torch.arange(one.n, device=phi.device) // 2
+    to = torch.nn.functional.one_hot(pair).to(phi)
+    rows = (to * length[:, None] / (to * length[:, None]).sum(0)).mT
+    return torch.einsum("xa,abm,by->xym", rows, phi, to)
+
+
+def _patterns(
+    model: Model, tokens: Tensor, frozen: FrozenLayer, change: Float[Tensor, "n_heads pos pos"]
+) -> Float[Tensor, "n_heads pos pos"]:
+    """The model's own pattern with `change` added to its scores before softcap."""
+    before = torch.stack([frozen.scores(head)[0] for head in range(frozen.n_heads)])
+    kept: list[Tensor] = []
+
+    def edit(scores: Tensor, hook: Any) -> Tensor:
+        moved = frozen.cap(before + change) - frozen.cap(before)
+        return torch.where(frozen.mask, scores + moved, scores)
+
+    def keep(pattern: Tensor, hook: Any) -> None:
+        kept.append(pattern[0].detach())
+
+    block = f"blocks.{frozen.layer}.attn"
+    hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [
+        (f"{block}.hook_attn_scores", edit),
+        (f"{block}.hook_pattern", keep),
+    ]
+    model.run_with_hooks(tokens[None].to(before.device), fwd_hooks=hooks, return_type=None)
+    if len(kept) != 1:
+        raise FraError(f"the pattern of layer {frozen.layer} was seen {len(kept)} times in a pass: use another model.")
+    return kept[0]

@@ -1,0 +1,255 @@
+"""Pairs of features on natural text: tables and lists against loops, planted heads against their claims."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats as sps
+
+from fra import _jackknife, pairs
+from fra import _pairs_evidence as evidence_for
+from fra._activity import FLOOR, Activity, halves, mean_while_live, summed
+from fra._channels import Arm, measure_arm
+from fra._prediction import PAIRS, _joint, _predict, predictions
+from fra.claim import Claim, Outcome, judge
+from fra.errors import FraError
+from fra.pairs import STRONGEST, LayerPairs, Natural
+from fra.tests import circuit, models
+
+N = 48
+
+
+def some_text(n: int = N, length: int = 26) -> Natural:
+    """Random tokens, two documents a source, of two lengths, padded."""
+    lengths = tuple(length - 3 * (k % 3 == 0) for k in range(n))
+    tokens = torch.stack([models.random_tokens(length, seed) for seed in range(n)])
+    return Natural(tokens, lengths, tuple(f"source {k // 2}" for k in range(n)))
+
+
+@cache
+def activity(kind: str) -> tuple[Activity, Natural]:
+    documents = some_text()
+    sae = models.tiny_sae("blocks.1.hook_resid_pre", dtype="float64")
+    arm = measure_arm(models.tiny(kind, torch.float64), sae, documents.tokens, 1, "blocks.1.hook_resid_pre")
+    return Activity(arm, documents.lengths, documents.sources, halves(documents.sources, ("test",))), documents
+
+
+def test_tables_are_sums_over_earlier_positions_of_real_tokens() -> None:
+    own, documents = activity("gpt2")
+    codes = (own.arm.codes.dense() / own.arm.frozen.sigma[..., None])[..., own.live]
+    rng = np.random.default_rng(0)
+    chosen = [*rng.integers(0, len(own.live), (12, 2)).tolist(), [3, 3]]
+    by_source = own.by_source(torch.tensor([i * len(own.live) + j for i, j in chosen]))
+    for k, (i, j) in enumerate(chosen):
+        expected = np.zeros((3, 2))
+        for d, length in enumerate(documents.lengths):
+            seen = [float(codes[d, t, i] * codes[d, s, j]) for t in range(1, length) for s in range(1, t)]
+            live = [value for value in seen if value]
+            expected[:, 0 if own.first[d] else 1] += (sum(live), len(live), bool(live))
+        found = [part[:, i, j].tolist() for part in (own.tables.products, own.tables.count, own.tables.documents)]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        first = np.array([own.first[own.source == k][0] for k in range(len(own.names))])
+        np.testing.assert_allclose(by_source[:, first, k].sum(1), expected[:, 0], rtol=1e-9)
+        np.testing.assert_allclose(by_source[:, ~first, k].sum(1), expected[:, 1], rtol=1e-9)
+
+
+def test_halves_keep_sources_together() -> None:
+    sources = [f"s{k % 7}" for k in range(30)]
+    first = halves(sources, ("x",))
+    assert len({s for s, one in zip(sources, first, strict=True) if one}) == 3
+    assert not {s for s, one in zip(sources, first, strict=True) if one} & {
+        s for s, one in zip(sources, first, strict=True) if not one
+    }
+    with pytest.raises(FraError, match="one source"):
+        halves(["a", "a"], ("x",))
+
+
+def by_hand(own: Activity, head: int, without: str | None, floor: int) -> tuple[list[set[int]], float]:
+    """The lists of both halves and the share of self channels, from dense codes, a source left out."""
+    codes = (own.arm.codes.dense() / own.arm.frozen.sigma[..., None])[..., own.live].numpy()
+    U, V = (part[own.live].numpy() for part in own.arm.couplings(head))
+    G = np.abs(U @ V.T)
+    sums = np.zeros((3, 2, *G.shape))
+    for d, (length, source) in enumerate(zip(own.lengths, own.names[own.source], strict=True)):
+        if source != without:
+            dense = codes[d, 1:length]
+            live = (dense != 0).astype(float)
+            count = live.T @ (np.cumsum(live, 0) - live)
+            sums[:, 0 if own.first[d] else 1] += (dense.T @ (np.cumsum(dense, 0) - dense), count, count > 0)
+    lists = []
+    for products, count, documents in sums.transpose(1, 0, 2, 3):
+        value = np.where(documents >= floor, G * products / np.maximum(count, 1), -np.inf).ravel()
+        lists.append({int(k) for k in np.argsort(-value)[:STRONGEST] if np.isfinite(value[k])})
+    total = np.where(sums[2].sum(0) >= 2 * FLOOR, G * sums[0].sum(0), -np.inf).ravel()
+    top = np.argsort(-total)[:STRONGEST]
+    return lists, float(np.mean(top // len(G) == top % len(G)))
+
+
+def test_lists_with_and_without_a_source_are_those_of_an_enumeration() -> None:
+    own, _ = activity("gpt2")
+    (found,) = pairs._Lists(own, ("test",)).heads([2])
+    for jackknifed, floor in ((found.stable, FLOOR), (found.stable_any, 1)):
+        lists, share = by_hand(own, 2, None, floor)
+        assert jackknifed.estimate == pytest.approx(len(lists[0] & lists[1]) / len(lists[0] | lists[1]))
+        assert found.self_share.estimate == pytest.approx(share)
+        for k in (0, 5, 11):
+            lists, share = by_hand(own, 2, own.names[k], floor)
+            assert jackknifed.left_out[k] == pytest.approx(len(lists[0] & lists[1]) / len(lists[0] | lists[1]))
+            assert found.self_share.left_out[k] == pytest.approx(share)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "pythia"])
+def test_the_correlation_is_that_of_a_softmax_without_the_channel(kind: str) -> None:
+    own, documents = activity(kind)  # gemma2 caps its scores, rotates and has a window; pythia rotates
+    head = 1
+    (found,) = predictions(own, [head], ("test",))
+    joint = _joint(own, ("test",))
+    frozen, codes = own.arm.frozen, own.arm.codes.dense() / own.arm.frozen.sigma[..., None]
+    U, V = own.arm.couplings(head)
+    pos = codes.shape[1]
+    scores = frozen.scores(head)
+    G, ratio = [], []
+    for i, j in joint.pairs[:25].tolist():
+        looked = even = weighted = 0.0
+        for d, length in enumerate(documents.lengths):
+            a, b = codes[d, :, i].clone(), codes[d, :, j].clone()
+            for side in (a, b):
+                side[0], side[length:] = 0.0, 0.0
+            at = torch.arange(pos)
+            u, v = U[i].expand(pos, -1), V[j].expand(pos, -1)
+            if frozen.rotary is not None:
+                u, v = frozen.rotary.rotate(u, at), frozen.rotary.rotate(v, at)
+            F = (a[:, None] * b) * (u @ v.T) * frozen.mask
+            A = frozen.cap(scores[d] - F).masked_fill(~frozen.mask, -torch.inf).softmax(-1)
+            product = (a[:, None] * b) * frozen.mask
+            uniform = 1 / frozen.mask.sum(-1, keepdim=True)
+            looked, even = looked + float((A * product).sum()), even + float((uniform * product).sum())
+            weighted += float((uniform * F).sum())
+        G.append(weighted / even)
+        ratio.append(np.log(looked / even))
+    assert len(joint.pairs) <= PAIRS
+    kept = joint.pair < 25
+    few = dataclasses.replace(
+        joint,
+        pairs=joint.pairs[:25],
+        activity=joint.activity[:25],
+        group=torch.unique(joint.group[kept], return_inverse=True)[1],
+        **{name: getattr(joint, name)[kept] for name in ("pair", "source", "row_q", "row_k", "product")},
+    )
+    again = _predict(own, few, head, ("test",))
+    assert again.correlation.estimate == pytest.approx(sps.spearmanr(G, ratio).statistic, abs=1e-6)
+    low, high = np.quantile(ratio, [0.25, 0.75])
+    assert again.spread == pytest.approx(high - low, rel=1e-5)
+    assert abs(found.correlation.estimate) <= 1
+    assert abs(np.mean(found.matched)) < 0.2
+
+
+# A planted head on a one-hot dictionary: what it reads is written down.
+
+
+def written(coupling: torch.Tensor, shuffle_second_half: bool = False) -> LayerPairs:
+    """The circuit's head with `coupling` between tokens, on texts of twenty tokens."""
+    rng = np.random.default_rng(0)
+    texts = rng.integers(0, 20, (60, circuit.N_CTX))
+    texts[:, 0] = circuit.BOS
+    sources = tuple(f"s{k % 30}" for k in range(60))
+    first = halves(sources, ("planted",))
+    if shuffle_second_half:
+        texts[~first, 1:] += 20
+    model, sae = circuit.model(), circuit.dictionary()
+    arm = measure_arm(model, sae, torch.from_numpy(texts), 1, circuit.HOOK)
+    W_q, W_k = arm.frozen.W_q.clone(), arm.frozen.W_k.clone()
+    W_q[1], W_k[1] = 0.0, 0.0
+    W_q[1, : circuit.D_VOCAB] = coupling / arm.frozen.scale
+    W_k[1, : circuit.D_VOCAB] = torch.eye(circuit.D_VOCAB)
+    frozen = dataclasses.replace(arm.frozen, W_q=W_q, W_k=W_k)
+    pattern = frozen.pattern.clone()
+    pattern[:, 1] = frozen.scores(1).softmax(-1)
+    arm = Arm(dataclasses.replace(frozen, pattern=pattern), arm.codes)
+    return pairs.measure_arm_pairs(arm, Natural(torch.from_numpy(texts), (circuit.N_CTX,) * 60, sources), ("planted",))
+
+
+def claim(bar: float, **bars: float) -> Claim:
+    return Claim(id="T1", title="t", h0="h", bar=bar, bars=bars, statistic="t/1", stimuli=("natural",), n=60)
+
+
+SELF = claim(0.1, **{"over co-activation alone": 0.0, "rank among relabelled features": 0.95})
+STABLE = claim(0.5, **{"over no minimum": 0.0, "over random atoms": 0.0, "rank among relabelled features": 0.95})
+PREDICT = claim(0.3, **{"rank among matched pairs": 0.95, "spread of the log ratio": 0.1})
+
+
+@cache
+def planted(name: str) -> LayerPairs:
+    tokens = circuit.D_VOCAB
+    rng = torch.Generator().manual_seed(1)
+    one = torch.eye(tokens)
+    return {
+        "self": lambda: written(3.0 * one),
+        "next": lambda: written(3.0 * one.roll(1, 1)),
+        "random": lambda: written(torch.randn(tokens, tokens, generator=rng)),
+        "moved": lambda: written(torch.randn(tokens, tokens, generator=rng), shuffle_second_half=True),
+    }[name]()
+
+
+def verdict(statistic: Any, of: Claim, name: str) -> Outcome:
+    return judge(of, statistic(of, {1: planted(name)})["L1H1"]).outcome
+
+
+def test_self_channels_are_found_where_they_were_planted_and_nowhere_else() -> None:
+    assert verdict(evidence_for.self_channels, SELF, "self") is Outcome.SUPPORTED
+    assert verdict(evidence_for.self_channels, SELF, "next") is Outcome.REFUTED
+    assert verdict(evidence_for.self_channels, SELF, "random") is Outcome.REFUTED
+
+
+def test_lists_are_not_stable_where_the_text_changes_between_halves() -> None:
+    stable, moved = (planted(name).pairs[1].stable.estimate for name in ("random", "moved"))  # type: ignore[union-attr]
+    assert stable > 0.5
+    assert moved < 0.1
+    assert verdict(evidence_for.stability, STABLE, "moved") is Outcome.REFUTED
+
+
+def test_a_channel_does_not_vouch_for_itself() -> None:
+    """One-hot features: without a channel nothing of its coupling is left, and weights foretell nothing."""
+    own = planted("random").predictions[1]
+    assert abs(own.correlation.estimate) < 0.3
+    assert verdict(evidence_for.prediction, PREDICT, "random") is not Outcome.SUPPORTED
+
+
+def test_jackknife_is_the_textbook_one_for_a_mean() -> None:
+    values = np.random.default_rng(0).normal(0.3, 1.0, 20)
+    own = _jackknife.jackknifed(values.mean(), [np.delete(values, k).mean() for k in range(20)])
+    assert own.se == pytest.approx(values.std(ddof=1) / 20**0.5)
+    for bar in (-0.5, 0.0, 2.0):
+        condition = _jackknife.conditions("mean", bar, {"L0H0": own}, 0.05)["L0H0"]
+        assert condition.p == pytest.approx(sps.ttest_1samp(values, bar, alternative="greater").pvalue)
+        assert condition.p_refute == pytest.approx(sps.ttest_1samp(values, bar, alternative="less").pvalue)
+        assert condition.holds(0.05) == (condition.low > bar)
+        assert condition.fails(0.05) == (condition.high < bar)
+
+
+def test_what_does_not_vary_is_not_certain() -> None:
+    flat = _jackknife.jackknifed(0.2, [0.2] * 10)
+    condition = _jackknife.conditions("flat", 0.1, {"L0H0": flat}, 0.05)["L0H0"]
+    assert not condition.holds(0.05)
+    assert not condition.fails(0.05)
+    assert _jackknife.jackknifed(0.2, [0.2] * 10, least=0.01).se == 0.01
+
+
+def test_rotary_heads_are_left_out_of_the_lists_and_not_of_the_correlation() -> None:
+    own, documents = activity("pythia")
+    found = pairs.measure_arm_pairs(own.arm, documents, ("test",))
+    assert isinstance(found.pairs, str)
+    assert len(found.predictions) == own.arm.frozen.n_heads
+    evidence = evidence_for.self_channels(SELF, {1: found})
+    assert all(judge(SELF, one).outcome is Outcome.CANNOT_RUN for one in evidence.values())
+
+
+def test_values_leave_out_pairs_below_the_floor() -> None:
+    sums = np.array([[6.0, 6.0]]), np.array([[3.0, 2.0]]), np.array([[2.0, 1.0]])
+    assert mean_while_live(2)(*sums).tolist() == [[2.0, -np.inf]]
+    assert summed(1)(*sums).tolist() == [[6.0, 6.0]]

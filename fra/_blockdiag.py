@@ -63,6 +63,11 @@ def dead_reconstruction(
     return torch.zeros_like(heads).scatter(-1, index, values).reshape(hidden_pre.shape)
 
 
+def _dense(blocks: Float[Tensor, "n_heads a b"]) -> Float[Tensor, "n_heads_a n_heads_b"]:
+    matrix: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
+    return matrix
+
+
 class Blocks(SAE[Any]):  # type: ignore[misc]  # sae_lens has no stubs
     """What the inference and the training class share: parameters stored as blocks, and their dense views.
 
@@ -89,12 +94,12 @@ class Blocks(SAE[Any]):  # type: ignore[misc]  # sae_lens has no stubs
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
         """The encoder as a dense matrix: a copy."""
-        return torch.block_diag(*self.W_enc_blocks)
+        return _dense(self.W_enc_blocks)
 
     @property
     def W_dec(self) -> Float[Tensor, "d_sae d_in"]:
         """The decoder as a dense matrix: a copy."""
-        return torch.block_diag(*self.decoder_blocks)
+        return _dense(self.decoder_blocks)
 
     def head_of(self) -> Tensor:
         """[d_sae] the head that each feature belongs to."""
@@ -140,7 +145,8 @@ class Blocks(SAE[Any]):  # type: ignore[misc]  # sae_lens has no stubs
 
     def decoder_norms(self) -> Float[Tensor, " d_sae"]:
         """Norm of every decoder row, for gradients too."""
-        return self.decoder_blocks.norm(dim=-1).flatten()
+        norms: Tensor = torch.linalg.vector_norm(self.decoder_blocks, dim=-1)
+        return norms.flatten()
 
     def decode(self, feature_acts: Float[Tensor, "*rows d_sae"]) -> Tensor:
         """The reconstruction, as [..., n_heads, d_head] where the input is so."""

@@ -114,7 +114,7 @@ class BlockDiagonalTrainingSAEConfig(TrainingSAEConfig):  # type: ignore[misc]
     k: int | float = 1
     """Live features of each head at a position ("topk", a whole number) or on average ("batchtopk")."""
     pool: str = "head"
-    """ "head" or "layer": where "batchtopk" picks: in each head by itself, or in all heads together, which then compete in training (at
+    """Where "batchtopk" picks: in each "head" by itself, or in the "layer", whose heads then compete in training (at
     inference a threshold decides, and no head sees another).
     """
     rescale_acts_by_decoder_norm: bool = True
@@ -128,15 +128,18 @@ class BlockDiagonalTrainingSAEConfig(TrainingSAEConfig):  # type: ignore[misc]
     l1_warm_up_steps: int = 0
     head_scale: bool = True
     """Whether each head's input is divided by its own size on the first batch, so that quiet heads count as much as
-    loud ones in loss and penalty. Folded away when saved."""
+    loud ones in loss and penalty. Folded away when saved.
+    """
     tied_init: bool = True
     """Encoder starts as the decoder's transpose, decoder rows at `decoder_init_norm`. False: both start as those of an
-    nn.Linear over the whole layer, untied."""
+    nn.Linear over the whole layer, untied.
+    """
     zero_biases: bool = True
     """Biases start at zero. False: as those of an nn.Linear over the whole layer."""
     l1_by_decoder_norm: bool = True
     """True: the penalty weighs activations by decoder norm, which is free (Anthropic, April 2024). False: it does
-    not, and decoder rows are held at norm 1 (Bricken et al. 2023)."""
+    not, and decoder rows are held at norm 1 (Bricken et al. 2023).
+    """
 
     @classmethod
     def architecture(cls) -> str:
@@ -213,7 +216,7 @@ class BlockDiagonalTrainingSAE(Blocks, TrainingSAE[BlockDiagonalTrainingSAEConfi
     def decoder_blocks(self) -> Float[Tensor, "n_heads d_block d_head"]:
         """The decoder as it is used; with rows held at norm 1 its gradient has no part along them."""
         if self.cfg.unit_decoder:
-            return self.W_dec_blocks / self.W_dec_blocks.norm(dim=-1, keepdim=True)
+            return torch.nn.functional.normalize(self.W_dec_blocks, dim=-1)
         return self.W_dec_blocks
 
     @torch.no_grad()
@@ -241,9 +244,7 @@ class BlockDiagonalTrainingSAE(Blocks, TrainingSAE[BlockDiagonalTrainingSAEConfi
         error = preds - target
         return (error / self._wide(self.input_scale) if self.cfg.head_scale else error).square()
 
-    def encode_with_hidden_pre(
-        self, x: Tensor
-    ) -> tuple[Float[Tensor, "*rows d_sae"], Float[Tensor, "*rows d_sae"]]:
+    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Float[Tensor, "*rows d_sae"], Float[Tensor, "*rows d_sae"]]:
         """Activations and pre-activations (in units of decoder norm where TopK ranks by it)."""
         pre = self.hook_sae_acts_pre(self.pre_activations(self.process_sae_in(x)))
         if self.cfg.rescale_acts_by_decoder_norm:
@@ -260,10 +261,7 @@ class BlockDiagonalTrainingSAE(Blocks, TrainingSAE[BlockDiagonalTrainingSAEConfi
     def _batch_top_k(self, pre: Float[Tensor, "*rows d_sae"]) -> Float[Tensor, "*rows d_sae"]:
         heads = by_head(pre, self.n_heads)
         n = int(self.cfg.k * heads.shape[1])
-        if self.cfg.pool == "layer":
-            flat = top_k(heads.flatten(), n * self.n_heads)
-        else:
-            flat = top_k(heads.flatten(1), n)
+        flat = top_k(heads.flatten(), n * self.n_heads) if self.cfg.pool == "layer" else top_k(heads.flatten(1), n)
         return flat.view(heads.shape).transpose(0, 1).reshape(pre.shape)
 
     def training_forward_pass(self, step_input: Any) -> Any:
@@ -294,7 +292,8 @@ class BlockDiagonalTrainingSAE(Blocks, TrainingSAE[BlockDiagonalTrainingSAEConfi
         self, step_input: Any, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
         """The penalty of "relu"; for the others, what dead features explain of their own head's error (Gao et al. 2024,
-        appendix A.2, head by head)."""
+        appendix A.2, head by head).
+        """
         if self.cfg.activation == "relu":
             weight = self.decoder_norms() if self.cfg.l1_by_decoder_norm else 1.0
             return {"l1_loss": step_input.coefficients["l1"] * (feature_acts * weight).sum(-1).mean()}
@@ -330,7 +329,8 @@ class BlockDiagonalTrainingSAE(Blocks, TrainingSAE[BlockDiagonalTrainingSAEConfi
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         """As `Blocks` does it; activations, and the threshold with them, change where the decoder's norm is no part
-        of them."""
+        of them.
+        """
         if self.cfg.unit_decoder:
             self.b_enc.data.div_(scaling_factor)
             self.b_dec.data.div_(scaling_factor)

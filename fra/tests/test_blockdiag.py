@@ -1,4 +1,4 @@
-"""Block-diagonal dictionaries against a masked dense computation, and everything that SAELens does with a dictionary."""
+"""Block-diagonal dictionaries against a masked dense computation, and all that SAELens does with a dictionary."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def test_each_switch_does_what_it_says() -> None:
     plain = fresh(tied_init=False, zero_biases=False)
     assert not torch.allclose(plain.W_enc, plain.W_dec.T)
     for tensor, fan_in in ((plain.W_enc_blocks, D_IN), (plain.b_enc, D_IN), (plain.W_dec_blocks, D_SAE)):
-        assert 0.5 * fan_in**-0.5 < float(tensor.abs().max()) <= fan_in**-0.5
+        assert 0.5 * fan_in**-0.5 < float(tensor.detach().abs().max()) <= fan_in**-0.5
     step = TrainStepInput(inputs(), {}, None, 0, False)
     tied.training_forward_pass(step)
     sizes = inputs().view(-1, HEADS, D_HEAD).square().sum(-1).sqrt().mean(0) / D_HEAD**0.5
@@ -259,7 +259,11 @@ def test_saelens_trainer_trains_it(tmp_path: Path, variant: str) -> None:
         )
     )
     config = SAETrainerConfig(
-        total_training_samples=64 * 150, train_batch_size_samples=64, lr=1e-2, lr_end=1e-3, dead_feature_window=20,
+        total_training_samples=64 * 150,
+        train_batch_size_samples=64,
+        lr=1e-2,
+        lr_end=1e-3,
+        dead_feature_window=20,
         n_batches_for_norm_estimate=3,
     )
     data = batches()

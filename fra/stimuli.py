@@ -18,7 +18,7 @@ from fra.errors import FraError
 from fra.stats import seed_of
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets import Document, Target
 
 SETS = ("status", "discovery", "confirmation", "sets")
 """Four disjoint sets: which heads are TIHs; choosing channels; every quoted number; the effect of sets."""
@@ -197,13 +197,21 @@ def natural_documents(target: Target, n: int, longest: int = 128) -> list[Int[Te
 
     Raises FraError where the target has fewer texts.
     """
+    longest = min(longest, int(target.model.cfg.n_ctx))
+    start = [] if target.bos is None else [target.bos]
+    return [torch.tensor((start + target.encode(text.text))[:longest]) for text in _spread(target, n)]
+
+
+def natural_sources(target: Target, n: int) -> list[str]:
+    """The sources of the documents that `natural_documents(target, n)` gives: clusters when they are resampled."""
+    return [text.source for text in _spread(target, n)]
+
+
+def _spread(target: Target, n: int) -> list[Document]:
     texts = target.documents()
     if len(texts) < n:
         raise FraError(f"{target.name!r} has {len(texts)} documents where {n} are needed: add text to text.documents")
-    longest = min(longest, int(target.model.cfg.n_ctx))
-    start = [] if target.bos is None else [target.bos]
-    chosen = [texts[k * len(texts) // n] for k in range(n)]
-    return [torch.tensor((start + target.encode(text.text))[:longest]) for text in chosen]
+    return [texts[k * len(texts) // n] for k in range(n)]
 
 
 def split(n: int, shares: Sequence[int], seed_parts: Sequence[str]) -> list[Int[np.ndarray, " _m"]]:

@@ -148,7 +148,7 @@ def belonging_evidence(claim: Claim, target: Target, frontier: Frontier | None) 
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(claim.digest, target.name))
-        config = {"d_in": d_in, "d_sae": 2 * d_in, "device": target.device}
+        config: dict[str, Any] = {"d_in": d_in, "d_sae": 2 * d_in, "device": target.device}
         k = max(1, d_in // n_heads // 8)
         fresh = BlockDiagonalSAE(
             BlockDiagonalSAEConfig(**config, n_heads=n_heads, k=k, rescale_acts_by_decoder_norm=True)

@@ -77,7 +77,8 @@ class Frontier:
     @cached_property
     def gap(self) -> Float[np.ndarray, " n_documents"]:
         """What it costs each measured document to have the hook's activation at zero."""
-        return self._losses(torch.zeros_like) - self.clean
+        found: np.ndarray = self._losses(torch.zeros_like) - self.clean
+        return found
 
     @property
     def n_tokens(self) -> int:
@@ -137,7 +138,7 @@ class Frontier:
         found = []
         for tokens, lengths in _batches(self.measured):
             on = tokens.to(self.target.device)
-            hooks = [] if replace is None else [(self.hook, edit)]
+            hooks: list[Any] = [] if replace is None else [(self.hook, edit)]
             logits = self.model.run_with_hooks(on, fwd_hooks=hooks).float()
             each = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), on[:, 1:], reduction="none")
             found += [float(each[k, : length - 1].double().sum()) for k, length in enumerate(lengths)]

@@ -79,6 +79,10 @@ def unlike(margin: Float[np.ndarray, "draws m"]) -> Float[np.ndarray, " draws"]:
     return share
 
 
+def _share(margin: Float[np.ndarray, "sources m"]) -> float:
+    return float(unlike(margin.sum(0, keepdims=True))[0])
+
+
 def draws(margin: Float[np.ndarray, "sources m"], seed: int) -> Float[np.ndarray, " draws"]:
     """The share of unlike features over resampled sources.
 
@@ -109,7 +113,7 @@ def alikeness_evidence(claim: Claim, frontier: Frontier | None, arm: str = "bloc
     for h in heads:
         margin = margins(found, everything[found.owner == h])
         sampled[h] = draws(margin, stats.seed_of(claim.digest, target.name, str(h)))
-        shares[h] = float(unlike(margin.sum(0)))
+        shares[h] = _share(margin)
     p = [(1 + (sampled[h] >= claim.bar).sum()) / (1 + _DRAWS) for h in heads]
     p_refute = [(1 + (sampled[h] <= claim.bar).sum()) / (1 + _DRAWS) for h in heads]
     level, level_refute = stats.holm_levels(p, claim.level), stats.holm_levels(p_refute, claim.level)
@@ -117,9 +121,7 @@ def alikeness_evidence(claim: Claim, frontier: Frontier | None, arm: str = "bloc
     q = stats.benjamini_hochberg(p)
     for k, h in enumerate(heads):
         size = int((found.owner == h).sum())
-        random = [
-            float(unlike(margins(found, rng.choice(everything, size, replace=False)).sum(0))) for _ in range(CONTROLS)
-        ]
+        random = [_share(margins(found, rng.choice(everything, size, replace=False))) for _ in range(CONTROLS)]
         planted = []
         for _ in range(PLANTED):
             like = found.direction @ found.direction[rng.integers(len(everything))]

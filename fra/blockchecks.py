@@ -43,7 +43,7 @@ class MaskedSAE(TopKSAE):  # type: ignore[misc]  # sae_lens has no stubs
             self.W_dec.mul_(blocks.T)
 
 
-def cost(sae: Any, d_in: int) -> dict[str, float]:
+def cost(sae: Any, d_in: int) -> dict[str, int | float]:
     """Stored weights and biases, and the multiply-adds of a row: forward, and forward with backward."""
     x = torch.randn(_ROWS, d_in, generator=torch.Generator().manual_seed(0))
     sizes = {name: p.numel() for name, p in sae.named_parameters()}
@@ -109,7 +109,8 @@ def round_trip(sae: Any) -> Any:
         sae.save_model(Path(folder) / "one")
         again = SAE.load_from_disk(Path(folder) / "one")
         again.fold_activation_norm_scaling_factor(0.7)
-        again.fold_W_dec_norm()
+        if again.cfg.activation != "topk" or again.cfg.rescale_acts_by_decoder_norm:
+            again.fold_W_dec_norm()  # any other TopK refuses it: its choice would change
         again.save_model(Path(folder) / "two")
         return SAE.load_from_disk(Path(folder) / "two")
 
@@ -161,7 +162,7 @@ def belonging_evidence(claim: Claim, target: Target, frontier: Frontier | None) 
     masked = MaskedSAE(dense.cfg)
     masked.mask(n_heads)  # its weights are zero off the blocks, but its heads compete for one TopK
     after = [round_trip(sae) for sae in blocks]
-    outside = sum(off_block(sae, n_heads) for sae in after)
+    outside = float(sum(off_block(sae, n_heads) for sae in after))
     share = max(changed(sae, z) for sae in (*blocks, *after))
     least = min(changed(sae, z) for sae in controls)
     conditions = (

@@ -7,7 +7,7 @@ the three alone taken away, at one sparsity, stands in the detail.
 B07.recipes: of the two published training recipes, decoder rows held at norm 1 under a plain L1 penalty (Bricken et al.
 2023) against free rows under a penalty that weighs activations by decoder norm (April 2024); those who trained
 block-diagonal dictionaries by the latter suspected that the former had the better tradeoff. Everything else is equal;
-dead features are not resampled in either.
+dead features are not resampled in either. Both on natural passages read twice.
 
 H0: the share of the loss recovered at equal L0 is not more than 0.01 above the other's. Control: the other arm, equal
 tokens. Gate: the first arm's densest point recovers half of the loss. Bar: a hundredth is the least that would make one
@@ -26,7 +26,7 @@ START, RECIPES = (
         bar=0.01,
         bars={"gate: dense recovers": 0.5},
         statistic="frontier/1",
-        stimuli=("natural",),
+        stimuli=("repeated_natural",),
         n=120,
         min_documents=40,
     )
@@ -42,7 +42,7 @@ ALONE = ("block-no-head-scale", "block-no-tied-init", "block-no-zero-biases")
 def evidence(frontier):
     from fra.frontier import compare
 
-    study = frontier(START.n)
+    study = frontier(START.n, *START.stimuli)
     shared = {"effect_of_interest": 0.02}
     start = compare(START, study, "block-width", "block-plain", control="block-width", further=ALONE, **shared)
     recipes = compare(RECIPES, study, "block-l1-unit", "block-l1", control="block-l1-unit", **shared)

@@ -21,7 +21,7 @@ from fra import stats
 from fra.claim import Claim, Condition, Evidence
 from fra.errors import FraError
 from fra.induction import by_source
-from fra.stimuli import natural_documents, natural_sources
+from fra.stimuli import natural_documents, natural_sources, repeated_natural
 from fra.targets import Target
 
 _AT_ONCE = 12  # documents a forward pass
@@ -58,13 +58,14 @@ class Point:
 class Frontier:
     """The target's study of dictionaries at one hook, measured when asked for; `study` makes one.
 
-    n: documents; every other one for selection, the rest measured.
+    n: documents; every other one for selection, the rest measured. stimulus: "natural", or "repeated_natural" (BOS, a
+    passage, the same passage), where heads that copy have something to do.
     """
 
-    def __init__(self, target: Target, n: int) -> None:
+    def __init__(self, target: Target, n: int, stimulus: str = "natural") -> None:
         self.target, self.hook = target, target.spec.study[0].hook
         self.model, self.n_heads = target.model, target.n_heads
-        documents, sources = natural_documents(target, n), natural_sources(target, n)
+        documents, sources = _documents(target, n, stimulus)
         self.selection, self.measured = documents[::2], documents[1::2]
         self.selection_sources, self.sources = sources[::2], sources[1::2]
         self._points: dict[str, list[Point]] = {}
@@ -149,11 +150,29 @@ class Frontier:
         return stats.ClusterMeans(by_source(values, self.sources), by_source(self.gap, self.sources), seed=seed)
 
 
-def study(target: Target, n: int) -> Frontier | None:
+def study(target: Target, n: int, stimulus: str = "natural") -> Frontier | None:
     """The target's study on n of its documents; None where its file names no [[study]]. Raises FraError where it has
-    fewer documents.
+    fewer documents, or none of that stimulus.
     """
-    return Frontier(target, n) if target.spec.study else None
+    return Frontier(target, n, stimulus) if target.spec.study else None
+
+
+def _documents(target: Target, n: int, stimulus: str) -> tuple[list[Int[Tensor, " _pos"]], list[str]]:
+    """Token ids of n documents of a stimulus, and their sources."""
+    sources = natural_sources(target, n)
+    if stimulus == "natural":
+        return natural_documents(target, n), sources
+    if stimulus != "repeated_natural":
+        raise FraError(f"there is no stimulus {stimulus!r} for a frontier: use natural or repeated_natural.")
+    start = 0 if target.bos is None else 1
+    texts = [tokens[start:].numpy() for tokens in natural_documents(target, n)]
+    context = min(int(target.model.cfg.n_ctx), 1 + max(map(len, texts)))
+    made = repeated_natural(
+        list(zip(sources, texts, strict=True)), context, target.bos, (target.name, stimulus, "frontier")
+    )
+    if len(made) < n:
+        raise FraError(f"{n - len(made)} of the documents of {target.name!r} are too short to be repeated.")
+    return [document.tokens for document in made], [document.source for document in made]
 
 
 def _batches(documents: Sequence[Int[Tensor, " _pos"]]) -> list[tuple[Int[Tensor, "batch pos"], list[int]]]:

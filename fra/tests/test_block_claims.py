@@ -79,6 +79,17 @@ def test_losses_are_those_of_the_model_with_the_reconstruction_in_place(target: 
     assert not {id(a) for a in measured.selection} & {id(b) for b in measured.measured}
 
 
+def test_a_passage_read_twice(target: Target) -> None:
+    measured = study(target, 6, "repeated_natural")
+    assert measured is not None
+    for tokens in measured.measured:
+        half = (len(tokens) - 1) // 2
+        assert len(tokens) == 1 + 2 * half
+        assert torch.equal(tokens[1 : 1 + half], tokens[1 + half :])
+    with pytest.raises(FraError, match="no stimulus 'other'"):
+        study(target, 6, "other")
+
+
 def test_a_dense_feature_counts_for_the_head_with_most_of_its_decoder(target: Target) -> None:
     sae = target.study("dense")[0]
     rows = sae.W_dec.view(-1, HEADS, D_HEAD)

@@ -171,7 +171,9 @@ def _documents(target: Target, n: int, stimulus: str) -> tuple[list[Int[Tensor, 
         list(zip(sources, texts, strict=True)), context, target.bos, (target.name, stimulus, "frontier")
     )
     if len(made) < n:
-        raise FraError(f"{n - len(made)} of the documents of {target.name!r} are too short to be repeated.")
+        raise FraError(
+            f"{target.name!r} has too short a context or text for {n - len(made)} repeated documents of {n}."
+        )
     return [document.tokens for document in made], [document.source for document in made]
 
 

@@ -79,7 +79,10 @@ def test_losses_are_those_of_the_model_with_the_reconstruction_in_place(target: 
     assert not {id(a) for a in measured.selection} & {id(b) for b in measured.measured}
 
 
-def test_a_passage_read_twice(target: Target) -> None:
+def test_a_passage_read_twice(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(FraError, match="too short a context or text"):
+        study(target, 6, "repeated_natural")
+    monkeypatch.setattr(target.model.cfg, "n_ctx", 64)
     measured = study(target, 6, "repeated_natural")
     assert measured is not None
     for tokens in measured.measured:

@@ -88,12 +88,12 @@ class Frontier:
 
     def head_outputs(self, documents: Sequence[Int[Tensor, " _pos"]]) -> list[Float[Tensor, "_pos n_heads d_head"]]:
         """The hook's activation on each document, by head."""
-        found = []
-        for tokens, lengths in _batches(documents):
+        found: dict[int, Tensor] = {}
+        for which, tokens in _batches(documents):
             _, cache = self.model.run_with_cache(tokens.to(self.target.device), names_filter=[self.hook])
             z = cache[self.hook].reshape(*tokens.shape, self.n_heads, -1)
-            found += [z[k, :length] for k, length in enumerate(lengths)]
-        return found
+            found |= {d: z[k, : len(documents[d])] for k, d in enumerate(which)}
+        return [found[d] for d in range(len(documents))]
 
     @torch.no_grad()
     def points(self, arm: str) -> list[Point]:
@@ -136,14 +136,15 @@ class Frontier:
             heads = z.reshape(*z.shape[:2], self.n_heads, -1)
             return replace(heads).reshape(z.shape).to(z.dtype)
 
-        found = []
-        for tokens, lengths in _batches(self.measured):
+        found = np.zeros(len(self.measured))
+        for which, tokens in _batches(self.measured):
             on = tokens.to(self.target.device)
             hooks: list[Any] = [] if replace is None else [(self.hook, edit)]
             logits = self.model.run_with_hooks(on, fwd_hooks=hooks).float()
             each = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), on[:, 1:], reduction="none")
-            found += [float(each[k, : length - 1].double().sum()) for k, length in enumerate(lengths)]
-        return np.array(found)
+            for k, d in enumerate(which):
+                found[d] = float(each[k, : len(self.measured[d]) - 1].double().sum())
+        return found
 
     def means(self, values: Float[np.ndarray, " n_documents"], seed: int) -> stats.ClusterMeans:
         """sum(values) / sum(gap), sources of documents as clusters."""
@@ -177,13 +178,11 @@ def _documents(target: Target, n: int, stimulus: str) -> tuple[list[Int[Tensor, 
     return [document.tokens for document in made], [document.source for document in made]
 
 
-def _batches(documents: Sequence[Int[Tensor, " _pos"]]) -> list[tuple[Int[Tensor, "batch pos"], list[int]]]:
-    """Documents padded on the right, which a causal model does not see, and their lengths."""
-    found = []
-    for start in range(0, len(documents), _AT_ONCE):
-        part = list(documents[start : start + _AT_ONCE])
-        found.append((torch.nn.utils.rnn.pad_sequence(part, batch_first=True), [len(tokens) for tokens in part]))
-    return found
+def _batches(documents: Sequence[Int[Tensor, " _pos"]]) -> list[tuple[list[int], Int[Tensor, "batch pos"]]]:
+    """Documents of about one length, padded on the right, which a causal model does not see; and which they are."""
+    order = sorted(range(len(documents)), key=lambda d: len(documents[d]))
+    parts = [order[start : start + _AT_ONCE] for start in range(0, len(order), _AT_ONCE)]
+    return [(part, torch.nn.utils.rnn.pad_sequence([documents[d] for d in part], batch_first=True)) for part in parts]
 
 
 def encode(sae: Any, z: Float[Tensor, "*rows n_heads d_head"]) -> Float[Tensor, "*rows d_sae"]:

@@ -14,12 +14,13 @@ from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 
 from fra._heads import attention_input_layer
+from fra.blockdiag import BlockDiagonalSAE
 from fra.errors import FraError
 
 __all__ = ["Codes", "attention_input_layer", "check_dictionary", "codes", "dictionary_hook"]
 
 # Decoding is linear, and encoding one position looks at no other: BatchTopK is saved as JumpReLU; AbsTopK is a TopKSAE.
-_LINEAR_DECODERS = (StandardSAE, GatedSAE, TopKSAE, JumpReLUSAE)
+_LINEAR_DECODERS = (StandardSAE, GatedSAE, TopKSAE, JumpReLUSAE, BlockDiagonalSAE)
 _ROWS_AT_ONCE = 1024
 
 

@@ -96,6 +96,24 @@ class DictionaryTable(_Table):
         return self
 
 
+class StudyTable(DictionaryTable):
+    """`[[study]]`: one point of an arm in a comparison of ways to train a dictionary of head outputs."""
+
+    arm: Literal[
+        "dense",
+        "block-width",
+        "block-parameters",
+        "block-plain",
+        "block-no-head-scale",
+        "block-no-tied-init",
+        "block-no-zero-biases",
+        "dense-l1",
+        "block-l1",
+        "block-l1-unit",
+    ]
+    """Arms are compared at one hook; the claims of chapter B say what each one is."""
+
+
 class HeadsTable(_Table):
     """`[heads]`: what is known of the heads, and from where."""
 
@@ -134,6 +152,8 @@ class TargetSpec(_Table):
     dictionary: tuple[DictionaryTable, ...] = Field(default=(), strict=False)
     seed: tuple[DictionaryTable, ...] = Field(default=(), strict=False)
     """`[[seed]]`: dictionaries of an attention input that differ from one another by their seed alone."""
+    study: tuple[StudyTable, ...] = Field(default=(), strict=False)
+    """Dictionaries that only the claims of chapter B read: several at one hook, unlike `dictionary`."""
     heads: HeadsTable = HeadsTable()
     text: TextTable
     size: SizeTable
@@ -144,7 +164,12 @@ class TargetSpec(_Table):
         for hook in hooks:
             if hooks.count(hook) > 1:
                 raise ValueError(f"two dictionaries at {hook}")
-        for hook in (*hooks, *(entry.hook for entry in self.seed)):
+        studied = {entry.hook for entry in self.study}
+        if len(studied) > 1:
+            raise ValueError(f"the study compares dictionaries at one hook, and names {' and '.join(sorted(studied))}")
+        if any(not hook.endswith("attn.hook_z") for hook in studied):
+            raise ValueError(f"the study is of head outputs (attn.hook_z), not of {studied.pop()}")
+        for hook in (*hooks, *(entry.hook for entry in self.seed), *studied):
             if int(hook.split(".")[1]) >= self.size.n_layers:
                 raise ValueError(f"the hook {hook} lies beyond the {self.size.n_layers} layers of [size]")
         for head in self.heads.known_tih:
@@ -158,7 +183,8 @@ class TargetSpec(_Table):
     @property
     def local(self) -> bool:
         """Whether model and dictionaries are all directories on this machine."""
-        return self.model.path is not None and all(entry.path is not None for entry in (*self.dictionary, *self.seed))
+        entries = (*self.dictionary, *self.seed, *self.study)
+        return self.model.path is not None and all(entry.path is not None for entry in entries)
 
 
 def _is_file(path: Path) -> bool:

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from fra._heads import Model
 from fra._intervention import Channels
-from fra._reductions import TILE_ELEMENTS, Strongest, _feature_tiles
+from fra._reductions import TILE_ELEMENTS, _feature_tiles
 from fra._resolve import TERMS, ResolvedHead, resolve
+from fra._strongest import Strongest
 from fra.errors import FraError
 
 _END = re.compile(r"""[.!?…]+["'”’»)\]]*\s+|\n+\s*""")

@@ -18,7 +18,7 @@ from fra.errors import FraError
 from fra.stats import seed_of
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets import Document, Target
 
 SETS = ("status", "discovery", "confirmation", "sets")
 """Four disjoint sets: which heads are TIHs; choosing channels; every quoted number; the effect of sets."""
@@ -266,18 +266,27 @@ def natural_documents(target: Target, n: int, longest: int = 128) -> list[Int[Te
     return natural_with_sources(target, n, longest)[0]
 
 
+def natural_sources(target: Target, n: int) -> list[str]:
+    """The sources of the documents that `natural_documents(target, n)` gives: clusters when they are resampled."""
+    return [text.source for text in _spread(target, n)]
+
+
 def natural_with_sources(
     target: Target, n: int, longest: int = 128
 ) -> tuple[list[Int[Tensor, " _pos"]], tuple[str, ...]]:
     """The same documents with their sources: documents of one source are resampled together."""
+    longest = min(longest, int(target.model.cfg.n_ctx))
+    start = [] if target.bos is None else [target.bos]
+    chosen = _spread(target, n)
+    tokens = [torch.tensor((start + target.encode(text.text))[:longest]) for text in chosen]
+    return tokens, tuple(text.source for text in chosen)
+
+
+def _spread(target: Target, n: int) -> list[Document]:
     texts = target.documents()
     if len(texts) < n:
         raise FraError(f"{target.name!r} has {len(texts)} documents where {n} are needed: add text to text.documents")
-    longest = min(longest, int(target.model.cfg.n_ctx))
-    start = [] if target.bos is None else [target.bos]
-    chosen = [texts[k * len(texts) // n] for k in range(n)]
-    tokens = [torch.tensor((start + target.encode(text.text))[:longest]) for text in chosen]
-    return tokens, tuple(text.source for text in chosen)
+    return [texts[k * len(texts) // n] for k in range(n)]
 
 
 def split(n: int, shares: Sequence[int], seed_parts: Sequence[str]) -> list[Int[np.ndarray, " _m"]]:

@@ -210,6 +210,7 @@ class Target:
         """
         from sae_lens import SAE
 
+        import fra.blockdiag  # noqa: F401  registers its architecture with SAELens
         from fra._dictionaries import check_dictionary, check_kind
         from fra._hub import fetch_dictionary
         from fra._weights import LIBRARY_ERRORS, check_dictionary_directory, first_line
@@ -250,6 +251,12 @@ class Target:
         else:
             check_dictionary(sae, hook_name=entry.hook)
         return sae
+
+    def study(self, arm: str) -> list[Any]:
+        """The dictionaries of one arm of the target's study, as the target file orders them; none where it has none.
+        Raises FraError as for any dictionary.
+        """
+        return [self._load_dictionary(entry) for entry in self.spec.study if entry.arm == arm]
 
     def dictionary_for(self, layer: int) -> tuple[str, Any]:
         """Hook name and dictionary of the attention input of `layer`. Raises FraError where the target has none."""
@@ -332,12 +339,10 @@ class Target:
             hash_tensors(digest, self.model.state_dict())
         else:
             hash_files(digest, [self.model_folder / "config.json", *model_files(self.model_folder, self.name)])
-        for entry in (*self.spec.dictionary, *self.spec.seed):
+        for entry in (*self.spec.dictionary, *self.spec.seed, *self.spec.study):
             digest.update(f"dictionary {entry.hook}\n".encode())
             if entry.path is None:
-                seeded = entry in self.spec.seed
-                sae = self._load_dictionary(entry) if seeded else self.dictionaries[entry.hook]
-                hash_tensors(digest, sae.state_dict())
+                hash_tensors(digest, self._load_dictionary(entry).state_dict())
             else:
                 hash_files(digest, [self._path(entry.path) / name for name in (SAE_CONFIG, SAE_WEIGHTS)])
         for document in self.documents():
@@ -378,7 +383,7 @@ def load_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | t
     from fra._hub import fetch_model, is_transformer_lens_format
     from fra._weights import check_dictionary_directory, check_model
 
-    for entry in (*spec.dictionary, *spec.seed):
+    for entry in (*spec.dictionary, *spec.seed, *spec.study):
         if entry.path is not None:
             check_dictionary_directory(target._path(entry.path), f"the dictionary at {entry.hook!r}")
     if spec.model.path is not None:

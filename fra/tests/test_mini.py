@@ -11,9 +11,10 @@ from safetensors import safe_open
 
 from fixtures.mini.build import recipe
 from fixtures.mini.build.measure import detector_scores, twin_hash
+from fixtures.mini.build.train_study import arms
 from fra import cih
 from fra.induction import head_status
-from fra.targets import Target, admit, load_target
+from fra.targets import Target, admit, load_target, read_target
 
 HOME = Path(__file__).parents[2] / "fixtures" / "mini"
 FIGURES = json.loads((HOME / "figures.json").read_text())
@@ -26,12 +27,18 @@ def target() -> Target:
 
 def test_weights_are_small_half_precision_safetensors() -> None:
     files = sorted(HOME.rglob("*.safetensors"))
+    study = [file for file in files if "saes_study" in file.parts]
     dictionaries = len(recipe.ATTENTION_INPUT_LAYERS) + len(recipe.HEAD_OUTPUT_LAYERS) + len(recipe.SEEDS)
-    assert len(files) == 1 + dictionaries
+    assert len(files) - len(study) == 1 + dictionaries
+    declared = {Path(str(entry.path)).parts[-2:] for entry in read_target("mini")[0].study}
+    assert {file.parent.parts[-2:] for file in study} == declared
+    assert declared <= {(arm, point) for arm, point, _ in arms()}
     for file in files:
         with safe_open(file, "pt") as opened:
             assert {opened.get_tensor(name).dtype for name in opened.keys()} == {torch.float16}, file  # noqa: SIM118
-    assert sum(file.stat().st_size for file in HOME.rglob("*") if file.is_file()) < 25 * 2**20
+    sizes = {file: file.stat().st_size for file in HOME.rglob("*") if file.is_file()}
+    assert sum(size for file, size in sizes.items() if "saes_study" not in file.parts) < 25 * 2**20
+    assert sum(sizes.values()) < 50 * 2**20
 
 
 def test_the_untrained_twin_is_regenerated_from_its_seed() -> None:

@@ -1,0 +1,49 @@
+"""B03. Block-diagonal dictionaries are as good as dense ones.
+
+L0 against loss recovered (the dictionary's reconstruction in the place of all head outputs of a layer, zero ablation
+as the floor), TopK in every head against TopK over all, at three sparsities each and on equal training tokens: once at
+equal width (1 / n_heads of the weights), once at equal weights (n_heads times the width). Loss is interpolated in log
+L0 and averaged over the range that the two arms share; L0 is measured on other documents. The documents are natural
+passages read twice: on text that repeats nothing a layer whose heads copy may do too little to be missed.
+
+H0: the share of the loss recovered falls short of the dense dictionary's by 0.02 or more. Control: the dense
+dictionary. Gate: its densest point must recover half of the loss, and zero ablation must cost 0.05 nats a token. Bar:
+two hundredths is what doubling L0 is commonly worth near the usual 0.8 to 0.95; a shortfall below it would not decide
+for anyone. Power: the chance to find the claim true if both were equally good.
+"""
+
+import pytest
+
+from fra.claim import Claim
+
+WIDTH, WEIGHTS = (
+    Claim(
+        id=f"B03.{suffix}",
+        title=f"Block-diagonal dictionaries are as good as dense ones at equal {suffix}",
+        h0="loss recovered at equal L0, block-diagonal minus dense, <= -0.02",
+        bar=-0.02,
+        bars={"gate: dense recovers": 0.5},
+        statistic="frontier/1",
+        stimuli=("repeated_natural",),
+        n=120,
+        min_documents=40,
+    )
+    for suffix in ("width", "parameters")
+)
+
+
+@pytest.fixture(scope="module")
+def evidence(frontier):
+    from fra.frontier import compare
+
+    found = {}
+    for claim, arm in ((WIDTH, "block-width"), (WEIGHTS, "block-parameters")):
+        found[claim.id] = compare(
+            claim, frontier(claim.n, *claim.stimuli), arm, "dense", control="dense", effect_of_interest=0.0
+        )
+    return found
+
+
+@pytest.mark.parametrize("claim", [WIDTH, WEIGHTS], ids=lambda claim: claim.id)
+def test_b03(claim, evidence, verdict):
+    verdict(evidence[claim.id])

@@ -1,0 +1,165 @@
+"""B06: whether the features of a head are alike, by a surrogate: the tokens at which they fire.
+
+A feature's *profile* is the mean embedding of the tokens at which it fires, weighted by activation. A feature is
+*unlike the rest* of its head where, in the measured documents, it leans no more towards the other features of its own
+head than towards those of the other heads (both as mean profiles on the documents of selection). In a head put together
+at random half of the features are. What a feature means, the surrogate does not know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from fra import stats
+from fra.claim import Claim, Condition, Evidence
+from fra.frontier import NO_STUDY, Frontier, head_of
+from fra.induction import by_source
+from fra.likeness import ALIVE, Firings, firings
+
+CONTROLS = 200
+PLANTED = 20
+_DRAWS = 1_999
+OVER_RANDOM = "over random heads"
+_LEAST_FEATURES = 8
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Of the live features of a layer: where they lean."""
+
+    direction: Float[np.ndarray, "n d_model"]
+    """Unit profile on the documents of selection."""
+    leaning: Float[np.ndarray, "sources n d_model"]
+    """Activation times token embedding, summed over each source's measured documents."""
+    owner: Int[np.ndarray, " n"]
+
+
+@torch.no_grad()
+def profiles(frontier: Frontier, sae: object) -> Profiles:
+    """Profiles of the features that are live at `ALIVE` positions of the selection or more."""
+    sel, meas = firings(frontier, sae)
+    table = frontier.model.W_E.detach().float().cpu()
+
+    def embedded(documents: list[torch.Tensor], like: Firings) -> torch.Tensor:
+        padded = torch.nn.utils.rnn.pad_sequence([tokens[1:] for tokens in documents], batch_first=True)
+        return table[padded] * like.valid[..., None]
+
+    e_sel, e_meas = embedded(frontier.selection, sel), embedded(frontier.measured, meas)
+    mean = e_sel.sum((0, 1)) / sel.valid.sum()  # without it every profile would lean towards the mean token
+    unit = [
+        torch.nn.functional.normalize(e - mean, dim=-1) * f.valid[..., None] for e, f in ((e_sel, sel), (e_meas, meas))
+    ]
+    alive = sel.live.sum((0, 1)) >= ALIVE
+    chosen = torch.einsum("dtf,dte->fe", sel.acts[..., alive], unit[0])
+    leaning = torch.einsum("dtf,dte->dfe", meas.acts[..., alive], unit[1]).double().numpy()
+    return Profiles(
+        torch.nn.functional.normalize(chosen, dim=-1).double().numpy(),
+        by_source(leaning, meas.sources),
+        head_of(sae, frontier.n_heads).cpu()[alive].numpy(),
+    )
+
+
+def margins(found: Profiles, members: Int[np.ndarray, " m"]) -> Float[np.ndarray, "sources m"]:
+    """How far each member leans towards the other members rather than towards the rest of the layer, by source."""
+    d = found.direction
+    inside = d[members].sum(0)
+    own = (inside - d[members]) / (len(members) - 1)
+    other = (d.sum(0) - inside) / (len(d) - len(members))
+    out: np.ndarray = np.einsum("sme,me->sm", found.leaning[:, members], own - other)
+    return out
+
+
+def unlike(margin: Float[np.ndarray, "draws m"]) -> Float[np.ndarray, " draws"]:
+    """Share of features whose margin is not positive."""
+    share: np.ndarray = (margin <= 0).mean(-1)
+    return share
+
+
+def _share(margin: Float[np.ndarray, "sources m"]) -> float:
+    return float(unlike(margin.sum(0, keepdims=True))[0])
+
+
+def draws(margin: Float[np.ndarray, "sources m"], seed: int) -> Float[np.ndarray, " draws"]:
+    """The share of unlike features over resampled sources.
+
+    A feature that fires rarely is noise, and noise is unlike half of the time: the share errs towards 1/2, so that
+    support is conservative, and a refutation needs planted heads to be found.
+    """
+    n = len(margin)
+    w = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_DRAWS)
+    return unlike(w @ margin)
+
+
+def alikeness_evidence(claim: Claim, frontier: Frontier | None, arm: str = "block-width") -> dict[str, Evidence]:
+    """Every head of the study's layer; heads of other layers have no such dictionary."""
+    if frontier is None or not frontier.target.study(arm):
+        return {}
+    target = frontier.target
+    saes = target.study(arm)
+    found = profiles(frontier, saes[len(saes) // 2])
+    layer, n = int(frontier.hook.split(".")[1]), len(frontier.measured)
+    rng = np.random.default_rng(stats.seed_of(claim.digest, target.name, "controls"))
+    everything = np.arange(len(found.owner))
+    heads = [h for h in range(target.n_heads) if (found.owner == h).sum() >= _LEAST_FEATURES]
+    out = {}
+    for h in set(range(target.n_heads)) - set(heads):
+        few = f"fewer than {_LEAST_FEATURES} features of this head are live"
+        out[f"L{layer}H{h}"] = Evidence(claim=claim, head=f"L{layer}H{h}", undecided=few, n=n)
+    sampled, shares = {}, {}
+    for h in heads:
+        margin = margins(found, everything[found.owner == h])
+        sampled[h] = draws(margin, stats.seed_of(claim.digest, target.name, str(h)))
+        shares[h] = _share(margin)
+    p = [(1 + (sampled[h] >= claim.bar).sum()) / (1 + _DRAWS) for h in heads]
+    p_refute = [(1 + (sampled[h] <= claim.bar).sum()) / (1 + _DRAWS) for h in heads]
+    level, level_refute = stats.holm_levels(p, claim.level), stats.holm_levels(p_refute, claim.level)
+    p, p_refute = list(stats.holm(p)), list(stats.holm(p_refute))
+    q = stats.benjamini_hochberg(p)
+    for k, h in enumerate(heads):
+        size = int((found.owner == h).sum())
+        random = [_share(margins(found, rng.choice(everything, size, replace=False))) for _ in range(CONTROLS)]
+        planted = []
+        for _ in range(PLANTED):
+            like = found.direction @ found.direction[rng.integers(len(everything))]
+            drawn = draws(margins(found, np.sort(np.argsort(-like, kind="stable")[:size])), int(rng.integers(2**31)))
+            planted.append(((1 + (drawn >= claim.bar).sum()) / (1 + _DRAWS)) * len(heads) <= claim.level)
+        rank = stats.rank_p(-shares[h], [-share for share in random])
+        low, high = np.quantile(sampled[h], [min(level_refute[k], 0.5), 1 - min(level[k], 0.5)])
+        name = f"L{layer}H{h}"
+        conditions = (
+            Condition(
+                "share unlike the rest",
+                shares[h],
+                float(low),
+                float(high),
+                claim.bar,
+                p=float(p[k]),
+                p_refute=float(p_refute[k]),
+                above=False,
+            ),
+            Condition(OVER_RANDOM, 1 - rank, 1 - rank, 1.0, claim.bars[OVER_RANDOM], p=rank, p_refute=1.0),
+        )
+        out[name] = Evidence(
+            claim=claim,
+            head=name,
+            candidates={"all live features": conditions},
+            n=n,
+            power=float(np.mean(planted)),
+            q=float(q[k]),
+            detail={
+                "live features": size,
+                "random heads": {"mean": float(np.mean(random)), "5 %": float(np.quantile(random, 0.05))},
+                "planted heads found": float(np.mean(planted)),
+            },
+        )
+    return out
+
+
+def outside(claim: Claim, frontier: Frontier | None, head: str) -> Evidence:
+    """Why a head has no evidence."""
+    reason = NO_STUDY if frontier is None else f"the study's dictionaries are at {frontier.hook}, not at this layer"
+    return Evidence(claim=claim, head=head, cannot=reason)

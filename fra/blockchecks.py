@@ -1,0 +1,187 @@
+"""What block-diagonal dictionaries are by construction, counted and not assumed: their cost, and whose features are
+whose.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from sae_lens import SAE, TopKSAE, TopKSAEConfig
+from sae_lens.saes.sae import TrainStepInput
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from fra.blockdiag import (
+    BlockDiagonalSAE,
+    BlockDiagonalSAEConfig,
+    BlockDiagonalTrainingSAE,
+    BlockDiagonalTrainingSAEConfig,
+)
+from fra.claim import Claim, Condition, Evidence
+from fra.frontier import Frontier, encode, head_of
+from fra.stats import seed_of
+from fra.stimuli import natural_documents
+from fra.targets import Target
+
+_ROWS = 64
+
+
+class MaskedSAE(TopKSAE):  # type: ignore[misc]  # sae_lens has no stubs
+    """The other way to a block-diagonal dictionary, as a control: dense matrices, zero off the blocks."""
+
+    def mask(self, n_heads: int) -> None:
+        """Sets everything off the blocks to zero."""
+        d_in, d_sae = self.W_enc.shape
+        row, column = torch.arange(d_in) // (d_in // n_heads), torch.arange(d_sae) // (d_sae // n_heads)
+        blocks = row[:, None] == column
+        with torch.no_grad():
+            self.W_enc.mul_(blocks)
+            self.W_dec.mul_(blocks.T)
+
+
+def cost(sae: Any, d_in: int) -> dict[str, int | float]:
+    """Stored weights and biases, and the multiply-adds of a row: forward, and forward with backward."""
+    x = torch.randn(_ROWS, d_in, generator=torch.Generator().manual_seed(0))
+    sizes = {name: p.numel() for name, p in sae.named_parameters()}
+    weights = sum(n for name, n in sizes.items() if name.startswith("W_"))
+    with FlopCounterMode(display=False) as forward:
+        sae(x)
+    with FlopCounterMode(display=False) as training:
+        if isinstance(sae, BlockDiagonalTrainingSAE):
+            sae.training_forward_pass(TrainStepInput(x, {}, None, 0, False)).loss.backward()
+        else:
+            (sae(x) - x).square().sum().backward()
+    return {
+        "weights": weights,
+        "biases": sum(sizes.values()) - weights,
+        "multiply-adds": forward.get_total_flops() / 2 / _ROWS,
+        "multiply-adds of a training step": training.get_total_flops() / 2 / _ROWS,
+    }
+
+
+def cost_evidence(claim: Claim, target: Target, expansion: int = 4) -> Evidence:
+    """B01: dictionaries of the target's size, block-diagonal against dense; the masked dense one must not pass."""
+    n_heads, d_in = target.n_heads, int(target.model.cfg.d_head) * target.n_heads
+    if n_heads == 1:
+        return Evidence(claim=claim, head=None, cannot="with one head a block-diagonal dictionary is a dense one")
+    d_sae = expansion * d_in
+    dense = cost(TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=n_heads)), d_in)
+    control = MaskedSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=n_heads))
+    control.mask(n_heads)
+    block = cost(BlockDiagonalSAE(BlockDiagonalSAEConfig(d_in=d_in, d_sae=d_sae, n_heads=n_heads, k=1)), d_in)
+    training = cost(
+        BlockDiagonalTrainingSAE(BlockDiagonalTrainingSAEConfig(d_in=d_in, d_sae=d_sae, n_heads=n_heads, k=1)), d_in
+    )
+    masked = cost(control, d_in)
+    ratios = {
+        "weights": block["weights"] / dense["weights"],
+        "multiply-adds": block["multiply-adds"] / dense["multiply-adds"],
+        "multiply-adds of a training step": training["multiply-adds of a training step"]
+        / dense["multiply-adds of a training step"],
+        "masked": masked["multiply-adds"] / dense["multiply-adds"],
+        "biases": block["biases"] / dense["biases"],
+    }
+
+    def off(name: str, wanted: float) -> float:
+        return abs(ratios[name] / wanted - 1)
+
+    worst = max(off(name, 1 / n_heads) for name in ("weights", "multiply-adds", "multiply-adds of a training step"))
+    conditions = (
+        _exact(claim, "distance from 1 / n_heads", worst, above=False),
+        _exact(claim, "biases: distance from 1", off("biases", 1.0), above=False),
+        _exact(claim, "masked dense dictionary: distance from 1 / n_heads", off("masked", 1 / n_heads), above=True),
+    )
+    detail = {"1 / n_heads": 1 / n_heads, "ratios": ratios, "block-diagonal": block, "dense": dense, "masked": masked}
+    return Evidence(claim=claim, head=None, candidates={"counted": conditions}, n=claim.n, detail=detail)
+
+
+def _exact(claim: Claim, name: str, value: float, above: bool) -> Condition:
+    return Condition(name, value, value, value, claim.bars.get(name, claim.bar), above=above)
+
+
+def round_trip(sae: Any) -> Any:
+    """The dictionary saved, loaded, its activation scale and decoder norms folded, saved and loaded again."""
+    with tempfile.TemporaryDirectory() as folder:
+        sae.save_model(Path(folder) / "one")
+        again = SAE.load_from_disk(Path(folder) / "one")
+        again.fold_activation_norm_scaling_factor(0.7)
+        if again.cfg.activation != "topk" or again.cfg.rescale_acts_by_decoder_norm:
+            again.fold_W_dec_norm()  # any other TopK refuses it: its choice would change
+        again.save_model(Path(folder) / "two")
+        return SAE.load_from_disk(Path(folder) / "two")
+
+
+def off_block(sae: Any, n_heads: int) -> int:
+    """Entries of the dense encoder and decoder outside the blocks that are not exactly zero."""
+    enc, dec = sae.W_enc.detach(), sae.W_dec.detach()
+    row = torch.arange(enc.shape[0], device=enc.device) // (enc.shape[0] // n_heads)
+    column = torch.arange(enc.shape[1], device=enc.device) // (enc.shape[1] // n_heads)
+    outside = row[:, None] != column
+    return int((enc[outside] != 0).sum() + (dec.T[outside] != 0).sum())
+
+
+@torch.no_grad()
+def changed(sae: Any, z: Float[Tensor, "n n_heads d_head"]) -> float:
+    """Share of the features live in z whose activations differ anywhere when all heads but their own are put to
+    zero.
+    """
+    whole, owner = encode(sae, z), head_of(sae, z.shape[1])
+    live = (whole > 0).any(0)
+    differs = torch.zeros_like(live)
+    for head in range(z.shape[1]):
+        alone = torch.zeros_like(z)
+        alone[:, head] = z[:, head]
+        differs |= (owner == head) & (encode(sae, alone) != whole).any(0)
+    return float(differs[live].double().mean())
+
+
+def belonging_evidence(claim: Claim, target: Target, frontier: Frontier | None) -> Evidence:
+    """B02: the study's block-diagonal dictionaries, else one freshly started, and dense ones that must not pass."""
+    n_heads, d_in = target.n_heads, int(target.model.cfg.d_head) * target.n_heads
+    if n_heads == 1:
+        return Evidence(claim=claim, head=None, cannot="with one head every feature belongs to it")
+    trained = {
+        arm: target.study(arm)[:1] for arm in ("block-width", "block-parameters", "block-l1", "dense", "dense-l1")
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of(claim.digest, target.name))
+        config: dict[str, Any] = {"d_in": d_in, "d_sae": 2 * d_in, "device": target.device}
+        k = max(1, d_in // n_heads // 8)
+        fresh = BlockDiagonalSAE(
+            BlockDiagonalSAEConfig(**config, n_heads=n_heads, k=k, rescale_acts_by_decoder_norm=True)
+        )
+        dense = TopKSAE(TopKSAEConfig(**config, k=k * n_heads, rescale_acts_by_decoder_norm=True))
+    hook = frontier.hook if frontier else f"blocks.{target.n_layers - 1}.attn.hook_z"
+    z = _head_outputs(target, hook, claim.n)
+    blocks = [fresh, *(sae for arm, saes in trained.items() if arm.startswith("block") for sae in saes)]
+    controls = [dense, *(sae for arm, saes in trained.items() if arm.startswith("dense") for sae in saes)]
+    masked = MaskedSAE(dense.cfg)
+    masked.mask(n_heads)  # its weights are zero off the blocks, but its heads compete for one TopK
+    after = [round_trip(sae) for sae in blocks]
+    outside = float(sum(off_block(sae, n_heads) for sae in after))
+    share = max(changed(sae, z) for sae in (*blocks, *after))
+    least = min(changed(sae, z) for sae in controls)
+    conditions = (
+        _exact(claim, "off-block weights that are not zero", outside, above=False),
+        _exact(claim, "share of features that change without the other heads", share, above=False),
+        _exact(claim, "the same share in a dense dictionary", least, above=True),
+    )
+    detail = {
+        "dictionaries": len(blocks),
+        "off-block weights that are not zero in a dense dictionary": off_block(dense, n_heads),
+        "share of features that change under a global TopK, off-block weights zero": changed(masked, z),
+    }
+    return Evidence(claim=claim, head=None, candidates={"counted": conditions}, n=claim.n, detail=detail)
+
+
+@torch.no_grad()
+def _head_outputs(target: Target, hook: str, n: int) -> Float[Tensor, "rows n_heads d_head"]:
+    found = []
+    for tokens in natural_documents(target, n):
+        _, cache = target.model.run_with_cache(tokens[None].to(target.device), names_filter=[hook])
+        found.append(cache[hook][0].reshape(len(tokens), target.n_heads, -1))
+    return torch.cat(found).float()

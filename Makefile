@@ -10,6 +10,9 @@ TORCH_INDEX ?=
 ARGS ?=
 # A directory of .txt files, one book each, for `make mini`.
 CORPUS ?=
+# For `make cards`.
+TARGET ?= mini
+HOOK ?= blocks.1.attn.hook_z
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.fra-installed
@@ -19,7 +22,7 @@ ONE_THREAD := $(CALM) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup claims test lint format bench bench-census calibrate mini report clean
+.PHONY: help setup claims test lint format bench bench-census calibrate cards mini report clean
 
 help:
 	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'
@@ -27,7 +30,8 @@ help:
 	@echo 'make test     the tests of the library; ARGS= goes to pytest'
 	@echo 'make lint     ruff, mypy, import-linter; make format rewrites'
 	@echo 'make bench    benchmarks, kept in build/bench.json; make bench-census: the census at full size (long)'
-	@echo 'make calibrate  false-positive rates and power in full (long)'
+	@echo 'make calibrate false-positive rates and power in full (long)'
+	@echo 'make cards    feature cards of HOOK=$(HOOK) into build/cards'
 	@echo 'make report   build/report.html from build/ledger.json, nothing measured'
 	@echo 'make mini     the embedded target anew: CORPUS=DIR with .txt files'
 	@echo 'make clean    removes build/ and caches, not the environment'
@@ -65,7 +69,7 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@mkdir -p build
-	JAXTYPING_DISABLE=1 $(ONE_THREAD) $(BIN)/python -m pytest fra/tests/bench/bench_library.py -o python_files='bench_*.py' \
+	JAXTYPING_DISABLE=1 $(ONE_THREAD) $(BIN)/python -m pytest fra/tests/bench/bench_library.py fra/tests/bench/bench_attribution.py fra/tests/bench/bench_blockdiag.py -o python_files='bench_*.py' \
 	  --benchmark-json build/bench.json $(ARGS)
 
 # The census against its baselines, at full size: long, and for a machine that does nothing else.
@@ -81,6 +85,10 @@ calibrate: $(INSTALLED)
 	$(CALM) $(BIN)/python -m fra.tests.calibration > build/CALIBRATION.md
 	$(CALM) $(BIN)/python -m fra.tests.nulls $(ARGS) > build/NULLS.md
 	@echo 'wrote build/CALIBRATION.md and build/NULLS.md; those of this version lie in fra/tests'
+
+# Feature cards of one dictionary of head outputs, a page a head: make cards HOOK=blocks.2.attn.hook_z
+cards: $(INSTALLED)
+	$(CALM) $(BIN)/python -m fra.cards "$(TARGET)" --hook "$(HOOK)" -o "build/cards/$(HOOK)" $(ARGS)
 
 report: $(INSTALLED)
 	$(BIN)/python -m fra.report build/ledger.json -o build/report.html

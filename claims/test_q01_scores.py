@@ -4,11 +4,11 @@ A head's score is a sum over {feature, bias, error} of the query times {feature,
 compared with the model's own `hook_attn_scores` (which fires after softcap, and so is compared with
 `softcap(scores())`), over every unmasked entry of natural documents, in float32.
 
-H0: max |error| / sum |terms| >= 1e-6. Control: each kind of term on each side, and the scale, left out in turn. The
-smallest error that this makes must exceed 1e-5, else
-    the check could not have noticed the omission. Bar: float32 keeps 6e-8 of a number; a sum of some hundred terms in
-any order stays below 1e-6 of their absolute sum, and no
-    omission does.
+H0: max |error| / sum |terms| >= 1e-6.
+Control: each kind of term on each side, and the scale, left out in turn. The smallest error that this makes must exceed
+    1e-5, else the check could not have noticed the omission.
+Bar: float32 keeps 6e-8 of a number; a sum of some hundred terms in any order stays below 1e-6 of their absolute sum,
+    and no omission does.
 """
 
 import pytest

@@ -5,15 +5,14 @@ documents of their own. Its CIH set is the 50 channels (pairs of SAE features) t
 puts first on discovery documents. Removed together on other documents, they must lower the log-odds of the induction
 key:
 
-H0: E_set <= 0.5 nat, or the set carries <= 10 % of the head's contrast, or no more than random atoms or scrambled
-heads. Controls: deranged documents inside every difference; random atoms for features (equal number and L0, two seeds),
-each with its own
-    search; the head with its key map turned by a random rotation, the whole search repeated (20 a head, pooled by
-layer). Gate: the feature-feature block must carry half of the head's stripe contrast on this very stimulus; where bias
-and error carry it,
-    features cannot answer for the head, and the verdict is INCONCLUSIVE. Bar: one pair carries about a per cent of an
-edge at L0 32, so that 50 pairs that are what the head reads should carry a good part
-    of it; half a nat moves an attention of 0.5 to 0.38. Registered before `mini` was measured.
+H0: E_set <= 0.5 nat, or the set carries <= 10 % of the head's contrast, or no more than random atoms or scrambled heads.
+Controls: deranged documents inside every difference; random atoms for features (equal number and L0, two seeds), each
+    with its own search; the head with its key map turned by a random rotation, the whole search repeated (20 a head,
+    pooled by layer).
+Gate: the feature-feature block must carry half of the stripe contrast on this very stimulus; where bias and error
+    carry it, features cannot answer for the head, and the verdict is INCONCLUSIVE.
+Bar: one pair carries about a per cent of an edge at L0 32, so that 50 pairs that the head reads should carry a
+    good part of it; half a nat moves an attention of 0.5 to 0.38. Registered before `mini` was measured.
 
 Each stimulus family is a claim of its own; there is no switching between them.
 """

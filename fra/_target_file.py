@@ -110,6 +110,7 @@ class StudyTable(DictionaryTable):
         "dense-l1",
         "block-l1",
         "block-l1-unit",
+        "dense-width",
     ]
     """Arms are compared at one hook; the claims of chapter B say what each one is."""
 

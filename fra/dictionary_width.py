@@ -24,8 +24,14 @@ if TYPE_CHECKING:
 
 
 def widths(target: Target) -> dict[int, dict[int, Any]]:
-    """{layer: {d_sae: dictionary}} of the target's dictionaries of head outputs."""
+    """{layer: {d_sae: dictionary}} of the target's dictionaries of head outputs: where its study has an arm
+    `dense-width`, whose dictionaries differ in width alone, that arm; else all that it names.
+    """
     found: dict[int, dict[int, Any]] = {}
+    for sae in target.study("dense-width"):
+        found.setdefault(head_output_layer(sae), {})[int(sae.cfg.d_sae)] = sae
+    if found:
+        return found
     for hook in target.dictionaries:
         if "attn.hook_z" in hook:
             sae = target.dictionaries[hook]

@@ -5,7 +5,7 @@ documents of their own. Its CIH set is the 50 channels (pairs of SAE features) t
 puts first on discovery documents. Removed together on other documents, they must lower the log-odds of the induction
 key:
 
-H0: E_set <= 0.5 nat, or the set carries <= 10 % of the head's contrast, or no more than random atoms or scrambled heads.
+H0: E_set <= 0.5 nat, or the set carries <= 10 % of the head's contrast, or no more than random atoms or scrambles.
 Controls: deranged documents inside every difference; random atoms for features (equal number and L0, two seeds), each
     with its own search; the head with its key map turned by a random rotation, the whole search repeated (20 a head,
     pooled by layer).

@@ -345,6 +345,20 @@ def test_belonging_and_what_breaks_it(target: Target, monkeypatch: pytest.Monkey
     assert judge(c, blockchecks.belonging_evidence(c, target, measured)).outcome == "REFUTED"
 
 
+def test_a_dictionary_comes_back_to_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    load = blockchecks.SAE.load_from_disk
+
+    def loaded(path: Path, device: str = "") -> Any:
+        asked.append(device)
+        return load(path)
+
+    monkeypatch.setattr(blockchecks.SAE, "load_from_disk", loaded)
+    sae = BlockDiagonalSAE(BlockDiagonalSAEConfig(d_in=D_MODEL, d_sae=D_MODEL, n_heads=HEADS, k=1))
+    blockchecks.round_trip(sae)
+    assert asked == [str(sae.b_dec.device)] * 2
+
+
 def test_off_block_weights_are_counted() -> None:
     sae = BlockDiagonalSAE(BlockDiagonalSAEConfig(d_in=D_MODEL, d_sae=D_MODEL, n_heads=HEADS, k=1))
     assert blockchecks.off_block(sae, HEADS) == 0

@@ -51,7 +51,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 claims: $(INSTALLED)
 	@mkdir -p build
-	$(CALM) $(BIN)/python -m pytest claims -n $(WORKERS) --dist loadfile \
+	$(CALM) $(BIN)/python -m pytest claims -n $(WORKERS) --dist loadfile -r fE \
 	  --ledger build/ledger.json --report build/report.html $(ARGS)
 
 test: $(INSTALLED)

@@ -104,12 +104,12 @@ def verdicts(sets: Sets, heads: Sequence[int], claim: Claim, seed: str) -> Itera
         yield judge(claim, own).outcome.value
 
 
-def rates(target: Target, seeds: int) -> None:
+def rates(target: Target, seeds: int, layers: Sequence[int] | None) -> None:
     """Print the table of false verdicts."""
     print(
         "| null | claim | heads | SUPPORTED | 95 % interval | REFUTED | INCONCLUSIVE |\n|---|---|---|---|---|---|---|"
     )
-    layers = [layer for layer in range(1, target.n_layers) if cih.has_dictionary(target, layer)]
+    layers = layers or [layer for layer in range(1, target.n_layers) if cih.has_dictionary(target, layer)]
     batches = cih.documents(target, "repeated_random", cih.Design())
     counts: dict[tuple[str, str], Counter[str]] = {}
     for layer in layers:
@@ -151,7 +151,7 @@ def power(strengths: Sequence[float]) -> None:
 
 INTRODUCTION = """# Calibration of the claims about CIH channels and sets
 
-Made by `make calibrate` ({seeds} seed(s) of every null on the embedded target, `repeated_random`, layers above 0).
+Made by `make calibrate` ({seeds} seed(s) of every null on the embedded target, `repeated_random`, {layers}).
 A null keeps documents, dictionary and weights but for what it takes away; all of a layer's heads are said to be TIHs
 for Q04 and no TIHs for Q05, so that each is tested. Heads of one null share their documents: the interval
 (Clopper-Pearson) takes them for independent and is somewhat too narrow.
@@ -173,11 +173,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", default="mini")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of every null")
+    parser.add_argument("--layers", type=int, nargs="*", help="default: all above 0 that have a dictionary")
     parser.add_argument("--strengths", type=float, nargs="*", default=[0.25, 0.5, 1, 1.5, 2, 3, 4, 8])
     args = parser.parse_args()
-    print(INTRODUCTION.format(seeds=args.seeds))
+    layers = f"layers {args.layers}" if args.layers else "layers above 0"
+    print(INTRODUCTION.format(seeds=args.seeds, layers=layers))
     if args.seeds:
-        rates(load_target(args.target), args.seeds)
+        rates(load_target(args.target), args.seeds, args.layers)
     print(STRENGTHS)
     power(args.strengths)
 

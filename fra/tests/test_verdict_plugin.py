@@ -233,6 +233,20 @@ def test_the_terminal_table_is_plain_and_fits_in_100_columns(suite):
     assert all(len(line) <= 100 and line.isascii() for line in verdicts)
 
 
+def test_many_claims_end_with_their_counts(suite):
+    for number in range(10, 17):
+        suite.claims(
+            **{f"c{number}": FAMILY_FILE.replace("T03", f"T{number}").replace("A family", f"Title {number} " * 9)}
+        )
+    result = suite.run("-q")
+    lines = result.stdout.lines
+    start = next(n for n, line in enumerate(lines) if line.startswith("claim ") and "SUPPORTED" in line)
+    rows = [line.split() for line in lines[start + 1 : start + 8]]
+    assert [row[:6] for row in rows] == [[f"T{n}", "1", ".", ".", ".", "."] for n in range(10, 17)]
+    assert all(row[6] == "Title" and row[-1] == "..." for row in rows)
+    assert all(len(line) <= 100 and line.isascii() for line in lines[start : start + 8])
+
+
 def test_rows_are_equal_in_series_under_xdist_and_for_any_selection(suite):
     suite.all()
     suite.run("--ledger", "serial.json", "--report", "serial.html")

@@ -91,6 +91,8 @@ class Firings:
             value, feature = pre.topk(most, dim=1)
             row, rank = (torch.arange(most, device=rows.device) < some[:, None]).nonzero(as_tuple=True)
             parts.append((row + start, feature[row, rank], value[row, rank]))
+        if not parts:  # nothing fired
+            return Firings(self.corpus, changed, self.live)
         row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
         live = Live(row // pos, row % pos, feature, value)
         return Firings(self.corpus, dataclasses.replace(changed, live=live), live)

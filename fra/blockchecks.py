@@ -105,14 +105,15 @@ def _exact(claim: Claim, name: str, value: float, above: bool) -> Condition:
 
 def round_trip(sae: Any) -> Any:
     """The dictionary saved, loaded, its activation scale and decoder norms folded, saved and loaded again."""
+    device = str(sae.b_dec.device)
     with tempfile.TemporaryDirectory() as folder:
         sae.save_model(Path(folder) / "one")
-        again = SAE.load_from_disk(Path(folder) / "one")
+        again = SAE.load_from_disk(Path(folder) / "one", device=device)
         again.fold_activation_norm_scaling_factor(0.7)
         if again.cfg.activation != "topk" or again.cfg.rescale_acts_by_decoder_norm:
             again.fold_W_dec_norm()  # any other TopK refuses it: its choice would change
         again.save_model(Path(folder) / "two")
-        return SAE.load_from_disk(Path(folder) / "two")
+        return SAE.load_from_disk(Path(folder) / "two", device=device)
 
 
 def off_block(sae: Any, n_heads: int) -> int:
@@ -155,11 +156,11 @@ def belonging_evidence(claim: Claim, target: Target, frontier: Frontier | None) 
             BlockDiagonalSAEConfig(**config, n_heads=n_heads, k=k, rescale_acts_by_decoder_norm=True)
         )
         dense = TopKSAE(TopKSAEConfig(**config, k=k * n_heads, rescale_acts_by_decoder_norm=True))
+        masked = MaskedSAE(dense.cfg)
     hook = frontier.hook if frontier else f"blocks.{target.n_layers - 1}.attn.hook_z"
     z = _head_outputs(target, hook, claim.n)
     blocks = [fresh, *(sae for arm, saes in trained.items() if arm.startswith("block") for sae in saes)]
     controls = [dense, *(sae for arm, saes in trained.items() if arm.startswith("dense") for sae in saes)]
-    masked = MaskedSAE(dense.cfg)
     masked.mask(n_heads)  # its weights are zero off the blocks, but its heads compete for one TopK
     after = [round_trip(sae) for sae in blocks]
     outside = float(sum(off_block(sae, n_heads) for sae in after))

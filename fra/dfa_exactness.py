@@ -22,6 +22,7 @@ from fra._heads import Model
 from fra._output import ov_weights
 from fra._pooled import NO_DICTIONARY, head_output_hooks
 from fra.claim import Claim, Condition, Evidence
+from fra.errors import FraError
 from fra.targets import is_head_output
 
 if TYPE_CHECKING:
@@ -38,6 +39,12 @@ def _largest(off: Tensor, yardstick: Tensor) -> float:
     return float((off.abs() / yardstick.clamp(min=_TINY)).max())
 
 
+def _firing(at: Live, hook: str) -> Live:
+    if not len(at):
+        raise FraError(f"no feature of the dictionary at {hook!r} fires in a document: there is no sum to check.")
+    return at
+
+
 @torch.no_grad()
 def head_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> Errors:
     """DFA by head plus the bias against the dictionary's own pre-activation: every position, every feature."""
@@ -52,8 +59,9 @@ def head_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> Error
     if bool(bias.any()):
         found["bias"] = _largest(by_head.sum(1) - truth, yardstick)
     for head in range(o.n_heads):
-        rest = by_head.sum(1) - by_head[:, head] + bias
-        found[f"head {head}"] = _largest(rest - truth, yardstick)
+        if bool(by_head[:, head].any()):  # a head that writes nothing leaves nothing out
+            rest = by_head.sum(1) - by_head[:, head] + bias
+            found[f"head {head}"] = _largest(rest - truth, yardstick)
     return found
 
 
@@ -66,7 +74,7 @@ def source_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> Err
     """
     sae = target.dictionaries[hook]
     o = attribution.observe(target.model, sae, tokens)
-    at, bias = o.live, o.encoder.bias[o.live.feature]
+    at, bias = _firing(o.live, hook), o.encoder.bias[o.live.feature]
     truth = own_pre_activation(sae, o.z[0])[at.pos, at.feature]
     size = dataclasses.replace(
         o, values=o.values.abs(), encoder=dataclasses.replace(o.encoder, weight=o.encoder.weight.abs())
@@ -108,7 +116,7 @@ def recursive_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> 
     late = torch.nonzero(o.live.pos >= len(tokens) // 2)[:, 0]
     chosen = torch.zeros(len(o.live), dtype=torch.bool, device=late.device)
     chosen[late[:: max(1, len(late) // _ENTRIES)][:_ENTRIES]] = True
-    at: Live = o.live.where(chosen)
+    at = _firing(o.live.where(chosen), hook)
     truth = own_pre_activation(sae, o.z[0])[at.pos, at.feature]
     found: Errors = {"complete": 0.0}
     for given in _routes(target, o.encoder.layer):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.stats import rankdata
 from torch import Tensor
 
 from fra import stats
@@ -183,10 +184,13 @@ def decoder_norms(target: Target, hook: str, through_output: bool) -> Float[Tens
 
 
 def rank_correlations(a: Float[Tensor, "*n n_heads"], b: Float[Tensor, "*n n_heads"]) -> Float[Tensor, "*n"]:
-    """Spearman's, along the last dimension (no ties: these are real numbers)."""
-    ranks = [x.argsort(-1).argsort(-1).double() for x in (a, b)]
+    """Spearman's, along the last dimension; equal numbers (of a block-diagonal dictionary all heads but one are at
+    zero) share their mean rank. 0 where all are equal.
+    """
+    ranks = [torch.from_numpy(rankdata(x.cpu().numpy(), axis=-1)).to(a.device, torch.float64) for x in (a, b)]
     centred = [rank - rank.mean(-1, keepdim=True) for rank in ranks]
-    return (centred[0] * centred[1]).sum(-1) / centred[0].square().sum(-1)
+    spread = centred[0].square().sum(-1) * centred[1].square().sum(-1)
+    return (centred[0] * centred[1]).sum(-1) / spread.sqrt().clamp(min=0.25)  # half a rank at least, or zero
 
 
 @torch.no_grad()
@@ -211,6 +215,10 @@ def norm_evidence(claims: tuple[Claim, Claim], target: Target, progress: Progres
             generator = torch.Generator().manual_seed(stats.seed_of(target.name, hook, "permuted heads"))
             permuted = norms.gather(1, torch.rand(norms.shape, generator=generator).argsort(1).to(norms.device))
             live = torch.nonzero(fires.any(0))[:, 0]
+            if len(live) < 2:
+                why = f"fewer than two features of the dictionary at {hook!r} fire"
+                n = len(documents.measured)
+                return {c.id: Evidence(claim=c, head=None, undecided=why, n=n) for c in claims}
             another = norms.clone()
             another[live] = norms[live.roll(1 + int(torch.randint(len(live) - 1, (1,), generator=generator)))]
             own, *controls = (

@@ -18,6 +18,7 @@ from fra._pooled import NO_DICTIONARY, Measured, clustered, evidence
 from fra.claim import Claim, Evidence
 from fra.dfa_sources import documents_of, second_copy
 from fra.stimuli import Batch
+from fra.targets import is_head_output
 
 if TYPE_CHECKING:
     from fra.targets import Target
@@ -33,7 +34,7 @@ def widths(target: Target) -> dict[int, dict[int, Any]]:
     if found:
         return found
     for hook in target.dictionaries:
-        if "attn.hook_z" in hook:
+        if is_head_output(hook):
             sae = target.dictionaries[hook]
             found.setdefault(head_output_layer(sae), {})[int(sae.cfg.d_sae)] = sae
     return found
@@ -67,7 +68,10 @@ def width_evidence(claim: Claim, target: Target, progress: Callable[[str], None]
         return Evidence(claim=claim, head=None, cannot=NO_DICTIONARY)
     several = {layer: of for layer, of in given.items() if len(of) > 1}
     if not several:
-        why = "the target has dictionaries of head outputs of one width only at each hook"
+        why = (
+            "the target has dictionaries of head outputs of one width only at each hook: the arm 'dense-width' of its "
+            "[[study]] would name others"
+        )
         return Evidence(claim=claim, head=None, cannot=why)
     (stimulus,) = claim.stimuli
     batch = cih.documents(target, stimulus, cih.Design())["confirmation"]

@@ -132,7 +132,7 @@ def select(
     tokens = {h: token(ids) for h, ids in chosen.items()}
     columns = torch.unique(torch.cat([*tokens.values(), pool[:0]]))
     raised, own = [], []
-    for part in torch.split(pool, _FEATURES_AT_ONCE):
+    for part in torch.split(pool, _FEATURES_AT_ONCE) if len(pool) else ():
         effects = token_effects(model, directions[part], at)
         raised.append((effects / effects.std(-1, keepdim=True))[:, columns])
         own.append(effects.argmax(-1))

@@ -202,6 +202,9 @@ def polysemantic_evidence(claim: Claim, families: Families) -> dict[str, Evidenc
         detail |= {"features that fail induction": len(fails)}
         if not fails:
             return Measured({}, (), n, detail=detail, undecided="no feature of the selection fails induction for sure")
+        if len(layer.heads) == layer.found.n_heads:
+            said = "every head of the layer is an induction head: there is no other to compare with"
+            return Measured({}, (), n, detail=detail, undecided=said)
         spread = layer.found.z[:, 1:][layer.found.real[:, 1:]].var(0).sum(-1)
         spread[layer.heads] = -1
         other, means = int(spread.argmax()), head_means(layer.found)
@@ -258,6 +261,9 @@ def upstream_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
             return Measured({}, (), 0, detail=detail, undecided=NO_FAMILY)
         if layer.layer == 0:
             return Measured({}, (), 0, detail=detail, undecided="nothing is upstream of layer 0")
+        previous = {h: s.stripes["previous"] for h, s in families.status.items() if parse_head(h)[0] < layer.layer}
+        if len(previous) < 2:
+            return Measured({}, (), 0, detail=detail, undecided="one head stands upstream, and no other beside it")
         given = upstream.prompts(
             selection.features[passed],
             selection.tokens[passed],
@@ -268,7 +274,6 @@ def upstream_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
         got = upstream.patch_upstream(layer.model, layer.observed, given)
         whole = got.clean - got.corrupted
         n = len(whole)
-        previous = {h: s.stripes["previous"] for h, s in families.status.items() if parse_head(h)[0] < layer.layer}
         top = max(previous, key=lambda h: previous[h])
         noised = {name: got.clean - value for name, value in got.noised.items()}
         denoised = {name: value - got.corrupted for name, value in got.denoised.items()}

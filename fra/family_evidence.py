@@ -160,7 +160,7 @@ def behaviour_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
             found[head] = row(claim, head, families, undecided="no feature draws 60 % of its attribution from the head")
             continue
         own, both, n_docs = layer.behaviours[number]
-        enough = own.repeats >= claim.bars["repeats a feature"]
+        enough = own.repeats > claim.bars["repeats a feature"]
         k, n = int((own.passes & enough).sum()), int(enough.sum())
         matches = both.passes.reshape(-1, 2).any(1)
         k_c, n_c = int(matches.sum()), int(matches.size)
@@ -256,6 +256,8 @@ def ablation_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
     def measure(layer: LayerFamilies, head: int) -> Measured:
         selection, passed, detail = family_of(layer, head)
         n, means = len(layer.documents), head_means(layer.found)
+        if len(means) < 2:
+            return Measured({}, (), n, detail=detail, undecided="the layer has one head: there is no other to put out")
         at, _ = firing(layer.observed, selection.features[passed])
         controls = selection.controls[passed]
         matched, _ = firing(layer.observed, np.unique(controls[controls >= 0]))

@@ -100,7 +100,7 @@ class Frontier:
         """The dictionaries of an arm by rising L0; none where the target's study has no such arm."""
         if arm not in self._points:
             self._points[arm] = sorted(
-                (self._measure(sae) for sae in self.target.study(arm)), key=lambda point: point.total
+                (self.measure(sae) for sae in self.target.study(arm)), key=lambda point: point.total
             )
         return self._points[arm]
 
@@ -110,7 +110,9 @@ class Frontier:
             # The first position is an attention sink of outlying norm in most models.
             return torch.cat([z[1:] for z in self.head_outputs(self.selection)])
 
-    def _measure(self, sae: Any) -> Point:
+    @torch.no_grad()
+    def measure(self, sae: Any) -> Point:
+        """One dictionary of head outputs in the model's way."""
         x = self._selected
         acts = encode(sae, x)
         rest = (x - decode(sae, acts, x)).square().sum((0, 2))
@@ -124,6 +126,22 @@ class Frontier:
             d_sae=int(sae.cfg.d_sae),
             weights=sum(p.numel() for name, p in sae.named_parameters() if name.startswith("W_")),
         )
+
+    def by_head(self, sae: Any | None) -> Float[np.ndarray, " n_heads"]:
+        """What it costs, in nats a token, to have one head's output alone as the dictionary reconstructs it (from the
+        outputs of all heads), or at zero (None), for every head.
+        """
+
+        def one(head: int) -> Callable[[Tensor], Tensor]:
+            def replace(z: Tensor) -> Tensor:
+                out = z.clone()
+                out[:, :, head] = 0 if sae is None else decode(sae, encode(sae, z), z)[:, :, head].to(z)
+                return out
+
+            return replace
+
+        costs = [(self._losses(one(head)) - self.clean).sum() / self.n_tokens for head in range(self.n_heads)]
+        return np.array(costs)
 
     @torch.no_grad()
     def _losses(self, replace: Callable[[Tensor], Tensor] | None) -> Float[np.ndarray, " n_documents"]:

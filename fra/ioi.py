@@ -221,11 +221,10 @@ def ioi_evidence(claim: Claim, target: Target, progress: Callable[[str], None] =
     if (why := lacking(target.encode)) is not None:
         return Evidence(claim=claim, head=None, cannot=why)
     model = target.model
-    made = {
-        word: ioi_prompts(target.encode, target.bos, (target.name, "ioi"), word)
-        for word in CONJUNCTIONS
-        if len(target.encode(word)) >= 1
-    }
+    try:
+        made = {word: ioi_prompts(target.encode, target.bos, (target.name, "ioi"), word) for word in CONJUNCTIONS}
+    except FraError as error:  # words that this tokenizer joins
+        return Evidence(claim=claim, head=None, cannot=str(error))
     first, rest = slice(0, CHOOSING), slice(CHOOSING, None)
     base = made[" and"].part(rest)
     clean = logit_differences(model, base)

@@ -187,10 +187,13 @@ def losses(
 
 
 def readout(model: Model, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
-    """Logits of a final residual stream: the final norm, where the model has one, and the unembedding."""
+    """Logits of a final residual stream: the final norm and the softcap of logits, where the model has them, and the
+    unembedding.
+    """
     norm = getattr(model, "ln_final", None)
     logits: Tensor = model.unembed(resid if norm is None else norm(resid))
-    return logits
+    cap = float(getattr(model.cfg, "output_logits_soft_cap", None) or -1.0)  # TransformerLens: -1 where there is none
+    return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
 
 def _has_mlp(model: Model, name: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from sae_lens.saes.sae import SAEMetadata
 
 import fra
-from fra import alikeness, blockchecks, frontier, likeness
+from fra import alikeness, blockchecks, frontier, frontiers, likeness
 from fra.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
 from fra.claim import Claim, Outcome, judge
 from fra.errors import FraError
@@ -77,6 +77,43 @@ def test_losses_are_those_of_the_model_with_the_reconstruction_in_place(target: 
     assert point.l0 == pytest.approx(live.numpy())
     assert {len(s) for s in (measured.selection, measured.measured)} == {6}
     assert not {id(a) for a in measured.selection} & {id(b) for b in measured.measured}
+
+
+@torch.no_grad()
+def test_one_head_at_a_time_is_what_the_model_loses_by_it(target: Target) -> None:
+    measured = study(target, 12)
+    assert measured is not None
+    sae = target.study("dense")[1]
+    mine, zero = measured.by_head(sae), measured.by_head(None)
+    for head in (0, 2):
+        lost = np.zeros(2)
+        for tokens in measured.measured:
+
+            def put(z: Any, hook: Any, whole: bool, head: int = head) -> Any:
+                other = z.clone().reshape(*z.shape[:2], HEADS, -1)
+                given = sae(other).reshape(other.shape) if whole else torch.zeros_like(other)
+                other[:, :, head] = given[:, :, head]
+                return other.reshape(z.shape)
+
+            clean = -target.model(tokens[None])[0, :-1].log_softmax(-1).gather(1, tokens[1:, None]).sum()
+            for k, whole in enumerate((True, False)):
+                hooks = [(HEAD_OUTPUT, lambda z, hook, whole=whole: put(z, hook, whole))]
+                out = target.model.run_with_hooks(tokens[None], fwd_hooks=hooks)
+                lost[k] += float(-out[0, :-1].log_softmax(-1).gather(1, tokens[1:, None]).sum() - clean)
+        assert [mine[head], zero[head]] == pytest.approx(lost / measured.n_tokens, abs=1e-5)
+    found = frontiers.table(measured)
+    assert list(found.columns) == list(frontiers.COLUMNS) and len(found) == 5 * (1 + HEADS)
+    row = found[(found.arm == "dense") & (found.point == 2) & (found["head"] == "H2")].iloc[0]
+    assert row["cost"] == pytest.approx(mine[2]) and row["cost at zero"] == pytest.approx(zero[2])
+    assert np.isnan(row["loss recovered"]) or row["loss recovered"] == pytest.approx(1 - mine[2] / zero[2])
+
+
+def test_frontiers_of_a_target_without_a_study_are_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_target(tmp_path, model_folder("gpt2"), {}, write_text(tmp_path / "text", TEXTS))
+    assert frontiers.main([str(file), "-o", str(tmp_path / "x.csv"), "--documents", "6"]) == 2
+    assert "no study" in capsys.readouterr().err and not (tmp_path / "x.csv").exists()
 
 
 def test_a_passage_read_twice(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,6 +380,20 @@ def test_belonging_and_what_breaks_it(target: Target, monkeypatch: pytest.Monkey
     mixed = lambda self, x: whole(self, x) + 1e-6 * x.sum(-1, keepdim=True)  # noqa: E731
     monkeypatch.setattr(BlockDiagonalSAE, "pre_activations", mixed)
     assert judge(c, blockchecks.belonging_evidence(c, target, measured)).outcome == "REFUTED"
+
+
+def test_a_dictionary_comes_back_to_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    load = blockchecks.SAE.load_from_disk
+
+    def loaded(path: Path, device: str = "") -> Any:
+        asked.append(device)
+        return load(path)
+
+    monkeypatch.setattr(blockchecks.SAE, "load_from_disk", loaded)
+    sae = BlockDiagonalSAE(BlockDiagonalSAEConfig(d_in=D_MODEL, d_sae=D_MODEL, n_heads=HEADS, k=1))
+    blockchecks.round_trip(sae)
+    assert asked == [str(sae.b_dec.device)] * 2
 
 
 def test_off_block_weights_are_counted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,10 @@ def test_rank_correlations_are_scipys() -> None:
     a, b = torch.randn(20, 8), torch.randn(20, 8)
     expected = [sps.spearmanr(x, y).statistic for x, y in zip(a.numpy(), b.numpy(), strict=True)]
     np.testing.assert_allclose(dfa_heads.rank_correlations(a, b).numpy(), expected, atol=1e-12)
+    a[:, 2:], b[:, [0, 1, 3, 4, 5, 6]] = 0, 0  # a block-diagonal dictionary has one head, or few
+    expected = [sps.spearmanr(x, y).statistic for x, y in zip(a.numpy(), b.numpy(), strict=True)]
+    np.testing.assert_allclose(dfa_heads.rank_correlations(a, b).numpy(), expected, atol=1e-12)
+    assert not bool(dfa_heads.rank_correlations(torch.zeros(3, 8), b[:3]).any())
 
 
 def test_pairs_that_fire_together_are_counted_as_by_hand() -> None:
@@ -387,6 +392,36 @@ def test_two_widths_are_compared_and_one_cannot_be(tmp_path: Path) -> None:
     assert judge(own, found).outcome in (Outcome.REFUTED, Outcome.INCONCLUSIVE)
     numbers = found.detail["by dictionary"]
     assert numbers["layer 1, 192 features"]["L0"] == pytest.approx(6, abs=0.01)
+
+
+@pytest.mark.usefixtures("short_repeats")
+def test_widths_are_those_of_the_studys_arm_where_it_has_one(tmp_path: Path) -> None:
+    first = build_sae("topk", D_MODEL, Z, tmp_path / "own", d_sae=96, reshape_activations="hook_z")
+    target(tmp_path, first)
+    place = tmp_path / "tiny.toml"
+    arms = (("dense-width", 48), ("dense-width", 192), ("dense-width", 64), ("dense", 32))
+    for arm, d_sae in arms:
+        build_sae("topk", D_MODEL, Z, tmp_path / f"{arm}{d_sae}", d_sae=d_sae, reshape_activations="hook_z")
+    entries = [f'[[study]]\narm = "{arm}"\nhook = "{Z}"\npath = "{arm}{d_sae}"\n' for arm, d_sae in arms]
+    place.write_text(place.read_text() + "".join(entries))
+    made = fra.load_target(place)
+    assert {layer: sorted(of) for layer, of in dictionary_width.widths(made).items()} == {1: [48, 64, 192]}
+    assert all(int(sae.cfg.d_sae) == width for width, sae in dictionary_width.widths(made)[1].items())
+    own = claim_of(bar=1.0, bars={"over equal-L0 shuffles": 0.5}, stimuli=("repeated_natural",), n=60, min_documents=5)
+    found = dictionary_width.width_evidence(own, made)
+    numbers = found.detail["by dictionary"]
+    assert list(numbers) == [f"layer 1, {d_sae} features" for d_sae in (48, 64, 192)]
+    gain = numbers["layer 1, 192 features"]["tokens a document"] - numbers["layer 1, 48 features"]["tokens a document"]
+    assert found.candidates["every dictionary"][0].effect == pytest.approx(gain)
+    luck = "tokens a document, dealt anew"
+    less = gain - numbers["layer 1, 192 features"][luck] + numbers["layer 1, 48 features"][luck]
+    assert found.candidates["every dictionary"][1].effect == pytest.approx(less)
+
+
+def test_a_dictionary_that_never_fires_is_said_to() -> None:
+    some = made_up(blocks_of([0, 1, 2, 3]))
+    silent = dataclasses.replace(some, live=some.live.where(some.live.pos < 0))
+    assert len(silent.shuffled(0).live) == 0
 
 
 @pytest.mark.usefixtures("short_repeats")

@@ -12,6 +12,7 @@ import torch
 import fra
 from fra import _head_outputs, _recursive, dfa_exactness
 from fra.claim import Claim, Outcome, judge
+from fra.errors import FraError
 from fra.tests.models import D_MODEL, build_sae, model_folder, random_tokens
 from fra.tests.targets import write_target, write_text
 
@@ -96,6 +97,20 @@ def test_a_missing_part_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             "source": Outcome.SUPPORTED,
             "recursive": Outcome.REFUTED,
         }
+
+
+def test_a_silent_head_leaves_nothing_out_and_a_silent_dictionary_is_refused(tmp_path: Path) -> None:
+    hook = "blocks.1.attn.hook_z"
+    made, own = target("gpt2", tmp_path, (hook,)), claim(1e-6, 1e-5)
+    with torch.no_grad():
+        made.dictionaries[hook].W_enc.view(4, -1, made.dictionaries[hook].cfg.d_sae)[2] = 0
+    assert "head 2" not in dfa_exactness.head_errors(made, hook, DOCUMENTS[0])
+    assert outcomes(made)["head"] == Outcome.SUPPORTED
+    with torch.no_grad():
+        made.dictionaries[hook].b_enc.fill_(-1e3)
+    for errors in (dfa_exactness.source_errors, dfa_exactness.recursive_errors):
+        with pytest.raises(FraError, match=r"no feature .* fires in a document"):
+            dfa_exactness.evidence(own, made, DOCUMENTS, errors)
 
 
 def test_without_a_dictionary_of_head_outputs_it_cannot_run(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ model's own hooks.
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
 from functools import cache
 from pathlib import Path
@@ -175,9 +176,9 @@ def test_specificity_by_a_loop() -> None:
     assert s.correlation == pytest.approx(np.mean(correlations), abs=1e-6)
 
 
-@pytest.mark.parametrize("at_layer", [0, 1])
-def test_path_changes_are_those_of_the_interventions(at_layer: int) -> None:
-    model, sae = tiny("gpt2"), tiny_sae(f"blocks.{at_layer}.attn.hook_z")
+@pytest.mark.parametrize(("kind", "at_layer"), [("gpt2", 0), ("gpt2", 1), ("gemma2", 0)])
+def test_path_changes_are_those_of_the_interventions(kind: str, at_layer: int) -> None:
+    model, sae = tiny(kind), tiny_sae(f"blocks.{at_layer}.attn.hook_z")
     o = attribution.observe(model, sae, TOKENS)
     features = torch.unique(o.live.feature)[:6].numpy()
     pairs = measures.chosen_pairs(o, features, ("x",))
@@ -310,6 +311,29 @@ def test_the_circuit_has_a_family_and_its_claims_say_so() -> None:
     assert [c.name for c in d08.candidates["the family"] if not c.holds(0.05)] == ["missed"]  # it misses nothing
     d13 = effects.polysemantic_evidence(claim("D13"), whole())["L1H0"]
     assert d13.undecided == "no feature of the selection fails induction for sure"
+
+
+def test_features_with_too_few_repeats_are_left_out() -> None:
+    made = layer(n=6)
+    own, both, n = made.behaviours[0]
+    few = dataclasses.replace(own, repeats=np.where(np.arange(len(own.repeats)) == 0, 9, own.repeats))
+    made.__dict__["behaviours"] = {0: (few, both, n)}
+    found = evidence.behaviour_evidence(claim("D07"), families(made))["L1H0"]
+    (repeats,) = [c for c in found.candidates["the selection"] if c.name == "repeats a feature"]
+    assert repeats.effect == 12 and repeats.holds(0.05)
+    assert found.detail["passed"].endswith(f"of {int((few.repeats > 9).sum())}")
+
+
+def test_without_another_head_there_is_no_control() -> None:
+    made = layer(n=6)
+    made.heads = [0, 1]
+    own, *rest = made.behaviours[0]
+    made.behaviours[0] = (dataclasses.replace(own, hits=np.zeros_like(own.hits)), *rest)
+    d13 = effects.polysemantic_evidence(claim("D13"), families(made))["L1H0"]
+    assert "no other to compare with" in str(d13.undecided)
+    alone = families()
+    one = dataclasses.replace(alone, status={h: s for h, s in alone.status.items() if h != "L0H1"})
+    assert "one head stands upstream" in str(effects.upstream_evidence(claim("D11"), one)["L1H0"].undecided)
 
 
 def test_an_unselected_layer_has_nothing_to_say() -> None:

@@ -70,8 +70,13 @@ def test_a_tokenizer_that_cannot_take_them_says_so() -> None:
 
     with pytest.raises(FraError, match="joins words"):
         ioi.ioi_prompts(joins, 0, ("x",))
-    target: Any = SimpleNamespace(dictionaries={"blocks.1.attn.hook_z": None}, encode=letters)
+    target: Any = SimpleNamespace(
+        name="tiny", dictionaries={"blocks.1.attn.hook_z": None}, encode=letters, model=None, bos=0
+    )
     assert judge(CLAIM, ioi.ioi_evidence(CLAIM, target)).outcome is Outcome.CANNOT_RUN
+    target.encode = joins
+    joined_words = judge(CLAIM, ioi.ioi_evidence(CLAIM, target))
+    assert joined_words.outcome is Outcome.CANNOT_RUN and "joins words" in joined_words.reason
     target.dictionaries = {"blocks.1.ln1.hook_normalized": None}
     assert "no dictionary of head outputs" in str(judge(CLAIM, ioi.ioi_evidence(CLAIM, target)).reason)
 

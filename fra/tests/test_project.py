@@ -165,7 +165,7 @@ def _make(tmp_path: Path, *arguments: str, python_exits: int = 0) -> tuple[int, 
 def test_make_installs_only_when_stale_and_then_runs(tmp_path: Path) -> None:
     code, first = _make(tmp_path, "claims", "ARGS=-k Q01")
     installed = "-m pip install --constraint constraints.txt --editable .[dev]"
-    ran = "-m pytest claims --ledger build/ledger.json --report build/report.html -k Q01"
+    ran = "-m pytest claims -n 2 --dist loadfile -r fE --ledger build/ledger.json --report build/report.html -k Q01"
     assert (code, first[-2:]) == (0, [installed, ran])
     assert _make(tmp_path, "claims", "ARGS=-k Q01") == (0, [ran])
     stamp = (tmp_path / "venv" / ".fra-installed").stat().st_mtime

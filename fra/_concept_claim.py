@@ -24,7 +24,7 @@ from fra._threads import each
 from fra.cih import LONGEST_CONTEXT, has_dictionary
 from fra.claim import Claim, Condition, Evidence
 from fra.errors import CannotLoad
-from fra.evidence import _two_sided, cluster_means
+from fra.evidence import cluster_means, rank_condition, two_sided
 
 if TYPE_CHECKING:
     from fra.targets import Target
@@ -284,7 +284,7 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
             e = found.heads[h].effects
             seed = stats.seed_of(claim.digest, found.target, h, name)
             means[h] = cluster_means(getattr(e, part)[:, live[h]], e.weight[:, live[h]], found.sources, seed)
-        return _two_sided(name, bar, means, claim.level, 2, True) if means else {}
+        return two_sided(name, bar, means, claim.level, 2, True) if means else {}
 
     effect = column("effect", "nats", claim.bar)
     contrast = column("head contrast", "contrast", claim.bars["head contrast"])
@@ -302,7 +302,7 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
             conditions = (
                 effect[h][n],
                 contrast[h][n],
-                *(Condition(name, 1 - p, 1 - p, 1.0, claim.bars[name], p=p, p_refute=1.0) for name, p in ranks.items()),
+                *(rank_condition(name, p, claim.level) for name, p in ranks.items()),
                 Condition("over random atoms", atoms, atoms, atoms, 0.0, p_refute=1.0),
                 # keys of layer 0 cannot know what stands before them: what is found there is not conceptual induction
                 Condition("over layer-0 heads", E[c] - control, E[c] - control, E[c] - control, 0.0, p_refute=1.0),

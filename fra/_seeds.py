@@ -25,7 +25,7 @@ from fra._search import SET_SIZE, Search
 from fra._threads import each
 from fra.cih import Design, Screen, documents
 from fra.claim import Claim, Condition, Evidence
-from fra.evidence import _ranked, _two_sided, cluster_means, outside
+from fra.evidence import cluster_means, outside, rank_condition, two_sided
 
 if TYPE_CHECKING:
     from fra.targets import Target
@@ -174,7 +174,7 @@ def seeds_evidence(
             h: cluster_means(values(f), f.rows, f.sources, stats.seed_of(claim.digest, screened.target, h, name))
             for h, f in found.items()
         }
-        return {h: c[0] for h, c in _two_sided(name, bar, means, claim.level, 3, False).items()}, means
+        return {h: c[0] for h, c in two_sided(name, bar, means, claim.level, 3, False).items()}, means
 
     def mean(parts: Mapping[tuple[int, int], np.ndarray]) -> np.ndarray:
         return np.asarray(np.mean(list(parts.values()), axis=0))
@@ -200,7 +200,7 @@ def seeds_evidence(
         else:
             c = Condition(c.name, float("nan"), -np.inf, np.inf, claim.bar)
         p = stats.rank_p(float(f.shared.mean()), f.shared_random)
-        counted = _ranked("shared channels over random matching", p, claim.level)
+        counted = rank_condition("shared channels over random matching", p, claim.level)
         power = stats.power_above(
             means[h], 0.0, claim.bar * max(whole, 0.0), claim.level / len(found), simultaneous=False
         )

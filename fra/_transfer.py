@@ -24,7 +24,7 @@ from fra._variants import ARMS, VariantSets, disjoint_halves, token_matches, var
 from fra.cih import LONGEST_CONTEXT, Screen, has_dictionary, mean_prediction
 from fra.claim import Claim, Condition, Evidence
 from fra.errors import FraError
-from fra.evidence import _two_sided, cluster_means, outside
+from fra.evidence import cluster_means, outside, rank_condition, two_sided
 
 if TYPE_CHECKING:
     from fra.targets import Target
@@ -169,7 +169,7 @@ def linear(
         h: cluster_means(values(m), m.rows, m.sources, stats.seed_of(claim.digest, screened.target, h, name))
         for h, m in moved.items()
     }
-    columns = _two_sided(name, bar, means, claim.level, share, False)
+    columns = two_sided(name, bar, means, claim.level, share, False)
     return {h: own[0] for h, own in columns.items()}, means
 
 
@@ -207,12 +207,11 @@ def unseen_evidence(claim: Claim, screened: Screen, moved: Mapping[str, Moved]) 
             names[h] = [f"{pairs[c, 0]} -> {pairs[c, 1]}" for c in live]
             seed = stats.seed_of(claim.digest, screened.target, h, "unseen")
             single[h] = cluster_means(effects.nats[:, live], effects.rows[:, live], moved[h].sources, seed)
-    columns = _two_sided("effect on unseen tokens", claim.bar, single, claim.level, 2, True) if single else {}
+    columns = two_sided("effect on unseen tokens", claim.bar, single, claim.level, 2, True) if single else {}
     for h in heads:
         m = moved[h]
         kept = as_share(form[h], m.mean("seen"), m.mean("unseen"), bar)
-        p = stats.rank_p(m.mean("unseen"), m.lags)
-        lags = Condition("over other lags", 1 - p, 1 - p, 1.0, claim.bars["over other lags"], p=p, p_refute=1.0)
+        lags = rank_condition("over other lags", stats.rank_p(m.mean("unseen"), m.lags), claim.level)
         unmeasured = Condition("effect on unseen tokens", float("nan"), -np.inf, np.inf, claim.bar)
         candidates = {n: (c, kept, lags) for n, c in zip(names.get(h, ()), columns.get(h, ()), strict=True)}
         power = stats.power_above(

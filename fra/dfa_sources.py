@@ -16,7 +16,7 @@ from fra._head_outputs import HeadOutputs, Live, observe
 from fra._own_tokens import own_tokens
 from fra._pooled import clustered
 from fra.claim import Claim, Evidence
-from fra.evidence import _two_sided
+from fra.evidence import two_sided
 from fra.induction import head_status
 from fra.stimuli import Batch
 
@@ -231,7 +231,7 @@ def _family(
         return {}
     names = ("share of attribution", *CONDITIONS)
     columns = [
-        _two_sided(
+        two_sided(
             name,
             claim.bars.get(name, claim.bar),
             {h: own[name] for h, own in samples.items()},

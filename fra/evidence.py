@@ -53,7 +53,7 @@ def cluster_means(sums: np.ndarray, counts: np.ndarray, sources: Sequence[str], 
     return stats.ClusterMeans(by_source(sums, sources), by_source(counts, sources), seed=seed)
 
 
-def _two_sided(
+def two_sided(
     name: str, bar: float, means: Mapping[str, stats.ClusterMeans], level: float, share: int, simultaneous: bool
 ) -> dict[str, list[Condition]]:
     """One condition for every candidate of every head.
@@ -86,7 +86,7 @@ def _two_sided(
     return found
 
 
-def _ranked(name: str, p: float, level: float) -> Condition:
+def rank_condition(name: str, p: float, level: float) -> Condition:
     """A condition that is a rank among nulls: 1 - p above 1 - level. It can be missed; it refutes nothing."""
     return Condition(name, 1 - p, 1 - p, 1.0, 1 - level, p=p, p_refute=1.0)
 
@@ -130,9 +130,9 @@ def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
     effect = means("set effect", every["set effect"], lambda s: s.set_effects[size].rows[:, 0])
     share = means("share of contrast", every["share of contrast"], lambda s: s.set_rows)
     columns = [
-        _two_sided("set effect", claim.bar, effect, level, refutable, False),
+        two_sided("set effect", claim.bar, effect, level, refutable, False),
         _shifted(
-            _two_sided("share of contrast", 0.0, share, level, refutable, False),
+            two_sided("share of contrast", 0.0, share, level, refutable, False),
             claim.bars["share of contrast"],
             screened,
             size,
@@ -141,7 +141,7 @@ def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
     for seed in range(n_atoms):
         over = means(f"atoms {seed}", partial(_over_atoms, seed), lambda s: s.set_rows)
         columns.append(
-            _two_sided(
+            two_sided(
                 f"over random atoms {seed + 1}",
                 claim.bars[f"over random atoms {seed + 1}"],
                 over,
@@ -156,7 +156,7 @@ def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
         s = screened.heads[h]
         own = float(effect[h].estimate[0])
         p = stats.rank_p(own, s.scramble_sets)
-        conditions = (*(column[h][0] for column in columns), _ranked("over scrambled heads", p, level))
+        conditions = (*(column[h][0] for column in columns), rank_condition("over scrambled heads", p, level))
         total = sum(s.blocks.values())
         carried = s.blocks["ff"] / total if total > 0 else float("nan")
         undecided = None
@@ -264,7 +264,7 @@ def _channel_conditions(
                 detectable[h] = (
                     float(np.median(smallest[np.isfinite(smallest)])) if np.isfinite(smallest).any() else np.nan
                 )
-        return _two_sided(name, bar, means, level, 3, True)
+        return two_sided(name, bar, means, level, 3, True)
 
     effect = column("effect", "nats", bars["effect"])
     contrast = column("head contrast", "contrast", bars["head contrast"])
@@ -277,10 +277,10 @@ def _channel_conditions(
             covered = s.effects.covered[:, c].sum() / s.n_rows
             found[h][f"{s.pairs[c, 0]} -> {s.pairs[c, 1]}"] = (
                 effect[h][n],
-                _ranked("over other lags", float(s.p_lag[c]), level),
-                _ranked("coupling among matched pairs", float(s.p_coupling[c]), level),
+                rank_condition("over other lags", float(s.p_lag[c]), level),
+                rank_condition("coupling among matched pairs", float(s.p_coupling[c]), level),
                 _exact("coupling over other heads", float(s.above_heads[c]), 0.0),
-                _ranked("over scrambled heads", stats.rank_p(float(E[c]), s.scramble_best), level),
+                rank_condition("over scrambled heads", stats.rank_p(float(E[c]), s.scramble_best), level),
                 contrast[h][n],
                 attention[h][n],
                 _exact("coverage", float(covered), bars["coverage"]),

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from fra import stats
 from fra.claim import Claim, Condition, Evidence
-from fra.evidence import _two_sided, cluster_means
+from fra.evidence import cluster_means, two_sided
 
 NO_DICTIONARY = "the target has no dictionary at this layer's attention input"
 
@@ -69,7 +69,7 @@ def paired_evidence(
             )
             for h, m in measured.items()
         }
-        column = _two_sided(name, sign * bar, means, claim.level, len(names), simultaneous=False)
+        column = two_sided(name, sign * bar, means, claim.level, len(names), simultaneous=False)
         columns[name] = {h: _turned(c) if sign < 0 else c for h, (c,) in column.items()}
         if name == names[0] and null is not None:
             for h, sample in means.items():

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from fra import stats
 from fra.cih import Screen, families
 from fra.claim import Claim, Condition, Evidence
-from fra.evidence import _ranked, _two_sided, cluster_means, outside
+from fra.evidence import cluster_means, outside, rank_condition, two_sided
 from fra.removal import (
     CIH,
     COPIES,
@@ -61,14 +61,14 @@ def removal_evidence(claim: Claim, screened: Screen, found: Mapping[str, HeadRem
     }
     means = {name: _means(claim, screened, found, name, sums) for name, sums in estimands.items()}
     columns = [
-        _two_sided(name, claim.bars.get(name, claim.bar), means[name], claim.level, len(estimands), False)
+        two_sided(name, claim.bars.get(name, claim.bar), means[name], claim.level, len(estimands), False)
         for name in estimands
     ]
     q = stats.benjamini_hochberg([columns[0][h][0].p or 1.0 for h in heads])
     for k, h in enumerate(heads):
         one = found[h]
         ranked = tuple(
-            _ranked(name, stats.rank_p(float(one.observed[m]), one.draws[:, m]), claim.level)
+            rank_condition(name, stats.rank_p(float(one.observed[m]), one.draws[:, m]), claim.level)
             if len(one.draws) >= DRAWS
             else Condition(name, np.nan, -np.inf, np.inf, 1 - claim.level)
             for m, name in enumerate(OVER_RANDOM)

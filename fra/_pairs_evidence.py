@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fra import stats
-from fra._jackknife import Jackknifed, conditions, power
+from fra._jackknife import Jackknifed, conditions, p_above, power
 from fra.claim import Claim, Condition, Evidence
 from fra.evidence import rank_condition
 from fra.pairs import HeadPairs, LayerPairs
@@ -42,8 +42,7 @@ def _assemble(
 ) -> dict[str, Evidence]:
     found = {name: Evidence(claim=claim, head=name, cannot=why) for name, why in cannot.items()}
     heads = list(headline)
-    first = next(iter(columns.values()))
-    q = stats.benjamini_hochberg([first[name].p or 1.0 for name in heads])
+    q = stats.benjamini_hochberg([p_above(headline[name], claim.bar) for name in heads])
     for k, name in enumerate(heads):
         found[name] = Evidence(
             claim=claim,

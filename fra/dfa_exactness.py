@@ -16,14 +16,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fra import attribution
+from fra import attribution, exactness
 from fra._encoder import own_pre_activation
 from fra._head_outputs import HeadOutputs, Live
 from fra._heads import Model
 from fra._output import ov_weights
 from fra._pooled import NO_DICTIONARY, head_output_hooks
 from fra.claim import Claim, Condition, Evidence
-from fra.exactness import largest
 from fra.targets import is_head_output
 
 if TYPE_CHECKING:
@@ -112,15 +111,16 @@ def recursive_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> 
     chosen[late[:: max(1, len(late) // _ENTRIES)][:_ENTRIES]] = True
     at: Live = o.live.where(chosen)
     truth = own_pre_activation(sae, o.z[0])[at.pos, at.feature]
-    rows: list[Errors] = []
+    found: Errors = {"complete": 0.0}
     for given in _routes(target, o.encoder.layer):
         trace = attribution.recursive(model, sae, tokens, at, given)
         yardstick = torch.stack([term.value.abs().sum(1) for term in trace.terms]).sum(0)
-        rows.append({"complete": _largest(trace.total() - truth, yardstick)})
+        found = exactness.largest([found, {"complete": _largest(trace.total() - truth, yardstick)}])
         for component in trace.components():
             if any(bool(term.value.any()) for term in trace.terms if term.component == component):
-                rows.append({component: _largest(trace.without(component) - truth, yardstick)})
-    return largest(rows)
+                off = _largest(trace.without(component) - truth, yardstick)
+                found = exactness.largest([found, {component: off}])
+    return found
 
 
 def _routes(target: Target, layer: int) -> list[dict[str, Any]]:
@@ -147,7 +147,7 @@ def evidence(
     hooks = head_output_hooks(target)
     if not hooks:
         return Evidence(claim=claim, head=None, cannot=NO_DICTIONARY)
-    found = {hook: largest(errors(target, hook, tokens) for tokens in documents) for hook in hooks}
+    found = {hook: exactness.largest(errors(target, hook, tokens) for tokens in documents) for hook in hooks}
     complete = float(np.max([row["complete"] for row in found.values()]))
     (control,) = claim.bars
     least = min(value for row in found.values() for name, value in row.items() if name != "complete")

@@ -13,7 +13,7 @@ Bar: float32 keeps 6e-8 of a number; a sum of some hundred terms in any order st
 
 import pytest
 
-from fra.claim import Claim, Condition, Evidence
+from fra.claim import Claim
 
 CLAIM = Claim(
     id="Q01",
@@ -32,7 +32,7 @@ CLAIM = Claim(
 @pytest.fixture(scope="module")
 def evidence(target, natural, progress):
     from fra.cih import has_dictionary
-    from fra.exactness import DROPPED, errors
+    from fra.exactness import DROPPED, errors, sums_evidence
 
     found = {}
     documents = natural(CLAIM.n)
@@ -43,21 +43,8 @@ def evidence(target, natural, progress):
         progress(f"Q01: layer {layer}")
         for head in range(target.n_heads):
             rows = [errors(target.model, sae, tokens, layer, head) for tokens in documents]
-            worst = {name: max(row[name] for row in rows) for name in ("complete", *DROPPED)}
-            complete = worst.pop("complete")
-            least = min(value for value in worst.values() if value == value)
-            conditions = (
-                Condition("error", complete, complete, complete, CLAIM.bar, above=False),
-                Condition("error with a term left out", least, least, least, CLAIM.bars["error with a term left out"]),
-            )
             name = f"L{layer}H{head}"
-            found[name] = Evidence(
-                claim=CLAIM,
-                head=name,
-                candidates={"every term": conditions},
-                n=len(documents),
-                detail={"error with one term left out": worst},
-            )
+            found[name] = sums_evidence(CLAIM, name, rows, ("complete",), DROPPED, {})
     return found
 
 

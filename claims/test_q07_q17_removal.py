@@ -8,10 +8,11 @@ changes by construction and is no evidence.
 Q07, H0: the copied token's logit falls by <= 0.10, or its loss rises by <= 0.02 nat, or the fall is no more than a
 tenth of what mean ablation of the whole head does, or than what the 50 channels of largest plain sum do, or logit, loss
 or KL rank among the 95 % of random live sets. Controls: 199 random *live* sets of the same size, each member replaced
-by a live channel of like mass and the set taken out so many times over that it moves exactly as much attention (summed
-over all rows of 10 confirmation documents); the top set by plain sum; zero and mean ablation of the head. Bar: 0.10 of
-logit is a tenth off the odds, the least that a reader of the output would call a change; where the model puts 0.8 on
-the token, it costs 0.02 nat. A tenth of the head is Q04's bar.
+by a live channel of like mass and the set taken out so many times over that it moves as much attention, within 1 %
+(summed over all rows, of both copies, of 10 confirmation documents; a rank has no size: `detail` has by how much, and
+logit per attention moved on the second copy alone); the top set by plain sum; zero and mean ablation of the head. Bar:
+0.10 of logit is a tenth off the odds, the least that a reader of the output would call a change; where the model puts
+0.8 on the token, it costs 0.02 nat. A tenth of the head is Q04's bar.
 
 Q17, H0: KL of the output on rows of the *first* copy, where nothing can be copied yet, is >= 0.2 of KL on the second,
 or >= 0.5 of what mean ablation of the whole head does there when it goes only so far towards the mean that the copied

@@ -5,8 +5,9 @@ against those of the other, halves drawn by source, each pair jointly live in at
 
 H0: Jaccard <= 0.5 (two thirds of each list in common), or no larger than without the minimum, or than for random atoms
     (equal number and L0, matching pursuit) in place of features, or not within the 5 % largest when the second half's
-    key features are relabelled among those of like frequency (40 a layer, pooled). Random atoms decide:
-couplings are the same in both halves, so that any dictionary has some stability.
+    key features are relabelled among those of like frequency (40 a layer, pooled).
+Random atoms decide: couplings are the same in both halves, so that any dictionary has some stability. Without the
+    minimum, pairs may be live together in one document alone; their features are still live in 10 each.
 Bar: with less, a list of top channels is more about its documents than about the head.
 Interval: jackknife over sources of documents (Student's t), Holm over the heads.
 """

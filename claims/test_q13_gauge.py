@@ -7,10 +7,11 @@ stay, and so must the effect of removing all that the channels' query features r
 
 H0: (Q13) the head's 50 strongest channels move by <= 0.10 of their size, sum |dF| / sum |F|, row-centred or not, when F
     is decoder x W_K as it stands and 1 c^T is as large as W_K. (Q13.bias) feature x bias terms move after row-centring,
-    or feature x feature terms at all. Controls: another direction of the same size in place of 1 must move the model's
-scores; v must move feature x bias before centring. Channels as `fra` gives them, W_K centred, must not move. Bars:
-    rounding of float64 is below 1e-12, and 1e-10 leaves room for sums; attributions that agree within a tenth would be
-    quoted as the same.
+    or feature x feature terms at all.
+Controls: another direction of the same size in place of 1 must move the model's scores; v must move feature x bias
+    before centring. Channels as `fra` gives them, W_K centred, must not move.
+Bars: rounding of float64 is below 1e-12, and 1e-10 leaves room for sums; attributions that agree within a tenth would
+    be quoted as the same.
 Channels are chosen on one half of the documents; the interval is the range over the other half.
 """
 

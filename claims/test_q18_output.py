@@ -13,7 +13,7 @@ sum of some hundred terms in any order stays below 1e-6 of their absolute sum.
 
 import pytest
 
-from fra.claim import Claim, Condition, Evidence
+from fra.claim import Claim
 
 NORMS, DROPPED = "what norms without signs add beyond the output", "error with a term left out"
 CLAIM = Claim(
@@ -33,7 +33,7 @@ CLAIM = Claim(
 @pytest.fixture(scope="module")
 def evidence(target, natural, progress):
     from fra.cih import has_dictionary
-    from fra.exactness import OUTPUT_DROPPED, output_errors
+    from fra.exactness import OUTPUT_DROPPED, output_errors, sums_evidence
 
     found = {}
     documents = natural(CLAIM.n)
@@ -45,22 +45,8 @@ def evidence(target, natural, progress):
         measured = [output_errors(target.model, sae, tokens, layer) for tokens in documents]
         for head in range(target.n_heads):
             rows = [document[head] for document in measured]
-            worst = max(max(row["z"], row["result"]) for row in rows)
-            left_out = {term: max(row[term] for row in rows) for term in OUTPUT_DROPPED}
-            norms, least = min(row["norms"] for row in rows), min(left_out.values())
-            conditions = (
-                Condition("error", worst, worst, worst, CLAIM.bar, above=False),
-                Condition(NORMS, norms, norms, norms, CLAIM.bars[NORMS]),
-                Condition(DROPPED, least, least, least, CLAIM.bars[DROPPED]),
-            )
             name = f"L{layer}H{head}"
-            found[name] = Evidence(
-                claim=CLAIM,
-                head=name,
-                candidates={"every term": conditions},
-                n=len(documents),
-                detail={"error with one kind of term left out": left_out},
-            )
+            found[name] = sums_evidence(CLAIM, name, rows, ("z", "result"), OUTPUT_DROPPED, {NORMS: "norms"})
     return found
 
 

@@ -7,12 +7,13 @@ and down along a random mixture of the head's 20 strongest channels (four points
 
 H0: max |Phi - finite difference| / max |Phi| >= 1e-4, or, at 1e-10: sum_b Phi = 0, Phi adds when sentences are joined
     (over b; averages by length over a); or, at 1e-6: with one token a sentence it is A (D F - sum_u A D F) of the
-    model's own pattern. Control: the same without the row's mean sum_u A D F must miss the finite difference by more
-than 1e-2. Bars: the error of the difference
-    is of the order of the step's fourth power over thirty, 2e-7; some architectures compute softmax in single precision
-    whatever the model's, which makes it 2e-5; identities hold to rounding.
+    model's own pattern.
+Control: the same without the row's mean sum_u A D F must miss the finite difference by more than 1e-2.
+Bars: the error of the difference is of the order of the step's fourth power over thirty, 2e-7; some architectures
+    compute softmax in single precision whatever the model's, which makes it 2e-5; identities hold to rounding.
 """
 
+import numpy as np
 import pytest
 
 from fra.claim import Claim, Condition, Evidence
@@ -61,7 +62,7 @@ def evidence(target, progress):
             conditions = []
             for name, bar in (("finite difference", CLAIM.bar), *CLAIM.bars.items()):
                 values, above = [row[name] for row in rows], name == "without the row's mean"
-                value = min(values) if above else max(values)
+                value = float(np.min(values) if above else np.max(values))  # NaN stays NaN
                 conditions.append(Condition(name, value, value, value, bar, above=above))
             candidates = {"20 strongest channels": tuple(conditions)}
             found[f"L{layer}H{k}"] = Evidence(claim=CLAIM, head=f"L{layer}H{k}", candidates=candidates, n=len(rows))

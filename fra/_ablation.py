@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._heads import Model, _run, check_layer_and_head, check_tokens
+from fra._heads import Model, check_layer_and_head, check_tokens, read_hooks
 from fra._intervention import Intervention, Positions, chosen_positions, fitting, unhooked, with_head
 from fra.errors import FraError
 
@@ -144,4 +144,4 @@ def _clean(model: Model, tokens: Tensor, layer: int, head: int, name: str) -> Te
     check_layer_and_head(model, layer, head)
     check_tokens(model, tokens)
     with unhooked(model), torch.no_grad():
-        return _run(model, tokens.to(next(model.parameters()).device), layer, {"it": name})["it"]
+        return read_hooks(model, tokens.to(next(model.parameters()).device), layer, {"it": name})["it"]

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from fra._census_corpus import Corpus
-from fra._dictionaries import _ROWS_AT_ONCE, check_dictionary, codes, dictionary_hook, encoded_rows
-from fra._heads import FrozenLayer, Model, Rotary, Side, _gain, _rotary, _run, freeze
+from fra._dictionaries import ROWS_AT_ONCE, check_dictionary, codes, dictionary_hook, encoded_rows
+from fra._heads import FrozenLayer, Model, Rotary, Side, folded_gain, freeze, read_hooks, rotary_of
 from fra._qk import QKWeights, check_layer_and_head, qk_weights
 from fra.errors import FraError
 
@@ -152,7 +152,7 @@ class Observer:
         hook = dictionary_hook(sae)
         # The model's own scores are reproduced, and the dictionary's sum, on the longest document before the rest.
         sample = freeze(model, longest[None, :_CHECKED_TOKENS], layer, hook)
-        decoder = codes(sae, sample.x[:, :_ROWS_AT_ONCE]).decoder
+        decoder = codes(sae, sample.x[:, :ROWS_AT_ONCE]).decoder
         weights = qk_weights(model, layer, hook, sample.x.dtype)
         self.layer = Layer(_folded(weights), decoder, sample.rotary)
         self._raw = weights
@@ -167,8 +167,8 @@ class Observer:
     def _see_positions(self, longest: Tensor) -> None:
         if self.layer.rotary is not None and len(longest) > len(self.layer.rotary.cos):
             tokens = longest[None].to(self.layer.decoder.device)
-            got = _run(self._model, tokens, self._raw.layer, self._names)
-            rotary = _rotary(self._model, self._raw.layer, got, len(longest), self.layer.dtype)
+            got = read_hooks(self._model, tokens, self._raw.layer, self._names)
+            rotary = rotary_of(self._model, self._raw.layer, got, len(longest), self.layer.dtype)
             self.layer = replace(self.layer, rotary=rotary)
 
     @torch.no_grad()
@@ -188,7 +188,7 @@ class Observer:
         inputs = x / sigma[:, None]
         gain_q = gain_k = None
         if self._raw.norm_q is not None or self._raw.norm_k is not None:
-            gain_q, gain_k = (_gain(self._raw, side, inputs[None])[2][0] for side in ("query", "key"))
+            gain_q, gain_k = (folded_gain(self._raw, side, inputs[None])[2][0] for side in ("query", "key"))
         return Corpus(
             number=torch.tensor(list(numbers)),
             length=length,

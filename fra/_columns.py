@@ -11,7 +11,7 @@ from scipy import stats as sps
 
 from fra import stats
 from fra.claim import Claim, Condition
-from fra.evidence import _two_sided
+from fra.evidence import two_sided
 from fra.stats import Floats
 
 MATCHED = "over matched features"
@@ -39,7 +39,7 @@ def columns_tested(
         h: stats.ClusterMeans(sums, counts, seed=stats.seed_of(claim.digest, target, h, name))
         for h, (sums, counts) in columns.items()
     }
-    found = _two_sided(name, bar, means, claim.level, n_conditions, many)
+    found = two_sided(name, bar, means, claim.level, n_conditions, many)
     for h, (sums, counts) in columns.items():
         if bounded is not None and means[h].n_cand == 1:
             live = counts.ravel() > 0

@@ -24,7 +24,7 @@ from fra._threads import each
 from fra.cih import LONGEST_CONTEXT, has_dictionary
 from fra.claim import Claim, Condition, Evidence
 from fra.errors import CannotLoad
-from fra.evidence import _two_sided, cluster_means
+from fra.evidence import cluster_means, false_discovery, rank_condition, two_sided
 
 if TYPE_CHECKING:
     from fra.targets import Target
@@ -263,6 +263,12 @@ class LayerConcepts:
         return rows
 
 
+def _over_controls(lead: float) -> Condition:
+    """A lead over the best layer-0 head; NaN where there is none to exceed."""
+    low, high = (lead, lead) if np.isfinite(lead) else (-np.inf, np.inf)
+    return Condition("over layer-0 heads", lead, low, high, 0.0, p_refute=1.0)
+
+
 def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Evidence]:
     """Q21: of every head, one channel that passes everything."""
     evidence = {}
@@ -274,7 +280,8 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
         elif name not in found.heads:
             reason = "the target has no dictionary at this layer's attention input"
             evidence[name] = Evidence(claim=claim, head=name, cannot=reason)
-    control = max((v for v in found.controls.values() if np.isfinite(v)), default=0.0)
+    # without a dictionary at layer 0 there is nothing to exceed: not measured, and so not supported
+    control = max((v for v in found.controls.values() if np.isfinite(v)), default=0.0 if found.controls else np.nan)
     live = {h: np.flatnonzero(c.effects.documents >= FLOOR_DOCUMENTS) for h, c in found.heads.items()}
     measured = [h for h in found.heads if len(live[h])]
 
@@ -284,13 +291,14 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
             e = found.heads[h].effects
             seed = stats.seed_of(claim.digest, found.target, h, name)
             means[h] = cluster_means(getattr(e, part)[:, live[h]], e.weight[:, live[h]], found.sources, seed)
-        return _two_sided(name, bar, means, claim.level, 2, True) if means else {}
+        if part == "nats":
+            q.update(false_discovery(list(found.heads), means, bar, True))
+        return two_sided(name, bar, means, claim.level, 2, True) if means else {}
 
+    q: dict[str, float] = {}
     effect = column("effect", "nats", claim.bar)
     contrast = column("head contrast", "contrast", claim.bars["head contrast"])
-    least = [min((c.p if c.p is not None else 1.0 for c in effect.get(h, ())), default=1.0) for h in found.heads]
-    q = stats.benjamini_hochberg(least)
-    for k, (h, own) in enumerate(found.heads.items()):
+    for h, own in found.heads.items():
         E = own.effects.mean()
         candidates, rows = {}, []
         for n, c in enumerate(live[h]):
@@ -302,10 +310,10 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
             conditions = (
                 effect[h][n],
                 contrast[h][n],
-                *(Condition(name, 1 - p, 1 - p, 1.0, claim.bars[name], p=p, p_refute=1.0) for name, p in ranks.items()),
+                *(rank_condition(name, p, claim.level) for name, p in ranks.items()),
                 Condition("over random atoms", atoms, atoms, atoms, 0.0, p_refute=1.0),
                 # keys of layer 0 cannot know what stands before them: what is found there is not conceptual induction
-                Condition("over layer-0 heads", E[c] - control, E[c] - control, E[c] - control, 0.0, p_refute=1.0),
+                _over_controls(E[c] - control),
             )
             pair = f"{own.pairs[c, 0]} -> {own.pairs[c, 1]}"
             candidates[pair] = conditions
@@ -328,7 +336,7 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
             candidates=candidates,
             n=len(own.effects.weight),
             power=power,
-            q=float(q[k]),
+            q=q[h],
             detail={
                 "best channels": rows[:5],
                 "channels that pass": sum(row["passes"] for row in rows),

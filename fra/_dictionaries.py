@@ -21,7 +21,7 @@ __all__ = ["Codes", "attention_input_layer", "check_dictionary", "codes", "dicti
 
 # Decoding is linear, and encoding one position looks at no other: BatchTopK is saved as JumpReLU; AbsTopK is a TopKSAE.
 _LINEAR_DECODERS = (StandardSAE, GatedSAE, TopKSAE, JumpReLUSAE, BlockDiagonalSAE)
-_ROWS_AT_ONCE = 1024
+ROWS_AT_ONCE = 1024
 
 
 class EntryIndex:
@@ -153,7 +153,7 @@ def check_scaling(sae: Any) -> None:
         )
 
 
-def _gain_and_offset(sae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+def gain_and_offset(sae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     """g_t and m_t of the run-time normalisation of the rows that were just encoded: what it makes of one and of zero on
     the way out.
 
@@ -173,11 +173,11 @@ def encoded_rows(
 
     Raises FraError where a code is not finite.
     """
-    for start in range(0, len(flat), _ROWS_AT_ONCE):
-        part = flat[start : start + _ROWS_AT_ONCE]
+    for start in range(0, len(flat), ROWS_AT_ONCE):
+        part = flat[start : start + ROWS_AT_ONCE]
         acts = sae.encode(part.to(sae.W_dec.device))
         acts = acts.to_dense() if acts.is_sparse else acts
-        gain, offset = _gain_and_offset(sae, part)
+        gain, offset = gain_and_offset(sae, part)
         at, live = acts.to(flat.device).nonzero(as_tuple=True)
         value = acts.to(flat.device)[at, live].to(flat) * gain[at, 0]
         if not bool(value.isfinite().all()):
@@ -223,7 +223,7 @@ def codes(sae: Any, x: Float[Tensor, "batch pos d_model"]) -> Codes:
             f"is zero): wrong weights or hook."
         )
     error = flat - torch.cat(bias)
-    for start in range(0, len(flat), _ROWS_AT_ONCE):
-        here = (rows >= start) & (rows < start + _ROWS_AT_ONCE)
+    for start in range(0, len(flat), ROWS_AT_ONCE):
+        here = (rows >= start) & (rows < start + ROWS_AT_ONCE)
         error.index_add_(0, rows[here], -values[here, None] * decoder[features[here]])
     return Codes(rows, features, values, decoder, torch.cat(bias).view_as(x), error.view_as(x), (batch, pos))

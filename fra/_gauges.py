@@ -21,10 +21,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from fra._heads import Model, freeze
-from fra._qk import _read_bridge, _read_hooked, qk_weights
+from fra._qk import qk_weights, raw_weights
 from fra.errors import FraError
 
 
@@ -92,11 +91,6 @@ def basis(model: Model, layer: int, M: Float[Tensor, "n_heads d_head d_head"]) -
 def _must(problem: str | None) -> None:
     if problem is not None:
         raise FraError(problem)
-
-
-def raw_weights(model: Model, layer: int) -> dict[str, Any]:
-    """What the model holds, nothing folded: see `fra._qk`."""
-    return _read_bridge(model, layer) if isinstance(model, TransformerBridge) else _read_hooked(model, layer)
 
 
 def norm(model: Model, layer: int) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra._encoder import Encoder, check_features, encode, encoder, head_output_layer
-from fra._heads import Model, _run, check_layer_and_head, check_tokens
+from fra._heads import Model, check_layer_and_head, check_tokens, read_hooks
 from fra._qk import working_dtype
 from fra.errors import FraError
 
@@ -230,7 +230,7 @@ def observe(model: Model, sae: Any, tokens: Tensor | Sequence[Tensor]) -> HeadOu
     check_tokens(model, rows)
     home, block = next(model.parameters()).device, f"blocks.{layer}.attn"
     names = {name: f"{block}.hook_{name}" for name in ("z", "v", "pattern")}
-    got = _run(model, rows.to(home), layer, names)
+    got = read_hooks(model, rows.to(home), layer, names)
     dtype, own = working_dtype(model), got["z"].dtype
     pattern = got["pattern"].to(dtype)
     n_heads = pattern.shape[1]

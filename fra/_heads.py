@@ -148,7 +148,7 @@ class FrozenLayer:
         return scores.masked_fill(~self.mask, -torch.inf)
 
 
-def _run(model: Model, tokens: Tensor, layer: int, names: dict[str, str]) -> dict[str, Tensor]:
+def read_hooks(model: Model, tokens: Tensor, layer: int, names: dict[str, str]) -> dict[str, Tensor]:
     """The named hooks of one forward pass up to `layer`. Unknown names are refused: both model classes ignore them
     silently.
     """
@@ -166,7 +166,7 @@ def _run(model: Model, tokens: Tensor, layer: int, names: dict[str, str]) -> dic
     return {key: cache[name] for key, name in names.items()}
 
 
-def _rotary(model: Model, layer: int, got: dict[str, Tensor], pos: int, dtype: torch.dtype) -> Rotary | None:
+def rotary_of(model: Model, layer: int, got: dict[str, Tensor], pos: int, dtype: torch.dtype) -> Rotary | None:
     adjacent = bool(getattr(model.cfg, "rotary_adjacent_pairs", False))
     if isinstance(model, HookedTransformer):
         if model.cfg.positional_embedding_type != "rotary":
@@ -182,7 +182,7 @@ def _rotary(model: Model, layer: int, got: dict[str, Tensor], pos: int, dtype: t
     return Rotary(cos, sin, adjacent)
 
 
-def _gain(weights: QKWeights, side: Side, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def folded_gain(weights: QKWeights, side: Side, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """W and b with the QK-norm's weight folded in, and its 1/rms for every head and position (ones without QK-norm)."""
     W, b, norm = (
         (weights.W_q, weights.b_q, weights.norm_q) if side == "query" else (weights.W_k, weights.b_k, weights.norm_k)
@@ -214,7 +214,7 @@ def freeze(
     if isinstance(model, TransformerBridge) and f"{block}.attn.hook_cos" in model.hook_dict:
         names |= {"cos": f"{block}.attn.hook_cos", "sin": f"{block}.attn.hook_sin"}
     home = weights.W_q.device
-    got = _run(model, tokens.to(home), layer, names)
+    got = read_hooks(model, tokens.to(home), layer, names)
     target = weights.W_q.dtype
     pos = tokens.shape[1]
     x = got["x"].to(target)
@@ -222,8 +222,8 @@ def freeze(
     ahead = torch.arange(pos, device=home)[:, None] - torch.arange(pos, device=home)
     mask = (ahead >= 0) & (ahead < (pos if weights.window is None else weights.window))
     inputs = x / sigma[..., None]
-    W_q, b_q, gain_q = _gain(weights, "query", inputs)
-    W_k, b_k, gain_k = _gain(weights, "key", inputs)
+    W_q, b_q, gain_q = folded_gain(weights, "query", inputs)
+    W_k, b_k, gain_k = folded_gain(weights, "key", inputs)
     frozen = FrozenLayer(
         layer=layer,
         n_heads=W_q.shape[0],
@@ -236,7 +236,7 @@ def freeze(
         b_k=b_k,
         gain_q=gain_q,
         gain_k=gain_k,
-        rotary=_rotary(model, layer, got, pos, target),
+        rotary=rotary_of(model, layer, got, pos, target),
         scale=weights.scale,
         softcap=weights.softcap,
         mask=mask,

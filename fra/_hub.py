@@ -61,9 +61,9 @@ def is_transformer_lens_format(name: str) -> bool:
     """
     from transformer_lens.loading_from_pretrained import make_model_alias_map
 
-    from fra._models import _TRANSFORMER_LENS_AUTHORS
+    from fra._models import TRANSFORMER_LENS_AUTHORS
 
-    return str(make_model_alias_map().get(name.lower(), name)).startswith(_TRANSFORMER_LENS_AUTHORS)
+    return str(make_model_alias_map().get(name.lower(), name)).startswith(TRANSFORMER_LENS_AUTHORS)
 
 
 def fetch_model(name: str, revision: str | None) -> Path:

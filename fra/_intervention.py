@@ -17,7 +17,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from fra._dictionaries import check_dictionary
-from fra._heads import FrozenLayer, Model, _gain, _rotary, freeze
+from fra._heads import FrozenLayer, Model, folded_gain, freeze, rotary_of
 from fra._qk import QKWeights
 from fra.errors import FraError
 
@@ -168,8 +168,8 @@ def frozen_in_pass(model: Model, weights: QKWeights, seen: Mapping[str, Tensor],
         )
     sigma = seen["sigma"].to(dtype)[..., 0] if "sigma" in seen else x.new_ones(batch, pos)
     ahead = torch.arange(pos, device=x.device)[:, None] - torch.arange(pos, device=x.device)
-    W_q, b_q, gain_q = _gain(weights, "query", x / sigma[..., None])
-    W_k, b_k, gain_k = _gain(weights, "key", x / sigma[..., None])
+    W_q, b_q, gain_q = folded_gain(weights, "query", x / sigma[..., None])
+    W_k, b_k, gain_k = folded_gain(weights, "key", x / sigma[..., None])
     return FrozenLayer(
         layer=weights.layer,
         n_heads=len(W_q),
@@ -182,7 +182,7 @@ def frozen_in_pass(model: Model, weights: QKWeights, seen: Mapping[str, Tensor],
         b_k=b_k,
         gain_q=gain_q,
         gain_k=gain_k,
-        rotary=_rotary(model, weights.layer, dict(seen), pos, dtype),
+        rotary=rotary_of(model, weights.layer, dict(seen), pos, dtype),
         scale=weights.scale,
         softcap=weights.softcap,
         mask=(ahead >= 0) & (ahead < (pos if weights.window is None else weights.window)),

@@ -50,6 +50,12 @@ def jackknifed(estimate: float, left_out: ArrayLike, least: float = 0.0) -> Jack
     return Jackknifed(float(estimate), np.asarray(left_out, dtype=np.float64), least)
 
 
+def p_above(found: Jackknifed, bar: float) -> float:
+    """p of "statistic <= bar"; NaN without a standard error."""
+    t = (found.estimate - bar) / found.se if found.se > 0 else np.nan
+    return float(sps.t.sf(t, len(found.left_out) - 1))
+
+
 def conditions(
     name: str, bar: float, found: Mapping[str, Jackknifed], level: float, share: int = 1
 ) -> dict[str, Condition]:
@@ -58,7 +64,7 @@ def conditions(
     """
     heads = list(found)
     t = {h: (j.estimate - bar) / j.se if j.se > 0 else np.nan for h, j in found.items()}
-    above = np.array([sps.t.sf(t[h], len(found[h].left_out) - 1) for h in heads])
+    above = np.array([p_above(found[h], bar) for h in heads])
     adjusted, levels = stats.holm(above), stats.holm_levels(above, level)
     out = {}
     for k, h in enumerate(heads):

@@ -21,7 +21,7 @@ from fra._processing import FLAGS
 from fra._weights import check_model, first_line
 from fra.errors import FraError
 
-_TRANSFORMER_LENS_AUTHORS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
+TRANSFORMER_LENS_AUTHORS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
 
 
 def load_model(
@@ -102,7 +102,7 @@ def _load_named(
     name: str, device: str | torch.device, dtype: torch.dtype, flags: dict[str, bool], revision: str | None
 ) -> HookedTransformer:
     official = loading_from_pretrained.make_model_alias_map().get(name.lower(), name)
-    if not official.startswith(_TRANSFORMER_LENS_AUTHORS):
+    if not official.startswith(TRANSFORMER_LENS_AUTHORS):
         raise FraError(f"there is no directory {name}: give one with config.json and model.safetensors.")
     options: dict[str, Any] = flags if revision is None else {**flags, "revision": revision}
     return HookedTransformer.from_pretrained(official, device=str(device), dtype=dtype, **options)

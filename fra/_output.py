@@ -13,12 +13,11 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from fra._channels import Arm
 from fra._dictionaries import check_dictionary, codes, dictionary_hook
-from fra._heads import Model, _run, check_layer_and_head, freeze
-from fra._qk import _read_bridge, _read_hooked, attention_input_layer, working_dtype
+from fra._heads import Model, check_layer_and_head, freeze, read_hooks
+from fra._qk import attention_input_layer, raw_weights, working_dtype
 from fra._resolve import TERMS
 from fra.errors import FraError
 
@@ -47,7 +46,7 @@ def ov_weights(model: Model, layer: int, hook_name: str, dtype: torch.dtype | No
         raise FraError(
             f"{hook_name!r} is the attention input of layer {attention_input_layer(hook_name)}, not of layer {layer}."
         )
-    raw = _read_bridge(model, layer) if isinstance(model, TransformerBridge) else _read_hooked(model, layer)
+    raw = raw_weights(model, layer)
     attn: Any = model.blocks[layer].attn
     home, target = attn.W_V.device, working_dtype(model, dtype)
     work = torch.device("cpu") if home.type == "mps" else home
@@ -121,7 +120,7 @@ def resolve_output(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: i
     hook_name = dictionary_hook(sae)
     frozen = freeze(model, tokens[None], layer, hook_name)
     resolved = ResolvedOutput(Arm(frozen, codes(sae, frozen.x)), ov_weights(model, layer, hook_name), head)
-    z = _run(model, tokens[None].to(frozen.x.device), layer, {"z": f"blocks.{layer}.attn.hook_z"})["z"]
+    z = read_hooks(model, tokens[None].to(frozen.x.device), layer, {"z": f"blocks.{layer}.attn.hook_z"})["z"]
     own = z.flatten(2).view(len(tokens), frozen.n_heads, -1)[:, head].to(frozen.x)
     tolerance = 1e-4 if z.dtype in (torch.float32, torch.float64) else 5e-2
     size = value_terms(resolved.arm, resolved.weights, head).norm(dim=-1).max()

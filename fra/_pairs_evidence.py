@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from fra import stats
-from fra._jackknife import Jackknifed, conditions, power
+from fra._jackknife import Jackknifed, conditions, p_above, power
 from fra.claim import Claim, Condition, Evidence
+from fra.evidence import rank_condition
 from fra.pairs import HeadPairs, LayerPairs
 
 Layers = Mapping[int, LayerPairs]
@@ -41,8 +42,7 @@ def _assemble(
 ) -> dict[str, Evidence]:
     found = {name: Evidence(claim=claim, head=name, cannot=why) for name, why in cannot.items()}
     heads = list(headline)
-    first = next(iter(columns.values()))
-    q = stats.benjamini_hochberg([first[name].p or 1.0 for name in heads])
+    q = stats.benjamini_hochberg([p_above(headline[name], claim.bar) for name in heads])
     for k, name in enumerate(heads):
         found[name] = Evidence(
             claim=claim,
@@ -54,11 +54,6 @@ def _assemble(
             detail=detail(name),
         )
     return found
-
-
-def _ranked(name: str, p: float, level: float) -> Condition:
-    """A rank among nulls: it can be missed, and refutes nothing."""
-    return Condition(name, 1 - p, 1 - p, 1.0, 1 - level, p=p, p_refute=1.0)
 
 
 def _pooled(ranked: Mapping[str, HeadPairs], name: str, which: str) -> list[float]:
@@ -80,7 +75,7 @@ def self_channels(claim: Claim, layers: Layers) -> dict[str, Evidence]:
         name_of[0]: conditions(name_of[0], claim.bar, excess, claim.level, 2),
         name_of[1]: conditions(name_of[1], claim.bars[name_of[1]], over, claim.level, 2),
         name_of[2]: {
-            name: _ranked(
+            name: rank_condition(
                 name_of[2],
                 stats.rank_p(own.self_share.estimate, _pooled(ranked, name, "self_shuffled")),
                 claim.level,
@@ -115,7 +110,7 @@ def stability(claim: Claim, layers: Layers) -> dict[str, Evidence]:
         titles[1]: conditions(titles[1], claim.bars[titles[1]], loose, claim.level, 3),
         titles[2]: conditions(titles[2], claim.bars[titles[2]], atoms, claim.level, 3),
         titles[3]: {
-            name: _ranked(
+            name: rank_condition(
                 titles[3], stats.rank_p(p.stable.estimate, _pooled(ranked, name, "stable_shuffled")), claim.level
             )
             for name, p in ranked.items()
@@ -145,7 +140,7 @@ def prediction(claim: Claim, layers: Layers) -> dict[str, Evidence]:
     columns = {
         titles[0]: conditions(titles[0], claim.bar, correlation, claim.level),
         titles[1]: {
-            name: _ranked(titles[1], stats.rank_p(one.correlation.estimate, one.matched), claim.level)
+            name: rank_condition(titles[1], stats.rank_p(one.correlation.estimate, one.matched), claim.level)
             for name, one in every.items()
         },
         titles[2]: {name: Condition(titles[2], one.spread, one.spread, one.spread, bar) for name, one in every.items()},

@@ -82,6 +82,11 @@ def _bridge_qk_norm(attn: Any, name: str, offset: float, eps: float) -> tuple[Te
     return norm.weight.detach() + offset, float(own)
 
 
+def raw_weights(model: Model, layer: int) -> dict[str, Any]:
+    """What the model holds of a layer, nothing folded, whatever its class."""
+    return _read_bridge(model, layer) if isinstance(model, TransformerBridge) else _read_hooked(model, layer)
+
+
 def _read_bridge(model: TransformerBridge, layer: int) -> dict[str, Any]:
     """What TransformerBridge holds. Its cfg does not tell the truth about scale, rotary dimension and QK-norm: the
     components do.
@@ -170,7 +175,7 @@ def qk_weights(model: Model, layer: int, hook_name: str, dtype: torch.dtype | No
         )
     if getattr(model.blocks[layer], "attn", None) is None:
         raise FraError(f"layer {layer} has no attention component.")
-    raw = _read_bridge(model, layer) if isinstance(model, TransformerBridge) else _read_hooked(model, layer)
+    raw = raw_weights(model, layer)
     target = working_dtype(model, dtype)
     home = raw["W_Q"].device
     # Folding is done once in double precision, so that it costs no accuracy (MPS has no float64).

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from fra._dictionaries import Codes, _gain_and_offset, codes
+from fra._dictionaries import Codes, codes, gain_and_offset
 from fra._encoder import encode, encoder
 from fra._head_outputs import Live, observe
 from fra._heads import Model
@@ -193,7 +193,7 @@ def _resolve_heads(
 ) -> None:
     encoder(sae, z)  # refuses what is no dictionary of these head outputs
     acts, flat = encode(sae, z), z.flatten(1)
-    gain, offset = _gain_and_offset(sae, flat)
+    gain, offset = gain_and_offset(sae, flat)
     row, feature = acts.nonzero(as_tuple=True)
     decoder = sae.W_dec.detach().to(z)
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):

@@ -153,7 +153,7 @@ def _sampled_threshold(
     return lowest - 1e-4 * abs(lowest)
 
 
-def _feature_tiles(q: Entries, k: Entries, n_pos: int) -> Iterator[tuple[slice, Tensor]]:
+def feature_tiles(q: Entries, k: Entries, n_pos: int) -> Iterator[tuple[slice, Tensor]]:
     """Ranges of the query's live features, with the indices of their entries (ordered by feature)."""
     order = q.slot.argsort(stable=True)
     width = max(1, TILE_ELEMENTS // max(len(k.pos), n_pos))
@@ -229,7 +229,7 @@ def reduce_channels(
     """
     channels = _Channels(q, k, mask)
     least = max(1, min_count)
-    tiles = list(_feature_tiles(q, k, len(mask)))
+    tiles = list(feature_tiles(q, k, len(mask)))
     if n is None:
         # Key, code, value, count, and as much again while they are sorted.
         row_bytes = 2 * (2 * dtype.itemsize + 16)

@@ -23,9 +23,10 @@ from fra._channels import Arms, HeadOnArms, measure_arm, measure_arms, on_device
 from fra._heads import attention_input_layer
 from fra._search import SET_SIZE, Search
 from fra._threads import each
+from fra._transfer import as_share, tihs
 from fra.cih import Design, Screen, documents
 from fra.claim import Claim, Condition, Evidence
-from fra.evidence import _ranked, _two_sided, cluster_means, outside
+from fra.evidence import cluster_means, outside, rank_condition, two_sided
 
 if TYPE_CHECKING:
     from fra.targets import Target
@@ -90,7 +91,7 @@ def measure(
     found: dict[str, AcrossSeeds] = {}
     for hook in hooks:
         layer = attention_input_layer(hook)
-        heads = [h for h in range(target.n_heads) if screened.status[f"L{layer}H{h}"].status == "TIH"]
+        heads = tihs(target, screened, layer)
         if not heads:
             continue
         searches, arms = [], []
@@ -161,7 +162,7 @@ def seeds_evidence(
     """Q20: of every TIH of a layer with dictionaries of several seeds."""
     evidence = outside(claim, screened, "TIH")
     for name, status in screened.status.items():
-        if status.status == "TIH" and name not in found:
+        if status.status == "TIH" and name not in found and name not in screened.controls:
             reason = cannot or "the target declares no dictionaries of several seeds at this layer's attention input"
             evidence[name] = Evidence(claim=claim, head=name, cannot=reason)
     if not found:
@@ -174,7 +175,7 @@ def seeds_evidence(
             h: cluster_means(values(f), f.rows, f.sources, stats.seed_of(claim.digest, screened.target, h, name))
             for h, f in found.items()
         }
-        return {h: c[0] for h, c in _two_sided(name, bar, means, claim.level, 3, False).items()}, means
+        return {h: c[0] for h, c in two_sided(name, bar, means, claim.level, 3, False).items()}, means
 
     def mean(parts: Mapping[tuple[int, int], np.ndarray]) -> np.ndarray:
         return np.asarray(np.mean(list(parts.values()), axis=0))
@@ -192,15 +193,9 @@ def seeds_evidence(
     for h, f in found.items():
         n_rows = f.rows.sum()
         whole, part = original(f).sum() / n_rows, mean(f.translated).sum() / n_rows
-        c = kept[h]
-        if whole > 0:
-            share = part / whole
-            low, high = (share + (end - c.effect) / whole for end in (c.low, c.high))
-            c = Condition(c.name, share, low, high, claim.bar, p=c.p, p_refute=c.p_refute)
-        else:
-            c = Condition(c.name, float("nan"), -np.inf, np.inf, claim.bar)
+        c = as_share(kept[h], whole, part, claim.bar)
         p = stats.rank_p(float(f.shared.mean()), f.shared_random)
-        counted = _ranked("shared channels over random matching", p, claim.level)
+        counted = rank_condition("shared channels over random matching", p, claim.level)
         power = stats.power_above(
             means[h], 0.0, claim.bar * max(whole, 0.0), claim.level / len(found), simultaneous=False
         )

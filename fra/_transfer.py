@@ -24,7 +24,7 @@ from fra._variants import ARMS, VariantSets, disjoint_halves, token_matches, var
 from fra.cih import LONGEST_CONTEXT, Screen, has_dictionary, mean_prediction
 from fra.claim import Claim, Condition, Evidence
 from fra.errors import FraError
-from fra.evidence import _two_sided, cluster_means, outside
+from fra.evidence import cluster_means, false_discovery, outside, rank_condition, two_sided
 
 if TYPE_CHECKING:
     from fra.targets import Target
@@ -90,14 +90,10 @@ def move_layer(
     return {f"L{layer}H{h}": moved for h, moved in zip(heads, each(one, heads, device), strict=True)}
 
 
-def _tih(target: Target, screened: Screen) -> dict[int, list[int]]:
-    """TIHs by layer, of layers with a dictionary."""
-    found: dict[int, list[int]] = {}
-    for layer in range(target.n_layers):
-        heads = [h for h in range(target.n_heads) if screened.status[f"L{layer}H{h}"].status == "TIH"]
-        if heads and has_dictionary(target, layer):
-            found[layer] = heads
-    return found
+def tihs(target: Target, screened: Screen, layer: int) -> list[int]:
+    """TIHs of a layer; heads that are controls (layer 0 on repeated_random) are in no family, whatever their status."""
+    names = {head: f"L{layer}H{head}" for head in range(target.n_heads)}
+    return [h for h, name in names.items() if screened.status[name].status == "TIH" and name not in screened.controls]
 
 
 def _move(
@@ -111,7 +107,10 @@ def _move(
     lags: Sequence[int],
 ) -> dict[str, Moved]:
     found: dict[str, Moved] = {}
-    for layer, heads in _tih(target, screened).items():
+    for layer in range(target.n_layers):
+        heads = tihs(target, screened, layer)
+        if not heads or not has_dictionary(target, layer):
+            continue
         progress(f"{name}: layer {layer}")
         hook, sae = target.dictionary_for(layer)
         arm = measure_arm(target.model, sae, discovery.tokens, layer, hook)
@@ -169,7 +168,7 @@ def linear(
         h: cluster_means(values(m), m.rows, m.sources, stats.seed_of(claim.digest, screened.target, h, name))
         for h, m in moved.items()
     }
-    columns = _two_sided(name, bar, means, claim.level, share, False)
+    columns = two_sided(name, bar, means, claim.level, share, False)
     return {h: own[0] for h, own in columns.items()}, means
 
 
@@ -207,12 +206,11 @@ def unseen_evidence(claim: Claim, screened: Screen, moved: Mapping[str, Moved]) 
             names[h] = [f"{pairs[c, 0]} -> {pairs[c, 1]}" for c in live]
             seed = stats.seed_of(claim.digest, screened.target, h, "unseen")
             single[h] = cluster_means(effects.nats[:, live], effects.rows[:, live], moved[h].sources, seed)
-    columns = _two_sided("effect on unseen tokens", claim.bar, single, claim.level, 2, True) if single else {}
+    columns = two_sided("effect on unseen tokens", claim.bar, single, claim.level, 2, True) if single else {}
     for h in heads:
         m = moved[h]
         kept = as_share(form[h], m.mean("seen"), m.mean("unseen"), bar)
-        p = stats.rank_p(m.mean("unseen"), m.lags)
-        lags = Condition("over other lags", 1 - p, 1 - p, 1.0, claim.bars["over other lags"], p=p, p_refute=1.0)
+        lags = rank_condition("over other lags", stats.rank_p(m.mean("unseen"), m.lags), claim.level)
         unmeasured = Condition("effect on unseen tokens", float("nan"), -np.inf, np.inf, claim.bar)
         candidates = {n: (c, kept, lags) for n, c in zip(names.get(h, ()), columns.get(h, ()), strict=True)}
         power = stats.power_above(
@@ -250,9 +248,9 @@ def variant_evidence(
         ("over an unrelated copy", 0.0, lambda m: m.together["variant"] - m.together["unrelated"]),
     ]
     columns = [linear(claim, screened, name, bar, moved, values, len(asked)) for name, bar, values in asked]
-    q = stats.benjamini_hochberg([columns[0][0][h].p or 1.0 for h in heads])
+    q = false_discovery(heads, columns[0][1], claim.bar)
     matches = {name: token_matches(batch) for name, batch in sets.arms.items()}
-    for k, h in enumerate(heads):
+    for h in heads:
         m = moved[h]
         conditions = tuple(column[0][h] for column in columns)
         power = stats.power_above(columns[0][1][h], 0.0, claim.bar, claim.level / len(heads), simultaneous=False)
@@ -271,7 +269,7 @@ def variant_evidence(
             candidates={SETS: conditions},
             n=len(m.rows),
             power=float(power[0]),
-            q=float(q[k]),
+            q=q[h],
             detail=detail,
         )
     return found

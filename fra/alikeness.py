@@ -117,8 +117,8 @@ def alikeness_evidence(claim: Claim, frontier: Frontier | None, arm: str = "bloc
     p = [(1 + (sampled[h] >= claim.bar).sum()) / (1 + _DRAWS) for h in heads]
     p_refute = [(1 + (sampled[h] <= claim.bar).sum()) / (1 + _DRAWS) for h in heads]
     level, level_refute = stats.holm_levels(p, claim.level), stats.holm_levels(p_refute, claim.level)
-    p, p_refute = list(stats.holm(p)), list(stats.holm(p_refute))
     q = stats.benjamini_hochberg(p)
+    p, p_refute = list(stats.holm(p)), list(stats.holm(p_refute))
     for k, h in enumerate(heads):
         size = int((found.owner == h).sum())
         random = [_share(margins(found, rng.choice(everything, size, replace=False))) for _ in range(CONTROLS)]

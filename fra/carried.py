@@ -20,7 +20,7 @@ from torch import Tensor
 from fra import _nulls
 from fra._channels import Arm
 from fra._dictionaries import Codes, codes
-from fra._heads import FrozenLayer, Model, _run, freeze
+from fra._heads import FrozenLayer, Model, freeze, read_hooks
 from fra._token_dictionary import TokenDictionary, learn
 from fra.errors import FraError
 from fra.stats import seed_of
@@ -113,7 +113,7 @@ def observe(
         names["sigma"] = f"{block}.ln1.hook_scale"
     names = {name: hook for name, hook in names.items() if name in what}
     home = next(model.parameters()).device
-    parts = [_run(model, part.to(home), layer, names) for part in torch.split(tokens, _AT_ONCE)]
+    parts = [read_hooks(model, part.to(home), layer, names) for part in torch.split(tokens, _AT_ONCE)]
     return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 

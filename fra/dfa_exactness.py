@@ -8,14 +8,15 @@ zero that is the sum of large terms is not a large relative error.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fra import attribution
+from fra import attribution, exactness
 from fra._encoder import own_pre_activation
 from fra._head_outputs import HeadOutputs, Live
 from fra._heads import Model
@@ -122,11 +123,11 @@ def recursive_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> 
     for given in _routes(target, o.encoder.layer):
         trace = attribution.recursive(model, sae, tokens, at, given)
         yardstick = torch.stack([term.value.abs().sum(1) for term in trace.terms]).sum(0)
-        found["complete"] = max(found["complete"], _largest(trace.total() - truth, yardstick))
+        found = exactness.largest([found, {"complete": _largest(trace.total() - truth, yardstick)}])
         for component in trace.components():
             if any(bool(term.value.any()) for term in trace.terms if term.component == component):
                 off = _largest(trace.without(component) - truth, yardstick)
-                found[component] = max(found.get(component, 0.0), off)
+                found = exactness.largest([found, {component: off}])
     return found
 
 
@@ -154,8 +155,8 @@ def evidence(
     hooks = head_output_hooks(target)
     if not hooks:
         return Evidence(claim=claim, head=None, cannot=NO_DICTIONARY)
-    found = {hook: _worst(errors(target, hook, tokens) for tokens in documents) for hook in hooks}
-    complete = max(row["complete"] for row in found.values())
+    found = {hook: exactness.largest(errors(target, hook, tokens) for tokens in documents) for hook in hooks}
+    complete = float(np.max([row["complete"] for row in found.values()]))
     (control,) = claim.bars
     least = min(value for row in found.values() for name, value in row.items() if name != "complete")
     conditions = (
@@ -169,14 +170,6 @@ def evidence(
         n=len(documents),
         detail={"largest error by dictionary and part left out": found},
     )
-
-
-def _worst(rows: Iterable[Mapping[str, float]]) -> Errors:
-    found: Errors = {}
-    for row in rows:
-        for name, value in row.items():
-            found[name] = max(found.get(name, 0.0), value)
-    return found
 
 
 __all__ = ["Errors", "evidence", "head_errors", "recursive_errors", "source_errors"]

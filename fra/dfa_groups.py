@@ -18,7 +18,7 @@ from fra._firings import Firings, corpus
 from fra._pooled import NO_DICTIONARY, clustered, head_output_hooks
 from fra.claim import Claim, Condition, Evidence
 from fra.dfa_heads import Division, alive_features, divide
-from fra.evidence import _two_sided
+from fra.evidence import two_sided
 
 if TYPE_CHECKING:
     from fra.targets import Target
@@ -176,7 +176,7 @@ def _family(
 ) -> dict[str, Evidence]:
     if not excess:
         return {}
-    columns = _two_sided("activation Jaccard over random heads", claim.bar, excess, claim.level, 1, False)
+    columns = two_sided("activation Jaccard over random heads", claim.bar, excess, claim.level, 1, False)
     q = stats.benjamini_hochberg([float(m.p_above(claim.bar, False)[0]) for m in excess.values()])
     return {
         h: Evidence(

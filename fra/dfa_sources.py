@@ -16,7 +16,7 @@ from fra._head_outputs import HeadOutputs, Live, observe
 from fra._own_tokens import own_tokens
 from fra._pooled import clustered
 from fra.claim import Claim, Evidence
-from fra.evidence import _two_sided
+from fra.evidence import false_discovery, two_sided
 from fra.induction import head_status
 from fra.stimuli import Batch
 
@@ -231,7 +231,7 @@ def _family(
         return {}
     names = ("share of attribution", *CONDITIONS)
     columns = [
-        _two_sided(
+        two_sided(
             name,
             claim.bars.get(name, claim.bar),
             {h: own[name] for h, own in samples.items()},
@@ -241,10 +241,10 @@ def _family(
         )
         for name in names
     ]
-    q = stats.benjamini_hochberg([columns[0][h][0].p or 1.0 for h in samples])
+    q = false_discovery(list(samples), {h: own[names[0]] for h, own in samples.items()}, claim.bar)
     level = claim.level / len(samples)
     found = {}
-    for k, (h, own) in enumerate(samples.items()):
+    for h, own in samples.items():
         conditions = tuple(column[h][0] for column in columns)
         powers = [
             float(stats.power_above(own[c.name], 0.0, c.bar, level, simultaneous=False)[0])
@@ -257,7 +257,7 @@ def _family(
             candidates={"its induction features": conditions},
             n=n,
             power=min(powers, default=None),
-            q=float(q[k]),
+            q=q[h],
             detail=details[h],
         )
     return found

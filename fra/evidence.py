@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from fra import stats
-from fra._channels import Effects
-from fra._screen import MIN_LIVE_DOCUMENTS, PLANTED_AT_LEAST, Example, HeadScreen, mean_effect
+from fra._channel_details import channel_detail, live_candidates, set_detail, status_detail
+from fra._screen import PLANTED_AT_LEAST, HeadScreen, mean_effect
 from fra._search import SET_SIZE
 from fra.cih import Screen, families
 from fra.claim import Claim, Condition, Evidence
-from fra.induction import HeadStatus, by_source
+from fra.induction import by_source
 
 GATE = "gate: feature-feature share"
 """Name of the set claim's gate among its bars: the share of the stripe's contrast that the feature-feature block
@@ -29,11 +27,11 @@ def outside(claim: Claim, screened: Screen, family: str) -> dict[str, Evidence]:
     """
     found = {}
     for name, status in screened.status.items():
-        detail = {"status": _status_detail(status)}
+        detail = {"status": status_detail(status)}
         if name in screened.known_tih and status.status != "TIH":
             reason = f"the target lists this head as a TIH, but it is {status.status} on {screened.stimulus}"
             found[name] = Evidence(claim=claim, head=name, undecided=reason, detail=detail)
-        elif name in screened.controls and family != "TIH":
+        elif name in screened.controls and status.status in ("TIH", family):
             reason = "a layer-0 head, whose keys cannot know their predecessors: a control, in no family"
             best = {"best channel effect (nats)": screened.controls[name]}
             found[name] = Evidence(claim=claim, head=name, cannot=reason, detail=detail | best)
@@ -53,7 +51,7 @@ def cluster_means(sums: np.ndarray, counts: np.ndarray, sources: Sequence[str], 
     return stats.ClusterMeans(by_source(sums, sources), by_source(counts, sources), seed=seed)
 
 
-def _two_sided(
+def two_sided(
     name: str, bar: float, means: Mapping[str, stats.ClusterMeans], level: float, share: int, simultaneous: bool
 ) -> dict[str, list[Condition]]:
     """One condition for every candidate of every head.
@@ -86,7 +84,17 @@ def _two_sided(
     return found
 
 
-def _ranked(name: str, p: float, level: float) -> Condition:
+def false_discovery(
+    heads: Sequence[str], means: Mapping[str, stats.ClusterMeans], bar: float, simultaneous: bool = False
+) -> dict[str, float]:
+    """q of every head (Benjamini-Hochberg) for "effect <= bar" of its best candidate, p = 1 for heads without one: from
+    p-values that are not yet adjusted over the heads, or the adjustment would count twice.
+    """
+    p = [float(means[h].p_above(bar, simultaneous).min()) if h in means else 1.0 for h in heads]
+    return dict(zip(heads, map(float, stats.benjamini_hochberg(p)), strict=True))
+
+
+def rank_condition(name: str, p: float, level: float) -> Condition:
     """A condition that is a rank among nulls: 1 - p above 1 - level. It can be missed; it refutes nothing."""
     return Condition(name, 1 - p, 1 - p, 1.0, 1 - level, p=p, p_refute=1.0)
 
@@ -130,9 +138,9 @@ def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
     effect = means("set effect", every["set effect"], lambda s: s.set_effects[size].rows[:, 0])
     share = means("share of contrast", every["share of contrast"], lambda s: s.set_rows)
     columns = [
-        _two_sided("set effect", claim.bar, effect, level, refutable, False),
+        two_sided("set effect", claim.bar, effect, level, refutable, False),
         _shifted(
-            _two_sided("share of contrast", 0.0, share, level, refutable, False),
+            two_sided("share of contrast", 0.0, share, level, refutable, False),
             claim.bars["share of contrast"],
             screened,
             size,
@@ -141,7 +149,7 @@ def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
     for seed in range(n_atoms):
         over = means(f"atoms {seed}", partial(_over_atoms, seed), lambda s: s.set_rows)
         columns.append(
-            _two_sided(
+            two_sided(
                 f"over random atoms {seed + 1}",
                 claim.bars[f"over random atoms {seed + 1}"],
                 over,
@@ -150,13 +158,13 @@ def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
                 False,
             )
         )
-    q = stats.benjamini_hochberg([columns[0][h][0].p or 1.0 for h in heads])
-    channels, smallest = _channel_conditions(claim_bars(claim), level, screened, heads, claim.digest)
-    for k, h in enumerate(heads):
+    q = false_discovery(heads, effect, claim.bar)
+    channels, smallest, _ = _channel_conditions(claim_bars(claim), level, screened, heads, claim.digest)
+    for h in heads:
         s = screened.heads[h]
         own = float(effect[h].estimate[0])
         p = stats.rank_p(own, s.scramble_sets)
-        conditions = (*(column[h][0] for column in columns), _ranked("over scrambled heads", p, level))
+        conditions = (*(column[h][0] for column in columns), rank_condition("over scrambled heads", p, level))
         total = sum(s.blocks.values())
         carried = s.blocks["ff"] / total if total > 0 else float("nan")
         undecided = None
@@ -172,10 +180,10 @@ def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
             candidates={f"the {size} strongest channels": conditions},
             n=len(s.set_rows),
             power=power,
-            q=float(q[k]),
+            q=q[h],
             undecided=undecided,
-            detail=_set_detail(screened, h, carried, effect[h], level / len(heads))
-            | _channel_detail(screened, h, channels[h], level, smallest.get(h)),
+            detail=set_detail(screened, h, carried, effect[h], level / len(heads))
+            | channel_detail(screened, h, channels[h], level, smallest.get(h)),
         )
     return found
 
@@ -217,10 +225,9 @@ def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") 
     found = outside(claim, screened, family)
     if not heads:
         return found
-    conditions, smallest = _channel_conditions(claim_bars(claim), claim.level, screened, heads, claim.digest)
-    least = [min((c[0].p if c[0].p is not None else 1.0 for c in conditions[h].values()), default=1.0) for h in heads]
-    q = stats.benjamini_hochberg(least)
-    for k, h in enumerate(heads):
+    conditions, smallest, effects = _channel_conditions(claim_bars(claim), claim.level, screened, heads, claim.digest)
+    q = false_discovery(heads, effects, claim_bars(claim)["effect"], True)
+    for h in heads:
         s = screened.heads[h]
         power = s.planted_found / s.planted if s.planted >= PLANTED_AT_LEAST else float("nan")
         found[h] = Evidence(
@@ -229,28 +236,25 @@ def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") 
             candidates=conditions[h],
             n=len(s.effects.rows),
             power=power,
-            q=float(q[k]),
-            detail=_channel_detail(screened, h, conditions[h], claim.level, smallest.get(h))
-            | {"status": _status_detail(screened.status[h])},
+            q=q[h],
+            detail=channel_detail(screened, h, conditions[h], claim.level, smallest.get(h))
+            | {"status": status_detail(screened.status[h])},
         )
     return found
 
 
-def _live(s: HeadScreen) -> Int[np.ndarray, " m"]:
-    """Candidates live in enough documents to be measured at all."""
-    return np.flatnonzero((s.effects.rows > 0).sum(0) >= MIN_LIVE_DOCUMENTS)
-
-
 def _channel_conditions(
     bars: Mapping[str, float], level: float, screened: Screen, heads: Sequence[str], digest: str
-) -> tuple[dict[str, dict[str, tuple[Condition, ...]]], dict[str, float]]:
-    """All conditions of an expressed CIH channel for every measured candidate of every head, and for each head the
-    smallest effect (nats; the median over its candidates) that the design tells from zero with power 0.8.
+) -> tuple[dict[str, dict[str, tuple[Condition, ...]]], dict[str, float], dict[str, stats.ClusterMeans]]:
+    """All conditions of an expressed CIH channel for every measured candidate of every head; for each head the smallest
+    effect (nats; the median over its candidates) that the design tells from zero with power 0.8; and the effects of
+    the heads that were measured.
     """
-    keep = {h: _live(screened.heads[h]) for h in heads}
+    keep = {h: live_candidates(screened.heads[h]) for h in heads}
     measured = [h for h in heads if len(keep[h])]
 
     detectable: dict[str, float] = {}
+    effects: dict[str, stats.ClusterMeans] = {}
 
     def column(name: str, part: str, bar: float) -> dict[str, list[Condition]]:
         means = {}
@@ -259,12 +263,13 @@ def _channel_conditions(
             sums, rows = getattr(s.effects, part)[:, keep[h]], s.effects.rows[:, keep[h]]
             means[h] = cluster_means(sums, rows, s.sources, stats.seed_of(digest, screened.target, h, name))
         if name == "effect":
+            effects.update(means)
             for h, m in means.items():
                 smallest = stats.detectable(m, level / len(heads))
                 detectable[h] = (
                     float(np.median(smallest[np.isfinite(smallest)])) if np.isfinite(smallest).any() else np.nan
                 )
-        return _two_sided(name, bar, means, level, 3, True)
+        return two_sided(name, bar, means, level, 3, True)
 
     effect = column("effect", "nats", bars["effect"])
     contrast = column("head contrast", "contrast", bars["head contrast"])
@@ -277,147 +282,12 @@ def _channel_conditions(
             covered = s.effects.covered[:, c].sum() / s.n_rows
             found[h][f"{s.pairs[c, 0]} -> {s.pairs[c, 1]}"] = (
                 effect[h][n],
-                _ranked("over other lags", float(s.p_lag[c]), level),
-                _ranked("coupling among matched pairs", float(s.p_coupling[c]), level),
+                rank_condition("over other lags", float(s.p_lag[c]), level),
+                rank_condition("coupling among matched pairs", float(s.p_coupling[c]), level),
                 _exact("coupling over other heads", float(s.above_heads[c]), 0.0),
-                _ranked("over scrambled heads", stats.rank_p(float(E[c]), s.scramble_best), level),
+                rank_condition("over scrambled heads", stats.rank_p(float(E[c]), s.scramble_best), level),
                 contrast[h][n],
                 attention[h][n],
                 _exact("coverage", float(covered), bars["coverage"]),
             )
-    return found, detectable
-
-
-LATENT = 5
-"""The first five conditions make a channel latent; all of them make it expressed."""
-
-
-def _channel_detail(
-    screened: Screen,
-    h: str,
-    conditions: Mapping[str, tuple[Condition, ...]],
-    level: float,
-    smallest: float | None,
-    top: int = 5,
-) -> dict[str, Any]:
-    """The best channels of a head as a reader should see them, with how many are latent and expressed."""
-    s = screened.heads[h]
-    rows = []
-    order = sorted(zip(_live(s), conditions.items(), strict=True), key=lambda item: -item[1][1][0].effect)
-    for c, (name, own) in order:
-        about = s.tokens[c]
-        latent = all(x.holds(level) for x in own[:LATENT])
-        survives = bool(s.without_heaviest[c] > own[0].bar)
-        rows.append(
-            {
-                "channel": name,
-                "effect (nats)": own[0].effect,
-                "low": own[0].low,
-                "high": own[0].high,
-                "attention": own[6].effect,
-                "coverage": own[7].effect,
-                "live-pair share": about["live_pair_share"],
-                "breadth": about["breadth"],
-                "coupling": float(s.coupling[c]),
-                "coupling rank": float(s.p_coupling[c]),
-                "p other lags": float(s.p_lag[c]),
-                "p scrambles": own[4].p,
-                "head contrast": own[5].effect,
-                "latent": latent,
-                "expressed": latent and all(x.holds(level) for x in own[LATENT:]),
-                "conceptual": about["breadth"] >= 3 and survives,
-                "query tokens": [f"{screened.token_text(t)!r} x{n}" for t, n in about["query"]],
-                "key tokens": [f"{screened.token_text(t)!r} x{n}" for t, n in about["key"]],
-            }
-        )
-    detail: dict[str, Any] = {
-        "channels screened": len(s.pairs),
-        "channels measured": len(rows),
-        "latent": sum(r["latent"] for r in rows),
-        "expressed": sum(r["expressed"] for r in rows),
-        "best channels": rows[:top],
-        "planted channels found": f"{s.planted_found} of {s.planted}" if s.planted else "none was planted",
-        "smallest detectable channel effect (nats)": smallest,
-        "best effect at other lags": _spread(s.lag_best),
-        "best effect of scrambled heads": _spread(s.scramble_best),
-    }
-    if s.example is not None:
-        detail["best channel on a document"] = _example_detail(screened, s.example)
-        if s.layer in screened.pages:
-            detail["its features on Neuronpedia"] = [f"{screened.pages[s.layer]}/{i}" for i in s.example.pair]
-    if s.marginals is not None:
-        detail["all channels of the best channel's query feature"], detail["all channels of its key feature"] = map(
-            _mean, s.marginals
-        )
-    return detail
-
-
-def _example_detail(screened: Screen, example: Example) -> dict[str, Any]:
-    """The head's pattern and the channel's map on one document, to three digits, as the report draws them."""
-    i, j = example.pair
-
-    def triangle(values: np.ndarray) -> list[list[float]]:
-        return [[float(f"{v:.3g}") for v in row[: t + 1]] for t, row in enumerate(values)]
-
-    return {
-        "tokens": [screened.token_text(int(token)) for token in example.tokens],
-        "maps": {"attention": triangle(example.pattern), f"channel {i} -> {j} (nats)": triangle(example.contribution)},
-    }
-
-
-def _mean(effects: Effects) -> float:
-    return float(effects.nats.sum() / max(effects.rows.sum(), 1.0))
-
-
-def _spread(values: np.ndarray) -> dict[str, float | None]:
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return {"median": None, "95th percentile": None, "largest": None}
-    return {
-        "median": float(np.median(finite)),
-        "95th percentile": float(np.quantile(finite, 0.95)),
-        "largest": float(finite.max()),
-    }
-
-
-def _status_detail(status: HeadStatus) -> dict[str, Any]:
-    return {"status": status.status, "contrast": status.contrast, "low": status.lower, "high": status.upper} | {
-        f"attention: {name}": value for name, value in status.stripes.items()
-    }
-
-
-_BLOCK_NAMES = {"f": "feature", "b": "bias", "e": "error"}
-
-
-def _set_detail(screened: Screen, h: str, carried: float, effect: stats.ClusterMeans, level: float) -> dict[str, Any]:
-    s = screened.heads[h]
-    contrast = float(s.contrast.sum() / s.set_rows.sum())
-    return {
-        "status": _status_detail(screened.status[h]),
-        "feature-feature share of the stripe contrast": carried,
-        "stripe contrast by block (nats)": {
-            f"{_BLOCK_NAMES[k[0]]} x {_BLOCK_NAMES[k[1]]}": v for k, v in s.blocks.items()
-        },
-        "set size and what it accounts for": {
-            "x": list(s.set_effects),
-            "curves": {
-                "share of the contrast": [
-                    float(e.attention.sum() / s.contrast.sum()) if contrast > 0 else None
-                    for e in s.set_effects.values()
-                ]
-            },
-        },
-        "sets removed together": [
-            {
-                "channels": n,
-                "effect (nats)": _mean(e),
-                "attention": float(e.attention.sum() / max(e.rows.sum(), 1.0)),
-                "share of contrast": float(e.attention.sum() / s.contrast.sum()) if contrast > 0 else None,
-                "coverage": float(e.covered.sum() / s.set_rows.sum()),
-            }
-            for n, e in s.set_effects.items()
-        ],
-        "the same set with random atoms (nats)": [_mean(e) for e in s.atom_effects],
-        "the same set of scrambled heads (nats)": _spread(s.scramble_sets),
-        "smallest detectable effect (nats)": float(stats.detectable(effect, level, simultaneous=False)[0]),
-    }
+    return found, detectable, effects

@@ -4,8 +4,10 @@ numbers, and what leaving a term or the signs out does to it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,6 +18,7 @@ from fra._heads import Model
 from fra._intervention import Intervention
 from fra._output import ResolvedOutput, Space, ov_weights
 from fra._resolve import TERMS, ResolvedHead, resolve
+from fra.claim import Claim, Condition, Evidence
 
 DROPPED = (*(f"{side} {term}" for side in ("query", "key") for term in TERMS), "scale")
 """What `errors` leaves out in turn: each kind of term on each side, and the score's scale."""
@@ -23,7 +26,7 @@ DROPPED = (*(f"{side} {term}" for side in ("query", "key") for term in TERMS), "
 
 def errors(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, head: int) -> dict[str, float]:
     """Largest error over all unmasked entries, as a share of the sum of absolute terms: `complete`, and one for each of
-    DROPPED.
+    DROPPED that the head has (a bias of zeros or a scale of one can be left out unnoticed).
 
     The truth is the model's own hook_attn_scores (after softcap). The sum of absolute terms is the yardstick: a score
     near zero that is the sum of large terms is not a large relative error. Raises FraError as `fra.resolve` does.
@@ -39,9 +42,12 @@ def errors(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, head
     scores, blocks = resolved.scores(), resolved.blocks()
     found = {"complete": worst(scores)}
     for term in TERMS:
-        found[f"query {term}"] = worst(scores - torch.stack([blocks[term, other] for other in TERMS]).sum(0))
-        found[f"key {term}"] = worst(scores - torch.stack([blocks[other, term] for other in TERMS]).sum(0))
-    found["scale"] = worst(scores / resolved.frozen.scale) if resolved.frozen.scale != 1 else float("nan")
+        for side, own in (("query", [(term, other) for other in TERMS]), ("key", [(other, term) for other in TERMS])):
+            left_out = torch.stack([blocks[block] for block in own])
+            if bool(left_out.any()):
+                found[f"{side} {term}"] = worst(scores - left_out.sum(0))
+    if resolved.frozen.scale != 1:
+        found["scale"] = worst(scores / resolved.frozen.scale)
     return found
 
 
@@ -61,6 +67,7 @@ def absolute_terms(resolved: ResolvedHead) -> Float[Tensor, "q_pos k_pos"]:
     return total.mT.to(resolved.frozen.x).clamp(min=torch.finfo(torch.float32).tiny)
 
 
+LEFT_OUT = "error with a term left out"
 OUTPUT_DROPPED = TERMS
 """What `output_errors` leaves out in turn."""
 
@@ -71,9 +78,10 @@ def output_errors(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: in
 
     `z` and `result`: largest error over all positions and coordinates, as a share of the sum of absolute terms (one a
     feature, one for the bias, one for the error), against hook_z and against what the attention module puts out when
-    the other heads' hook_z is zero. One for each of OUTPUT_DROPPED: the same for z without that kind of term. `norms`:
-    the median over positions, in the space where it is smaller, of what norms of contributions without their signs add
-    up to beyond the norm of the output, as a share of that sum: 0 where nothing cancels.
+    the other heads' hook_z is zero. One for each of OUTPUT_DROPPED that there is (not for biases of zeros): the same
+    for z without that kind of term. `norms`: the median over positions, in the space where it is smaller, of what norms
+    of contributions without their signs add up to beyond the norm of the output, as a share of that sum: 0 where
+    nothing cancels.
 
     Raises FraError as `fra.resolve` does.
     """
@@ -97,11 +105,55 @@ def output_errors(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: in
             total = parts[0] @ parts[1] + terms["bias"] + terms["error"] + constant
             row[space] = float(((total - whole).abs() / yardstick).max())
             if space == "z":
-                row |= {term: float(((total - terms[term] - whole).abs() / yardstick).max()) for term in OUTPUT_DROPPED}
+                row |= {
+                    term: float(((total - terms[term] - whole).abs() / yardstick).max())
+                    for term in OUTPUT_DROPPED
+                    if bool(terms[term].any())
+                }
             size = parts[0].abs() @ parts[1].norm(dim=-1) + terms["bias"].norm(dim=-1) + terms["error"].norm(dim=-1)
             norms.append(float(((size - (whole - constant).norm(dim=-1)) / size).median()))
         found[head] = row | {"norms": min(norms)}
     return found
+
+
+def largest(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The largest of each name over the rows that have it; NaN where one of them is: an error that is no number must
+    not vanish in a maximum.
+    """
+    found: dict[str, float] = {}
+    for row in rows:
+        for name, value in row.items():
+            found[name] = float(np.maximum(found.get(name, -np.inf), value))
+    return found
+
+
+def sums_evidence(
+    claim: Claim,
+    head: str,
+    rows: Sequence[Mapping[str, float]],
+    whole: Sequence[str],
+    dropped: Sequence[str],
+    at_least: Mapping[str, str],
+) -> Evidence:
+    """Evidence of one head that terms add up, from one row of errors a document.
+
+    whole: names of errors of the complete sum, whose largest is the headline. dropped: of sums with a term left out,
+    the smallest of which must exceed the bar LEFT_OUT. at_least: bars that what stands under a name must exceed in
+    every document.
+    """
+    worst = largest(rows)
+    error = float(np.max([worst[name] for name in whole]))
+    left_out = {name: worst[name] for name in dropped if name in worst}
+    numbers = {bar: float(np.min([row[name] for row in rows])) for bar, name in at_least.items()}
+    numbers[LEFT_OUT] = float(np.min(list(left_out.values()))) if left_out else float("nan")
+    above = [Condition(name, value, value, value, claim.bars[name]) for name, value in numbers.items()]
+    return Evidence(
+        claim=claim,
+        head=head,
+        candidates={"every term": (Condition("error", error, error, error, claim.bar, above=False), *above)},
+        n=len(rows),
+        detail={"error with one kind of term left out": left_out},
+    )
 
 
 def _own_outputs(

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from fra import stats
 from fra.claim import Claim, Condition, Evidence
-from fra.evidence import _two_sided, cluster_means
+from fra.evidence import cluster_means, false_discovery, two_sided
 
 NO_DICTIONARY = "the target has no dictionary at this layer's attention input"
 
@@ -60,6 +60,7 @@ def paired_evidence(
     names = list(next(iter(measured.values())).sums)
     columns: dict[str, dict[str, Condition]] = {}
     power: dict[str, float | None] = dict.fromkeys(measured)
+    q: dict[str, float] = {}
     for name in names:
         sign = -1.0 if name in below else 1.0
         bar = claim.bar if name == names[0] else claim.bars[name]
@@ -69,23 +70,24 @@ def paired_evidence(
             )
             for h, m in measured.items()
         }
-        column = _two_sided(name, sign * bar, means, claim.level, len(names), simultaneous=False)
+        column = two_sided(name, sign * bar, means, claim.level, len(names), simultaneous=False)
         columns[name] = {h: _turned(c) if sign < 0 else c for h, (c,) in column.items()}
+        if name == names[0]:
+            q = false_discovery(list(means), means, sign * bar)
         if name == names[0] and null is not None:
             for h, sample in means.items():
                 chance = stats.power_above(
                     sample, sign * null, sign * bar, claim.level / len(means), simultaneous=False
                 )
                 power[h] = float(chance[0])
-    q = stats.benjamini_hochberg([columns[names[0]][h].p or 1.0 for h in measured])
-    for k, (h, m) in enumerate(measured.items()):
+    for h, m in measured.items():
         found[h] = Evidence(
             claim=claim,
             head=h,
             candidates={"every condition": tuple(columns[name][h] for name in names)},
             n=len(m.sources),
             power=power[h],
-            q=float(q[k]),
+            q=q[h],
             undecided=m.undecided,
             detail=m.detail,
         )

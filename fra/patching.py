@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._dictionaries import _gain_and_offset, check_kind, check_scaling, dictionary_hook
+from fra._dictionaries import check_kind, check_scaling, dictionary_hook, gain_and_offset
 from fra._encoder import encode, head_output_layer
-from fra._heads import Model, _run, check_layer_and_head, check_tokens
+from fra._heads import Model, check_layer_and_head, check_tokens, read_hooks
 from fra._intervention import Intervention, Positions, chosen_positions, fitting, unhooked
 from fra.errors import FraError
 
@@ -60,7 +60,7 @@ def feature_outputs(
     batch, pos, width = z.shape
     heads = z.detach().reshape(batch * pos, 1, width).to(decoder)
     acts = encode(dictionary, heads)
-    gain, _ = _gain_and_offset(dictionary, heads[:, 0])
+    gain, _ = gain_and_offset(dictionary, heads[:, 0])
     ids = features.to(decoder.device)
     if len(ids) == 1:
         total = acts[:, ids[0]] @ decoder[ids[0]]
@@ -210,6 +210,6 @@ def _under(
     home = tokens.to(next(model.parameters()).device)
     with unhooked(model), torch.no_grad():
         if change is None:
-            return {key: value.detach() for key, value in _run(model, home, layer, names).items()}
+            return {key: value.detach() for key, value in read_hooks(model, home, layer, names).items()}
         with change:
-            return {key: value.detach() for key, value in _run(model, home, layer, names).items()}
+            return {key: value.detach() for key, value in read_hooks(model, home, layer, names).items()}

@@ -9,9 +9,10 @@ import numpy as np
 from jaxtyping import Float
 
 from fra import stats
+from fra._screen import SET_SIZES
 from fra.cih import Screen, families
 from fra.claim import Claim, Condition, Evidence
-from fra.evidence import _ranked, _two_sided, cluster_means, outside
+from fra.evidence import cluster_means, false_discovery, outside, rank_condition, two_sided
 from fra.removal import (
     CIH,
     COPIES,
@@ -61,14 +62,14 @@ def removal_evidence(claim: Claim, screened: Screen, found: Mapping[str, HeadRem
     }
     means = {name: _means(claim, screened, found, name, sums) for name, sums in estimands.items()}
     columns = [
-        _two_sided(name, claim.bars.get(name, claim.bar), means[name], claim.level, len(estimands), False)
+        two_sided(name, claim.bars.get(name, claim.bar), means[name], claim.level, len(estimands), False)
         for name in estimands
     ]
-    q = stats.benjamini_hochberg([columns[0][h][0].p or 1.0 for h in heads])
-    for k, h in enumerate(heads):
+    q = false_discovery(heads, means["copied-token logit"], claim.bar)
+    for h in heads:
         one = found[h]
         ranked = tuple(
-            _ranked(name, stats.rank_p(float(one.observed[m]), one.draws[:, m]), claim.level)
+            rank_condition(name, stats.rank_p(float(one.observed[m]), one.draws[:, m]), claim.level)
             if len(one.draws) >= DRAWS
             else Condition(name, np.nan, -np.inf, np.inf, 1 - claim.level)
             for m, name in enumerate(OVER_RANDOM)
@@ -80,7 +81,7 @@ def removal_evidence(claim: Claim, screened: Screen, found: Mapping[str, HeadRem
             candidates={f"the {CIH} of the CIH set": (*(column[h][0] for column in columns), *ranked)},
             n=len(one.rows),
             power=float(stats.power_above(headline, 0.0, claim.bar, claim.level / len(heads), simultaneous=False)[0]),
-            q=float(q[k]),
+            q=q[h],
             detail=_detail(one),
         )
     return evidence
@@ -97,12 +98,10 @@ def selectivity_evidence(claim: Claim, screened: Screen, found: Mapping[str, Hea
     on: Sums = lambda one: one.outcomes[CIH][:, SECOND, KL]  # noqa: E731
     off: Sums = lambda one: one.outcomes[CIH][:, FIRST, KL]  # noqa: E731
     ablated: Sums = lambda one: one.outcomes[EQUAL][:, FIRST, KL]  # noqa: E731
-    columns = [
-        _ratios(claim, screened, found, "off the stripe, against on it", claim.bar, off, on),
-        _ratios(claim, screened, found, AGAINST_ABLATION, claim.bars[AGAINST_ABLATION], off, ablated),
-    ]
-    q = stats.benjamini_hochberg([columns[0][h].p or 1.0 for h in heads])
-    for k, h in enumerate(heads):
+    headline, p = _ratios(claim, screened, found, "off the stripe, against on it", claim.bar, off, on)
+    against, _ = _ratios(claim, screened, found, AGAINST_ABLATION, claim.bars[AGAINST_ABLATION], off, ablated)
+    q = dict(zip(p, stats.benjamini_hochberg(list(p.values())), strict=True))
+    for h in heads:
         one = found[h]
         per_row = float(on(one).sum() / one.rows.sum())
         # Of telling a removal at the bar from one that does as much off the stripe as on it.
@@ -118,10 +117,10 @@ def selectivity_evidence(claim: Claim, screened: Screen, found: Mapping[str, Hea
         evidence[h] = Evidence(
             claim=claim,
             head=h,
-            candidates={f"the {CIH} of the CIH set": tuple(column[h] for column in columns)},
+            candidates={f"the {CIH} of the CIH set": (headline[h], against[h])},
             n=len(one.rows),
             power=float(power[0]),
-            q=float(q[k]),
+            q=float(q[h]),
             undecided=undecided,
             detail=_detail(one),
         )
@@ -130,9 +129,9 @@ def selectivity_evidence(claim: Claim, screened: Screen, found: Mapping[str, Hea
 
 def _ratios(
     claim: Claim, screened: Screen, found: Mapping[str, HeadRemoval], name: str, bar: float, over: Sums, under: Sums
-) -> dict[str, Condition]:
+) -> tuple[dict[str, Condition], dict[str, float]]:
     """One condition "ratio < bar" a head, tested as over - bar * under < 0: Holm across heads; the opposite, which any
-    of two conditions may show, Bonferroni.
+    of two conditions may show, Bonferroni. Beside it, the p-values before they are adjusted.
     """
     means: dict[str, ClusterMeans] = _means(claim, screened, found, name, lambda one: over(one) - bar * under(one))
     heads = list(means)
@@ -155,7 +154,7 @@ def _ratios(
             p_refute=float(min(1.0, tests * m.p_above(0.0, simultaneous=False)[0])),
             above=False,
         )
-    return conditions
+    return conditions, dict(zip(heads, below, strict=True))
 
 
 def _detail(one: HeadRemoval) -> dict[str, Any]:
@@ -173,7 +172,14 @@ def _detail(one: HeadRemoval) -> dict[str, Any]:
         | {"share of the head's induction": float(values[SECOND, LOGIT]) / whole if whole > 0 else None}
         for name, values in per_row.items()
     ]
+    sizes = [size for size in SET_SIZES if f"{size} channels" in per_row]
+    curves = {
+        f"{measure}, {copy}": [float(per_row[f"{size} channels"][c, m]) for size in sizes]
+        for c, copy in enumerate(COPIES)
+        for m, measure in enumerate(MEASURES)
+    }
     detail: dict[str, Any] = {
+        "channels removed together and what that does (a row)": {"x": sizes, "curves": curves},
         "removals (a row)": table,
         "the head's induction": "fall of the copied token's logit, and its share of what mean ablation does",
         "ablation at equal suppression goes this far to the mean": one.suppression,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fra._heads import Model
 from fra._intervention import Channels
-from fra._reductions import TILE_ELEMENTS, _feature_tiles
+from fra._reductions import TILE_ELEMENTS, feature_tiles
 from fra._resolve import TERMS, ResolvedHead, resolve
 from fra._strongest import Strongest
 from fra.errors import FraError
@@ -198,7 +198,7 @@ class Sensitivity:
         q, k = self.resolved._query.entries, self.resolved._key.entries
         weight = self._weight(a, b)
         best = Strongest(n)
-        for tile, at in _feature_tiles(q, k, self.resolved.n_pos):
+        for tile, at in feature_tiles(q, k, self.resolved.n_pos):
             value = q.vector.new_zeros(len(k.live), tile.stop - tile.start)
             for rows in torch.split(at, max(1, TILE_ELEMENTS // len(k.pos))):
                 terms = (q.vector[rows] @ k.vector.mT) * weight[q.pos[rows]][:, k.pos]

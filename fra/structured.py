@@ -85,7 +85,11 @@ def structured(target: Target, kind: str, n: int) -> Structured:
 
 
 def strongest_channels(arm: Arm, head: int, made: Structured, n: int = 5) -> list[dict[str, Any]]:
-    """The channels with the largest mean contribution to the score of the key, less their mean over the row's keys."""
+    """The channels with the largest mean contribution to the score of the key, less their mean over the row's keys.
+
+    Where a head rotates, the other keys are weighed with the coupling at the key's own lag: what the feature has there
+    beyond elsewhere, not how far from it the others stand.
+    """
     total: dict[tuple[int, int], float] = {}
     codes, (_, length) = arm.codes, arm.codes.shape
     q_all, k_all = arm.coefficients("query", head), arm.coefficients("key", head)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats as sps
 
 from fra import resolve
 from fra._dictionaries import codes
@@ -38,6 +39,7 @@ from fra.sparsity import (
     sparsity,
     strongest_channels,
 )
+from fra.stats import ClusterMeans, seed_of
 from fra.tests import circuit, models
 
 KINDS = {
@@ -252,6 +254,21 @@ def test_paired_conditions_look_the_right_way() -> None:
     assert outcome(sums | {"lead": sums["lead"] - 0.6}) is Outcome.REFUTED
     assert outcome(sums | {"small": sums["small"] + 0.8}) is Outcome.REFUTED
     assert outcome(sums | {"lead": sums["lead"] - 0.4}) is Outcome.INCONCLUSIVE
+
+
+def test_q_is_of_p_values_that_are_not_yet_adjusted() -> None:
+    """Heads that are equally far above the bar: Holm multiplies by their number, Benjamini-Hochberg leaves p alone."""
+    c, rng = claim(bar=0.0), np.random.default_rng(2)
+    names, sample = [str(k) for k in range(30)], rng.normal(0.35, 1.0, 30)
+    heads = {f"L0H{h}": Measured({"lead": rng.permutation(sample)}, {"lead": np.ones(30)}, names) for h in range(4)}
+    found = paired_evidence(c, "t", list(heads), heads)
+    raw = []
+    for h, m in heads.items():
+        means = ClusterMeans(m.sums["lead"], seed=seed_of(c.digest, "t", h, "lead"))
+        raw.append(means.p_above(0.0, simultaneous=False)[0])
+    expected = sps.false_discovery_control(raw)
+    np.testing.assert_allclose([found[h].q for h in heads], expected, atol=0.02)
+    assert 0.02 < max(expected) < 2 * min(raw), "or this sample could not tell the two apart"
 
 
 def test_a_dictionary_of_random_atoms_is_no_better_than_random_atoms() -> None:

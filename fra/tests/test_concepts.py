@@ -217,6 +217,9 @@ def test_verdicts_on_the_circuit_of_kinds() -> None:
     # the control decides: a layer-0 head, which cannot have such a channel, reaches more
     denied = concept_evidence(CLAIM, decoded, dataclasses.replace(found, controls={"L0H0": 99.0}))["L1H0"]
     assert judge(CLAIM, denied).outcome is Outcome.INCONCLUSIVE
+    # a target without a dictionary at layer 0 has no such control: what was not measured does not pass
+    without = judge(CLAIM, concept_evidence(CLAIM, decoded, dataclasses.replace(found, controls={}))["L1H0"])
+    assert without.outcome is Outcome.INCONCLUSIVE and "was not measured" in without.reason
 
 
 def test_token_matching_has_no_conceptual_channel() -> None:

@@ -9,7 +9,9 @@ import torch
 
 from fra import exactness, leaks
 from fra import interventions as iv
+from fra.claim import Claim, Outcome, judge
 from fra.errors import FraError
+from fra.tests import circuit
 from fra.tests.intervening import HEAD, LAYER, double, hook_of
 from fra.tests.models import random_tokens, tiny, tiny_sae
 
@@ -58,6 +60,40 @@ def test_signed_terms_make_the_output_of_every_head(kind: str) -> None:
         assert max(row["z"], row["result"]) < 1e-6
         assert min(row[term] for term in exactness.OUTPUT_DROPPED) > 1e-3
         assert row["norms"] > 0.05
+
+
+EXACT = Claim(
+    id="T01",
+    title="t",
+    h0="h",
+    bar=1e-6,
+    above=False,
+    bars={exactness.LEFT_OUT: 1e-5},
+    statistic="t/1",
+    stimuli=("natural",),
+    n=3,
+    min_documents=1,
+)
+
+
+def test_a_term_that_a_head_does_not_have_is_not_asked_for() -> None:
+    """The hand-built circuit has no biases: leaving them out changes nothing, which is no fault of the check."""
+    tokens = torch.arange(1, 20)
+    row = exactness.errors(circuit.model(), circuit.dictionary(), tokens, 1, 0)
+    assert "query bias" not in row and row["query feature"] > 1e-3
+    found = exactness.sums_evidence(EXACT, "L1H0", [row], ("complete",), exactness.DROPPED, {})
+    assert judge(EXACT, found).outcome is Outcome.SUPPORTED
+    (output, _) = exactness.output_errors(circuit.model(), circuit.dictionary(), tokens, 1).values()
+    assert "bias" not in output and output["feature"] > 1e-3
+    found = exactness.sums_evidence(EXACT, "L1H0", [output], ("z", "result"), exactness.OUTPUT_DROPPED, {})
+    assert judge(EXACT, found).outcome is Outcome.SUPPORTED
+
+
+@pytest.mark.parametrize("nan_first", [True, False])
+def test_an_error_that_is_no_number_does_not_vanish_in_a_maximum(nan_first: bool) -> None:
+    rows = [{"complete": float("nan"), "scale": 1.0}, {"complete": 1e-8, "scale": 1.0}]
+    found = exactness.sums_evidence(EXACT, "L0H0", rows[:: 1 if nan_first else -1], ("complete",), ("scale",), {})
+    assert judge(EXACT, found).outcome is Outcome.INCONCLUSIVE
 
 
 def test_a_heads_result_is_its_output_through_its_own_weights() -> None:

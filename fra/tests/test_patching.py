@@ -176,13 +176,13 @@ def test_in_the_last_layer_both_paths_together_are_the_whole_change(kind: str) -
 
 
 def test_a_block_whose_hooks_do_not_add_up_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, own = double("gpt2"), patching._run
+    model, own = double("gpt2"), patching.read_hooks
 
     def normed(*given: Any) -> dict[str, torch.Tensor]:
         found = own(*given)
         return found | {"post": found["post"] / found["post"].norm(dim=-1, keepdim=True)}
 
-    monkeypatch.setattr(patching, "_run", normed)
+    monkeypatch.setattr(patching, "read_hooks", normed)
     with pytest.raises(FraError, match="do not add up"):
         patching.into_final(model, iv.zero_ablate(model, layer=LAYER, head=2), TOKENS, layer=LAYER)
 

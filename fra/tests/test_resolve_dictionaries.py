@@ -25,7 +25,7 @@ from sae_lens import (
 from sae_lens.saes.sae import SAEMetadata
 
 import fra
-from fra._dictionaries import _ROWS_AT_ONCE, attention_input_layer, check_dictionary, codes
+from fra._dictionaries import ROWS_AT_ONCE, attention_input_layer, check_dictionary, codes
 from fra._heads import freeze
 from fra.errors import FraError
 from fra.tests.models import D_MODEL, D_SAE, build_sae, random_tokens, tiny, tiny_sae
@@ -92,7 +92,7 @@ def test_batchtopk_is_trained_and_comes_back_as_jumprelu() -> None:
 
 def test_codes_do_not_depend_on_how_rows_are_cut() -> None:
     sae = tiny_sae(HOOK, "topk", dtype="float64", normalize_activations="layer_norm")
-    x = torch.randn(3, _ROWS_AT_ONCE // 2, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(3, ROWS_AT_ONCE // 2, D_MODEL, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     together, apart = codes(sae, x), codes(sae, x[1:2])
     second = (together.row >= x.shape[1]) & (together.row < 2 * x.shape[1])
     assert torch.equal(together.feature[second], apart.feature)

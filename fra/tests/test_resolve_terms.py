@@ -154,6 +154,6 @@ def test_a_window_that_is_misread_is_refused(window: int | None, monkeypatch: py
 
 @pytest.mark.parametrize("kind", ["llama", "pythia"])
 def test_a_rotation_that_is_misread_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_heads, "_rotary", lambda *args: None)
+    monkeypatch.setattr(_heads, "rotary_of", lambda *args: None)
     with pytest.raises(FraError, match="cannot be reproduced from its weights"):
         fra.resolve(tiny(kind), tiny_sae(RESID), TOKENS, 1, 0)

@@ -14,7 +14,7 @@ import torch
 from fra import stimuli
 from fra._channels import measure_arm, measure_arms
 from fra._search import Search
-from fra._transfer import Moved, move_layer, unseen_evidence, variant_evidence
+from fra._transfer import Moved, move_layer, tihs, unseen_evidence, variant_evidence
 from fra._variants import (
     Forms,
     VariantSets,
@@ -27,6 +27,7 @@ from fra._variants import (
 from fra.cih import Screen
 from fra.claim import Claim, Outcome, judge
 from fra.errors import CannotLoad
+from fra.evidence import outside
 from fra.induction import HeadStatus
 from fra.tests import circuit
 from fra.tests.models import build_tokenizer
@@ -94,6 +95,16 @@ def words_dictionary():
 def screen() -> Screen:
     status = {f"L1H{h}": HeadStatus(f"L1H{h}", s, 0.0, 0.0, 0.0, {}) for h, s in ((0, "TIH"), (1, "not a TIH"))}
     return Screen("words", "repeated_random", status, {}, {}, str)
+
+
+def test_layer_0_heads_that_are_controls_are_in_no_family() -> None:
+    """Whatever their status: a key there cannot know its predecessor."""
+    target = SimpleNamespace(n_heads=2)
+    status = {f"L{n}H{h}": HeadStatus(f"L{n}H{h}", "TIH", 0.9, 0.9, 0.9, {}) for n in (0, 1) for h in (0, 1)}
+    own = dataclasses.replace(screen(), status=status, controls={"L0H0": 0.3, "L0H1": 0.1})
+    assert [tihs(target, own, layer) for layer in (0, 1)] == [[], [0, 1]]
+    said = outside(Q16, own, "TIH")
+    assert "layer-0 head" in str(said["L0H0"].cannot) and "layer-0" not in str(said["L1H0"].cannot)
 
 
 def moved(model, sae, discovery, arms, lags=(3, 5, 7, 9)) -> dict[str, Moved]:

@@ -1,0 +1,157 @@
+"""What a reader sees beside the verdicts on CIH channels and sets: best channels, maps, curves, nulls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from fra import stats
+from fra._channels import Effects
+from fra._examples import Example
+from fra._screen import MIN_LIVE_DOCUMENTS, HeadScreen
+from fra.cih import Screen
+from fra.claim import Condition
+from fra.induction import HeadStatus
+
+
+def live_candidates(s: HeadScreen) -> Int[np.ndarray, " m"]:
+    """Candidates live in enough documents to be measured at all."""
+    return np.flatnonzero((s.effects.rows > 0).sum(0) >= MIN_LIVE_DOCUMENTS)
+
+
+LATENT = 5
+"""The first five conditions make a channel latent; all of them make it expressed."""
+
+
+def channel_detail(
+    screened: Screen,
+    h: str,
+    conditions: Mapping[str, tuple[Condition, ...]],
+    level: float,
+    smallest: float | None,
+    top: int = 5,
+) -> dict[str, Any]:
+    """The best channels of a head as a reader should see them, with how many are latent and expressed."""
+    s = screened.heads[h]
+    rows = []
+    order = sorted(zip(live_candidates(s), conditions.items(), strict=True), key=lambda item: -item[1][1][0].effect)
+    for c, (name, own) in order:
+        about = s.tokens[c]
+        latent = all(x.holds(level) for x in own[:LATENT])
+        survives = bool(s.without_heaviest[c] > own[0].bar)
+        rows.append(
+            {
+                "channel": name,
+                "effect (nats)": own[0].effect,
+                "low": own[0].low,
+                "high": own[0].high,
+                "attention": own[6].effect,
+                "coverage": own[7].effect,
+                "live-pair share": about["live_pair_share"],
+                "breadth": about["breadth"],
+                "coupling": float(s.coupling[c]),
+                "coupling rank": float(s.p_coupling[c]),
+                "p other lags": float(s.p_lag[c]),
+                "p scrambles": own[4].p,
+                "head contrast": own[5].effect,
+                "latent": latent,
+                "expressed": latent and all(x.holds(level) for x in own[LATENT:]),
+                "conceptual": about["breadth"] >= 3 and survives,
+                "query tokens": [f"{screened.token_text(t)!r} x{n}" for t, n in about["query"]],
+                "key tokens": [f"{screened.token_text(t)!r} x{n}" for t, n in about["key"]],
+            }
+        )
+    detail: dict[str, Any] = {
+        "channels screened": len(s.pairs),
+        "channels measured": len(rows),
+        "latent": sum(r["latent"] for r in rows),
+        "expressed": sum(r["expressed"] for r in rows),
+        "best channels": rows[:top],
+        "planted channels found": f"{s.planted_found} of {s.planted}" if s.planted else "none was planted",
+        "smallest detectable channel effect (nats)": smallest,
+        "best effect at other lags": _spread(s.lag_best),
+        "best effect of scrambled heads": _spread(s.scramble_best),
+    }
+    if s.example is not None:
+        detail["best channel on a document"] = _example_detail(screened, s.example)
+        if s.layer in screened.pages:
+            detail["its features on Neuronpedia"] = [f"{screened.pages[s.layer]}/{i}" for i in s.example.pair]
+    if s.marginals is not None:
+        detail["all channels of the best channel's query feature"], detail["all channels of its key feature"] = map(
+            _mean, s.marginals
+        )
+    return detail
+
+
+def _example_detail(screened: Screen, example: Example) -> dict[str, Any]:
+    """The head's pattern and the channel's map on one document, to three digits, as the report draws them."""
+    i, j = example.pair
+
+    def triangle(values: np.ndarray) -> list[list[float]]:
+        return [[float(f"{v:.3g}") for v in row[: t + 1]] for t, row in enumerate(values)]
+
+    return {
+        "tokens": [screened.token_text(int(token)) for token in example.tokens],
+        "maps": {"attention": triangle(example.pattern), f"channel {i} -> {j} (nats)": triangle(example.contribution)},
+    }
+
+
+def _mean(effects: Effects) -> float:
+    return float(effects.nats.sum() / max(effects.rows.sum(), 1.0))
+
+
+def _spread(values: np.ndarray) -> dict[str, float | None]:
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return {"median": None, "95th percentile": None, "largest": None}
+    return {
+        "median": float(np.median(finite)),
+        "95th percentile": float(np.quantile(finite, 0.95)),
+        "largest": float(finite.max()),
+    }
+
+
+def status_detail(status: HeadStatus) -> dict[str, Any]:
+    return {"status": status.status, "contrast": status.contrast, "low": status.lower, "high": status.upper} | {
+        f"attention: {name}": value for name, value in status.stripes.items()
+    }
+
+
+_BLOCK_NAMES = {"f": "feature", "b": "bias", "e": "error"}
+
+
+def set_detail(screened: Screen, h: str, carried: float, effect: stats.ClusterMeans, level: float) -> dict[str, Any]:
+    s = screened.heads[h]
+    contrast = float(s.contrast.sum() / s.set_rows.sum())
+    return {
+        "status": status_detail(screened.status[h]),
+        "feature-feature share of the stripe contrast": carried,
+        "stripe contrast by block (nats)": {
+            f"{_BLOCK_NAMES[k[0]]} x {_BLOCK_NAMES[k[1]]}": v for k, v in s.blocks.items()
+        },
+        "set size and what it accounts for": {
+            "x": list(s.set_effects),
+            "curves": {
+                "share of the contrast": [
+                    float(e.attention.sum() / s.contrast.sum()) if contrast > 0 else None
+                    for e in s.set_effects.values()
+                ]
+            },
+        },
+        "sets removed together": [
+            {
+                "channels": n,
+                "effect (nats)": _mean(e),
+                "attention": float(e.attention.sum() / max(e.rows.sum(), 1.0)),
+                "share of contrast": float(e.attention.sum() / s.contrast.sum()) if contrast > 0 else None,
+                "coverage": float(e.covered.sum() / s.set_rows.sum()),
+            }
+            for n, e in s.set_effects.items()
+        ],
+        "the same set with random atoms (nats)": [_mean(e) for e in s.atom_effects],
+        "the same set of scrambled heads (nats)": _spread(s.scramble_sets),
+        "smallest detectable effect (nats)": float(stats.detectable(effect, level, simultaneous=False)[0]),
+    }

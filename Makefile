@@ -22,7 +22,7 @@ ONE_THREAD := $(CALM) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup claims test lint format bench bench-census calibrate cards mini report clean
+.PHONY: help setup claims test lint format bench bench-census calibrate cards frontiers mini report clean
 
 help:
 	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'
@@ -32,6 +32,7 @@ help:
 	@echo 'make bench    benchmarks, kept in build/bench.json; make bench-census: the census at full size (long)'
 	@echo 'make calibrate false-positive rates and power in full (long)'
 	@echo 'make cards    feature cards of HOOK=$(HOOK) into build/cards'
+	@echo 'make frontiers  quality of the study of dictionaries, in total and by head: build/frontiers.csv'
 	@echo 'make report   build/report.html from build/ledger.json, nothing measured'
 	@echo 'make mini     the embedded target anew: CORPUS=DIR with .txt files'
 	@echo 'make clean    removes build/ and caches, not the environment'
@@ -89,6 +90,11 @@ calibrate: $(INSTALLED)
 # Feature cards of one dictionary of head outputs, a page a head: make cards HOOK=blocks.2.attn.hook_z
 cards: $(INSTALLED)
 	$(CALM) $(BIN)/python -m fra.cards "$(TARGET)" --hook "$(HOOK)" -o "build/cards/$(HOOK)" $(ARGS)
+
+# L0 against loss recovered of every dictionary of the target's study, in total and by head.
+frontiers: $(INSTALLED)
+	@mkdir -p build
+	$(CALM) $(BIN)/python -m fra.frontiers "$(TARGET)" -o build/frontiers.csv $(ARGS)
 
 report: $(INSTALLED)
 	$(BIN)/python -m fra.report build/ledger.json -o build/report.html

@@ -30,6 +30,7 @@ SECOND, FIRST = range(len(COPIES))
 TENTH = "beyond a tenth of the head's"
 OVER_SUM = "over the top set by plain sum"
 OVER_RANDOM = tuple(f"over random live sets: {name}" for name in MEASURES)
+PER_ATTENTION = "over random live sets: logit per attention moved"
 AGAINST_ABLATION = "off the stripe, against ablation at equal suppression"
 
 Sums = Callable[[HeadRemoval], Float[np.ndarray, " n_documents"]]
@@ -68,11 +69,17 @@ def removal_evidence(claim: Claim, screened: Screen, found: Mapping[str, HeadRem
     q = false_discovery(heads, means["copied-token logit"], claim.bar)
     for h in heads:
         one = found[h]
+        against = dict(zip(OVER_RANDOM, zip(one.observed, one.draws.T, strict=True), strict=True))
+        # sets are matched within 1 % and over both copies: what they do for what they move on second copies counts too
+        against[PER_ATTENTION] = (
+            one.observed[LOGIT] / np.maximum(one.displaced[SECOND], 1e-9),
+            one.draws[:, LOGIT] / np.maximum(one.draws_displaced[:, SECOND], 1e-9),
+        )
         ranked = tuple(
-            rank_condition(name, stats.rank_p(float(one.observed[m]), one.draws[:, m]), claim.level)
+            rank_condition(name, stats.rank_p(float(observed), draws), claim.level)
             if len(one.draws) >= DRAWS
             else Condition(name, np.nan, -np.inf, np.inf, 1 - claim.level)
-            for m, name in enumerate(OVER_RANDOM)
+            for name, (observed, draws) in against.items()
         )
         headline = means["copied-token logit"][h]
         evidence[h] = Evidence(

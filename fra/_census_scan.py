@@ -32,8 +32,6 @@ _SCANNED_AT_ONCE = 1 << 19
 """Numbers in one tile of a table."""
 _FIRST_SCANNED = 1 << 15
 """Numbers in the first, after which a threshold stands."""
-_TERM_TABLE_BYTES = 1 << 26
-"""Of one head's table that is made from single terms, which are computed anew for every block."""
 _MOST_OFFSETS = 64
 _SAMPLED_FEATURES = 256
 
@@ -110,7 +108,7 @@ class Scan:
 
     def _must_count(self) -> bool:
         ask, live = self.ask, len(self.corpus.live)
-        simple = all(name in ("sum", "abs") for name in ask.reduces) and self.layer.rotary is None
+        simple = all(name in ("sum", "abs") for name in ask.reduces)
         few = ask.n is not None and ask.n * len(ask.heads) * len(ask.reduces) < live // 4
         return not (simple and few and ask.least == 1 and not self.corpus.signed)
 
@@ -198,11 +196,12 @@ class Scan:
         live, size = self.corpus.live, self.corpus.value.itemsize
         tables = Tables(self.layer, self.corpus, live, live)
         # The heads' tables; a document's own, and the cells it goes to; what is added up; counts.
-        one, more = len(live) * size, len(live) * (2 * size + 12 + self.counted * count_dtype(self.corpus).itemsize)
-        at_once = max(1, min(len(sources), (self.memory_budget // 4 - more) // one))
+        one, more = len(live) * size, len(live) * (3 * size + 16 + self.counted * count_dtype(self.corpus).itemsize)
+        # Every block of key features meets all query entries anew: better few heads than narrow blocks.
+        at_once = max(1, min(len(sources), (self.memory_budget // 4 // len(live) - more) // one))
         for first in range(0, len(sources), at_once):
             some = sources[first : first + at_once]
-            width = self._width(len(some) * one + more, max(_COLUMNS[0], _TERM_TABLE_BYTES // one))
+            width = self._width(len(some) * one + more, len(live))
             for low in range(0, len(live), width):
                 keys = slice(low, min(low + width, len(live)))
                 count = self._count(tables, keys, len(some))

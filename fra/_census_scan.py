@@ -13,7 +13,8 @@ from torch import Tensor
 from fra._census_blocks import add_at
 from fra._census_corpus import Corpus
 from fra._census_observe import Layer
-from fra._census_stripes import PAIR_BYTES, StripeChannels, n_stripe_pairs
+from fra._census_pairs import PAIR_BYTES
+from fra._census_stripes import StripeChannels, n_stripe_pairs
 from fra._census_tables import Kind, Tables, Where, count_dtype, shared
 from fra._strongest import Strongest
 from fra.errors import FraError
@@ -82,19 +83,16 @@ class Scan:
                 self._over_terms([source for source in self._best if source not in dense])
         return self._best
 
-    def _in_many_documents(self) -> tuple[Tensor, Tensor]:
-        """Channels that meet on the stripes of enough documents: places of both features among the live ones."""
+    def _in_many_documents(self) -> StripeChannels:
+        """Channels that meet on the stripes of enough documents."""
         needed = PAIR_BYTES * n_stripe_pairs(self.corpus, self.layer.weights.window)
         if needed > self.memory_budget:
             raise FraError(
                 f"to count documents on the stripes takes {needed:,} bytes and memory_budget is "
                 f"{self.memory_budget:,}: give more, or leave min_documents out."
             )
-        found, live = StripeChannels(self.layer, self.corpus), self.corpus.live
-        often = found.documents() >= self.ask.documents
-        q, k = (torch.searchsorted(live, ids[often]) for ids in (found.q_feature, found.k_feature))
         self.counted = True
-        return q, k
+        return StripeChannels(self.layer, self.corpus, self.ask.documents)
 
     def _source(self, name: CensusReduce, head: int) -> Source:
         """Whose numbers, up to sign, are those of this reduction and head: counts are the same for every head, and
@@ -145,12 +143,11 @@ class Scan:
 
     def _over_channels(self) -> None:
         """On stripes, one channel after another, of a sorted list."""
-        found, live = StripeChannels(self.layer, self.corpus), self.corpus.live
+        found, live = self._often or StripeChannels(self.layer, self.corpus), self.corpus.live
         if self.ask.n is None:
             self._refuse(int((found.count >= self.ask.least).sum()) * len(self.sources))
-        code, at = found.q_feature * self.layer.d_sae + found.k_feature, found.count.new_zeros(1)
+        code, at = live[found.q_slot] * self.layer.d_sae + live[found.k_slot], found.count.new_zeros(1)
         count, least = found.count[None], self.ask.least
-        known = count if self._often is None else count * (found.documents() >= self.ask.documents)
         for heads in self._head_groups(list(self._best)):
             q_side = self.layer.all_directions("query", heads, live)
             k_side = self.layer.all_directions("key", heads, live)
@@ -163,7 +160,7 @@ class Scan:
                     place = heads.index(head)
                     values = found.values(self._kind((name, head)), head, q_side[place], k_side[place])[None]
                     values = values / count if name == "mean" else values
-                self._best[name, head].offer_tile(values, at, code, known, least)
+                self._best[name, head].offer_tile(values, at, code, count, least)
 
     def _head_groups(self, sources: Sequence[Source]) -> Iterator[list[int]]:
         """The heads, as many at a time as their directions take a quarter of the budget (one at least)."""
@@ -218,7 +215,7 @@ class Scan:
             return None
         count = tables.positions("count", self.ask.where, None, keys)
         if self._often is not None:
-            q, k = self._often
+            q, k = self._often.q_slot, self._often.k_slot
             here = (k >= keys.start) & (k < keys.stop)
             often = torch.zeros_like(count)
             often[q[here], k[here] - keys.start] = 1

@@ -110,7 +110,7 @@ class Meetings:
         # int32 is sorted in less than half the time.
         every = every.int() if n_live**2 < 2**31 - 1 else every
         found, place = torch.unique(every, return_inverse=True)
-        places = list(place[1:].split([len(code) for code in codes]))
+        places = list(torch.split(place[1:], [len(code) for code in codes]))
         found = found[1:].long()
         met = torch.ones_like(found)
         if floor:
@@ -162,7 +162,7 @@ def _by_document(codes: list[Tensor], docs: list[Tensor]) -> Iterator[Tensor]:
     pieces: dict[int, list[Tensor]] = {}
     for code, doc in zip(codes, docs, strict=True):
         numbers, counts = torch.unique_consecutive(doc, return_counts=True)
-        rows = code.view(len(doc), -1).split(counts.tolist())
+        rows = torch.split(code.view(len(doc), -1), counts.tolist())
         for number, some in zip(numbers.tolist(), rows, strict=True):
             pieces.setdefault(number, []).append(some.flatten())
     for some_pieces in pieces.values():

@@ -56,9 +56,10 @@ def census(
         24 n + 4 H d_head (L + w) + 4 L w * (reductions, and 1 for counts) + 40 MB
 
     beside what is kept (stripes, where it is less: some 70 bytes for each pair of entries that meet there, at most half
-    of `memory_budget`); of heads so many at a time as take a quarter of `memory_budget`. With rotation, and for "max",
-    "mass" and "sensitivity", a head's table has up to 64 MB, of so many heads at a time as the budget lets, and a
-    document's projected entries take 8 * T * L0 * d_head. Observing takes one forward pass of about 2 048 tokens.
+    of `memory_budget`); of heads so many at a time as take a quarter of `memory_budget`. With rotation, and for "max"
+    and "mass", whole tables of so many heads as a quarter of `memory_budget` holds, or blocks of one head's after
+    another within all of it; and a document's projected entries, 8 * T * L0 * d_head. Observing takes one forward pass
+    of about 2 048 tokens.
 
     checkpoint: a folder in which every `checkpoint_every` documents are saved; the same call goes on from there after
     an interruption, with the identical result. Computed in the model's precision, half precisions in float32. Raises

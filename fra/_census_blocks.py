@@ -46,11 +46,22 @@ class Side:
     def __init__(self, pos: Int[Tensor, " n"], slot: Int[Tensor, " n"], vector: Float[Tensor, "n d_head"], n_pos: int):
         """`slot`: each entry's feature among those asked for."""
         self.pos, self.vector = pos, vector
+        self.own = False
+        """Whether every entry is a slot of its own."""
         self.live, self.local = torch.unique(slot, return_inverse=True)
         """Slots that occur, and each entry's place among them."""
         self.bounds: list[int] = [0, *torch.bincount(pos, minlength=n_pos).cumsum(0).tolist()]
         """Number of entries before each position, and the end: one look at the device, then loops need none."""
         self._by_slot: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def by_entry(self, slot: Int[Tensor, " n"]) -> Side:
+        """The same entries, each with a slot of its own: where hardly any feature occurs twice, adding up entries of
+        one feature costs more than it saves.
+        """
+        other = copy(self)
+        other.live, other.local, other._by_slot = slot, torch.arange(len(slot), device=slot.device), {}
+        other.own = True
+        return other
 
     def with_vectors(self, vector: Float[Tensor, "n d_head"]) -> Side:
         """The same entries of another head: nothing else is computed again."""
@@ -118,6 +129,9 @@ def reduce_blocks(
             else:
                 some = terms.abs() if kind == "abs" else terms
                 by_key = segments(some if weight is None else some * weight, order, bounds)
+            if q.own:
+                table[queries] = by_key.mT
+                continue
             by_query = by_key.mT.contiguous()  # half the time of adding up strided rows
             if table.is_cuda:  # index_add_ would use atomics there
                 table += segments(by_query, *by_slot(q.local[queries], len(q.live)))

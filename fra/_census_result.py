@@ -154,6 +154,11 @@ class Census:
         """Where one channel contributes most: columns document, q_pos, k_pos, value, strongest |value| first, ties by
         document and position. No more than n are held at a time.
 
+        Found from the kept entries: a heap for each of the channels while documents are seen would take
+        heads * live^2 * n rows, or the channels known beforehand. The entries are what merges, and what a checkpoint
+        keeps, so that examples are the same after both; they take 8 bytes each (33 kB a document of 128 tokens with 32
+        live features, 330 MB for ten thousand).
+
         Raises FraError for a head or feature that is not there, and for n below 1.
         """
         self._check(("sum",), n, (head,), "all")

@@ -13,7 +13,8 @@ from torch import Tensor
 from fra._census_blocks import add_at
 from fra._census_corpus import Corpus
 from fra._census_observe import Layer
-from fra._census_stripes import PAIR_BYTES, StripeChannels, n_stripe_pairs
+from fra._census_pairs import PAIR_BYTES
+from fra._census_stripes import StripeChannels, n_stripe_pairs
 from fra._census_tables import Kind, Tables, Where, count_dtype, shared
 from fra._strongest import Strongest
 from fra.errors import FraError
@@ -32,8 +33,6 @@ _SCANNED_AT_ONCE = 1 << 19
 """Numbers in one tile of a table."""
 _FIRST_SCANNED = 1 << 15
 """Numbers in the first, after which a threshold stands."""
-_TERM_TABLE_BYTES = 1 << 26
-"""Of one head's table that is made from single terms, which are computed anew for every block."""
 _MOST_OFFSETS = 64
 _SAMPLED_FEATURES = 256
 
@@ -84,19 +83,16 @@ class Scan:
                 self._over_terms([source for source in self._best if source not in dense])
         return self._best
 
-    def _in_many_documents(self) -> tuple[Tensor, Tensor]:
-        """Channels that meet on the stripes of enough documents: places of both features among the live ones."""
+    def _in_many_documents(self) -> StripeChannels:
+        """Channels that meet on the stripes of enough documents."""
         needed = PAIR_BYTES * n_stripe_pairs(self.corpus, self.layer.weights.window)
         if needed > self.memory_budget:
             raise FraError(
                 f"to count documents on the stripes takes {needed:,} bytes and memory_budget is "
                 f"{self.memory_budget:,}: give more, or leave min_documents out."
             )
-        found, live = StripeChannels(self.layer, self.corpus), self.corpus.live
-        often = found.documents() >= self.ask.documents
-        q, k = (torch.searchsorted(live, ids[often]) for ids in (found.q_feature, found.k_feature))
         self.counted = True
-        return q, k
+        return StripeChannels(self.layer, self.corpus, self.ask.documents)
 
     def _source(self, name: CensusReduce, head: int) -> Source:
         """Whose numbers, up to sign, are those of this reduction and head: counts are the same for every head, and
@@ -110,7 +106,7 @@ class Scan:
 
     def _must_count(self) -> bool:
         ask, live = self.ask, len(self.corpus.live)
-        simple = all(name in ("sum", "abs") for name in ask.reduces) and self.layer.rotary is None
+        simple = all(name in ("sum", "abs") for name in ask.reduces)
         few = ask.n is not None and ask.n * len(ask.heads) * len(ask.reduces) < live // 4
         return not (simple and few and ask.least == 1 and not self.corpus.signed)
 
@@ -147,12 +143,11 @@ class Scan:
 
     def _over_channels(self) -> None:
         """On stripes, one channel after another, of a sorted list."""
-        found, live = StripeChannels(self.layer, self.corpus), self.corpus.live
+        found, live = self._often or StripeChannels(self.layer, self.corpus), self.corpus.live
         if self.ask.n is None:
             self._refuse(int((found.count >= self.ask.least).sum()) * len(self.sources))
-        code, at = found.q_feature * self.layer.d_sae + found.k_feature, found.count.new_zeros(1)
+        code, at = live[found.q_slot] * self.layer.d_sae + live[found.k_slot], found.count.new_zeros(1)
         count, least = found.count[None], self.ask.least
-        known = count if self._often is None else count * (found.documents() >= self.ask.documents)
         for heads in self._head_groups(list(self._best)):
             q_side = self.layer.all_directions("query", heads, live)
             k_side = self.layer.all_directions("key", heads, live)
@@ -165,7 +160,7 @@ class Scan:
                     place = heads.index(head)
                     values = found.values(self._kind((name, head)), head, q_side[place], k_side[place])[None]
                     values = values / count if name == "mean" else values
-                self._best[name, head].offer_tile(values, at, code, known, least)
+                self._best[name, head].offer_tile(values, at, code, count, least)
 
     def _head_groups(self, sources: Sequence[Source]) -> Iterator[list[int]]:
         """The heads, as many at a time as their directions take a quarter of the budget (one at least)."""
@@ -198,11 +193,12 @@ class Scan:
         live, size = self.corpus.live, self.corpus.value.itemsize
         tables = Tables(self.layer, self.corpus, live, live)
         # The heads' tables; a document's own, and the cells it goes to; what is added up; counts.
-        one, more = len(live) * size, len(live) * (2 * size + 12 + self.counted * count_dtype(self.corpus).itemsize)
-        at_once = max(1, min(len(sources), (self.memory_budget // 4 - more) // one))
+        one, more = len(live) * size, len(live) * (3 * size + 16 + self.counted * count_dtype(self.corpus).itemsize)
+        # Every block of key features meets all query entries anew: better few heads than narrow blocks.
+        at_once = max(1, min(len(sources), (self.memory_budget // 4 // len(live) - more) // one))
         for first in range(0, len(sources), at_once):
             some = sources[first : first + at_once]
-            width = self._width(len(some) * one + more, max(_COLUMNS[0], _TERM_TABLE_BYTES // one))
+            width = self._width(len(some) * one + more, len(live))
             for low in range(0, len(live), width):
                 keys = slice(low, min(low + width, len(live)))
                 count = self._count(tables, keys, len(some))
@@ -219,7 +215,7 @@ class Scan:
             return None
         count = tables.positions("count", self.ask.where, None, keys)
         if self._often is not None:
-            q, k = self._often
+            q, k = self._often.q_slot, self._often.k_slot
             here = (k >= keys.start) & (k < keys.stop)
             often = torch.zeros_like(count)
             often[q[here], k[here] - keys.start] = 1

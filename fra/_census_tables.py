@@ -67,6 +67,7 @@ class Tables:
     def __init__(self, layer: Layer, corpus: Corpus, q_ids: Int[Tensor, " q"], k_ids: Int[Tensor, " k"]):
         self.layer, self.corpus, self.q_ids, self.k_ids = layer, corpus, q_ids, k_ids
         self._totals: list[tuple[Tensor, Tensor]] = []
+        self._memory: list[Tensor] = []
 
     @cached_property
     def _parts(self) -> list[tuple[Part, _Sorted, _Sorted]]:
@@ -105,6 +106,15 @@ class Tables:
         dtype = count_dtype(self.corpus) if kind == "count" else self.corpus.value.dtype
         fill = -torch.inf if kind == "max" else 0.0
         return torch.full((len(self.q_ids), n_columns), fill, dtype=dtype, device=self.corpus.device)
+
+    def _reused(self, at: int, kind: Kind, n_columns: int) -> Tensor:
+        """An empty table in memory that is kept: fresh pages for every block cost more than what is added up there."""
+        n = len(self.q_ids) * n_columns
+        if at == len(self._memory):
+            self._memory.append(self.corpus.value.new_empty(n))
+        elif len(self._memory[at]) < n:
+            self._memory[at] = self.corpus.value.new_empty(n)
+        return self._memory[at][:n].view(-1, n_columns).fill_(-torch.inf if kind == "max" else 0.0)
 
     def positions(
         self, kind: Kind, where: Where, head: int | None, keys: slice, offset: int | None = None
@@ -215,10 +225,10 @@ class Tables:
         self, sources: Sequence[tuple[Kind, int]], where: Where, keys: slice
     ) -> dict[tuple[Kind, int], Float[Tensor, "q keys"]]:
         """The finished numbers of some reductions and heads from their single terms, a document at a time: what has no
-        position part.
+        position part. The next call writes over them.
         """
         k_ids = self.k_ids[keys]
-        tables = {source: self._empty(source[0], len(k_ids)) for source in sources}
+        tables = {source: self._reused(at, source[0], len(k_ids)) for at, source in enumerate(sources)}
         kinds_of: dict[int, list[Kind]] = {}
         for kind, head in tables:
             kinds_of.setdefault(head, []).append(kind)
@@ -231,7 +241,9 @@ class Tables:
             q_asked, k_asked = self._asked(part, 0, slice(0, len(self.q_ids))), self._asked(part, 1, keys)
             if not len(q_asked.entry) or not len(k_asked.entry):
                 continue
-            # The same for every head; none twice, so that no order matters.
+            if all(kind != "max" for kind, _ in tables) and 4 * len(q_asked.side.live) > 3 * len(q_asked.slot):
+                q_asked = q_asked._replace(side=q_asked.side.by_entry(q_asked.slot))
+            # The same for every head.
             cells = (q_asked.side.live[:, None] * len(k_ids) + k_asked.side.live).flatten()
             cells = cells.int() if small else cells
             weights: dict[Kind, Tensor | None] = {}

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fra._census_pairs import Meetings
 from fra._channels import Arm, pair_couplings, shifted_keys
 from fra._heads import Side
 from fra._threads import each
@@ -62,6 +63,11 @@ class Search:
             raise FraError(
                 f"{len(self._live)} live features make too large a table of pairs: use fewer discovery documents"
             )
+        codes = arm.codes
+        self._slot = torch.searchsorted(self._live, codes.feature)
+        per_row = torch.bincount(codes.row, minlength=codes.shape[0] * codes.shape[1]).cpu()
+        self._start = torch.cat((per_row.new_zeros(1), per_row.cumsum(0)))
+        self._values = arm.coefficients("query", head), arm.coefficients("key", head)
         self._q = self._padded("query", head)
         self._k = self._padded("key", head)
         self._doc, self._pos = batch.row_doc, batch.row_pos
@@ -127,38 +133,25 @@ class Search:
         keys, documents = shifted_keys(self.batch, shift)
         used = documents[self._doc]
         doc, pos, key = self._doc[used], self._pos[used], keys[used]
-        pair, value = self._products((doc, pos), (doc, key))
-        n = len(self._live) + 1
-        # tables over all pairs, not a sort of all entries: a pair counts once a document, so of its entries there only
-        # the one whose number is left standing in `place` counts
-        count, place = (torch.zeros(n * n, dtype=torch.int32, device=pair.device) for _ in range(2))
-        for rows in torch.split(pair, torch.unique_consecutive(doc, return_counts=True)[1].tolist()):
-            here = rows.flatten()
-            number = torch.arange(len(here), dtype=torch.int32, device=pair.device)
-            place.scatter_(0, here, number)
-            count[here[place.gather(0, here) == number]] += 1
-        real = torch.arange(n, device=pair.device) < n - 1
-        eligible = torch.nonzero((count.view(n, n) >= floor) & real[:, None] & real)
-        eligible = eligible[:, 0] * n + eligible[:, 1]
-        # what is not eligible falls into a last cell
-        place.fill_(len(eligible))
-        place[eligible] = torch.arange(len(eligible), dtype=torch.int32, device=pair.device)
-        part = value.new_zeros(len(eligible) + 1, self._n_offsets)
-        offset = (pos - key)[:, None] if self._n_offsets > 1 else 0
-        at = place[pair].long() * self._n_offsets + offset
-        part.view(-1).index_add_(0, at.flatten(), value.flatten())
-        return eligible, part[:-1], count[eligible].long(), float(used.double().mean())
+        length = self.arm.codes.shape[1]
+        of_rows = (doc * length + pos).cpu(), (doc * length + key).cpu(), doc.cpu()
+        found = Meetings(self._slot, self._start, len(self._live), of_rows, floor)
+        part = found.sums(*self._values, pos - key, self._n_offsets)
+        pair = found.q_slot * (len(self._live) + 1) + found.k_slot
+        return pair, part, found.documents, float(used.double().mean())
 
     def _add(self, part: Tensor, eligible: Tensor, pair: Tensor, value: Tensor, offset: Tensor) -> None:
-        """part[pair, offset] += value for eligible pairs; every offset is column 0 for a head that does not rotate."""
+        """part[pair, offset] += value for eligible pairs."""
         at = torch.searchsorted(eligible, pair).clamp(max=len(eligible) - 1)
         known = eligible[at] == pair if len(eligible) else torch.zeros_like(pair, dtype=torch.bool)
-        column = offset[known] if part.shape[1] > 1 else 0
-        part.view(-1).index_add_(0, at[known] * part.shape[1] + column, value[known])
+        part.view(-1).index_add_(0, at[known] * part.shape[1] + offset[known], value[known])
 
     def _mean_part(self, pairs: Int[Tensor, " n"]) -> Float[Tensor, "n n_offsets"]:
         """sum over second-copy rows t of F_q(t)_i mean_{u<=t} F_u,j for linear pair ids, by offset where the head
         rotates.
+
+        Not the census's position parts, which are made for every document's own pairs and by block of key features
+        because they may not fit: these rows are no stripe, and their table, which fits, is one matrix product.
         """
         mask = self.arm.frozen.mask
         weight = mask.to(self._q[1].dtype) / mask.sum(-1, keepdim=True)

@@ -137,6 +137,23 @@ def test_two_halves_merged_are_the_whole() -> None:
     pd.testing.assert_frame_equal(merged.examples(0, *where), whole.examples(0, *where), rtol=1e-9)
 
 
+# Tables of angles are in float32 in transformers, so that R_t u . R_s v is R_{t-s} u . v to that precision alone.
+@pytest.mark.parametrize(("kind", "tolerance"), [("gpt_neo", 1e-9), ("pythia", 1e-6)])
+def test_examples_of_merged_halves_are_the_strongest_terms_of_the_models_own_resolutions(
+    kind: str, tolerance: float
+) -> None:
+    merged = take(kind, DOCUMENTS[:3]).merge(take(kind, DOCUMENTS[3:]))
+    _, i, j, _, _ = (int(cell) for cell in merged.channels("count", n=1, heads=[2]).iloc[0])
+    terms = {}
+    for number, tokens in enumerate(DOCUMENTS):
+        F = fra.resolve(tiny(kind, torch.float64), sae(), tokens, LAYER, 2).channel(i, j).tril()
+        terms |= {(number, int(t), int(s)): float(F[t, s]) for t, s in F.nonzero().tolist()}
+    strongest = sorted(terms, key=lambda at: -abs(terms[at]))[:5]
+    found = merged.examples(2, i, j, 5)
+    assert [(int(d), int(t), int(s)) for d, t, s in found.iloc[:, :3].to_numpy()] == strongest
+    assert found["value"].tolist() == pytest.approx([terms[at] for at in strongest], rel=tolerance)
+
+
 def test_an_interrupted_census_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_census_observe, "_TOKENS_AT_ONCE", 12)
     never = take("llama", reduce=ALL, stripes=STRIPES)
@@ -160,6 +177,8 @@ def test_an_interrupted_census_goes_on_and_ends_the_same(tmp_path: Path, monkeyp
         assert torch.equal(tensor, resumed.corpus.tensors()[name]), name
     for reduce in ALL:
         pd.testing.assert_frame_equal(resumed.channels(reduce), never.channels(reduce), check_exact=True)
+    _, i, j, _, _ = (int(cell) for cell in never.channels("max", n=1, heads=[1]).iloc[0])
+    pd.testing.assert_frame_equal(resumed.examples(1, i, j), never.examples(1, i, j), check_exact=True)
     n_calls = len(calls)
     take("llama", **options)
     assert len(calls) == n_calls, "a finished census is only read"

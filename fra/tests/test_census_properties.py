@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fra import _census_blocks, _census_corpus, _census_scan, _census_stripes, _census_tables
+from fra import _census_blocks, _census_corpus, _census_pairs, _census_scan, _census_tables
 from fra._census import Census
 from fra._census_corpus import Corpus, concatenate
 from fra._census_observe import Layer
@@ -191,7 +191,7 @@ def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """
     monkeypatch.setattr(_census_scan.Scan, "_few_pairs", lambda _: request.param == "whole")
     if request.param == "chunked":
-        for module in (_census_blocks, _census_tables, _census_stripes):
+        for module in (_census_blocks, _census_tables, _census_pairs):
             monkeypatch.setattr(module, "WORK_BYTES", 200)
         monkeypatch.setattr(_census_tables, "_ROWS_AT_ONCE", 10)
         monkeypatch.setattr(_census_tables, "_COLUMNS_AT_ONCE", 64)
@@ -400,3 +400,46 @@ def test_a_threshold_from_the_busiest_features_loses_nothing(reduces: Any, monke
     for name, frame in workloads.of(layer, corpus).strongest(reduces, 9).items():
         pd.testing.assert_frame_equal(frame, plain[name], check_exact=True)
     assert told and min(told) > 0
+
+
+@pytest.mark.parametrize("reduce", ["sum", "abs"])
+def test_entries_that_hardly_repeat_are_added_straight(reduce: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, layer = workloads.entries(3, 12, 4, 400), workloads.layer(400, 2, d_model=16, n_pos=12)
+    own, right = [], _census_blocks.Side.by_entry
+    monkeypatch.setattr(_census_blocks.Side, "by_entry", lambda *args: (own.append(1), right(*args))[1])
+    found = workloads.of(layer, corpus).channels(reduce, n=20)
+    assert own
+    monkeypatch.setattr(_census_blocks.Side, "by_entry", lambda side, _: side)
+    plain = workloads.of(layer, corpus).channels(reduce, n=20)
+    pd.testing.assert_frame_equal(found, plain, rtol=1e-4)
+
+
+@pytest.mark.parametrize("floor", [0, 1, 2])
+def test_meetings_by_table_and_by_sort_are_those_written_out(floor: int) -> None:
+    """A table is taken where pairs are few, a sort where they are many: both against a loop over pairs of rows."""
+    g = torch.Generator().manual_seed(floor)
+    for n_live in (5, 60):
+        per_row = torch.randint(0, 5, (40,), generator=g)
+        start = torch.cat((per_row.new_zeros(1), per_row.cumsum(0)))
+        slot = torch.cat([torch.randperm(5, generator=g)[:n].sort().values for n in per_row.tolist()]) * (n_live // 5)
+        value = torch.randn(len(slot), generator=g, dtype=torch.float64)
+        q_row = torch.randint(0, 40, (90,), generator=g).sort().values
+        k_row, doc = torch.randint(0, 40, (90,), generator=g), q_row // 8
+        met: dict[tuple[int, int], list[tuple[int, float]]] = {}
+        for q, k, d in zip(q_row.tolist(), k_row.tolist(), doc.tolist(), strict=True):
+            for a in range(int(start[q]), int(start[q + 1])):
+                for b in range(int(start[k]), int(start[k + 1])):
+                    row = (d, float(value[a] * value[b]))
+                    met.setdefault((int(slot[a]), int(slot[b])), []).append(row)
+        enough = {pair: rows for pair, rows in sorted(met.items()) if len({d for d, _ in rows}) >= floor}
+        found = _census_pairs.Meetings(slot, start, n_live, (q_row, k_row, doc), floor)
+        assert list(zip(found.q_slot.tolist(), found.k_slot.tolist(), strict=True)) == list(enough)
+        assert found.count.tolist() == [len(rows) for rows in enough.values()]
+        documents = [len({d for d, _ in rows}) if floor else 1 for rows in enough.values()]
+        assert found.documents.tolist() == documents
+        sums = found.sums(value, value)[:, 0].tolist()
+        assert sums == pytest.approx([sum(v for _, v in rows) for rows in enough.values()])
+        halves = found.sums(value, value, (doc > 2).long(), 2)
+        assert halves.sum(1).tolist() == pytest.approx(sums)
+        late = [sum(v for d, v in rows if d > 2) for rows in enough.values()]
+        assert halves[:, 1].tolist() == pytest.approx(late)

@@ -14,6 +14,8 @@ Gate: the feature-feature block must carry half of the stripe contrast on this v
 Bar: one pair carries about a per cent of an edge at L0 32, so that 50 pairs that the head reads should carry a
     good part of it; half a nat moves an attention of 0.5 to 0.38. Registered before `mini` was measured.
 
+"Every" is judged head by head; n TIHs of n show, at 95 %, a share above 0.05^(1/n): 0.37 for three, 0.90 for 29.
+
 Each stimulus family is a claim of its own; there is no switching between them.
 """
 

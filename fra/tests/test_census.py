@@ -221,7 +221,7 @@ def test_peak_memory_is_as_documented(where: Any) -> None:
     n, live, w = len(corpus.feature), len(corpus.live), 256
     said = 24 * n + 4 * n_heads * 64 * (live + w) + 4 * live * w * 2 + (40 << 20)
     assert said < 4 * d_sae**2 / 8
-    # the allocator gives pages back when it likes, to this and to what ran before: the least of a few runs is the scan's
+    # the allocator gives pages back when it likes: the least of a few runs is the scan
     assert min(peak() for _ in range(4)) <= said
 
 

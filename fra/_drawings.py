@@ -8,9 +8,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-CELL = 9
+CELL = 8
 """Side of a map's cell, in px."""
-_LABEL = 64.0  # room for the tokens beside and above a map
+_LABEL = 58.0  # room for the tokens beside and above a map
 _FAINTEST = 0.03  # cells below this share of the largest are not drawn
 _CURVE_WIDTH, _CURVE_HEIGHT, _CURVE_MARGIN = 340.0, 150.0, 46.0
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")

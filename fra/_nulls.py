@@ -48,8 +48,7 @@ def scramble(frozen: FrozenLayer, head: int, rotation: Float[Tensor, "d_head d_h
 def scrambled_arms(arms: Arms, head: int, rotation: Tensor, stretch: float) -> Arms:
     """Both arms under one scramble."""
     repeated, control = (
-        dataclasses.replace(arm, frozen=scramble(arm.frozen, head, rotation, stretch))
-        for arm in (arms.repeated, arms.control)
+        arm.with_weights(scramble(arm.frozen, head, rotation, stretch)) for arm in (arms.repeated, arms.control)
     )
     return Arms(arms.batch, repeated, control)
 

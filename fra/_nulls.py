@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._channels import Arm, Arms
-from fra._dictionaries import Codes
+from fra._dictionaries import Codes, decoded
 from fra._heads import FrozenLayer
 from fra.errors import FraError
 
@@ -110,10 +110,7 @@ def random_atoms(
     if lengths is not None:
         counts *= (torch.arange(pos, device=counts.device) < lengths[:, None]).flatten()
     row, atom, value = matching_pursuit(target, atoms, counts)
-    left = target.clone()
-    for start in range(0, len(target), 1024):
-        here = (row >= start) & (row < start + 1024)
-        left.index_add_(0, row[here], -value[here, None] * atoms[atom[here]])
+    left = target - decoded(row, atom, value, atoms, len(target))
     replaced = Codes(row, atom, value, atoms, codes.bias, left.view_as(arm.frozen.x), codes.shape)
     return Arm(arm.frozen, replaced)
 

@@ -33,20 +33,20 @@ def best_effect(
     on: HeadOnArms, pairs: Int[Tensor, "n 2"], documents: Bool[Tensor, " n_documents"] | None = None
 ) -> float:
     """max_c E_c in nats, over chosen documents where given; -inf where no channel is live in enough of them."""
-    upper = _upper_bounds(on, pairs, documents)
+    upper = upper_bounds(on, pairs, documents)
     order = np.argsort(-upper, kind="stable")[: int((upper > -np.inf).sum())]
     best = -np.inf
     while len(order):
         # the strongest few first, then at once all that may still be above them
         some = order[:_FIRST] if best == -np.inf else order
         found = on.channels(pairs[torch.as_tensor(some, device=pairs.device)])
-        best = max(best, float(mean_effect(_restricted(found, documents)).max()))
+        best = max(best, float(mean_effect(restricted(found, documents)).max()))
         order = order[len(some) :]
         order = order[upper[order] >= best]
     return best
 
 
-def _restricted(effects: Effects, documents: Tensor | None) -> Effects:
+def restricted(effects: Effects, documents: Tensor | None) -> Effects:
     """Effects with other documents' sums set to zero."""
     if documents is None:
         return effects
@@ -54,7 +54,7 @@ def _restricted(effects: Effects, documents: Tensor | None) -> Effects:
     return Effects(*(getattr(effects, name) * keep for name in ("nats", "attention", "contrast", "rows", "covered")))
 
 
-def _upper_bounds(on: HeadOnArms, pairs: Tensor, documents: Tensor | None) -> Float[np.ndarray, " n"]:
+def upper_bounds(on: HeadOnArms, pairs: Tensor, documents: Tensor | None) -> Float[np.ndarray, " n"]:
     """No E is larger than its bound; inf where there is none, -inf where too few documents have the channel live."""
     doc, pos = on.batch.row_doc, on.batch.row_pos
     q_ids, q_at = torch.unique(pairs[:, 0], return_inverse=True)

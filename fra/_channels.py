@@ -155,7 +155,7 @@ class Effects:
     """Rows of the repeated arm with i live, for the coverage."""
 
 
-def _capped(arm: Arm, scores: Float[Tensor, "n k_pos"]) -> Float[Tensor, "n k_pos"]:
+def capped_scores(arm: Arm, scores: Float[Tensor, "n k_pos"]) -> Float[Tensor, "n k_pos"]:
     """Scores after softcap; masked keys stay at -inf, which the cap would make finite."""
     return arm.frozen.cap(scores).masked_fill(scores == -torch.inf, -torch.inf)
 
@@ -176,7 +176,7 @@ class HeadOnArms:
                 "use shorter documents"
             )
         self.row_scores = [arm.frozen.scores(head)[doc, pos] for arm in self.sides]
-        self.capped = [_capped(arm, rows).double() for arm, rows in zip(self.sides, self.row_scores, strict=True)]
+        self.capped = [capped_scores(arm, rows).double() for arm, rows in zip(self.sides, self.row_scores, strict=True)]
         self._all = [capped.logsumexp(-1) for capped in self.capped]
         self._row_of = torch.full((len(self.batch) * self.batch.tokens.shape[1],), -1, device=doc.device)
         self._row_of[doc * self.batch.tokens.shape[1] + pos] = torch.arange(len(doc), device=doc.device)
@@ -361,65 +361,14 @@ class HeadOnArms:
             shares.append(self._share(arm, torch.stack(columns, dim=1)))
         return self._together(shares)
 
-    def plant(self, pair: Int[Tensor, " 2"]) -> Planting:
-        """The rows on which a channel is live, ready to have its coupling raised."""
-        doc, pos = self.batch.row_doc, self.batch.row_pos
-        q = [arm.columns("query", self.head, pair[:1])[doc, pos][:, 0] for arm in self.sides]
-        rows = torch.nonzero((q[0] != 0) | (q[1] != 0))[:, 0]
-        unit, own = [], []
-        for side, arm in enumerate(self.sides):
-            unit.append(q[side][rows][:, None] * arm.columns("key", self.head, pair[1:])[doc[rows], :, 0])
-            ahead = (pos[rows][:, None] - torch.arange(arm.codes.shape[1], device=pos.device)).clamp(min=0)
-            G = pair_couplings(arm, self.head, pair[None], torch.arange(arm.codes.shape[1], device=pos.device))[0]
-            own.append(unit[side] * (G if len(G) == 1 else G[ahead]))
-        return Planting(self, rows, unit, own, int((q[0] != 0).sum()))
-
     def _together(self, shares: Sequence[tuple[Tensor, Tensor]]) -> Effects:
         """Effects of one removal given, for each arm, which rows have it live and what it adds to their scores."""
         live = shares[0][0] | shares[1][0]
         nats, attention = torch.zeros_like(self.base[0]), torch.zeros_like(self.base[0])
         for side, (there, F) in enumerate(shares):
-            changed = log_odds(_capped(self.sides[side], self.row_scores[side] - F).double(), self.keys)
+            changed = log_odds(capped_scores(self.sides[side], self.row_scores[side] - F).double(), self.keys)
             sign = 1 - 2 * side
             nats += there * sign * (self.base[side] - changed)
             attention += there * sign * (self.base[side].sigmoid() - changed.sigmoid())
         columns = [nats, attention, self.contrast * live, live.to(nats.dtype), shares[0][0].to(nats.dtype)]
         return Effects(*(self.by_document(column)[:, None] for column in columns))
-
-
-class Planting:
-    """One channel in one head, on the rows where it is live, with its coupling raised: what a search must be able to
-    find.
-    """
-
-    def __init__(
-        self, head: HeadOnArms, rows: Tensor, unit: Sequence[Tensor], own: Sequence[Tensor], covered: int
-    ) -> None:
-        self._head, self.rows, self._unit = head, rows, unit
-        self.covered = covered
-        live = torch.cat([part[part != 0] for part in unit])
-        self.size = max(float(live.abs().mean()), 1e-9) if len(live) else 1.0
-        """Mean product of activations where both features are live: the unit in which a raise is sensible."""
-        self._scores = [scores[rows] for scores in head.row_scores]
-        # the raised channel taken out again leaves what the head has without its own channel, whatever the raise
-        self._without = [self._odds(arm, s - f) for arm, s, f in zip(head.sides, self._scores, own, strict=True)]
-
-    def _odds(self, arm: Arm, scores: Tensor) -> Tensor:
-        return log_odds(_capped(arm, scores), self._head.keys[self.rows])
-
-    def effects(self, delta: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Row values of nats, attention and the head's own contrast with G_ij raised by `delta`."""
-        head = self._head
-        raised = [scores + delta * unit for scores, unit in zip(self._scores, self._unit, strict=True)]
-        odds = [self._odds(arm, scores) for arm, scores in zip(head.sides, raised, strict=True)]
-        nats = [after - before for after, before in zip(odds, self._without, strict=True)]
-        attention = [a.sigmoid() - b.sigmoid() for a, b in zip(odds, self._without, strict=True)]
-        moved = head.batch.row_moved[self.rows]
-        there = _capped(head.sides[1], raised[1]).softmax(-1).gather(1, moved[:, None])[:, 0]
-        contrast = odds[0].sigmoid() - torch.maximum(odds[1].sigmoid(), there)
-        return nats[0] - nats[1], attention[0] - attention[1], contrast
-
-    def by_document(self, values: Float[Tensor, " n"]) -> Float[np.ndarray, " n_documents"]:
-        """Sums of the live rows' values by document."""
-        out = values.new_zeros(len(self._head.batch), dtype=torch.float64)
-        return np.asarray(out.index_add_(0, self._head.batch.row_doc[self.rows], values.double()).cpu())

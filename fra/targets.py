@@ -6,11 +6,11 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fra._documents import Document, read_documents
 from fra._processing import check_agreement, declared_by, describe, settle
 from fra._target_file import DictionaryTable, TargetSpec, find_target, presets, read_target
 from fra.errors import CannotLoad, FraError
@@ -34,17 +34,6 @@ __all__ = [
 ]
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
-_DATASET_DOCUMENTS = 400
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text of a target."""
-
-    name: str
-    source: str
-    """Documents of one source are one cluster when documents are resampled: the name up to its last hyphen."""
-    text: str
 
 
 class Dictionaries(Mapping[str, Any]):
@@ -301,33 +290,7 @@ class Target:
         """The target's text, by name. Raises FraError for a folder without text, an empty text, or one that is not
         UTF-8.
         """
-        given = self.spec.text.documents
-        folder = self._path(given)
-        if folder.is_dir():
-            files = sorted(folder.glob("*.txt"))
-            if not files:
-                raise FraError(f"the text of {self.name!r} is empty: {folder} holds no .txt file.")
-            return [self._document(file) for file in files]
-        if given.startswith((".", "/", "~")) or folder.exists():
-            raise FraError(
-                f"the text of {self.name!r} is missing: text.documents names {folder}, which is no directory."
-            )
-        from fra._hub import dataset_texts
-
-        texts = dataset_texts(given, _DATASET_DOCUMENTS)
-        if not texts:
-            raise FraError(f"the dataset {given!r} holds no text: use another as text.documents.")
-        names = [f"{given.rsplit('/', 1)[-1]}.{number}" for number in range(len(texts))]
-        return [Document(name, name, text) for name, text in zip(names, texts, strict=True)]
-
-    def _document(self, file: Path) -> Document:
-        try:
-            text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise FraError(f"the document {file} cannot be read as UTF-8 text ({error}).") from error
-        if not text.strip():
-            raise FraError(f"the document {file} is empty: write text into it or remove it.")
-        return Document(file.stem, file.stem.rpartition("-")[0] or file.stem, text)
+        return read_documents(self.name, self.spec.text.documents, self._path(self.spec.text.documents))
 
     @cached_property
     def _fingerprint(self) -> str:

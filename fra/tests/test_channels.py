@@ -24,8 +24,8 @@ from fra._nulls import (
     scramble,
     stretch_to_match,
 )
-from fra._screen import stripe_blocks
 from fra._search import Search
+from fra._stripe_blocks import stripe_blocks
 from fra.errors import FraError
 from fra.tests.models import D_VOCAB, tiny, tiny_sae
 

@@ -10,7 +10,7 @@ import pytest
 from fra import stimuli
 from fra.induction import patterns, stripe_attention
 from fra.tests import circuit
-from fra.tests.test_verdict_plugin import Suite, suite
+from fra.tests.suites import Suite, suite
 
 __all__ = ["suite"]
 

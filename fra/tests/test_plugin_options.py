@@ -1,0 +1,178 @@
+"""Options, registrations and known refutations of `pytest claims/`: what each does; what is wrong is exit code 4."""
+
+import tomllib
+
+import pytest
+
+from fra.tests.suites import CLAIM_FILE, FAMILY_FILE, KNOWN, TARGET, outcomes, suite
+
+__all__ = ["suite"]
+
+
+def test_strict_verdicts_fail_what_is_inconclusive(suite):
+    suite.claims(heads=CLAIM_FILE)
+    result = suite.run("--strict-verdicts", "-v", "-k", "H4 or H7", "--ledger", "ledger.json", ret=1)
+    assert outcomes(result) == {"failed": 1, "skipped": 1, "deselected": 6}
+    result.stdout.fnmatch_lines(["*L0H4*INCONCLUSIVE*"])
+    assert [r["verdict"] for r in suite.rows()] == ["INCONCLUSIVE", "CANNOT_RUN"]
+    suite.run("-k", "H4 or H7", ret=0)
+
+
+def test_heads_shows_only_these(suite):
+    suite.claims(heads=CLAIM_FILE, family=FAMILY_FILE)
+    result = suite.run("--heads", "L0H0, L0H7", "--ledger", "ledger.json", ret=0)
+    assert outcomes(result)["deselected"] == 6
+    assert [(r["claim"], r["head"]) for r in suite.rows()] == [("T01", "L0H0"), ("T01", "L0H7"), ("T03", None)]
+
+
+def test_registration(suite):
+    suite.claims(heads=CLAIM_FILE, family=FAMILY_FILE)
+    result = suite.run("--register", "--ledger", "ledger.json", ret=0)
+    result.stdout.fnmatch_lines(["T01: registered", "T03: registered"])
+    assert not (suite.path / "ledger.json").exists(), "nothing is measured"
+    file = suite.path / "claims" / "registered.toml"
+    entries = tomllib.loads(file.read_text())
+    assert entries.keys() == {"T01", "T03"}
+    assert entries["T01"]["bar"] == 1.0
+    suite.run("-k", "H0", "--ledger", "ledger.json", ret=0)
+    [row] = suite.rows()
+    assert row["digest"] == entries["T01"]["digest"]
+    assert "exploratory" not in row["detail"]
+
+    suite.claims(heads=CLAIM_FILE.replace("bar=1.0", "bar=0.5"))
+    suite.refused(says="T01 changed since it was registered (bar 1.0 -> 0.5)")
+    suite.refused("-k", "T03", says="--register")
+    before = file.read_text()
+    result = suite.run("--register", ret=0)
+    result.stdout.fnmatch_lines(["T01: changed (bar 1.0 -> 0.5)"])
+    assert file.read_text() != before
+
+    suite.claims(heads=CLAIM_FILE.replace("Heads do it", "In other words").replace("bar=1.0", "bar=0.5"))
+    suite.run("--register", ret=0).stdout.fnmatch_lines(["nothing changed: 2 claims are registered"])
+    (suite.path / "claims" / "test_family.py").unlink()
+    suite.refused(says="registers T03, which no claim file declares")
+
+
+def test_an_unregistered_claim_beside_a_registered_one_is_exploratory(suite):
+    suite.claims(heads=CLAIM_FILE)
+    suite.run("--register", ret=0)
+    suite.claims(family=FAMILY_FILE)
+    result = suite.run("-v", "-k", "H0 or family", "--ledger", "ledger.json", ret=0)
+    assert [r["detail"].get("exploratory", False) for r in suite.rows()] == [False, True]
+    result.stdout.fnmatch_lines(
+        ["fra: *EXPLORATORY: T03*", "*test_family SUPPORTED (EXPLORATORY)*", "T03*[[]EXPLORATORY*"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "says"),
+    [
+        ("claims/known.toml", KNOWN.replace('"T02"', '"T99"'), "there is no claim 'T99'"),
+        (
+            "claims/known.toml",
+            KNOWN.replace('"T01"\ntarget = "another"', '"T99"\ntarget = "another"'),
+            "no claim 'T99'",
+        ),
+        ("claims/known.toml", KNOWN.replace("L0H3", "L1H3"), "tiny has no head L1H3"),
+        ("claims/known.toml", KNOWN.replace("L0H3", "3"), "is not a head"),
+        ("claims/known.toml", KNOWN.replace("L0H3", "L0H2"), "recorded twice"),
+        ("claims/known.toml", KNOWN.replace('reason = "looked dead"', ""), "reason is missing"),
+        ("claims/known.toml", KNOWN.replace("head =", "heads ="), "unknown key 'heads'"),
+        ("claims/known.toml", "[other]", "other than [[known]]"),
+        ("claims/known.toml", "known = [", "is not TOML"),
+        ("claims/registered.toml", "= 3", "is not TOML"),
+        ("claims/registered.toml", "T01 = 3", "has no digest"),
+        ("claims/registered.toml", '[T01]\ndigest = "0"', "T01 changed"),
+        ("claims/test_syntax.py", "CLAIM = (", "cannot be imported: SyntaxError"),
+        ("claims/test_import.py", "import nothing_of_that_name", "ModuleNotFoundError"),
+        (
+            "claims/test_bad.py",
+            "from fra.claim import Claim\nC = Claim(id='x y', title='a', h0='b', bar=0, n=9, statistic='', stimuli=())",
+            "an id is",
+        ),
+        ("claims/test_twice.py", CLAIM_FILE.replace("bar=1.0", "bar=2.0"), "two different claims are called T01"),
+        ("tiny.toml", TARGET.replace("n_heads", "n_head"), "size.n_heads"),
+        ("tiny.toml", TARGET + "=", "is not TOML"),
+    ],
+)
+def test_what_is_written_down_wrongly_is_exit_code_4(suite, file, text, says):
+    suite.all()
+    suite.write(file, text)
+    suite.refused(says=says)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--target", "nowhere.toml"], "there is no target 'nowhere.toml'"),
+        (["--device", "tpu"], "--device tpu"),
+        (["--device", "cuda:x"], "--device cuda:x"),
+        (["--heads", "L1H0"], "tiny has no head L1H0"),
+        (["--heads", "all"], "is not a head"),
+        (["--heads", ","], "names no head"),
+        (["--ledger", "."], "is a directory"),
+        (["--ledger", "tiny.toml/ledger.json"], "cannot be written"),
+        (["--report", "tiny.toml/page.html"], "cannot be written"),
+    ],
+)
+def test_bad_options_are_exit_code_4(suite, args, says):
+    suite.claims(heads=CLAIM_FILE)
+    suite.refused(*args, says=says)
+
+
+def test_the_target_of_the_option_beats_the_environment_beats_the_ini(suite, monkeypatch):
+    suite.claims(heads=CLAIM_FILE)
+    for name in ("one", "two"):
+        suite.write(f"{name}.toml", TARGET.replace('"tiny"', f'"{name}"', 1))
+    monkeypatch.setenv("FRA_TARGET", "one.toml")
+    suite.run("-k", "H0", "--ledger", "ledger.json", ret=0)
+    assert suite.rows()[0]["target"] == "one"
+    suite.run("-k", "H0", "--ledger", "ledger.json", "--target", "two.toml", ret=0)
+    assert suite.rows()[0]["target"] == "two"
+
+
+def test_the_header_prints_every_option_in_force(suite):
+    suite.claims(heads=CLAIM_FILE)
+    result = suite.run("--heads", "L0H0", "--dtype", "float64", "--strict-verdicts")
+    result.stdout.fnmatch_lines(
+        [
+            "fra: target tiny.toml, device cpu, dtype float64, heads L0H0, require-gpu no, strict-verdicts yes, "
+            "ledger none, report none",
+            "fra: tiny has 1 layers of 8 heads; 1 claims, 0 registered, EXPLORATORY: T01; known refutations: 0",
+        ]
+    )
+
+
+def test_no_gpu(suite, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    needs = FAMILY_FILE.replace("evidence(progress)", "evidence(device)").replace(
+        'progress("measuring the family")', ""
+    )
+    suite.claims(family=needs)
+    suite.refused("--require-gpu", says="--require-gpu: torch finds no CUDA device here")
+    result = suite.run("--device", "cuda", "--ledger", "ledger.json", "-rs", ret=0)
+    assert outcomes(result) == {"skipped": 1}
+    [row] = suite.rows()
+    assert row["verdict"] == "CANNOT_RUN"
+    assert "no GPU" in row["detail"]["reason"]
+
+
+def test_require_gpu_wants_the_weights_too(suite, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    suite.claims(family=FAMILY_FILE)
+    suite.write("tiny.toml", TARGET.replace('name = "nobody/tiny"', 'path = "missing"'))
+    suite.refused("--require-gpu", says="--require-gpu: ")
+    suite.run(ret=0)  # a claim that needs no weights runs without them
+
+
+def test_local_weights_that_are_no_weights_are_found_before_anything_is_measured(suite):
+    suite.claims(family=FAMILY_FILE)
+    suite.write("tiny.toml", TARGET.replace('name = "nobody/tiny"', 'path = "model"'))
+    (suite.path / "model").mkdir()
+    (suite.path / "model" / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+    suite.refused(says="model")

@@ -213,15 +213,19 @@ class HeadOnText:
         self.scores = frozen.scores(head)
         self.pattern = _cap(frozen, self.scores).softmax(-1)
 
-    def grid(self, pairs: Int[Tensor, "n 2"], lag: int) -> Grid:
-        """Rows of every pair's query feature against all keys, with the weight of each key in the comparison."""
-        return Grid(self, pairs, lag)
+    def grid(self, pairs: Int[Tensor, "n 2"], lag: int, run: int | None = None) -> Grid:
+        """Rows of every pair's query feature against all keys, with the weight of each key in the comparison. run:
+        match positions of keys in runs of so many instead of octaves.
+        """
+        return Grid(self, pairs, lag, run)
 
-    def channels(self, pairs: Int[Tensor, "n 2"], lag: int = 1, contrast: bool = True) -> ConceptEffects:
+    def channels(
+        self, pairs: Int[Tensor, "n 2"], lag: int = 1, contrast: bool = True, run: int | None = None
+    ) -> ConceptEffects:
         """Exact effect of removing each channel by itself at every key of the row; the head's own contrast is left at
         zero where it is not asked for.
         """
-        grid = self.grid(pairs, lag)
+        grid = self.grid(pairs, lag, run)
         before = grid.odds(None)
         return grid.effects(before - grid.odds(-grid.couplings()), before if contrast else None)
 
@@ -233,7 +237,7 @@ def _cap(frozen: FrozenLayer, scores: Tensor) -> Tensor:
 class Grid:
     """The rows of some channels, side by side: [rows, keys]."""
 
-    def __init__(self, on: HeadOnText, pairs: Int[Tensor, "n 2"], lag: int) -> None:
+    def __init__(self, on: HeadOnText, pairs: Int[Tensor, "n 2"], lag: int, run: int | None = None) -> None:
         self.on, self.pairs = on, pairs
         text, arm = on.text, on.arm
         q = arm.columns("query", on.head, pairs[:, 0])
@@ -259,7 +263,8 @@ class Grid:
         n_octaves = int(octave[-1]) + 1
         n_tokens = int(text.token_number.max()) + 1
         stratum = self.pair[row] * n_tokens + text.token_number[self.doc[row], at]
-        stratum = (stratum * n_octaves + octave[self.pos[row] - at - 1]) * n_octaves + octave[(at - 1).clamp(min=0)]
+        place = octave[(key - 1).clamp(min=0)] if run is None else key // run
+        stratum = (stratum * n_octaves + octave[self.pos[row] - at - 1]) * length + place[at]
         positive = there[row, at]
         # most keys are matched with nothing: strata are numbered among those of stripe keys
         with_stripe, n_pos = torch.unique(stratum[positive], return_counts=True)

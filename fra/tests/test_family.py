@@ -392,8 +392,8 @@ def test_exact_bounds_where_nearly_all_agree(values: list[float], outcome: str) 
 def test_p_is_stepped_down_and_q_comes_from_p_before_that() -> None:
     """Four heads, of which one is rejected, one is constant and has an exact bound; and what a ledger row shows."""
     rng = np.random.default_rng(3)
-    samples = {"L1H0": rng.normal(1.0, 0.1, 30), "L1H1": rng.normal(0.55, 0.2, 30), "L1H2": np.full(30, 0.9)}
-    samples["L1H3"] = rng.normal(0.2, 0.2, 30)
+    samples = {"L1H0": rng.normal(1.0, 0.1, 30), "L1H1": rng.normal(0.59, 0.2, 30), "L1H2": np.full(30, 0.9)}
+    samples["L1H3"] = rng.normal(0.55, 0.2, 30)
     columns = {h: (x[:, None], np.ones((30, 1))) for h, x in samples.items()}
     found, means, raw = _columns.columns_tested(claim("D09"), "x", columns, "t", 1, bounded=(0.0, 1.0))
     bootstrapped = [h for h in samples if h != "L1H2"]
@@ -401,6 +401,7 @@ def test_p_is_stepped_down_and_q_comes_from_p_before_that() -> None:
     assert raw["L1H2"] == pytest.approx(sps.binom.sf(29, 30, 0.5 / 0.9))  # 30 of 30 reach 0.9
     assert found["L1H2"][0].p == pytest.approx(4 * raw["L1H2"])
     stepped = stats.holm([float(means[h].p_above(0.5, False)[0]) for h in samples])
+    assert 0.05 < stepped[1] < 1 and 0.05 < stepped[3] < 1 and stepped[1] != stepped[3]
     for h, p in zip(samples, stepped, strict=True):
         if h != "L1H2":
             assert found[h][0].p == pytest.approx(p)

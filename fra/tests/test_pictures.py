@@ -4,7 +4,7 @@ in a form that says the same numbers in less space, with links where the diction
 
 from __future__ import annotations
 
-import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 import fra
 from fra import _drawings as drawings
-from fra import _examples, stimuli
+from fra import _examples, causal_ranking, pairs, stimuli
 from fra._channels import measure_arm, measure_arms
 from fra._examples import example_on_text, first_example, packed, text_of
 from fra._feature_examples import FEATURE, feature_example
@@ -122,10 +122,10 @@ def test_the_first_channel_that_is_live_is_shown_with_links(named: Any) -> None:
     arms = measure_arms(circuit.model(), named, stimuli.collate(made), 1, circuit.HOOK)
     token = int(made[0].tokens[3])
     never = circuit.PREVIOUS + circuit.BOS
-    pairs = np.array([[never, never], [token, circuit.PREVIOUS + token]])
-    found = first_example(arms, 0, pairs)
+    both = np.array([[never, never], [token, circuit.PREVIOUS + token]])
+    found = first_example(arms, 0, both)
     assert found is not None
-    assert found.example.pair == tuple(pairs[1].tolist())
+    assert found.example.pair == tuple(both[1].tolist())
     assert {t for t, _ in found.query} == {token}
     page = fra._dictionaries.neuronpedia(named)
     picture = clean(found.picture("here", lambda token: f"<{token}>", page))
@@ -133,7 +133,7 @@ def test_the_first_channel_that_is_live_is_shown_with_links(named: Any) -> None:
     assert picture["query tokens"][0].startswith(f"'<{token}>' x")
     assert drawings.is_maps(picture)
     assert "pages" not in found.picture("here", str, None)
-    assert first_example(arms, 0, pairs[:1]) is None
+    assert first_example(arms, 0, both[:1]) is None
 
 
 def test_a_feature_is_shown_where_it_fires_most_with_its_source() -> None:
@@ -187,6 +187,42 @@ def test_rows_about_a_family_show_a_feature_of_it_with_a_link() -> None:
     assert shown(made, 0)[FEATURE]["pages"] == [f"{PAGES}/{feature}"]
 
 
+def test_the_term_that_changed_a_loss_most_is_shown(named: Any) -> None:
+    model, sae, tokens = tiny("gpt2"), tiny_sae(HOOK), random_tokens(18)
+    terms = causal_ranking.measure_terms(model, sae, tokens, 1, np.random.default_rng(0), 2)
+    at = int(np.abs(terms.changed[:, 0]).argmax())
+    assert terms.shown is not None
+    one = terms.shown.example
+    row, key, head = int(terms.row[at]), int(terms.key[at]), int(terms.head[at])
+    assert one.pair == tuple(terms.channel[at].tolist())
+    assert one.tokens.tolist() == tokens[: row + 3].tolist()
+    truth = fra.resolve(model, sae, torch.from_numpy(one.tokens), 1, head).channel(*one.pair)
+    assert one.contribution[row, key] != 0
+    assert np.abs(one.contribution - truth.numpy()).max() < 1e-5 * float(truth.abs().max())
+    target: Any = SimpleNamespace(tokenizer=None, dictionary_for=lambda layer: (HOOK, named))
+    (shown_as,) = causal_ranking._largest(target, 0.5, 1, terms).values()
+    assert shown_as["document"].startswith(f"L1H{head}:")
+    assert shown_as["term"].startswith(f"query {row}, key {key}:")
+    assert shown_as["pages"][0] == f"{PAGES}/{one.pair[0]}"
+
+
+def test_pairs_on_natural_text_show_their_strongest(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sae = tiny("gpt2"), tiny_sae(HOOK)
+    arm = measure_arm(model, sae, TOKENS, 1, HOOK)
+    often = torch.bincount(arm.codes.feature).topk(2).indices.tolist()
+    heads = [object.__new__(pairs.HeadPairs) for _ in range(4)]  # of what is measured, only the strongest is asked for
+    for own in heads:
+        own.strongest = [(often[0], often[1])]
+    layer = object.__new__(pairs.LayerPairs)
+    object.__setattr__(layer, "pairs", heads)
+    monkeypatch.setattr(pairs, "measure_arm_pairs", lambda *_: layer)
+    target: Any = SimpleNamespace(name="t", model=model, tokenizer=None, dictionary_for=lambda _: (HOOK, sae))
+    pairs.measure_layer(target, pairs.Natural(TOKENS, LENGTHS, ("a", "b", "c")), 1)
+    for head, own in enumerate(heads):
+        alone = example_on_text(arm, head, (often[0], often[1]), TOKENS, LENGTHS)
+        assert alone is not None
+        assert own.picture == alone.picture(_examples.ON_NATURAL, str, None)
+
+
 def test_tokens_without_a_tokenizer_are_their_ids() -> None:
     assert text_of(None)(7) == "7"
-    assert dataclasses.is_dataclass(_examples.Shown)

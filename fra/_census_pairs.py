@@ -86,21 +86,17 @@ class Meetings:
 
     def _by_table(self, codes: list[Tensor], docs: list[Tensor], floor: int) -> tuple[Tensor, list[Tensor], Tensor]:
         home = self._slot.device
-        place = torch.zeros(self._n_live**2 + 1, dtype=torch.int32, device=home)
+        met = torch.zeros(self._n_live**2 + 1, dtype=torch.int32, device=home)
         if floor:
-            met = torch.zeros_like(place)
             for here in _by_document(codes, docs):
-                # A pair counts once a document: of its entries there the one whose number is left standing.
-                number = torch.arange(len(here), dtype=torch.int32, device=home)
-                place.scatter_(0, here, number)
-                met[here[place.gather(0, here) == number]] += 1
+                # A pair counts once a document: however often it meets there, the same number is written.
+                met.scatter_(0, here, met.gather(0, here) + 1)
         else:
-            met = torch.zeros_like(place)
             for code in codes:
                 met[code] = 1
         met[0] = 0
         found = (met >= max(1, floor)).nonzero()[:, 0]
-        place.zero_()
+        place = torch.zeros_like(met)
         place[found] = torch.arange(1, len(found) + 1, dtype=torch.int32, device=home)
         return found, [place[code] for code in codes], met[found].long()
 

@@ -32,6 +32,12 @@ class Arm:
         """What heads ask for again and again, computed once."""
         return {}
 
+    def with_weights(self, frozen: FrozenLayer) -> Arm:
+        """The same activations read by other weights; what does not depend on those is not computed again."""
+        other = Arm(frozen, self.codes)
+        other._kept.update({key: kept for key, kept in self._kept.items() if key[0] != "couplings"})
+        return other
+
     def coefficients(
         self, side: Side, head: int, entries: Int[Tensor, " n"] | None = None
     ) -> Float[Tensor, " n_or_all"]:
@@ -178,7 +184,7 @@ class HeadOnArms:
     def on_stripe(self, keys: Int[Tensor, " n_rows"]) -> HeadOnArms:
         """The same head on another stripe: `keys` names the stripe's key of every second-copy row."""
         other = copy.copy(self)
-        for cached in ("base", "contrast", "others"):
+        for cached in ("base", "contrast", "others", "weight"):
             other.__dict__.pop(cached, None)
         other.keys = keys
         return other
@@ -190,6 +196,15 @@ class HeadOnArms:
         for capped, total in zip(self.capped, self._all, strict=True):
             attention = (capped.gather(1, self.keys[:, None])[:, 0] - total).exp()
             found.append(total + torch.log1p(-attention.clamp(max=1 - 1e-15)))
+        return found[0], found[1]
+
+    @cached_property
+    def weight(self) -> tuple[Tensor, Tensor]:
+        """[n_rows, k_pos] attention among the keys other than the stripe's, repeated and control."""
+        found = [
+            (capped - others[:, None]).exp_().scatter_(1, self.keys[:, None], 0.0).to(scores.dtype)
+            for capped, others, scores in zip(self.capped, self.others, self.row_scores, strict=True)
+        ]
         return found[0], found[1]
 
     @cached_property
@@ -253,7 +268,7 @@ class HeadOnArms:
         q = arm.columns("query", self.head, q_ids)[batch.row_doc, batch.row_pos].T.contiguous()
         k = arm.columns("key", self.head, k_ids).permute(2, 0, 1).contiguous()
         G = pair_couplings(arm, self.head, pairs, pairs[:0, 0])[:, 0]
-        weight = (self.capped[side] - self.others[side][:, None]).exp().scatter(1, self.keys[:, None], 0.0).to(k.dtype)
+        weight = self.weight[side].to(k.dtype)
         live = [torch.nonzero(one)[:, 0] for one in q]
         found = []
         for channel, (i, j) in enumerate(zip(q_at.tolist(), k_at.tolist(), strict=True)):
@@ -314,7 +329,7 @@ class HeadOnArms:
         if arm.frozen.rotary is None:
             M = q.new_zeros(len(q_ids), len(k_ids))
             M[q_at, k_at] = pair_couplings(arm, self.head, pairs, pos[:0])[:, 0]
-            return (q != 0).any(-1), self._against_keys(q @ M, k)
+            return (q != 0).any(-1), self.against_keys(q @ M, k)
         U, V = arm.couplings(self.head)
         total = q.new_zeros(len(q), k.shape[1])
         everywhere = torch.arange(k.shape[1], device=pos.device)
@@ -324,10 +339,10 @@ class HeadOnArms:
             right = arm.frozen.rotary.rotate(V[pairs[part, 1]][:, None].expand(-1, k.shape[1], -1), everywhere)
             left = left.transpose(0, 1) * q[:, q_at[part], None]
             keys = right.transpose(0, 1) * k[:, :, k_at[part], None]
-            total += self._against_keys(left.flatten(1), keys.flatten(2))
+            total += self.against_keys(left.flatten(1), keys.flatten(2))
         return (q != 0).any(-1), total
 
-    def _against_keys(
+    def against_keys(
         self, rows: Float[Tensor, "n_rows n"], keys: Float[Tensor, "batch k_pos n"]
     ) -> Float[Tensor, "n_rows k_pos"]:
         """Dot products of every row with the keys of its own document."""

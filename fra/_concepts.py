@@ -126,10 +126,10 @@ class ConceptSearch:
     def stripe(self, lag: int) -> ConceptStripe:
         """The stripe of keys with i live `lag` positions before them; 1 is induction."""
         batch, pos = self.shape
-        document, position = self._row // pos, self._row % pos
-        at = position + lag
+        row = self._row[self._order]  # as `_place` is sorted: what is looked up in order is found in the cache
+        document, at = row // pos, row % pos + lag
         inside = at < pos
-        feature, key = self._feature[inside], (document * pos + at)[inside]
+        feature, key = self._feature[self._order][inside], (document * pos + at)[inside]
         # rows t > s of the same feature and document: what the running sum gains from s to the document's end
         low = np.searchsorted(self._place, feature * (batch * pos) + key, side="right")
         high = np.searchsorted(self._place, feature * (batch * pos) + (document[inside] + 1) * pos)

@@ -188,6 +188,14 @@ def encoded_rows(
         yield at + start, live, value, gain, offset
 
 
+def decoded(
+    row: Int[Tensor, " n"], feature: Int[Tensor, " n"], value: Float[Tensor, " n"], decoder: Tensor, n_rows: int
+) -> Float[Tensor, "n_rows d_model"]:
+    """What active entries, sorted by row, add up to: sum_i value_i decoder_i of every row."""
+    first = torch.searchsorted(row, torch.arange(n_rows, device=row.device))
+    return torch.nn.functional.embedding_bag(feature, decoder, first, mode="sum", per_sample_weights=value)
+
+
 @torch.no_grad()
 def codes(sae: Any, x: Float[Tensor, "batch pos d_model"]) -> Codes:
     """The dictionary's codes of `x` (the activation at its hook).
@@ -222,8 +230,5 @@ def codes(sae: Any, x: Float[Tensor, "batch pos d_model"]) -> Codes:
             f"no feature of the dictionary at {dictionary_hook(sae)!r} is live on any of the {len(flat)} positions (L0 "
             f"is zero): wrong weights or hook."
         )
-    error = flat - torch.cat(bias)
-    for start in range(0, len(flat), ROWS_AT_ONCE):
-        here = (rows >= start) & (rows < start + ROWS_AT_ONCE)
-        error.index_add_(0, rows[here], -values[here, None] * decoder[features[here]])
+    error = flat - torch.cat(bias) - decoded(rows, features, values, decoder, len(flat))
     return Codes(rows, features, values, decoder, torch.cat(bias).view_as(x), error.view_as(x), (batch, pos))

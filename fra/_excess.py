@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Float
 
 from fra import stats
+from fra._best_effect import MIN_LIVE_DOCUMENTS
 from fra._channel_details import best_channel
 from fra._channels import Arm, Arms, Effects, HeadOnArms, measure_arm, measure_arms, on_device
 from fra._examples import BEST
 from fra._nulls import random_rotation, scramble, scrambled_arms, stretch_to_match
-from fra._screen import MIN_LIVE_DOCUMENTS, PLANTED_AT_LEAST
+from fra._screen import PLANTED_AT_LEAST
 from fra._search import Search, Stripe
 from fra._threads import each
 from fra.cih import Design, Screen, documents

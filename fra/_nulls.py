@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._channels import Arm, Arms
-from fra._dictionaries import Codes
+from fra._dictionaries import Codes, decoded
 from fra._heads import FrozenLayer
 from fra.errors import FraError
 
@@ -48,8 +48,7 @@ def scramble(frozen: FrozenLayer, head: int, rotation: Float[Tensor, "d_head d_h
 def scrambled_arms(arms: Arms, head: int, rotation: Tensor, stretch: float) -> Arms:
     """Both arms under one scramble."""
     repeated, control = (
-        dataclasses.replace(arm, frozen=scramble(arm.frozen, head, rotation, stretch))
-        for arm in (arms.repeated, arms.control)
+        arm.with_weights(scramble(arm.frozen, head, rotation, stretch)) for arm in (arms.repeated, arms.control)
     )
     return Arms(arms.batch, repeated, control)
 
@@ -111,10 +110,7 @@ def random_atoms(
     if lengths is not None:
         counts *= (torch.arange(pos, device=counts.device) < lengths[:, None]).flatten()
     row, atom, value = matching_pursuit(target, atoms, counts)
-    left = target.clone()
-    for start in range(0, len(target), 1024):
-        here = (row >= start) & (row < start + 1024)
-        left.index_add_(0, row[here], -value[here, None] * atoms[atom[here]])
+    left = target - decoded(row, atom, value, atoms, len(target))
     replaced = Codes(row, atom, value, atoms, codes.bias, left.view_as(arm.frozen.x), codes.shape)
     return Arm(arm.frozen, replaced)
 

@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 from scipy.stats import t as student
 from torch import Tensor
 
+from fra._best_effect import MIN_LIVE_DOCUMENTS, best_effect, mean_effect
 from fra._channels import Arm, Arms, Effects, HeadOnArms, pair_couplings, shifted_keys
 from fra._examples import Example, example, live_tokens
 from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, scrambled_arms, stretch_to_match
@@ -30,7 +31,6 @@ SHIFTS = tuple(range(2, 42))
 SCRAMBLES = 20
 ATOM_SEEDS = 2
 SET_SIZES = (1, 50, 500, 5_000)
-MIN_LIVE_DOCUMENTS = 20
 POOL = 20_000
 MATCHED = 200
 PLANTED = 16
@@ -94,24 +94,6 @@ class HeadScreen:
     """The best channel on the shortest confirmation document that has it live on the stripe."""
 
 
-def mean_effect(effects: Effects) -> Float[np.ndarray, " n"]:
-    """E of each channel; -inf where it is live in too few documents to count."""
-    rows = effects.rows.sum(0)
-    enough = (effects.rows > 0).sum(0) >= MIN_LIVE_DOCUMENTS
-    return np.where(enough, effects.nats.sum(0) / np.maximum(rows, 1), -np.inf)
-
-
-def _best(effects: Effects) -> float:
-    found = mean_effect(effects)
-    return float(found.max()) if len(found) else -np.inf
-
-
-def _restrict(effects: Effects, documents: np.ndarray) -> Effects:
-    """Effects with other documents' sums set to zero."""
-    keep = documents.astype(float)[:, None]
-    return Effects(*(getattr(effects, name) * keep for name in ("nats", "attention", "contrast", "rows", "covered")))
-
-
 def _check_disjoint(discovery: Batch, *measured: Batch) -> None:
     """Raises FraError where a document on which channels are chosen is one on which they are measured."""
 
@@ -167,14 +149,16 @@ class LayerScreen:
         """Best channel effect, and where asked for the set effect, of the whole search on n scrambles of the head."""
         generator = torch.Generator().manual_seed(seed_of(*self.seed_parts, "scramble", str(head)) % 2**63)
         best, together = [], []
+        for arm in (self.confirmation.repeated, self.confirmation.control, self.sets.repeated, self.sets.control):
+            arm.coefficients("query", head), arm.coefficients("key", head)  # kept for every scramble
         W_k = self.confirmation.repeated.frozen.W_k
         for _ in range(n):
             rotation = random_rotation(W_k.shape[-1], generator, W_k)
             stretch = stretch_to_match(self.confirmation.repeated.frozen, head, rotation)
-            frozen = scramble(self.discovery.frozen, head, rotation, stretch)
-            pairs, _ = self.candidates(head, arm=Arm(frozen, self.discovery.codes))
+            turned = self.discovery.with_weights(scramble(self.discovery.frozen, head, rotation, stretch))
+            pairs, _ = self.candidates(head, arm=turned)
             confirmation = scrambled_arms(self.confirmation, head, rotation, stretch)
-            best.append(_best(HeadOnArms(confirmation, head).channels(pairs)))
+            best.append(best_effect(HeadOnArms(confirmation, head), pairs))
             if with_sets:
                 sets = scrambled_arms(self.sets, head, rotation, stretch)
                 removed = HeadOnArms(sets, head).removed_together(pairs)
@@ -186,8 +170,7 @@ class LayerScreen:
         found = []
         for shift, (keys, documents) in self._shifted.items():
             pairs, _ = self.candidates(head, shift=shift)
-            effects = on_confirmation.on_stripe(keys).channels(pairs)
-            found.append(_best(_restrict(effects, np.asarray(documents.cpu()))))
+            found.append(best_effect(on_confirmation.on_stripe(keys), pairs, documents))
         return found
 
     def coupling_rank(self, head: int, pairs: Tensor, arms: Arms) -> tuple[Tensor, np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +51,18 @@ class Stripe:
         return self.pairs[best.indices], best.values
 
 
+class _Entries(NamedTuple):
+    """Active entries of some features, by row."""
+
+    kept: Int[Tensor, " n"]
+    """The features, among all live ones."""
+    slot: Int[Tensor, " entries"]
+    """Each entry's feature, among the kept ones."""
+    start: Int[Tensor, " rows_and_end"]
+    q_value: Float[Tensor, " entries"]
+    k_value: Float[Tensor, " entries"]
+
+
 class Search:
     """The position part of the search on discovery documents of one layer: shared by its heads, and by nulls that
     change only weights.
@@ -65,8 +78,6 @@ class Search:
             )
         codes = arm.codes
         self._slot = torch.searchsorted(self._live, codes.feature)
-        per_row = torch.bincount(codes.row, minlength=codes.shape[0] * codes.shape[1]).cpu()
-        self._start = torch.cat((per_row.new_zeros(1), per_row.cumsum(0)))
         self._values = arm.coefficients("query", head), arm.coefficients("key", head)
         self._q = self._padded("query", head)
         self._k = self._padded("key", head)
@@ -106,7 +117,8 @@ class Search:
 
         The mean over keys of a null stripe that leaves documents out is that of all documents, scaled to its rows.
         """
-        parts = each(lambda shift: self._joint(shift, floor), shifts, self._live.device)
+        often = self._often(floor)
+        parts = each(lambda shift: self._joint(shift, floor, often), shifts, self._live.device)
         found = dict(zip(shifts, parts, strict=True))
         everything = torch.unique(torch.cat([pair for pair, _, _, _ in found.values()]))
         mean = self._mean_part(everything)
@@ -128,16 +140,39 @@ class Search:
     def _n_offsets(self) -> int:
         return 1 if self.arm.frozen.rotary is None else self.arm.codes.shape[1]
 
-    def _joint(self, shift: int, floor: int) -> tuple[Tensor, Tensor, Tensor, float]:
+    def _often(self, floor: int) -> _Entries:
+        """Entries of features that are live in `floor` documents on rows or on first copies: a pair that is jointly
+        live in as many has no others, and tables over the fewer features stay in a core's cache.
+        """
+        codes = self.arm.codes
+        batch, pos = codes.shape
+        n = len(self._live)
+        enough = torch.zeros(n, dtype=torch.bool, device=codes.row.device)
+        first_copy = (self.batch.row_key, self.batch.row_key - 1)  # other stripes turn the keys round within it
+        for positions in ((self._pos,), first_copy):
+            on = torch.zeros(batch * pos, dtype=torch.bool, device=codes.row.device)
+            for at in positions:
+                on[self._doc * pos + at] = True
+            there = torch.nonzero(on[codes.row])[:, 0]
+            documents = torch.unique(codes.row[there] // pos * n + self._slot[there]) % n
+            enough |= torch.bincount(documents, minlength=n) >= floor
+        kept = torch.nonzero(enough)[:, 0]
+        entries = torch.nonzero(enough[self._slot])[:, 0]
+        per_row = torch.bincount(codes.row[entries], minlength=batch * pos).cpu()
+        start = torch.cat((per_row.new_zeros(1), per_row.cumsum(0)))
+        q_value, k_value = (values[entries] for values in self._values)
+        return _Entries(kept, torch.searchsorted(kept, self._slot[entries]), start, q_value, k_value)
+
+    def _joint(self, shift: int, floor: int, often: _Entries) -> tuple[Tensor, Tensor, Tensor, float]:
         """Linear ids of eligible pairs, their stripe sums by offset, document counts, and the share of rows used."""
         keys, documents = shifted_keys(self.batch, shift)
         used = documents[self._doc]
         doc, pos, key = self._doc[used], self._pos[used], keys[used]
         length = self.arm.codes.shape[1]
         of_rows = (doc * length + pos).cpu(), (doc * length + key).cpu(), doc.cpu()
-        found = Meetings(self._slot, self._start, len(self._live), of_rows, floor)
-        part = found.sums(*self._values, pos - key, self._n_offsets)
-        pair = found.q_slot * (len(self._live) + 1) + found.k_slot
+        found = Meetings(often.slot, often.start, len(often.kept), of_rows, floor)
+        part = found.sums(often.q_value, often.k_value, pos - key, self._n_offsets)
+        pair = often.kept[found.q_slot] * (len(self._live) + 1) + often.kept[found.k_slot]
         return pair, part, found.documents, float(used.double().mean())
 
     def _add(self, part: Tensor, eligible: Tensor, pair: Tensor, value: Tensor, offset: Tensor) -> None:

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 
 from fra import stats, stimuli
+from fra._best_effect import MIN_LIVE_DOCUMENTS
 from fra._channels import Arms, Effects, HeadOnArms, measure_arm, measure_arms, on_device, shifted_keys
 from fra._examples import BEST, Shown, first_example
-from fra._screen import MIN_LIVE_DOCUMENTS
 from fra._search import SET_SIZE, Search
 from fra._threads import each
 from fra._variants import ARMS, VariantSets, disjoint_halves, token_matches, variant_forms, variant_repeat

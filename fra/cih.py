@@ -18,10 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fra import stimuli
+from fra._best_effect import best_effect
 from fra._channels import Arm, Arms, HeadOnArms, measure_arm, measure_arms, on_device
 from fra._dictionaries import neuronpedia
 from fra._heads import Model
-from fra._screen import HeadScreen, LayerScreen, mean_effect, screen_head
+from fra._screen import HeadScreen, LayerScreen, screen_head
 from fra._threads import ahead, each
 from fra.errors import FraError
 from fra.induction import HeadStatus, head_status
@@ -211,7 +212,7 @@ def control_effects(
 
     def best(head: int) -> float:
         pairs, _ = layer.candidates(head)
-        return float(mean_effect(HeadOnArms(confirmation, head).channels(pairs)).max())
+        return best_effect(HeadOnArms(confirmation, head), pairs)
 
     found = each(best, heads, discovery.frozen.x.device)
     return {f"L{discovery.frozen.layer}H{head}": value for head, value in zip(heads, found, strict=True)}

@@ -8,8 +8,9 @@ from functools import partial
 import numpy as np
 
 from fra import stats
+from fra._best_effect import mean_effect
 from fra._channel_details import channel_detail, live_candidates, set_detail, status_detail
-from fra._screen import PLANTED_AT_LEAST, HeadScreen, mean_effect
+from fra._screen import PLANTED_AT_LEAST, HeadScreen
 from fra._search import SET_SIZE
 from fra.cih import Screen, families
 from fra.claim import Claim, Condition, Evidence

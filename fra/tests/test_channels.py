@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 
 import fra
 from fra import stimuli
-from fra._channels import Arms, HeadOnArms, measure_arm, measure_arms, shifted_keys
+from fra._best_effect import best_effect, mean_effect, restricted, upper_bounds
+from fra._channels import Arm, Arms, HeadOnArms, measure_arm, measure_arms, shifted_keys
+from fra._heads import FrozenLayer
 from fra._nulls import (
     draw_atoms,
     matching_pursuit,
@@ -124,18 +128,46 @@ def test_search_ranks_by_its_definition(kind: str) -> None:
         assert len(together) >= 2
 
 
-def test_search_is_exhaustive() -> None:
-    """Every pair jointly live on the stripe in enough documents is there, with its number of documents."""
+@pytest.mark.parametrize(("shift", "floor"), [(0, 2), (3, 3), (3, 4)])
+def test_search_is_exhaustive(shift: int, floor: int) -> None:
+    """Every pair jointly live on a stripe in enough documents is there, with its number of documents."""
     found = arms("gpt2")
-    stripe = Search(found.batch, found.repeated).stripes((0,), floor=2)[0]
+    stripe = Search(found.batch, found.repeated).stripes((shift,), floor=floor)[shift]
     dense, batch = found.repeated.codes.dense(), found.batch
+    keys, used = shifted_keys(batch, shift)
     counted: dict[tuple[int, int], set[int]] = {}
-    for d, t, s in zip(batch.row_doc.tolist(), batch.row_pos.tolist(), batch.row_key.tolist(), strict=True):
+    for d, t, s in zip(batch.row_doc.tolist(), batch.row_pos.tolist(), keys.tolist(), strict=True):
+        if not used[d]:
+            continue
         for i in dense[d, t].nonzero()[:, 0].tolist():
             for j in dense[d, s].nonzero()[:, 0].tolist():
                 counted.setdefault((i, j), set()).add(d)
-    truth = {pair: len(where) for pair, where in counted.items() if len(where) >= 2}
+    truth = {pair: len(where) for pair, where in counted.items() if len(where) >= floor}
+    assert truth, "a test of nothing: no pair is live often enough"
     assert truth == {tuple(pair): n for pair, n in zip(stripe.pairs.tolist(), stripe.documents.tolist(), strict=True)}
+
+
+@pytest.mark.parametrize(("kind", "spread"), [("gpt2", 1.0), ("gpt2", 5.0), ("llama", 1.0)])
+@pytest.mark.parametrize("some", [False, True], ids=["all documents", "some"])
+def test_the_best_effect_is_the_largest_of_all(kind: str, spread: float, some: bool) -> None:
+    """Bounds spare channels their exact effect and change no maximum; with large scores as with small ones."""
+    batch = documents(40)
+    found = measure_arms(tiny(kind), tiny_sae(hook(kind)), batch, KINDS[kind], hook(kind))
+    found = Arms(batch, *(arm.with_weights(stretched(arm, spread)) for arm in (found.repeated, found.control)))
+    pairs, kept = live_pairs(found, 60), torch.arange(40) % 3 > 0 if some else None
+    for keys in (batch.row_key, shifted_keys(batch, 3)[0]):
+        on = HeadOnArms(found, HEAD).on_stripe(keys)
+        exact = mean_effect(restricted(on.channels(pairs), kept))
+        assert np.isfinite(exact).sum() > 10, "a test of nothing: hardly a channel is live often enough"
+        assert best_effect(on, pairs, kept) == exact.max()
+        bounds = upper_bounds(on, pairs, kept)
+        assert (bounds >= exact).all()
+        if kind == "gpt2" and spread == 1:
+            assert (bounds < exact.max()).mean() > 0.25, "bounds that spare nothing are no use"
+
+
+def stretched(arm: Arm, by: float) -> FrozenLayer:
+    return replace(arm.frozen, W_k=by * arm.frozen.W_k, b_k=by * arm.frozen.b_k)
 
 
 def test_other_stripes_stay_away_from_induction() -> None:

@@ -246,6 +246,24 @@ def test_strips_are_shaded_tokens_and_their_words_are_data():
         assert Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"s": strip(**odd)})))).all("i")
 
 
+def test_whatever_stands_in_a_drawing_the_page_is_made():
+    maps = {
+        "tokens": [],
+        "maps": {},
+        "dictionary": {"a": 1},
+        "feature": [1],
+        "pages": {"x": None},
+        "items": 1,
+        "get": 2,
+    }
+    odd = {"strips": {}, "dictionary": [], "feature": {"a": [HOSTILE]}, "tokens": None}
+    rows = [{"feature": [1]}, {"feature": {"b": 2}}]
+    detail = {"dictionary": [HOSTILE], "m": maps, "s": odd, "both": {"a": maps, "b": odd}, "rows": rows, "empty": {}}
+    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail=detail))))
+    assert not page.all("script")
+    assert page.text.count("Queries down") == 2
+
+
 def test_drawings_come_before_tables_and_several_stand_by_name():
     maps = {"tokens": ["a"], "maps": {"attention": ["1"]}}
     detail = {"some table": [{"a": 1}, {"a": 2}], "pictures": {"seed 1": maps, "seed 2": maps}}

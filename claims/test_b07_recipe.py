@@ -2,7 +2,9 @@
 
 B07: tied start, zero biases and a scale for each head's input against the plain `nn.Linear` start that the published
 code kept (untied, random biases, no scale), per-head TopK at three sparsities, equal width and training tokens. Each of
-the three alone taken away, at one sparsity, stands in the detail.
+the three alone taken away, at one sparsity, stands in the detail. "Zero biases" are those of the encoder: the decoder's
+bias starts at the mean of the data (SAELens' usual) where the plain start draws it at random, so that the arms compare
+mean and random starts of it, too.
 
 B07.recipes: of the two published training recipes, decoder rows held at norm 1 under a plain L1 penalty (Bricken et al.
 2023) against free rows under a penalty that weighs activations by decoder norm (April 2024); those who trained

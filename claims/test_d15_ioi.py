@@ -10,6 +10,8 @@ at S2, matched in activation, must cost less. Template edits: " alongside" for "
 the ablation costs (recovery = 1 - cost of the edit / cost of the ablation, against that baseline), and more than " or"
 and " but" do. Bar: "few" is three that carry most of it. A target whose names are several tokens CANNOT RUN; one that
 does not prefer the indirect object has no IOI to show (INCONCLUSIVE). Registered before it was measured anywhere.
+Version 2: "every feature at S2" is what is live there on the measured prompts, no longer what was live on the choosing
+ones: against the claim.
 """
 
 import pytest
@@ -27,7 +29,7 @@ CLAIM = Claim(
         "' alongside' over ' or'": 0.0,
         "' alongside' over ' but'": 0.0,
     },
-    statistic="ioi_features/1",
+    statistic="ioi_features/2",
     stimuli=("structured",),
     n=80,
 )

@@ -3,13 +3,17 @@
 The 50 channels of largest mean |F_ij(t,s)| while live (t > s, the first position left out) of one half of the documents
 against those of the other, halves drawn by source, each pair jointly live in at least 10 documents of its half.
 
-H0: Jaccard <= 0.5 (two thirds of each list in common), or no larger than without the minimum, or than for random atoms
-    (equal number and L0, matching pursuit) in place of features, or not within the 5 % largest when the second half's
-    key features are relabelled among those of like frequency (40 a layer, pooled).
+H0: Jaccard <= 0.5 (two thirds of each list in common), or at most 0.05 above that of random atoms (equal number and L0,
+    matching pursuit) in place of features, or 0.05 or more below that without the minimum, or not within the 5 %
+    largest when the second half's key features are relabelled among those of like frequency (40 a layer, pooled).
 Random atoms decide: couplings are the same in both halves, so that any dictionary has some stability. Without the
-    minimum, pairs may be live together in one document alone; their features are still live in 10 each.
-Bar: with less, a list of top channels is more about its documents than about the head.
+    minimum, pairs and features that are live in one document are on the lists, too: the minimum must not be what makes
+    lists differ. A tie passes there (the fifty are common pairs either way), and fails against random atoms.
+Bars: with less than a half, a list of top channels is more about its documents than about the head; 0.05 is two or
+    three channels of fifty, the least that is a difference.
 Interval: jackknife over sources of documents (Student's t), Holm over the heads.
+Version 2: both controls had the bar 0, at which a tie (0 +- 0.01) could neither pass nor fail; without the minimum the
+    features kept theirs. The bar of the former is for the claim, that of random atoms against it.
 """
 
 import pytest
@@ -21,8 +25,8 @@ CLAIM = Claim(
     title="Top channels are stable over halves of the documents",
     h0="Jaccard of the top 50 over halves of the sources <= 0.5",
     bar=0.5,
-    bars={"over no minimum": 0.0, "over random atoms": 0.0, "rank among relabelled features": 0.95},
-    statistic="stability/1",
+    bars={"over no minimum": -0.05, "over random atoms": 0.05, "rank among relabelled features": 0.95},
+    statistic="stability/2",
     stimuli=("natural",),
     n=60,
 )

@@ -6,11 +6,14 @@ channel of one dictionary is translated into another by its nearest decoder dire
 itself, for all ordered pairs of dictionaries.
 
 H0: sets translated into another dictionary keep <= half of the nats a row that this one's own sets have; or the set of
-    some seed is worth <= 0.5 nat a row; or translated sets do no better than randomly matched ones, by their effect or
-    by how many of their channels the other set holds.
-Control: random matching of live features (999 of the counts, one of the effect for each pair). Bar: with less than half
-kept, what was found is more the dictionary's than the head's; 0.5 nat is the bar of a CIH set (Q04).
-Registered before `mini` was measured.
+    some seed is worth <= 0.5 nat a row (each seed is tested, the worst decides); or translated sets do no better than
+    randomly matched ones: by their mean effect, by its rank among theirs, or by how many of their channels the other
+    set holds.
+Control: random matching of live features, 999 for the counts, 34 an ordered pair (204) for the effect. Bar: with less
+than half kept, what was found is more the dictionary's than the head's; 0.5 nat is the bar of a CIH set (Q04).
+Registered before `mini` was measured. Version 2, after it: version 1 tested the seed whose set was least on the
+measured documents, as if it had been named before (for refutation), and had one random matching a pair of dictionaries,
+no rank.
 """
 
 import pytest
@@ -23,11 +26,12 @@ CLAIM = Claim(
     h0="nats of sets translated between dictionary seeds / nats of own sets <= 0.5",
     bar=0.5,
     bars={
-        "set of the weakest seed": 0.5,
+        "set of every seed": 0.5,
         "over random matching": 0.0,
+        "rank among random matchings": 0.95,
         "shared channels over random matching": 0.95,
     },
-    statistic="seeds/1",
+    statistic="seeds/2",
     stimuli=("repeated_random",),
     n=64,
 )

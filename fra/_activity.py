@@ -18,19 +18,21 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra._channels import Arm
-from fra.errors import FraError
+from fra.errors import CannotLoad
 from fra.stats import seed_of
 
 FLOOR = 10
 """Documents of a half in which a pair must be jointly live, where there is a minimum."""
+FEWEST = 100
+"""Pairs that must be jointly live in enough documents, or there is nothing to choose fifty from."""
 _TABLE_CELLS = 2**27
 
 
 def halves(sources: Sequence[str], seed_parts: Sequence[str]) -> Bool[np.ndarray, " n_documents"]:
-    """Which documents are in the first half: half of the sources, drawn at random. Raises FraError for one source."""
+    """Which documents are in the first half: half of the sources, drawn at random. Raises CannotLoad for one source."""
     names = np.unique(np.asarray(sources))
     if len(names) < 2:
-        raise FraError("all documents are of one source: there are no halves to compare.")
+        raise CannotLoad("all documents are of one source: there are no halves to compare")
     drawn = np.random.default_rng(seed_of(*seed_parts, "halves")).permutation(names)[: len(names) // 2]
     return np.isin(np.asarray(sources), drawn)
 
@@ -50,8 +52,18 @@ class Tables:
 class Activity:
     """One layer's codes on documents, and the tables of its pairs."""
 
-    def __init__(self, arm: Arm, lengths: Sequence[int], sources: Sequence[str], first: Bool[np.ndarray, " n"]) -> None:
-        """`lengths`: of each document, padding left out. Raises FraError for more live features than a table holds."""
+    def __init__(
+        self,
+        arm: Arm,
+        lengths: Sequence[int],
+        sources: Sequence[str],
+        first: Bool[np.ndarray, " n"],
+        floor: int = FLOOR,
+    ) -> None:
+        """`lengths`: of each document, padding left out. floor: documents in which a feature must be live.
+
+        Raises CannotLoad for more live features than a table holds.
+        """
         self.arm, self.lengths, self.first = arm, lengths, first
         self.names, self.source = np.unique(np.asarray(sources), return_inverse=True)
         codes = arm.codes
@@ -60,9 +72,10 @@ class Activity:
         inside = (at > 0) & (at < torch.tensor(lengths, device=at.device)[doc])
         seen = torch.unique(codes.feature[inside] * batch + doc[inside]) // batch
         ids, times = torch.unique_consecutive(seen, return_counts=True)
-        self.live: Int[Tensor, " live"] = ids[times >= FLOOR]  # a pair in so many documents has features in as many
+        self.live: Int[Tensor, " live"] = ids[times >= floor]  # a pair in so many documents has features in as many
         if len(self.live) ** 2 > _TABLE_CELLS:
-            raise FraError(f"{len(self.live)} live features make too large a table of pairs: use fewer documents.")
+            most = int(_TABLE_CELLS**0.5)
+            raise CannotLoad(f"{len(self.live)} live features make too large a table of pairs ({most} would fit)")
         self._entry = inside & torch.isin(codes.feature, self.live)
 
     def _entries(self, d: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,6 +115,19 @@ class Activity:
             rows = stacked.flatten(1, 2)
             found[0, half], found[1, half] = rows[0].T @ rows[1], rows[2].T @ rows[3]
         return Tables(*found)
+
+    def too_few(self, of_each_half: bool = False) -> str | None:
+        """Why so few pairs are jointly live in 20 documents (or in 10 of each half) that none can be chosen, in a
+        sentence; None where there are enough.
+        """
+        documents = self.tables.documents
+        if of_each_half:
+            n, where = int((documents >= FLOOR).flatten(1).sum(1).min()), f"{FLOOR} documents of either half"
+        else:
+            n, where = int((documents.sum(0) >= 2 * FLOOR).sum()), f"{2 * FLOOR} documents"
+        if n >= FEWEST:
+            return None
+        return f"only {n} pairs of features of layer {self.arm.frozen.layer} are jointly live in {where}: add text"
 
     def by_source(self, pairs: Int[Tensor, " n"]) -> Float[np.ndarray, "3 n_sources n"]:
         """Products, counts and documents of chosen pairs (linear in the places of `live`), by source."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fra._dictionaries import Codes, codes
 from fra._heads import FrozenLayer, Model, Side, freeze
-from fra.errors import FraError
+from fra.errors import CannotLoad
 from fra.stimuli import Batch
 
 
@@ -171,10 +171,8 @@ class HeadOnArms:
         self.sides = (arms.repeated, arms.control)
         doc, pos = self.batch.row_doc, self.batch.row_pos
         if not bool(arms.repeated.frozen.mask[pos, self.keys].all()):
-            raise FraError(
-                f"layer {arms.repeated.frozen.layer} masks induction keys (a window shorter than the repeat): "
-                "use shorter documents"
-            )
+            layer = arms.repeated.frozen.layer
+            raise CannotLoad(f"layer {layer} masks induction keys: its window is shorter than the repeat")
         self.row_scores = [arm.frozen.scores(head)[doc, pos] for arm in self.sides]
         self.capped = [capped_scores(arm, rows).double() for arm, rows in zip(self.sides, self.row_scores, strict=True)]
         self._all = [capped.logsumexp(-1) for capped in self.capped]

@@ -46,6 +46,8 @@ LAGS = tuple(range(2, 22))
 """Other stripes: a longer lag leaves few keys in documents of 128 tokens; 20 make the least p 0.048."""
 SCRAMBLES = 10
 """A head, pooled by layer."""
+NEAR = 4
+"""Positions in a run of the finer matching that stands beside."""
 _PLANTED, _TRIED, _STEPS = 12, 60, 6
 _SIZES = (1.0, 4.0, 16.0)
 
@@ -62,6 +64,8 @@ class HeadConcepts:
     atoms_best: float
     planted: int
     planted_found: int
+    nearer: ConceptEffects
+    """Of the same pairs, positions of keys matched in runs of NEAR: beside the verdict, not part of it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class Concepts:
     target: str
     heads: Mapping[str, HeadConcepts]
     controls: Mapping[str, float]
+    controls_nearer: Mapping[str, float]
+    """The mean effect of each control's best channel, positions matched in runs of NEAR; NaN where it has none."""
     sources: tuple[str, ...]
     token_lists: Mapping[str, list[dict[str, Any]]]
     pictures: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
@@ -80,6 +86,12 @@ class Concepts:
 def best(effects: ConceptEffects) -> float:
     """The largest mean effect; -inf where no channel is live enough."""
     return float(effects.mean().max(initial=-np.inf))
+
+
+def plain_mean(effects: ConceptEffects) -> Float[np.ndarray, " n"]:
+    """Mean effects whatever the number of documents; NaN where no key has a match."""
+    weight = effects.weight.sum(0)
+    return np.where(weight > 0, effects.nats.sum(0) / np.maximum(weight, 1e-12), np.nan)
 
 
 def _on_cpu(arm: Arm) -> Arm:
@@ -113,6 +125,7 @@ def measure(target: Target, progress: Callable[[str], None] = lambda _: None) ->
     )
     found: dict[str, HeadConcepts] = {}
     controls: dict[str, float] = {}
+    controls_nearer: dict[str, float] = {}
     tokens: dict[str, list[dict[str, Any]]] = {}
     pictures: dict[str, dict[str, Any]] = {}
     for layer in range(target.n_layers):
@@ -126,7 +139,11 @@ def measure(target: Target, progress: Callable[[str], None] = lambda _: None) ->
             stripe = own.search.stripe(1)
             for head in range(target.n_heads):
                 pairs, _ = stripe.strongest(arms[0], head)
-                controls[f"L0H{head}"] = best(HeadOnText(confirmation, arms[1], head).channels(pairs))
+                on = HeadOnText(confirmation, arms[1], head)
+                found_there = on.channels(pairs)
+                controls[f"L0H{head}"] = best(found_there)
+                strongest = pairs[found_there.mean().argmax()][None] if len(pairs) else pairs
+                controls_nearer[f"L0H{head}"] = float(plain_mean(on.channels(strongest, run=NEAR)).max(initial=np.nan))
             continue
         here = own.heads(range(target.n_heads))
         found |= here
@@ -138,7 +155,7 @@ def measure(target: Target, progress: Callable[[str], None] = lambda _: None) ->
             best_pair = concepts.pairs[int(E.argmax())].tolist()
             if (shown := example_of(confirmation, arms[1], head, best_pair)) is not None:
                 pictures[name] = shown.picture(ON_NATURAL, text_of(target.tokenizer), neuronpedia(sae))
-    return Concepts(target.name, found, controls, confirmation.sources, tokens, pictures)
+    return Concepts(target.name, found, controls, controls_nearer, confirmation.sources, tokens, pictures)
 
 
 class LayerConcepts:
@@ -173,6 +190,7 @@ class LayerConcepts:
                 scrambled,
                 atoms[k],
                 *self.plant(on[k], stripe, chosen[k][1]),
+                on[k].channels(chosen[k][0], run=NEAR),
             )
             for k, head in enumerate(heads)
         }
@@ -283,6 +301,13 @@ class LayerConcepts:
         return rows
 
 
+NEARER = f"effect, key positions matched in runs of {NEAR} (nats)"
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
 def _over_controls(lead: float) -> Condition:
     """A lead over the best layer-0 head; NaN where there is none to exceed."""
     low, high = (lead, lead) if np.isfinite(lead) else (-np.inf, np.inf)
@@ -295,7 +320,8 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
     for name in target.heads:
         if name in found.controls:
             reason = "a layer-0 head, whose keys cannot know their predecessors: a control, in no family"
-            detail = {"best channel effect (nats)": found.controls[name]}
+            near = found.controls_nearer.get(name, float("nan"))
+            detail = {"best channel effect (nats)": found.controls[name], NEARER: _number(near)}
             evidence[name] = Evidence(claim=claim, head=name, cannot=reason, detail=detail)
         elif name not in found.heads:
             reason = "the target has no dictionary at this layer's attention input"
@@ -319,7 +345,7 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
     effect = column("effect", "nats", claim.bar)
     contrast = column("head contrast", "contrast", claim.bars["head contrast"])
     for h, own in found.heads.items():
-        E = own.effects.mean()
+        E, nearer = own.effects.mean(), plain_mean(own.nearer)
         candidates, rows = {}, []
         for n, c in enumerate(live[h]):
             ranks = {
@@ -342,6 +368,8 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
                     "channel": pair,
                     "effect (nats)": float(E[c]),
                     "head contrast (nats)": contrast[h][n].effect,
+                    NEARER: _number(nearer[c]),
+                    "documents with such keys": int(own.nearer.documents[c]),
                     "passes": all(x.holds(claim.level) for x in conditions),
                     **{f"p, {name}": p for name, p in ranks.items()},
                     **found.token_lists[h][c],

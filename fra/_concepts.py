@@ -3,7 +3,8 @@
 Rows are positions t of natural documents whose token stands nowhere before in the document, so that token induction
 has nothing to go by. For a feature i live at t, the keys s of the stripe are those with i live at s - 1, where by the
 choice of rows another token stands. They are compared with keys s' that follow a position where i is not live, of rows
-where i is live too, matched in the token at s' and in the lag t - s' (by octaves). Other stripes ask for i at s - k.
+where i is live too, matched in the token at s', in the lag t - s' and in the position s' (both by octaves: of a row t
+the lag fixes the position, but stripe keys and matched keys are of different rows). Other stripes ask for i at s - k.
 """
 
 from __future__ import annotations
@@ -226,15 +227,19 @@ class HeadOnText:
         self.scores = frozen.scores(head)
         self.pattern = _cap(frozen, self.scores).softmax(-1)
 
-    def grid(self, pairs: Int[Tensor, "n 2"], lag: int) -> Grid:
-        """Rows of every pair's query feature against all keys, with the weight of each key in the comparison."""
-        return Grid(self, pairs, lag)
+    def grid(self, pairs: Int[Tensor, "n 2"], lag: int, run: int | None = None) -> Grid:
+        """Rows of every pair's query feature against all keys, with the weight of each key in the comparison. run:
+        match positions of keys in runs of so many instead of octaves.
+        """
+        return Grid(self, pairs, lag, run)
 
-    def channels(self, pairs: Int[Tensor, "n 2"], lag: int = 1, contrast: bool = True) -> ConceptEffects:
+    def channels(
+        self, pairs: Int[Tensor, "n 2"], lag: int = 1, contrast: bool = True, run: int | None = None
+    ) -> ConceptEffects:
         """Exact effect of removing each channel by itself at every key of the row; the head's own contrast is left at
         zero where it is not asked for.
         """
-        grid = self.grid(pairs, lag)
+        grid = self.grid(pairs, lag, run)
         before = grid.odds(None)
         return grid.effects(before - grid.odds(-grid.couplings()), before if contrast else None)
 
@@ -246,7 +251,7 @@ def _cap(frozen: FrozenLayer, scores: Tensor) -> Tensor:
 class Grid:
     """The rows of some channels, side by side: [rows, keys]."""
 
-    def __init__(self, on: HeadOnText, pairs: Int[Tensor, "n 2"], lag: int) -> None:
+    def __init__(self, on: HeadOnText, pairs: Int[Tensor, "n 2"], lag: int, run: int | None = None) -> None:
         self.on, self.pairs = on, pairs
         text, arm = on.text, on.arm
         q = arm.columns("query", on.head, pairs[:, 0])
@@ -268,20 +273,23 @@ class Grid:
         usable = (arm.frozen.mask & (key[:, None] > key))[self.pos] & either[self.doc]
         there = live.permute(2, 0, 1)[self.pair, self.doc][:, source.clamp(min=0)]
         row, at = torch.nonzero(usable, as_tuple=True)
-        octave = torch.log2((key[:, None] - key).clamp(min=1).float()).long()
-        n_octaves = int(octave.max()) + 1
+        octave = torch.log2(torch.arange(1, length + 1).float()).long()
+        n_octaves = int(octave[-1]) + 1
         n_tokens = int(text.token_number.max()) + 1
-        stratum = (self.pair[row] * n_tokens + text.token_number[self.doc[row], at]) * n_octaves
-        stratum += octave[self.pos[row], at]
+        stratum = self.pair[row] * n_tokens + text.token_number[self.doc[row], at]
+        place = octave[(key - 1).clamp(min=0)] if run is None else key // run
+        stratum = (stratum * n_octaves + octave[self.pos[row] - at - 1]) * length + place[at]
         positive = there[row, at]
-        n_pos = torch.bincount(stratum[positive], minlength=len(pairs) * n_tokens * n_octaves)
-        mixed = torch.nonzero(n_pos[stratum] > 0)[:, 0]  # most keys are matched with nothing
-        row, at, stratum, positive = row[mixed], at[mixed], stratum[mixed], positive[mixed]
+        # most keys are matched with nothing: strata are numbered among those of stripe keys
+        with_stripe, n_pos = torch.unique(stratum[positive], return_counts=True)
+        number = torch.searchsorted(with_stripe, stratum).clamp(max=max(len(with_stripe) - 1, 0))
+        mixed = torch.nonzero(with_stripe[number] == stratum)[:, 0] if len(with_stripe) else number[:0]
+        row, at, stratum, positive = row[mixed], at[mixed], number[mixed], positive[mixed]
         n_other = torch.bincount(stratum[~positive], minlength=len(n_pos))
         used = n_other[stratum] > 0
         self.row, self.key, stratum, positive = row[used], at[used], stratum[used], positive[used]
         self.weight = torch.where(positive, 1.0, -n_pos[stratum].double() / n_other[stratum])
-        compared = (n_pos > 0) & (n_other > 0)
+        compared = n_other > 0
         self._index, self._strata = (compared.cumsum(0) - 1)[stratum], int(compared.sum())
 
     def couplings(self) -> Float[Tensor, "n one_or_pos"]:

@@ -80,7 +80,7 @@ class Specificity:
     upper: Floats
     upper_right: Floats
     upper_permuted: Floats
-    """Expected number of upper entries that the proxy of another document, at the same position, would call right."""
+    """Expected number of upper entries that the proxy of another document which has the position would call right."""
     mass: Floats
     mass_right: Floats
     wanted: Floats
@@ -104,7 +104,8 @@ def specificity(
     rows[:, 0] = False
     proxy = torch.stack([p.to(rows.device) & rows for p in proxies])  # [n_features, batch, pos]
     right = proxy[which, at.doc, at.pos].double()
-    others = (proxy.sum(1)[which, at.pos] - right) / max(n - 1, 1)
+    elsewhere = (rows.sum(0)[at.pos] - 1).clamp(min=1)  # other documents that have this position
+    others = (proxy.sum(1)[which, at.pos] - right) / elsewhere
     strength = at.value.double() / cuts[which, 3].clamp(min=1e-12)
     fifth = (at.value.double()[:, None] >= cuts[which] * (1 - 1e-6)).sum(1)  # equal activations are all upper
     upper = (fifth == 4).double()

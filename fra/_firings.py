@@ -99,7 +99,7 @@ class Firings:
 
 
 def corpus(target: Target, n: int) -> Corpus:
-    """n natural documents, halves drawn at random. Raises FraError where the target has fewer texts."""
+    """n natural documents, halves drawn at random. Raises CannotLoad where the target has fewer texts."""
     documents, sources = stimuli.natural_with_sources(target, n)
     discovery, measured = stimuli.split(n, (1, 1), (target.name, "natural", "head outputs"))
     tokens, real = padded(documents)

@@ -10,6 +10,7 @@ import numpy as np
 from fra import stats
 from fra._examples import STRONGEST
 from fra._jackknife import Jackknifed, conditions, p_above, power
+from fra._prediction import Prediction
 from fra.claim import Claim, Condition, Evidence
 from fra.evidence import rank_condition
 from fra.pairs import HeadPairs, LayerPairs
@@ -17,16 +18,17 @@ from fra.pairs import HeadPairs, LayerPairs
 Layers = Mapping[int, LayerPairs]
 
 
-def _heads(layers: Layers) -> tuple[dict[str, HeadPairs], dict[str, str]]:
-    """Heads whose pairs are ranked, and why others' are not."""
-    ranked, cannot = {}, {}
+def _heads(layers: Layers, of: Callable[[LayerPairs], list[Any] | str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """What `of` gives for every head of the layers that have it, and why the others' heads have none."""
+    measured, cannot = {}, {}
     for layer, own in layers.items():
-        for head in range(len(own.predictions)):
-            if isinstance(own.pairs, str):
-                cannot[f"L{layer}H{head}"] = own.pairs
+        got = of(own)
+        for head in range(own.n_heads):
+            if isinstance(got, str):
+                cannot[f"L{layer}H{head}"] = got
             else:
-                ranked[f"L{layer}H{head}"] = own.pairs[head]
-    return ranked, cannot
+                measured[f"L{layer}H{head}"] = got[head]
+    return measured, cannot
 
 
 def _documents(layers: Layers) -> int:
@@ -65,9 +67,10 @@ def _pooled(ranked: Mapping[str, HeadPairs], name: str, which: str) -> list[floa
 
 def self_channels(claim: Claim, layers: Layers) -> dict[str, Evidence]:
     """Q09: share of self channels above what relabelled features have, above co-activation, rank among relabellings."""
-    ranked, cannot = _heads(layers)
+    ranked: dict[str, HeadPairs]
+    ranked, cannot = _heads(layers, lambda own: own.pairs)
     if not ranked:
-        return {name: Evidence(claim=claim, head=name, cannot=why) for name, why in cannot.items()}
+        return _assemble(claim, layers, {}, {}, cannot, lambda _: {})
     null = {name: float(np.mean(_pooled(ranked, name, "self_shuffled"))) for name in ranked}
     excess = {name: own.self_share.less(null[name]) for name, own in ranked.items()}
     over = {name: own.self_share.less(own.self_coactive) for name, own in ranked.items()}
@@ -102,12 +105,13 @@ def _strongest(own: HeadPairs) -> dict[str, Any]:
 
 
 def stability(claim: Claim, layers: Layers) -> dict[str, Evidence]:
-    """Q11: Jaccard over halves against the bar, the same without the minimum, random atoms, and relabelled features."""
-    ranked, cannot = _heads(layers)
+    """Q11: Jaccard over halves against the bar, the same without any minimum, random atoms, and relabelled features."""
+    ranked: dict[str, HeadPairs]
+    ranked, cannot = _heads(layers, lambda own: own.unstable or own.pairs)
     if not ranked:
-        return {name: Evidence(claim=claim, head=name, cannot=why) for name, why in cannot.items()}
+        return _assemble(claim, layers, {}, {}, cannot, lambda _: {})
     own = {name: pairs.stable for name, pairs in ranked.items()}
-    loose = {name: pairs.stable.less(pairs.stable_any) for name, pairs in ranked.items()}
+    loose = {name: p.stable.less(p.stable_any) for name, p in ranked.items() if p.stable_any is not None}
     atoms = {name: p.stable.less(p.stable_atoms) for name, p in ranked.items() if p.stable_atoms is not None}
     titles = ("Jaccard of the top 50", "over no minimum", "over random atoms", "rank among relabelled features")
     columns = {
@@ -125,7 +129,7 @@ def stability(claim: Claim, layers: Layers) -> dict[str, Evidence]:
     def detail(name: str) -> dict[str, Any]:
         pairs = ranked[name]
         return _strongest(pairs) | {
-            "Jaccard without a minimum": pairs.stable_any.estimate,
+            "Jaccard without a minimum": None if pairs.stable_any is None else pairs.stable_any.estimate,
             "Jaccard of random atoms": None if pairs.stable_atoms is None else pairs.stable_atoms.estimate,
             "Jaccard with relabelled features": float(np.mean(pairs.stable_shuffled)),
             "standard error (jackknife over sources)": pairs.stable.se,
@@ -136,19 +140,20 @@ def stability(claim: Claim, layers: Layers) -> dict[str, Evidence]:
 
 def prediction(claim: Claim, layers: Layers) -> dict[str, Evidence]:
     """Q10: rank correlation against the bar, rank among matched permutations, spread of where the head looks."""
-    every = {f"L{layer}H{head}": one for layer, own in layers.items() for head, one in enumerate(own.predictions)}
+    every: dict[str, Prediction]
+    every, cannot = _heads(layers, lambda own: own.predictions)
     if not every:
-        return {}
+        return _assemble(claim, layers, {}, {}, cannot, lambda _: {})
     correlation = {name: one.correlation for name, one in every.items()}
+    spread = {name: one.spread for name, one in every.items()}
     titles = ("Spearman", "rank among matched pairs", "spread of the log ratio")
-    bar = claim.bars[titles[2]]
     columns = {
-        titles[0]: conditions(titles[0], claim.bar, correlation, claim.level),
+        titles[0]: conditions(titles[0], claim.bar, correlation, claim.level, 2),
         titles[1]: {
             name: rank_condition(titles[1], stats.rank_p(one.correlation.estimate, one.matched), claim.level)
             for name, one in every.items()
         },
-        titles[2]: {name: Condition(titles[2], one.spread, one.spread, one.spread, bar) for name, one in every.items()},
+        titles[2]: conditions(titles[2], claim.bars[titles[2]], spread, claim.level, 2),
     }
 
     def detail(name: str) -> dict[str, Any]:
@@ -158,4 +163,4 @@ def prediction(claim: Claim, layers: Layers) -> dict[str, Evidence]:
             "standard error (jackknife over sources)": one.correlation.se,
         }
 
-    return _assemble(claim, layers, columns, correlation, {}, detail)
+    return _assemble(claim, layers, columns, correlation, cannot, detail)

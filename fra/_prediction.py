@@ -13,11 +13,11 @@ from torch import Tensor
 
 from fra._activity import FLOOR, Activity
 from fra._jackknife import Jackknifed, jackknifed
-from fra.errors import FraError
+from fra.errors import CannotLoad
 from fra.stats import seed_of
 
 PAIRS = 1_000
-DRAWS = 199
+DRAWS = 999
 _GROUP = 10
 
 
@@ -29,7 +29,7 @@ class Prediction:
     """Spearman over the pairs of G_ij with log( sum A^{-ij} a_i a_j / sum a_i a_j / n_keys )."""
     matched: list[float]
     """The same with G permuted among pairs matched in co-activation, frequency and magnitude."""
-    spread: float
+    spread: Jackknifed
     """Interquartile range of the log ratio, in nats."""
 
 
@@ -53,7 +53,7 @@ class _Joint:
 
 def predictions(activity: Activity, heads: Sequence[int], seed_parts: Sequence[str]) -> list[Prediction]:
     """`Prediction` of each head, on 1 000 pairs drawn evenly from those jointly live in 20 documents; the same pairs
-    for all heads. Raises FraError where there are fewer than 100.
+    for all heads. Raises CannotLoad where there are fewer than 100.
     """
     joint = _joint(activity, seed_parts)
     return [_predict(activity, joint, head, seed_parts) for head in heads]
@@ -63,8 +63,8 @@ def _joint(activity: Activity, seed_parts: Sequence[str]) -> _Joint:
     n = len(activity.live)
     tables = activity.tables
     eligible = torch.nonzero((tables.documents.sum(0) >= 2 * FLOOR).flatten())[:, 0]
-    if len(eligible) < 100:
-        raise FraError(f"only {len(eligible)} pairs of features are jointly live in {2 * FLOOR} documents: add text.")
+    if (why := activity.too_few()) is not None:
+        raise CannotLoad(why)
     rng = np.random.default_rng(seed_of(*seed_parts, "pairs"))
     drawn = np.sort(rng.choice(len(eligible), min(PAIRS, len(eligible)), replace=False))
     chosen = eligible[torch.from_numpy(drawn).to(eligible.device)]
@@ -123,13 +123,14 @@ def _predict(activity: Activity, joint: _Joint, head: int, seed_parts: Sequence[
     G = weighted.sum(0) / even.sum(0)  # G_ij itself where it does not turn with the distance
     total_looked, total_even = looked.sum(0), even.sum(0)
     ratio = np.log(total_looked / total_even)
-    left_out = [
-        _spearman(G, (total_looked - looked[k]) / np.maximum(total_even - even[k], 1e-300)) for k in range(n_sources)
+    without_source = [
+        np.log(np.maximum(total_looked - looked[k], 1e-300) / np.maximum(total_even - even[k], 1e-300))
+        for k in range(n_sources)
     ]
     rng = np.random.default_rng(seed_of(*seed_parts, f"head {head}", "matched"))
     null = _matched_null(G, ratio, _groups(joint.activity), rng)
-    low, high = np.quantile(ratio, [0.25, 0.75])
-    return Prediction(jackknifed(_spearman(G, ratio), left_out), null, float(high - low))
+    correlation = jackknifed(_spearman(G, ratio), [_spearman(G, other) for other in without_source])
+    return Prediction(correlation, null, jackknifed(sps.iqr(ratio), [sps.iqr(other) for other in without_source]))
 
 
 def _coupling(activity: Activity, joint: _Joint, head: int) -> Float[Tensor, " m"]:

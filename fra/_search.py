@@ -20,7 +20,7 @@ from fra._census_pairs import Meetings
 from fra._channels import Arm, pair_couplings, shifted_keys
 from fra._heads import Side
 from fra._threads import each
-from fra.errors import FraError
+from fra.errors import CannotLoad
 from fra.stimuli import Batch
 
 SET_SIZE = 50
@@ -73,9 +73,8 @@ class Search:
         self.batch, self.arm = batch, arm
         self._live = torch.unique(arm.codes.feature)
         if (len(self._live) + 1) ** 2 > _TABLE_CELLS:
-            raise FraError(
-                f"{len(self._live)} live features make too large a table of pairs: use fewer discovery documents"
-            )
+            most = int(_TABLE_CELLS**0.5) - 1
+            raise CannotLoad(f"{len(self._live)} live features make too large a table of pairs ({most} would fit)")
         codes = arm.codes
         self._slot = torch.searchsorted(self._live, codes.feature)
         self._values = arm.coefficients("query", head), arm.coefficients("key", head)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra._dictionaries import Codes
-from fra.errors import FraError
+from fra.errors import CannotLoad
 
 _SWEEPS = 2
 
@@ -112,10 +112,10 @@ def learn(
 
     Directions of current tokens are shrunk means of x less the overall mean and the directions of previous tokens;
     those of previous tokens likewise, in turn (backfitting: Buja, Hastie & Tibshirani 1989, Annals of Statistics 17).
-    A token seen once is trusted little (`shrinkage`). Raises FraError where there are no documents.
+    A token seen once is trusted little (`shrinkage`). Raises CannotLoad where there are no documents.
     """
     if not len(tokens) or max(lengths) < 2:
-        raise FraError("the token dictionary needs documents of two tokens or more to learn from")
+        raise CannotLoad("the token dictionary needs documents of two tokens or more to learn from")
     real = torch.arange(tokens.shape[1], device=x.device) < torch.tensor(lengths, device=x.device)[:, None]
     vocabulary = torch.unique(tokens[real])
     slot = torch.searchsorted(vocabulary, tokens).clamp(max=len(vocabulary) - 1)

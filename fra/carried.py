@@ -22,7 +22,7 @@ from fra._channels import Arm
 from fra._dictionaries import Codes, codes
 from fra._heads import FrozenLayer, Model, freeze, read_hooks
 from fra._token_dictionary import TokenDictionary, learn
-from fra.errors import FraError
+from fra.errors import CannotLoad
 from fra.stats import seed_of
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ class Texts:
 
 
 def texts(documents: Sequence[tuple[str, Sequence[int]]], longest: int) -> Texts:
-    """Documents of (source, token ids), padded to `longest`. Raises FraError where there are none, or one is empty."""
+    """Documents of (source, token ids), padded to `longest`. Raises CannotLoad where there are none or one is empty."""
     if not documents or not all(len(ids) for _, ids in documents):
-        raise FraError("there are no documents to measure on, or one of them is empty")
+        raise CannotLoad("there are no documents to measure on, or one of them is empty: add text to text.documents")
     rows = [[*ids, *[ids[0]] * (longest - len(ids))] for _, ids in documents]
     return Texts(torch.tensor(rows), tuple(len(ids) for _, ids in documents), tuple(source for source, _ in documents))
 
@@ -82,10 +82,10 @@ class Sets:
 
 
 def document_sets(target: Target) -> Sets:
-    """The target's text in three sets, seeded from its name. Raises FraError where there are fewer than 8 texts."""
+    """The target's text in three sets, seeded from its name. Raises CannotLoad where there are fewer than 8 texts."""
     every = target.documents()
     if len(every) < 8:
-        raise FraError(f"{target.name!r} has {len(every)} documents where 8 are needed: add text to text.documents")
+        raise CannotLoad(f"{target.name!r} has {len(every)} documents where 8 are needed: add text to text.documents")
     cut = min(LONGEST, int(target.model.cfg.n_ctx))
     start = [] if target.bos is None else [target.bos]
     encoded = [(doc.source, (start + target.encode(doc.text))[:cut]) for doc in every]

@@ -45,7 +45,7 @@ Losses = Float[np.ndarray, " n_documents"]
 
 def untrained(sae: Any, seed: int) -> Any:
     """A copy of the dictionary with its matrices drawn anew, at the size that each had, W_enc the transpose of W_dec
-    where shapes allow; b_dec and thresholds stay, other biases are zero.
+    where shapes allow, block by block where it has blocks; b_dec and thresholds stay, other biases are zero.
     """
     other = copy.deepcopy(sae)
     generator = torch.Generator().manual_seed(seed)
@@ -54,8 +54,8 @@ def untrained(sae: Any, seed: int) -> Any:
         for name, parameter in sorted(other.named_parameters()):
             if parameter.ndim >= 2:
                 fresh = torch.randn(parameter.shape, generator=generator).to(parameter)
-                partner = drawn.get("W_dec")
-                if name == "W_enc" and partner is not None and partner.mT.shape == fresh.shape:
+                partner = drawn.get(name.replace("W_enc", "W_dec")) if name.startswith("W_enc") else None
+                if partner is not None and partner.mT.shape == fresh.shape:
                     fresh = partner.mT
                 drawn[name] = fresh
                 parameter.copy_(fresh * parameter.square().mean().sqrt() / fresh.square().mean().sqrt())

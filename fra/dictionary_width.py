@@ -40,24 +40,29 @@ def widths(target: Target) -> dict[int, dict[int, Any]]:
     return found
 
 
+SHUFFLES = 20
+"""Deals of the own tokens, averaged by document: their scatter is then small beside that of the documents."""
+
+
 def tokens_found(target: Target, sae: Any, batch: Batch, seed: int) -> tuple[np.ndarray, np.ndarray, float]:
     """By document: how many different tokens features announce rightly (a feature fires in the second copy on a row
-    whose induction key holds its own token), the same with own tokens dealt anew among the features (firings, L0 and
-    tokens stay), and L0 on those rows.
+    whose induction key holds its own token), the mean of the same over SHUFFLES deals of the own tokens among the
+    features (firings, L0 and tokens stay), and L0 on those rows.
     """
     o = observe(target.model, sae, documents_of(batch))
     at = second_copy(o.live, batch)
     key = at.pos - batch.periods.to(at.doc.device)[at.doc] + 1
     follows = batch.tokens.to(at.doc.device)[at.doc, key]
     own = own_tokens(target.model, sae)
-    order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed)).to(own.device)
+    generator = torch.Generator().manual_seed(seed)
 
     def count(tokens: Int[Tensor, " d_sae"]) -> np.ndarray:
         hit = tokens[at.feature] == follows
         pairs = torch.unique(torch.stack([at.doc[hit], follows[hit]]), dim=1)
         return np.bincount(pairs[0].cpu().numpy(), minlength=len(batch)).astype(float)
 
-    return count(own), count(own[order]), len(at) / float(batch.periods.sum())
+    dealt = [count(own[torch.randperm(len(own), generator=generator).to(own.device)]) for _ in range(SHUFFLES)]
+    return count(own), np.mean(dealt, axis=0), len(at) / float(batch.periods.sum())
 
 
 @torch.no_grad()

@@ -6,6 +6,6 @@ class FraError(ValueError):
 
 
 class CannotLoad(FraError):
-    """What is missing is out of reach, as a hub release without a network: nothing is wrong, and claims about it
-    cannot run.
+    """What is missing is out of reach, as a hub release without a network, or the target has too little of it, as text:
+    nothing is wrong, and claims about it cannot run.
     """

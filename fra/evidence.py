@@ -62,8 +62,9 @@ def two_sided(
     candidate. Bounds are at the level at which the head was tested.
     """
     heads = list(means)
-    above = {h: means[h].p_above(bar, simultaneous) for h in heads}
-    level_above = stats.holm_levels([float(above[h].min()) for h in heads], level)
+    above = [means[h].p_above(bar, simultaneous) for h in heads]
+    level_above = stats.holm_levels([float(p.min()) for p in above], level)
+    adjusted = stats.holm_within(above, level)
     tests = share * len(heads)
     found: dict[str, list[Condition]] = {}
     for k, h in enumerate(heads):
@@ -77,7 +78,7 @@ def two_sided(
                 float(lower[c]),
                 float(upper[c]),
                 bar,
-                p=float(min(1.0, above[h][c] * level / level_above[k])),
+                p=float(adjusted[k][c]),
                 p_refute=float(min(1.0, below[c] * tests)),
             )
             for c in range(m.n_cand)

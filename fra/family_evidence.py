@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats as sps
 
 from fra import stats
-from fra._columns import MATCHED, columns_tested, difference
+from fra._columns import MATCHED, columns_tested, difference, least_power
 from fra._dictionaries import dictionary_hook, neuronpedia
 from fra._examples import text_of
 from fra._family_measures import by_document, firing, head_means, turned_off
@@ -62,22 +62,21 @@ def per_head(
         return found
     names = [headline, *claim.bars]
     table: dict[str, dict[str, list[Condition]]] = {}
-    means: dict[str, stats.ClusterMeans] = {}
+    means: dict[str, dict[str, stats.ClusterMeans]] = {}
+    raw: dict[str, dict[str, float]] = {}
     many = any(len(m.candidates) > 1 for m in measured.values())
     for name in names:
         columns = {h: tuple(by_source(part, m.sources) for part in m.columns[name]) for h, m in measured.items()}
         bounded = next(iter(measured.values())).ranges.get(name)
-        table[name], own = columns_tested(claim, name, columns, families.target, len(names), many, bounded)
-        means = means or own
-    p = [min((c.p if c.p is not None else 1.0) for c in table[headline][h]) for h in measured]
-    q = stats.benjamini_hochberg(p)
+        table[name], means[name], raw[name] = columns_tested(
+            claim, name, columns, families.target, len(names), many, bounded
+        )
+    q = stats.benjamini_hochberg([raw[headline][h] for h in measured])
     for k, (h, m) in enumerate(measured.items()):
         candidates = {c: tuple(table[name][h][n] for name in names) for n, c in enumerate(m.candidates)}
         power = None
-        if null is not None and means[h].testable.any():
-            many = len(m.candidates) > 1
-            chance = stats.power_above(means[h], null, claim.bar, claim.level / len(measured), simultaneous=many)
-            power = float(np.median(chance))
+        if null is not None:
+            power = least_power(candidates, {name: means[name][h] for name in names}, null, claim.level, len(measured))
         found[h] = row(claim, h, families, candidates, min(m.n, claim.n), power, float(q[k]), m.detail)
     return found
 
@@ -148,6 +147,8 @@ def shown(layer: LayerFamilies, head: int) -> dict[str, Any]:
 
 OTHERS = "fires before other tokens"
 SOURCE = "source is the earlier token"
+_REFUTING = 3
+"""Conditions of D07 any one of which may refute: the share that passes, the matches, the source."""
 NO_FAMILY = "no feature of the head's selection passes the behaviour test, so there is no family to measure"
 
 
@@ -155,7 +156,7 @@ def behaviour_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
     """D07: the share of the selection that passes, against the matches, with the source of what fired.
 
     The unit of the pass rate is the feature (Clopper-Pearson; Fisher exact against the matches); that of the source is
-    the document. Bonferroni over the heads.
+    the document. Bonferroni over the heads, and where a condition may refute over the three that may.
     """
     found = outside(claim, families)
     m = len(families.heads)
@@ -168,7 +169,7 @@ def behaviour_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
             columns[head] = tuple(
                 part.sum(0)[:, None].astype(float) for part in (own.sourced_by_document, own.hits_by_document)
             )
-    sources, _ = columns_tested(claim, SOURCE, columns, families.target, 3, bounded=(0.0, 1.0))
+    sources, _, _ = columns_tested(claim, SOURCE, columns, families.target, _REFUTING, bounded=(0.0, 1.0))
     for head in families.heads:
         layer, number = families.of(head)
         selection = layer.selections[number]
@@ -181,14 +182,15 @@ def behaviour_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
         matches = both.passes.reshape(-1, 2).any(1)
         k_c, n_c = int(matches.sum()), int(matches.size)
         level = claim.level / m
-        low, high = stats.clopper_pearson(k, n, level)
+        low, high = stats.clopper_pearson(k, n, level)[0], stats.clopper_pearson(k, n, level / _REFUTING)[1]
         share = k / n if n else float("nan")
+        sides = (("greater", m), ("less", m * _REFUTING))
         p_up, p_down = (
-            float(min(1.0, m * sps.binomtest(k, n, claim.bar, alternative=side).pvalue)) if n else 1.0
-            for side in ("greater", "less")
+            float(min(1.0, tests * sps.binomtest(k, n, claim.bar, alternative=side).pvalue)) if n else 1.0
+            for side, tests in sides
         )
         table = [[k, n - k], [k_c, n_c - k_c]]
-        fisher = [min(1.0, m * float(sps.fisher_exact(table, alternative=side)[1])) for side in ("greater", "less")]
+        fisher = [min(1.0, tests * float(sps.fisher_exact(table, alternative=side)[1])) for side, tests in sides]
         over = share - (k_c / n_c if n_c else float("nan"))
         least = int(own.repeats[enough].min()) if n else 0
         conditions = (

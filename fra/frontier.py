@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fra import stats
 from fra.claim import Claim, Condition, Evidence
-from fra.errors import FraError
+from fra.errors import CannotLoad, FraError
 from fra.induction import by_source
 from fra.stimuli import natural_documents, natural_sources, repeated_natural
 from fra.targets import Target
@@ -170,8 +170,8 @@ class Frontier:
 
 
 def study(target: Target, n: int, stimulus: str = "natural") -> Frontier | None:
-    """The target's study on n of its documents; None where its file names no [[study]]. Raises FraError where it has
-    fewer documents, or none of that stimulus.
+    """The target's study on n of its documents; None where its file names no [[study]]. Raises CannotLoad where it
+    has fewer documents or too short ones, FraError for an unknown stimulus.
     """
     return Frontier(target, n, stimulus) if target.spec.study else None
 
@@ -190,7 +190,7 @@ def _documents(target: Target, n: int, stimulus: str) -> tuple[list[Int[Tensor, 
         list(zip(sources, texts, strict=True)), context, target.bos, (target.name, stimulus, "frontier")
     )
     if len(made) < n:
-        raise FraError(
+        raise CannotLoad(
             f"{target.name!r} has too short a context or text for {n - len(made)} repeated documents of {n}."
         )
     return [document.tokens for document in made], [document.source for document in made]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._columns import MATCHED, above_share, columns_tested
@@ -183,7 +183,6 @@ class Chosen:
     dictionary: Any
     joint: float
     """Mean fall of the logit difference when every feature is taken out at S2."""
-    every: Int[Tensor, " n"]
     few: list[int]
     matched: list[int]
     """As many others, nearest in mean activation at S2."""
@@ -192,12 +191,9 @@ class Chosen:
 
 def choose(model: Model, dictionary: Any, prompts: IOIPrompts) -> Chosen | None:
     """The FEW features whose ablation at S2 lowers the logit difference most; None where fewer than 2 FEW are live."""
-    seen = observe(model, dictionary, prompts.tokens)
-    at = seen.live.where(seen.live.pos == prompts.s2.to(seen.live.pos.device)[seen.live.doc])
-    count = torch.bincount(at.feature, minlength=seen.encoder.d_sae)
-    total = torch.zeros(len(count), dtype=torch.float64).index_add_(0, at.feature.cpu(), at.value.double().cpu())
-    ids = torch.argsort(count.cpu(), descending=True, stable=True)[:SCREENED]
-    ids = ids[count.cpu()[ids] > 0]
+    count, total = at_s2(model, dictionary, prompts)
+    ids = torch.argsort(count, descending=True, stable=True)[:SCREENED]
+    ids = ids[count[ids] > 0]
     if len(ids) < 2 * FEW:
         return None
     clean = logit_differences(model, prompts)
@@ -208,9 +204,17 @@ def choose(model: Model, dictionary: Any, prompts: IOIPrompts) -> Chosen | None:
     for i in few:
         near = min((j for j in rest if j not in matched), key=lambda j: abs(float(total[j] - total[i])))
         matched.append(near)
-    every = torch.nonzero(count.cpu())[:, 0]
-    joint = float((clean - ablated_at_s2(model, dictionary, prompts, every)).mean())
-    return Chosen(dictionary, joint, every, few, matched, falls)
+    joint = float((clean - ablated_at_s2(model, dictionary, prompts, count.nonzero()[:, 0])).mean())
+    return Chosen(dictionary, joint, few, matched, falls)
+
+
+def at_s2(model: Model, dictionary: Any, prompts: IOIPrompts) -> tuple[Int[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
+    """At each prompt's own S2: on how many prompts every feature is live, and the sum of its activations."""
+    seen = observe(model, dictionary, prompts.tokens)
+    at = seen.live.where(seen.live.pos == prompts.s2.to(seen.live.pos.device)[seen.live.doc])
+    count = torch.bincount(at.feature, minlength=seen.encoder.d_sae).cpu()
+    total = torch.zeros(len(count), dtype=torch.float64).index_add_(0, at.feature.cpu(), at.value.double().cpu())
+    return count, total
 
 
 def ioi_evidence(claim: Claim, target: Target, progress: Callable[[str], None] = lambda _: None) -> Evidence:
@@ -240,10 +244,10 @@ def ioi_evidence(claim: Claim, target: Target, progress: Callable[[str], None] =
     if best is None or best.joint <= 0:
         said = "no layer's features at S2 raise the logit difference on the choosing prompts"
         return Evidence(claim=claim, head=None, n=len(clean), undecided=said, detail=accuracy)
-    falls = {
-        name: clean - ablated_at_s2(model, best.dictionary, base, ids)
-        for name, ids in (("few", best.few), ("matched", best.matched), ("every", best.every))
-    }
+    # what is live at S2 on these prompts, not on those that chose: all of it is to be taken out
+    every = torch.unique(torch.cat([at_s2(model, best.dictionary, base)[0].nonzero()[:, 0], torch.tensor(best.few)]))
+    sets = {"few": best.few, "matched": best.matched, "every": every}
+    falls = {name: clean - ablated_at_s2(model, best.dictionary, base, ids) for name, ids in sets.items()}
     edited = {word: clean - logit_differences(model, prompts.part(rest)) for word, prompts in made.items()}
     one = np.ones(len(clean))
     columns = {

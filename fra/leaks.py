@@ -16,7 +16,7 @@ from fra import interventions as iv
 from fra._channels import Arm, measure_arm
 from fra._dictionaries import dictionary_hook
 from fra._heads import Model
-from fra.errors import FraError
+from fra.errors import CannotLoad
 
 _AT_A_SIDE = 8
 
@@ -35,11 +35,11 @@ def texts(documents: list[Int[Tensor, " pos"]], cut: int) -> Texts:
     """From three documents for each one tested, all cut to the length of the shortest: the first third is tested, the
     second gives what comes after position `cut`, the third is what is patched from.
 
-    Raises FraError where documents do not reach the cut.
+    Raises CannotLoad where documents do not reach the cut.
     """
     length = min(len(document) for document in documents)
     if length <= cut + 1:
-        raise FraError(f"a document of {length} tokens has too little behind position {cut}: use longer text")
+        raise CannotLoad(f"a document of {length} tokens has too little behind position {cut}: use longer text")
     every = torch.stack([document[:length] for document in documents])
     tokens, later, other = every.chunk(3)
     return Texts(tokens, torch.cat([tokens[:, :cut], later[:, cut:]], dim=1), other, cut)
@@ -76,12 +76,25 @@ def every_intervention(model: Model, sae: Any, arm: Arm, head: int, text: Texts)
 
 
 def _live_channels(arm: Arm, cut: int) -> tuple[Int[Tensor, "n 2"], Int[Tensor, " m"]]:
-    """Pairs of features live at the positions next to the cut and at earlier keys, and all their features."""
-    pos = arm.codes.shape[1]
+    """Pairs of features live at the positions next to the cut and at earlier keys of one document, and all their
+    features.
+
+    Raises CannotLoad where no document has such a pair before the cut, or none behind it.
+    """
+    batch, pos = arm.codes.shape
     pairs = []
     for q_pos, k_pos in ((cut - 1, cut - 2), (cut + 1, cut // 2)):
-        q, k = (arm.codes.feature[arm.codes.row % pos == at][:_AT_A_SIDE] for at in (q_pos, k_pos))
-        pairs.append(torch.cartesian_prod(q, k))
+        sides = (
+            [arm.codes.feature[arm.codes.row == doc * pos + at][:_AT_A_SIDE] for at in (q_pos, k_pos)]
+            for doc in range(batch)
+        )
+        live = next((side for side in sides if all(map(len, side))), None)
+        if live is None:
+            raise CannotLoad(
+                f"no document of layer {arm.frozen.layer} has live features at both positions {q_pos} and {k_pos}: "
+                "there is no channel to change there"
+            )
+        pairs.append(torch.cartesian_prod(*live))
     channels = torch.cat(pairs)
     return channels, torch.unique(channels)
 
@@ -112,7 +125,7 @@ class Leaks:
 @torch.no_grad()
 def leaks(model: Model, sae: Any, text: Texts, layer: int, heads: list[int]) -> dict[int, Leaks]:
     """Every intervention at every one of these heads. Both texts are run in the same shape: products of another shape
-    round differently. Raises FraError as `fra.resolve` does.
+    round differently. Raises CannotLoad where the layer has too few live features, FraError as `fra.resolve` does.
     """
     arm = measure_arm(model, sae, text.tokens, layer, dictionary_hook(sae))
     plain = _logits(model, text.tokens)

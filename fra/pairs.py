@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra._activity import FLOOR, Activity, halves, mean_while_live, summed
@@ -20,6 +20,7 @@ from fra._examples import ON_NATURAL, example_on_text, text_of
 from fra._jackknife import Jackknifed, jackknifed
 from fra._nulls import draw_atoms, random_atoms
 from fra._prediction import Prediction, predictions
+from fra.errors import CannotLoad
 from fra.stats import seed_of
 
 if TYPE_CHECKING:
@@ -45,15 +46,13 @@ class Natural:
 def natural(target: Target, n: int, longest: int = 128) -> Natural:
     """n of the target's texts, spread over all of them, BOS first where it has one, cut to the context, with sources.
 
-    Raises FraError where there are fewer.
+    Raises CannotLoad where there are fewer.
     """
-    from fra.stimuli import natural_documents
+    from fra.stimuli import natural_with_sources
 
-    documents = natural_documents(target, n, longest)
-    texts = target.documents()
+    documents, sources = natural_with_sources(target, n, longest)
     width = max(map(len, documents))
     padded = torch.stack([torch.cat([ids, ids[:1].expand(width - len(ids))]) for ids in documents])
-    sources = tuple(texts[k * len(texts) // n].source for k in range(n))
     return Natural(padded, tuple(map(len, documents)), sources)
 
 
@@ -76,10 +75,10 @@ class HeadPairs:
     """The same as the first, key features relabelled in the coupling alone."""
     stable: Jackknifed
     """Jaccard of the 50 of largest mean |F| while live, over halves of the sources, jointly live in 10 documents."""
-    stable_any: Jackknifed
-    """The same without the minimum for pairs, of features that are each live in 10 documents."""
     stable_shuffled: list[float]
     """The first, with key features of the second half relabelled."""
+    stable_any: Jackknifed | None = None
+    """The first without any minimum, for pairs or for features: live together once is enough."""
     stable_atoms: Jackknifed | None = None
     """The first, with random atoms for features."""
     strongest: list[tuple[int, int]] = field(default_factory=list)
@@ -94,15 +93,19 @@ class LayerPairs:
 
     pairs: list[HeadPairs] | str
     """One a head, or why they cannot be ranked."""
-    predictions: list[Prediction]
-    """One a head."""
+    predictions: list[Prediction] | str
+    """One a head, or why nothing can be foretold."""
     n_documents: int
+    n_heads: int
+    unstable: str | None = None
+    """Why lists of halves cannot be compared, though pairs can be ranked; None where they can."""
 
 
 @torch.no_grad()
 def measure_layer(target: Target, documents: Natural, layer: int) -> LayerPairs:
     """Every head's strongest pairs on the documents, and what its couplings foretell. Raises FraError where the layer
-    has no dictionary, for documents of one source, and for too few or too many live pairs.
+    has no dictionary, CannotLoad for documents of one source; where there are too few live pairs, or too many, the
+    layer says so.
     """
     hook, sae = target.dictionary_for(layer)
     arm = measure_arm(target.model, sae, documents.tokens, layer, hook)
@@ -119,33 +122,58 @@ def measure_layer(target: Target, documents: Natural, layer: int) -> LayerPairs:
 def measure_arm_pairs(arm: Arm, documents: Natural, seed_parts: Sequence[str]) -> LayerPairs:
     """`measure_layer` of documents that went through model and dictionary."""
     first = halves(documents.sources, seed_parts)
-    activity = Activity(arm, documents.lengths, documents.sources, first)
-    heads = range(arm.frozen.n_heads)
-    foretold = predictions(activity, heads, seed_parts)
-    n = len(documents.lengths)
+    heads, n = range(arm.frozen.n_heads), len(documents.lengths)
+    try:
+        activity = Activity(arm, documents.lengths, documents.sources, first)
+        foretold = predictions(activity, heads, seed_parts)
+    except CannotLoad as lacking:  # lists need as many live pairs
+        return LayerPairs(str(lacking), str(lacking), n, len(heads))
     if (problem := why_not(arm)) is not None:
-        return LayerPairs(problem, foretold, n)
+        return LayerPairs(problem, foretold, n, len(heads))
     found = _Lists(activity, seed_parts).heads(heads)
-    generator = torch.Generator().manual_seed(seed_of(*seed_parts, "atoms"))
-    atoms = random_atoms(arm, draw_atoms(len(arm.codes.decoder), generator, arm.frozen.x))
-    control = _Lists(Activity(atoms, documents.lengths, documents.sources, first), seed_parts)
-    for own, jaccard in zip(found, control.stability(heads), strict=True):
-        own.stable_atoms = jaccard
-    return LayerPairs(found, foretold, n)
+    unstable = activity.too_few(of_each_half=True)
+    if unstable is None:
+        generator = torch.Generator().manual_seed(seed_of(*seed_parts, "atoms"))
+        atoms = random_atoms(arm, draw_atoms(len(arm.codes.decoder), generator, arm.frozen.x))
+        try:
+            unstable = _controls(found, arm, atoms, documents, first, seed_parts)
+        except CannotLoad as lacking:
+            unstable = f"a control of stability: {lacking}"
+    return LayerPairs(found, foretold, n, len(heads), unstable)
+
+
+def _controls(
+    found: list[HeadPairs],
+    arm: Arm,
+    atoms: Arm,
+    documents: Natural,
+    first: Bool[np.ndarray, " n"],
+    seed_parts: Sequence[str],
+) -> str | None:
+    """Sets the stability of every head's lists without the minimum, and of those of random atoms; or says why not."""
+    heads, given = range(len(found)), (documents.lengths, documents.sources, first)
+    control = Activity(atoms, *given)
+    if (why := control.too_few(of_each_half=True)) is not None:
+        return f"random atoms, the control: {why}"
+    jaccards = _Lists(control, seed_parts).stability(heads)
+    del control  # tables of the same size follow
+    loose = _Lists(Activity(arm, *given, floor=1), seed_parts, floor=1).stability(heads)
+    for own, own_any, own_atoms in zip(found, loose, jaccards, strict=True):
+        own.stable_any, own.stable_atoms = own_any, own_atoms
+    return None
 
 
 class _Lists:
     """The strongest lists of the heads of a layer, whole and without each source."""
 
-    def __init__(self, activity: Activity, seed_parts: Sequence[str]) -> None:
-        self.activity, self.seed_parts = activity, seed_parts
+    def __init__(self, activity: Activity, seed_parts: Sequence[str], floor: int = FLOOR) -> None:
+        """floor: documents of a half in which a pair must be jointly live to be on the list of that half."""
+        self.activity, self.seed_parts, self.floor = activity, seed_parts, floor
         self.n = len(activity.live)
         t = activity.tables
-        least = t.documents >= FLOOR
-        live = t.count > 0
+        least = t.documents >= floor
         #: rank values without the coupling
         self.mean = [torch.where(least[h], t.products[h] / t.count[h].clamp(min=1), 0.0) for h in (0, 1)]
-        self.mean_any = [torch.where(live[h], t.products[h] / t.count[h].clamp(min=1), 0.0) for h in (0, 1)]
         self.sum = torch.where(t.documents.sum(0) >= 2 * FLOOR, t.products.sum(0), 0.0)
 
     def _top(self, values: Float[Tensor, "live live"], n: int) -> Int[Tensor, " n"]:
@@ -164,7 +192,7 @@ class _Lists:
     def stability(self, heads: Sequence[int]) -> list[Jackknifed]:
         """`HeadPairs.stable` of each head."""
         tops = [self._candidates(self.mean, self.activity.couplings(head)) for head in heads]
-        return [own.jaccard(mean_while_live(FLOOR)) for own in self._without([tops], heads)[0]]
+        return [own.jaccard(mean_while_live(self.floor)) for own in self._without([tops], heads)[0]]
 
     def _without(
         self, lists: Sequence[Sequence[Sequence[Tensor]]], heads: Sequence[int]
@@ -190,26 +218,23 @@ class _Lists:
     def heads(self, heads: Sequence[int]) -> list[HeadPairs]:
         """Everything about each head but random atoms."""
         stable: list[list[Tensor]] = []
-        loose: list[list[Tensor]] = []
         strong: list[list[Tensor]] = []
         shuffled = []
         for head in heads:
             coupling = self.activity.couplings(head)
             stable.append(self._candidates(self.mean, coupling))
-            loose.append(self._candidates(self.mean_any, coupling))
             strong.append(self._candidates([self.sum], coupling))
             draws = -(-_DRAWS // len(heads))
             shuffled.append(self._shuffled(head, coupling, stable[-1][0][:STRONGEST], draws))
-        coactive = [[self._top(self.sum, _CANDIDATES)] for _ in heads]
-        parts = self._without([stable, loose, strong, coactive], heads)
+        coactive = [[self._top(self.sum, _CANDIDATES)]] * len(heads)
+        parts = self._without([stable, strong, coactive], heads)
         live = self.activity.live
         return [
             HeadPairs(
-                self_share=parts[2][k].self_share(summed(2 * FLOOR), True),
-                self_coactive=parts[3][k].self_share(summed(2 * FLOOR), False),
+                self_share=parts[1][k].self_share(summed(2 * FLOOR), True),
+                self_coactive=parts[2][k].self_share(summed(2 * FLOOR), False),
                 self_shuffled=shuffled[k][0],
                 stable=parts[0][k].jaccard(mean_while_live(FLOOR)),
-                stable_any=parts[1][k].jaccard(mean_while_live(1)),
                 stable_shuffled=shuffled[k][1],
                 strongest=[(int(live[p // self.n]), int(live[p % self.n])) for p in strong[k][0][:STRONGEST]],
             )

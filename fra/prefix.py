@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra import stats
-from fra._columns import columns_tested
+from fra._columns import columns_tested, least_power
 from fra._heads import Model
-from fra.claim import Claim, Evidence, parse_head
-from fra.errors import FraError
+from fra.claim import Claim, Condition, Evidence, parse_head
+from fra.errors import CannotLoad
 from fra.family import Families
 from fra.stats import Floats, seed_of
 
@@ -51,7 +51,7 @@ def prefix_examples(
     longest, filler = LONGEST_PREFIX, 12
     size = 1 + filler + longest + 1 + longest
     if len(pool) < size + longest + 2:
-        raise FraError(f"a pool of {len(pool)} tokens is too small for prefixes: {size + longest + 2} are needed")
+        raise CannotLoad(f"a pool of {len(pool)} tokens is too small for prefixes: {size + longest + 2} are needed")
     tokens, before, unrelated, keys = [], [], [], []
     for _ in range(n):
         fresh = rng.choice(pool, size + longest + 2, replace=False)
@@ -141,22 +141,22 @@ def prefix_evidence(claim: Claim, target: Target, families: Families) -> Evidenc
         "token before the match, over an unrelated one": drop(long, found.before) - drop(long, found.unrelated),
         "the same, over the short-prefix head": drop(long, found.before) - drop(short, found.before),
     }
-    conditions, power = [], None
+    conditions: list[Condition] = []
+    means: dict[str, stats.ClusterMeans] = {}
     for name, sample in samples.items():
         ranges = {"slope difference": None, "short-prefix head at one token": (0.0, 1.0)}
-        got, means = columns_tested(
+        got, own, _ = columns_tested(
             claim, name, {"all": (sample, one)}, target.name, len(samples), bounded=ranges.get(name, (-2.0, 2.0))
         )
         conditions.append(got["all"][0])
-        if name == next(iter(samples)) and means["all"].testable[0]:
-            chance = stats.power_above(means["all"], 0.0, claim.bar, claim.level, simultaneous=False)
-            power = float(chance[0])
+        means[name] = own["all"]
+    candidates = {f"{found.heads[long]} against {found.heads[short]}": tuple(conditions)}
     return Evidence(
         claim=claim,
         head=None,
-        candidates={f"{found.heads[long]} against {found.heads[short]}": tuple(conditions)},
+        candidates=candidates,
         n=len(one),
-        power=power,
+        power=least_power(candidates, means, 0.0, claim.level, 1),
         detail={"long": found.heads[long], "short": found.heads[short]} | _by_head(claim, target.name, found),
     )
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra.errors import FraError
+from fra.errors import CannotLoad
 from fra.stats import seed_of
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Batch:
 def collate(documents: Sequence[RepeatedDocument]) -> Batch:
     """Pad documents to one length and list their second-copy rows."""
     if not documents:
-        raise FraError("no documents to measure on: the set is empty")
+        raise CannotLoad("no documents to measure on: the set is empty: add longer texts to text.documents")
     pad = [doc.tokens[0] for doc in documents]
     length = max(len(doc.tokens) for doc in documents)
 
@@ -94,7 +94,7 @@ def derange(passage: Int[np.ndarray, " period"], rng: np.random.Generator) -> In
     Tokens, not positions, are compared, so a word that occurs twice cannot stand in for itself.
 
     Raises:
-        FraError: no such order was found (a passage of very few distinct tokens).
+        CannotLoad: no such order was found (a passage of very few distinct tokens).
     """
     n = len(passage)
     pairs = set(zip(passage[:-1].tolist(), passage[1:].tolist(), strict=True))
@@ -111,7 +111,7 @@ def derange(passage: Int[np.ndarray, " period"], rng: np.random.Generator) -> In
             return order
         here, there = rng.choice(where), rng.integers(n)
         order[[here, there]] = order[[there, here]]
-    raise FraError(
+    raise CannotLoad(
         f"a passage of {n} tokens with {len(set(passage.tolist()))} distinct ones has no deranged control: "
         "use more varied text"
     )
@@ -155,14 +155,14 @@ def token_pool(frequency: Float[np.ndarray, " d_vocab"], special: Sequence[int] 
     ids = np.argsort(frequency)
     pool = np.setdiff1d(ids[len(ids) // 4 : len(ids) - len(ids) // 40], np.asarray(special, dtype=np.int64))
     if len(pool) < 2 * SHORTEST_PERIOD:
-        raise FraError(f"a vocabulary of {len(frequency)} tokens leaves {len(pool)} for random passages: too few")
+        raise CannotLoad(f"a vocabulary of {len(frequency)} tokens leaves {len(pool)} for random passages: too few")
     return pool
 
 
 def periods(n: int, longest: int, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
     """One period for each document, uniform in SHORTEST_PERIOD..longest: no fixed offset can pass for induction."""
     if longest < SHORTEST_PERIOD:
-        raise FraError(f"a context that repeats at most {longest} tokens is too short: {SHORTEST_PERIOD} are needed")
+        raise CannotLoad(f"a context that repeats at most {longest} tokens is too short: {SHORTEST_PERIOD} are needed")
     return rng.integers(SHORTEST_PERIOD, longest + 1, n)
 
 
@@ -261,7 +261,7 @@ def natural_documents(target: Target, n: int, longest: int = 128) -> list[Int[Te
     """Token ids of n of the target's texts, spread over all of them: BOS first where the target has one, cut to the
     context.
 
-    Raises FraError where the target has fewer texts.
+    Raises CannotLoad where the target has fewer texts.
     """
     return natural_with_sources(target, n, longest)[0]
 
@@ -285,7 +285,7 @@ def natural_with_sources(
 def _spread(target: Target, n: int) -> list[Document]:
     texts = target.documents()
     if len(texts) < n:
-        raise FraError(f"{target.name!r} has {len(texts)} documents where {n} are needed: add text to text.documents")
+        raise CannotLoad(f"{target.name!r} has {len(texts)} documents where {n} are needed: add text to text.documents")
     return [texts[k * len(texts) // n] for k in range(n)]
 
 

@@ -37,7 +37,7 @@ from fra._swap_pictures import SWAP, swap_picture
 from fra._threads import each
 from fra._token_dictionary import TokenDictionary, learn
 from fra.carried import FEATURES, CarriedLayer, Texts, observe
-from fra.errors import FraError
+from fra.errors import CannotLoad
 from fra.paired import Measured
 from fra.stats import seed_of
 
@@ -91,11 +91,11 @@ class Swaps:
 
 
 def frequent(texts: Texts, at_least: int = SEEN) -> Int[np.ndarray, " n"]:
-    """Tokens that stand at least so often behind the first position of the texts. Raises FraError for fewer than 2."""
+    """Tokens that stand at least so often behind the texts' first position. Raises CannotLoad for fewer than 2."""
     real = np.concatenate([ids[1:n].numpy() for ids, n in zip(texts.tokens, texts.lengths, strict=True)])
     ids, count = np.unique(real, return_counts=True)
     if (count >= at_least).sum() < 2:
-        raise FraError(f"the text has fewer than 2 tokens that occur {at_least} times: add text to text.documents")
+        raise CannotLoad(f"the text has fewer than 2 tokens that occur {at_least} times: add text to text.documents")
     return np.asarray(ids[count >= at_least])
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fra._channels import Arm, measure_arm
-from fra._concept_claim import Concepts, LayerConcepts, best, concept_evidence
+from fra._concept_claim import Concepts, LayerConcepts, best, concept_evidence, plain_mean
 from fra._concepts import ROWS, ConceptSearch, HeadOnText, Texts, example_of, texts
 from fra.claim import Claim, Outcome, judge
 from fra.tests import circuit
@@ -29,7 +29,9 @@ def random_texts(n: int, seed: int, length: int = N_CTX, vocabulary: int = 40) -
     return texts(documents, [f"s{k}" for k in range(n)], True)
 
 
-def brute(text: Texts, arm: Arm, head: int, pair: tuple[int, int], lag: int) -> tuple[float, int]:
+def brute(
+    text: Texts, arm: Arm, head: int, pair: tuple[int, int], lag: int, within: int | None = None
+) -> tuple[float, int]:
     """Effect of one channel and its number of matched stripe keys, cell by cell in float64."""
     frozen = arm.frozen.to(torch.float64)
     codes = arm.codes.dense().double() / frozen.sigma[:, :, None]
@@ -62,7 +64,7 @@ def brute(text: Texts, arm: Arm, head: int, pair: tuple[int, int], lag: int) -> 
             for s in range(1 + lag, t):
                 if not seen[s]:
                     continue
-                stratum = (tokens[s], int(np.log2(t - s)))
+                stratum = (tokens[s], int(np.log2(t - s)), int(np.log2(s)) if within is None else s // within)
                 cells.append((stratum, codes[d, s - lag, i] != 0, odds(before, s) - odds(after, s)))
     total, n = 0.0, 0
     for stratum in {c[0] for c in cells}:
@@ -87,9 +89,14 @@ def test_effect_is_that_of_a_loop_over_keys(kind: str, lag: int, monkeypatch: py
     found = HeadOnText(text, arm, 2).channels(pairs, lag)
     for n, pair in enumerate(pairs.tolist()):
         mean, count = brute(text, arm, 2, (pair[0], pair[1]), lag)
-        assert count >= 20
+        assert count >= 10
         assert found.weight.sum(0)[n] == pytest.approx(count)
         assert found.nats.sum(0)[n] / found.weight.sum(0)[n] == pytest.approx(mean, abs=2e-5)
+    if lag == 3:
+        near = HeadOnText(text, arm, 2).channels(pairs[:1], lag, run=4)
+        mean, count = brute(text, arm, 2, (int(pairs[0, 0]), int(pairs[0, 1])), lag, within=4)
+        assert near.weight.sum() == pytest.approx(count)
+        assert plain_mean(near)[0] == pytest.approx(mean, abs=2e-5)
 
 
 def test_search_is_the_sum_over_rows_and_keys() -> None:
@@ -200,7 +207,7 @@ def test_verdicts_on_the_circuit_of_kinds() -> None:
     heads = own.heads([0, 1])
     decoded = SimpleNamespace(tokenizer=SimpleNamespace(decode=str), heads=("L0H0", "L1H0", "L1H1", "L2H0"))
     lists = {name: own.live_tokens(h.pairs, decoded) for name, h in heads.items()}
-    found = Concepts("kinds", heads, {"L0H0": 0.0}, own.text.sources, lists)
+    found = Concepts("kinds", heads, {"L0H0": 0.0}, {"L0H0": 0.0}, own.text.sources, lists)
     evidence = concept_evidence(CLAIM, decoded, found)
     assert list(evidence) == ["L0H0", "L2H0", "L1H0", "L1H1"]
     outcomes = {name: judge(CLAIM, e).outcome for name, e in evidence.items()}

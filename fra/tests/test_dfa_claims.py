@@ -18,6 +18,7 @@ from fra._firings import Corpus, Firings
 from fra._head_outputs import HeadOutputs, Live, observe, padded
 from fra._own_tokens import own_tokens
 from fra._pooled import Measured, clustered, clustered_or_number, evidence, worst
+from fra.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
 from fra.claim import Claim, Outcome, judge
 from fra.stimuli import Batch
 from fra.tests.models import ARCHITECTURES, D_MODEL, build_sae, model_folder, random_tokens, tiny, tiny_sae
@@ -378,6 +379,17 @@ def test_principal_components_and_the_untrained_dictionary() -> None:
     assert float(other.W_dec.detach().square().mean()) == pytest.approx(float(sae.W_dec.detach().square().mean()))
 
 
+def test_the_untrained_dictionary_of_blocks_is_tied_block_by_block() -> None:
+    config = BlockDiagonalSAEConfig(d_in=D_MODEL, d_sae=2 * D_MODEL, n_heads=4, k=2)
+    sae = BlockDiagonalSAE(config)
+    other = dictionary_quality.untrained(sae, 7)
+    encoder, decoder = (part.detach() for part in (other.W_enc_blocks, other.W_dec_blocks))
+    assert encoder.shape == decoder.mT.shape
+    unit = [torch.nn.functional.normalize(part.flatten(), dim=0) for part in (encoder.mT, decoder)]
+    torch.testing.assert_close(*unit)
+    assert abs(float(torch.nn.functional.normalize(sae.W_dec_blocks.detach().flatten(), dim=0) @ unit[1])) < 0.1
+
+
 @pytest.mark.usefixtures("short_repeats")
 def test_two_widths_are_compared_and_one_cannot_be(tmp_path: Path) -> None:
     narrow = build_sae("topk", D_MODEL, Z, tmp_path / "narrow", d_sae=48, reshape_activations="hook_z")
@@ -429,13 +441,22 @@ def test_tokens_found_are_counted_by_document(tmp_path: Path) -> None:
     made = target(tmp_path, build_sae("topk", D_MODEL, Z, tmp_path / "sae", reshape_activations="hook_z"))
     batch = cih.documents(made, "repeated_natural", cih.Design())["confirmation"]
     sae = made.dictionaries[Z]
-    count, _, _ = dictionary_width.tokens_found(made, sae, batch, 0)
+    count, dealt, _ = dictionary_width.tokens_found(made, sae, batch, 0)
     o = observe(made.model, sae, dfa_sources.documents_of(batch))
     own = own_tokens(made.model, sae)
-    for doc in range(len(batch)):
-        period, hits = int(batch.periods[doc]), set()
-        here = o.live.where(o.live.doc == doc)
-        for pos, feature in zip(here.pos.tolist(), here.feature.tolist(), strict=True):
-            if pos > period and int(batch.tokens[doc, pos - period + 1]) == int(own[feature]):
-                hits.add(int(own[feature]))
-        assert count[doc] == len(hits)
+
+    def by_hand(own: list[int]) -> list[int]:
+        found = []
+        for doc in range(len(batch)):
+            period, hits = int(batch.periods[doc]), set()
+            here = o.live.where(o.live.doc == doc)
+            for pos, feature in zip(here.pos.tolist(), here.feature.tolist(), strict=True):
+                if pos > period and int(batch.tokens[doc, pos - period + 1]) == own[feature]:
+                    hits.add(own[feature])
+            found.append(len(hits))
+        return found
+
+    assert count.tolist() == by_hand(own.tolist())
+    generator = torch.Generator().manual_seed(0)
+    deals = [own[torch.randperm(len(own), generator=generator)].tolist() for _ in range(20)]
+    assert dealt == pytest.approx(np.mean([by_hand(deal) for deal in deals], axis=0))

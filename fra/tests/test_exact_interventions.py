@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 
 from fra import exactness, leaks
 from fra import interventions as iv
+from fra._channels import Arm, measure_arm
 from fra.claim import Claim, Outcome, judge
-from fra.errors import FraError
+from fra.errors import CannotLoad
 from fra.tests import circuit
 from fra.tests.intervening import HEAD, LAYER, double, hook_of
 from fra.tests.models import random_tokens, tiny, tiny_sae
@@ -48,8 +50,30 @@ def test_texts_differ_behind_the_cut_only_and_must_reach_it() -> None:
     text = six()
     assert torch.equal(text.tokens[:, :CUT], text.changed[:, :CUT])
     assert bool((text.tokens[:, CUT:] != text.changed[:, CUT:]).any(1).all())
-    with pytest.raises(FraError, match="too little behind position 9"):
+    with pytest.raises(CannotLoad, match="too little behind position 9"):
         six(10)
+
+
+def test_channels_are_those_of_one_document_and_without_any_the_layer_says_so() -> None:
+    text = six()
+    arm = measure_arm(tiny("gpt2"), tiny_sae(hook_of("gpt2")), text.tokens, LAYER, hook_of("gpt2"))
+    pos = arm.codes.shape[1]
+
+    def without(dead: torch.Tensor) -> Arm:
+        codes = arm.codes
+        fields = {name: getattr(codes, name)[~dead] for name in ("row", "feature", "value")}
+        return Arm(arm.frozen, dataclasses.replace(codes, **fields))
+
+    def live(doc: int, at: int) -> set[int]:
+        return set(arm.codes.feature[arm.codes.row == doc * pos + at].tolist())
+
+    key_of_first = arm.codes.row == CUT - 2  # the first document has nothing at this key: the second serves
+    channels, features = leaks._live_channels(without(key_of_first), CUT)
+    before = channels[: len(channels) // 2]
+    assert set(before[:, 0].tolist()) <= live(1, CUT - 1) and set(before[:, 1].tolist()) <= live(1, CUT - 2)
+    assert set(features.tolist()) == set(channels.flatten().tolist())
+    with pytest.raises(CannotLoad, match=f"no document of layer {LAYER} has live features at both positions 8 and 7"):
+        leaks._live_channels(without(arm.codes.row % pos == CUT - 2), CUT)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "llama"])

@@ -17,10 +17,10 @@ from scipy import stats as sps
 
 import fra.family_effects as effects
 import fra.family_evidence as evidence
-from fra import _columns, attribution, context, interventions, patching, prefix, stimuli
+from fra import _columns, attribution, context, interventions, patching, prefix, stats, stimuli
 from fra import _family_measures as measures
 from fra import _family_upstream as upstream
-from fra.claim import Claim, Outcome, judge
+from fra.claim import Claim, Condition, Outcome, judge
 from fra.family import Families, LayerFamilies, attribution_shares
 from fra.tests import circuit
 from fra.tests.families import HOOK, WRONG, families, layer
@@ -163,7 +163,7 @@ def test_specificity_by_a_loop() -> None:
                     if a >= cut * (1 - 1e-6):
                         upper[d] += 1
                         right[d] += proxy[d, t]
-                        permuted[d] += (proxy[:, t].sum() - proxy[d, t]) / (n - 1)
+                        permuted[d] += (proxy[:, t].sum() - proxy[d, t]) / (real[:, t].sum() - 1)
         rows = real.copy()
         rows[:, 0] = False
         if proxy[rows].any():
@@ -313,6 +313,26 @@ def test_the_circuit_has_a_family_and_its_claims_say_so() -> None:
     assert d13.undecided == "no feature of the selection fails induction for sure"
 
 
+def test_what_refutes_a_family_is_tested_at_a_third_of_the_level() -> None:
+    made = layer(n=6)
+    own, both, n = made.behaviours[0]
+    every = np.arange(len(own.hits))
+    fields = {"repeats": np.full(len(every), 12), "hits": np.where(every < 1, 12, 0), "firsts": np.zeros_like(every)}
+    own = dataclasses.replace(own, **fields)  # one passes
+    made.__dict__["behaviours"] = {0: (own, both, n)}
+    (conditions,) = evidence.behaviour_evidence(claim("D07"), families(made))["L1H0"].candidates.values()
+    share, matched, *_ = conditions
+    k, total = int(own.passes.sum()), int((own.repeats > 9).sum())
+    assert k == 1 < total / 2
+    assert share.p_refute == pytest.approx(min(1.0, 3 * sps.binom.cdf(k, total, 0.5)))
+    assert share.high == pytest.approx(sps.beta.ppf(1 - 0.05 / 3, k + 1, total - k))
+    assert share.low == pytest.approx(sps.beta.ppf(0.05, k, total - k + 1) if k else 0.0)
+    assert share.fails(0.05) == (share.high < 0.5)
+    theirs = both.passes.reshape(-1, 2).any(1)
+    table = [[k, total - k], [int(theirs.sum()), int((~theirs).sum())]]
+    assert matched.p_refute == pytest.approx(min(1.0, 3 * sps.fisher_exact(table, alternative="less")[1]))
+
+
 def test_features_with_too_few_repeats_are_left_out() -> None:
     made = layer(n=6)
     own, both, n = made.behaviours[0]
@@ -367,6 +387,65 @@ def test_exact_bounds_where_nearly_all_agree(values: list[float], outcome: str) 
     assert c.fails(0.05) == (outcome == "fails") == (c.high < 0.5)
     if len(set(values)) == 1:
         assert c.low == pytest.approx(0.05 ** (1 / len(values)))
+
+
+def test_p_is_stepped_down_and_q_comes_from_p_before_that() -> None:
+    """Four heads, of which one is rejected, one is constant and has an exact bound; and what a ledger row shows."""
+    rng = np.random.default_rng(3)
+    samples = {"L1H0": rng.normal(1.0, 0.1, 30), "L1H1": rng.normal(0.59, 0.2, 30), "L1H2": np.full(30, 0.9)}
+    samples["L1H3"] = rng.normal(0.55, 0.2, 30)
+    columns = {h: (x[:, None], np.ones((30, 1))) for h, x in samples.items()}
+    found, means, raw = _columns.columns_tested(claim("D09"), "x", columns, "t", 1, bounded=(0.0, 1.0))
+    bootstrapped = [h for h in samples if h != "L1H2"]
+    assert all(raw[h] == means[h].p_above(0.5, False)[0] for h in bootstrapped)
+    assert raw["L1H2"] == pytest.approx(sps.binom.sf(29, 30, 0.5 / 0.9))  # 30 of 30 reach 0.9
+    assert found["L1H2"][0].p == pytest.approx(4 * raw["L1H2"])
+    stepped = stats.holm([float(means[h].p_above(0.5, False)[0]) for h in samples])
+    assert 0.05 < stepped[1] < 1 and 0.05 < stepped[3] < 1 and stepped[1] != stepped[3]
+    for h, p in zip(samples, stepped, strict=True):
+        if h != "L1H2":
+            assert found[h][0].p == pytest.approx(p)
+            assert found[h][0].holds(0.05) == (found[h][0].low > 0.5)
+
+    def measure(_: LayerFamilies, head: int) -> evidence.Measured:
+        parts = {name: (samples[f"L1H{head}"], np.ones(30)) for name in ("x", "y")}
+        return evidence.Measured(parts, [f"{k:02}" for k in range(30)], 30, ranges={"x": (0.0, 1.0)})
+
+    of = dataclasses.replace(claim("D09"), bars={"y": 0.8})
+    status = dict.fromkeys(samples, whole().status["L1H0"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Families, "heads", list(samples))
+        patch.setattr(Families, "of", lambda self, head: (made(), int(head[-1])))
+        rows = evidence.per_head(of, dataclasses.replace(whole(), status=status), measure, headline="x", null=0.0)
+    expected = sps.false_discovery_control([rows[h].candidates["the family"][0].p or 0.0 for h in samples])
+    assert [rows[h].q for h in samples] != pytest.approx(expected), "q of adjusted p"
+    own = _columns.columns_tested(of, "x", columns, "circuit", 2, bounded=(0.0, 1.0))[2]
+    assert [rows[h].q for h in samples] == pytest.approx(sps.false_discovery_control(list(own.values())))
+
+
+def test_power_is_the_least_among_the_conditions_that_fail() -> None:
+    rng = np.random.default_rng(5)
+    means = {
+        "sharp": stats.ClusterMeans(rng.normal(0.9, 0.1, 40), seed=0),
+        "blunt": stats.ClusterMeans(rng.normal(-2.0, 1.5, 40), seed=1),
+        "at zero": stats.ClusterMeans(rng.normal(-9.0, 0.1, 40), seed=2),
+    }
+
+    def row(**fails: bool) -> dict[str, tuple[Condition, ...]]:
+        bars = {"sharp": 0.5, "blunt": 0.2, "at zero": 0.0}
+        ends = {name: (bar - 2, bar - 1) if fails.get(name) else (bar - 1, bar + 1) for name, bar in bars.items()}
+        return {"x": tuple(Condition(n, sum(ends[n]) / 2, *ends[n], bar) for n, bar in bars.items())}
+
+    bars = {"sharp": 0.5, "blunt": 0.2}
+    powers = {n: float(stats.power_above(means[n], 0.0, bar, 0.025, False)[0]) for n, bar in bars.items()}
+    assert powers["sharp"] > 0.9 > 0.3 > powers["blunt"]
+
+    def least(**fails: bool) -> float | None:
+        return _columns.least_power(row(**fails), means, 0.0, 0.05, 2)
+
+    assert least() == least(sharp=True) == powers["sharp"]
+    assert least(blunt=True) == least(sharp=True, blunt=True) == powers["blunt"]
+    assert least(**{"at zero": True}) is None  # there is nothing to tell a bar of zero from
 
 
 def test_fishers_power_is_a_sum_over_outcomes() -> None:

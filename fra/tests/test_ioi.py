@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,3 +133,24 @@ def test_a_model_that_prefers_the_indirect_object_is_measured_and_another_is_not
         assert [c.name for c in conditions] == ["few features, beyond half of all", *CLAIM.bars]
         assert found.detail["recovery, 1 as with ' and', 0 as ablated"][" and"] == 1.0
     assert found.detail["prompts in favour of the IO"] == 1.0
+
+
+@torch.no_grad()
+def test_every_feature_at_s2_is_what_is_live_on_the_measured_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, model, sae = Words(), tiny("gpt2"), tiny_sae("blocks.0.attn.hook_z")
+    prompts = ioi.ioi_prompts(encode, 0, ("tiny", "ioi"))
+    measured = prompts.part(slice(ioi.CHOOSING, None))
+    own, whole = ioi.logit_differences, torch.arange(sae.cfg.d_sae)
+    truth = own(model, measured) - ioi.ablated_at_s2(model, sae, measured, whole)  # what is not live adds nothing
+    some = ioi.choose(model, sae, prompts.part(slice(0, 4)))
+    assert some is not None
+    monkeypatch.setattr(ioi, "choose", lambda *_: dataclasses.replace(some, joint=1.0))
+    monkeypatch.setattr(ioi, "logit_differences", lambda *given: own(*given) + 30.0)
+    target: Any = SimpleNamespace(
+        name="tiny", model=model, dictionaries={"blocks.0.attn.hook_z": sae}, encode=encode, bos=0, n_layers=2
+    )
+    found = ioi.ioi_evidence(CLAIM, target)
+    assert found.detail["fall by ablation"]["every"] == pytest.approx(truth.mean(), abs=1e-5)
+    live, total = ioi.at_s2(model, sae, prompts.part(slice(0, 4)))
+    assert (live > 0).sum() < (ioi.at_s2(model, sae, measured)[0] > 0).sum(), "four prompts show all there is"
+    assert torch.equal(live > 0, total != 0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,15 +13,16 @@ import pytest
 import torch
 from scipy import stats as sps
 
-from fra import _jackknife, pairs
+from fra import _jackknife, carried, cih, pairs, stimuli, swaps
 from fra import _pairs_evidence as evidence_for
 from fra._activity import FLOOR, Activity, halves, mean_while_live, summed
 from fra._channels import Arm, measure_arm
 from fra._prediction import PAIRS, _joint, _predict, predictions
 from fra.claim import Claim, Outcome, judge
-from fra.errors import FraError
+from fra.errors import CannotLoad
 from fra.pairs import STRONGEST, LayerPairs, Natural
 from fra.tests import circuit, models
+from fra.tests.models import tiny_sae
 
 N = 48
 
@@ -65,7 +68,7 @@ def test_halves_keep_sources_together() -> None:
     assert not {s for s, one in zip(sources, first, strict=True) if one} & {
         s for s, one in zip(sources, first, strict=True) if not one
     }
-    with pytest.raises(FraError, match="one source"):
+    with pytest.raises(CannotLoad, match="one source"):
         halves(["a", "a"], ("x",))
 
 
@@ -91,16 +94,22 @@ def by_hand(own: Activity, head: int, without: str | None, floor: int) -> tuple[
 
 
 def test_lists_with_and_without_a_source_are_those_of_an_enumeration() -> None:
-    own, _ = activity("gpt2")
+    own, documents = activity("gpt2")
+    loose = Activity(own.arm, documents.lengths, documents.sources, own.first, floor=1)
+    assert len(loose.live) > len(own.live), "no feature is rare here"
     (found,) = pairs._Lists(own, ("test",)).heads([2])
-    for jackknifed, floor in ((found.stable, FLOOR), (found.stable_any, 1)):
-        lists, share = by_hand(own, 2, None, floor)
+    (without,) = pairs._Lists(loose, ("test",), floor=1).stability([2])
+    measured = pairs.measure_arm_pairs(own.arm, documents, ("test",)).pairs[2]
+    assert isinstance(measured, pairs.HeadPairs)
+    assert measured.stable_any is not None and measured.stable_any.estimate == without.estimate
+    for at, jackknifed, floor in ((own, found.stable, FLOOR), (loose, without, 1)):
+        lists, share = by_hand(at, 2, None, floor)
         assert jackknifed.estimate == pytest.approx(len(lists[0] & lists[1]) / len(lists[0] | lists[1]))
-        assert found.self_share.estimate == pytest.approx(share)
         for k in (0, 5, 11):
-            lists, share = by_hand(own, 2, own.names[k], floor)
+            lists, share = by_hand(at, 2, own.names[k], floor)
             assert jackknifed.left_out[k] == pytest.approx(len(lists[0] & lists[1]) / len(lists[0] | lists[1]))
-            assert found.self_share.left_out[k] == pytest.approx(share)
+            assert floor == 1 or found.self_share.left_out[k] == pytest.approx(share)
+    assert found.self_share.estimate == pytest.approx(by_hand(own, 2, None, FLOOR)[1])
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2", "pythia"])
@@ -144,7 +153,7 @@ def test_the_correlation_is_that_of_a_softmax_without_the_channel(kind: str) -> 
     again = _predict(own, few, head, ("test",))
     assert again.correlation.estimate == pytest.approx(sps.spearmanr(G, ratio).statistic, abs=1e-6)
     low, high = np.quantile(ratio, [0.25, 0.75])
-    assert again.spread == pytest.approx(high - low, rel=1e-5)
+    assert again.spread.estimate == pytest.approx(high - low, rel=1e-5)
     assert abs(found.correlation.estimate) <= 1
     assert abs(np.mean(found.matched)) < 0.2
 
@@ -179,7 +188,7 @@ def claim(bar: float, **bars: float) -> Claim:
 
 
 SELF = claim(0.1, **{"over co-activation alone": 0.0, "rank among relabelled features": 0.95})
-STABLE = claim(0.5, **{"over no minimum": 0.0, "over random atoms": 0.0, "rank among relabelled features": 0.95})
+STABLE = claim(0.5, **{"over no minimum": -0.05, "over random atoms": 0.05, "rank among relabelled features": 0.95})
 PREDICT = claim(0.3, **{"rank among matched pairs": 0.95, "spread of the log ratio": 0.1})
 
 
@@ -211,6 +220,49 @@ def test_lists_are_not_stable_where_the_text_changes_between_halves() -> None:
     assert stable > 0.5
     assert moved < 0.1
     assert verdict(evidence_for.stability, STABLE, "moved") is Outcome.REFUTED
+
+
+def stable_lists(any_: float, atoms: float) -> dict[str, Outcome]:
+    """Condition by condition, what is said of a head with a Jaccard of 0.9 that hardly varies."""
+    flat = lambda value: _jackknife.jackknifed(value, [value] * 30, pairs._LEAST)  # noqa: E731
+    lists: dict[str, Any] = {"stable": flat(0.9), "stable_any": flat(any_), "stable_atoms": flat(atoms)}
+    lists["stable_shuffled"] = [0.1] * 40
+    own = dataclasses.replace(planted("random").pairs[1], **lists)  # type: ignore[type-var, arg-type]
+    layer = dataclasses.replace(planted("random"), pairs=[own], n_heads=1)
+    evidence = evidence_for.stability(STABLE, {1: layer})["L1H0"]
+    (given,) = evidence.candidates.values()
+    assert judge(STABLE, evidence).outcome is not Outcome.INCONCLUSIVE
+    word = {(True, False): Outcome.SUPPORTED, (False, True): Outcome.REFUTED, (False, False): Outcome.INCONCLUSIVE}
+    return {c.name: word[c.holds(0.05), c.fails(0.05)] for c in given}
+
+
+def test_a_tie_with_a_control_of_stability_passes_or_fails() -> None:
+    """As stable without the minimum: the minimum does nothing. As stable with random atoms: features do nothing."""
+    tie = stable_lists(0.9, 0.3)
+    assert tie["over no minimum"] is Outcome.SUPPORTED and tie["over random atoms"] is Outcome.SUPPORTED
+    assert stable_lists(0.2, 0.9)["over random atoms"] is Outcome.REFUTED
+    assert stable_lists(1.0, 0.3)["over no minimum"] is Outcome.REFUTED  # the minimum makes lists differ
+
+
+def test_where_a_head_looks_has_an_interval_and_a_spread_near_its_bar_refutes_nothing() -> None:
+    own, _ = activity("gpt2")
+    (found,) = predictions(own, [1], ("test",))
+    assert len(found.spread.left_out) == len(own.names) and found.spread.se > 0
+    assert len(found.matched) == 999
+    # without a source: as if its documents had not been read
+    joint = _joint(own, ("test",))
+    kept = joint.source != 3
+    fields = {name: getattr(joint, name)[kept] for name in ("pair", "source", "row_q", "row_k", "product")}
+    group = torch.unique(joint.group[kept], return_inverse=True)[1]
+    without = _predict(own, dataclasses.replace(joint, group=group, **fields), 1, ("test",))
+    assert found.spread.left_out[3] == pytest.approx(without.spread.estimate)
+    assert found.correlation.left_out[3] == pytest.approx(without.correlation.estimate)
+    about = _jackknife.jackknifed(0.09, 0.09 + 0.05 * np.random.default_rng(0).standard_normal(30))
+    near = [dataclasses.replace(found, spread=about)]
+    layer = dataclasses.replace(planted("random"), predictions=near, n_heads=1)
+    (given,) = evidence_for.prediction(PREDICT, {1: layer})["L1H0"].candidates.values()
+    spread = next(c for c in given if c.name == "spread of the log ratio")
+    assert spread.low < 0.09 < 0.1 < spread.high and not spread.fails(0.05) and not spread.holds(0.05)
 
 
 def test_a_channel_does_not_vouch_for_itself() -> None:
@@ -247,6 +299,68 @@ def test_rotary_heads_are_left_out_of_the_lists_and_not_of_the_correlation() -> 
     assert len(found.predictions) == own.arm.frozen.n_heads
     evidence = evidence_for.self_channels(SELF, {1: found})
     assert all(judge(SELF, one).outcome is Outcome.CANNOT_RUN for one in evidence.values())
+
+
+def outcomes(layers: dict[int, LayerPairs]) -> dict[str, dict[str, Any]]:
+    """By claim, the verdict at every head."""
+    return {
+        name: {h: judge(of, e) for h, e in statistic(of, layers).items()}
+        for name, statistic, of in (
+            ("Q09", evidence_for.self_channels, SELF),
+            ("Q10", evidence_for.prediction, PREDICT),
+            ("Q11", evidence_for.stability, STABLE),
+        )
+    }
+
+
+def test_a_layer_with_too_few_live_pairs_cannot_run_and_says_so_while_others_are_judged() -> None:
+    documents = some_text(16)  # no pair is live in twenty of sixteen documents
+    sae = tiny_sae("blocks.1.hook_resid_pre", dtype="float64")
+    arm = measure_arm(models.tiny("gpt2", torch.float64), sae, documents.tokens, 1, "blocks.1.hook_resid_pre")
+    few = pairs.measure_arm_pairs(arm, documents, ("test",))
+    found = outcomes({0: few, 1: planted("self")})
+    for verdicts in found.values():
+        assert {v.outcome for h, v in verdicts.items() if h[:2] == "L0"} == {Outcome.CANNOT_RUN}
+        assert "only 0 pairs of features of layer 1 are jointly live in 20 documents" in verdicts["L0H0"].reason
+        assert all(v.outcome is not Outcome.CANNOT_RUN for h, v in verdicts.items() if h[:2] == "L1")
+    assert {v.outcome for v in outcomes({0: few})["Q10"].values()} == {Outcome.CANNOT_RUN}
+
+
+def test_a_layer_with_too_many_live_features_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, documents = activity("gpt2")
+    monkeypatch.setattr("fra._activity._TABLE_CELLS", 16)
+    found = outcomes({0: pairs.measure_arm_pairs(own.arm, documents, ("test",))})
+    reasons = {v.reason for verdicts in found.values() for v in verdicts.values()}
+    assert reasons == {f"{len(own.live)} live features make too large a table of pairs (4 would fit)"}
+
+
+def test_only_halves_need_pairs_in_either_half() -> None:
+    documents = some_text()
+    sources = tuple("a" if k < 44 else "b" for k in range(N))  # one half has four documents
+    own = dataclasses.replace(documents, sources=sources)
+    found = outcomes({0: pairs.measure_arm_pairs(activity("gpt2")[0].arm, own, ("test",))})
+    assert {v.outcome for v in found["Q11"].values()} == {Outcome.CANNOT_RUN}
+    assert "in 10 documents of either half" in found["Q11"]["L0H0"].reason
+    assert Outcome.CANNOT_RUN not in {v.outcome for name in ("Q09", "Q10") for v in found[name].values()}
+
+
+def test_too_little_text_is_no_mistake_of_the_claims() -> None:
+    texts = [SimpleNamespace(text="one two three", source="a")] * 3
+    target: Any = SimpleNamespace(name="tiny", documents=lambda: texts, bos=0, encode=lambda text: [1, 2, 3])
+    target.model = SimpleNamespace(cfg=SimpleNamespace(n_ctx=32))
+    lacking: list[Callable[[], Any]] = [
+        lambda: pairs.natural(target, 60),
+        lambda: stimuli.natural_sources(target, 4),
+        lambda: carried.document_sets(target),
+        lambda: carried.texts([], 8),
+        lambda: cih.documents(target, "repeated_natural", cih.Design()),
+        lambda: stimuli.token_pool(np.ones(8)),
+        lambda: stimuli.periods(3, 4, np.random.default_rng(0)),
+        lambda: swaps.frequent(carried.texts([("a", [0, 1, 2])], 8)),
+    ]
+    for ask in lacking:
+        with pytest.raises(CannotLoad):  # fixtures.verdict makes CANNOT_RUN of it
+            ask()
 
 
 def test_values_leave_out_pairs_below_the_floor() -> None:

@@ -31,7 +31,7 @@ help:
 	@echo 'make lint     ruff, mypy, import-linter; make format rewrites'
 	@echo 'make bench    benchmarks, kept in build/bench.json; make bench-census: the census at full size (long)'
 	@echo 'make calibrate false-positive rates and power in full (long)'
-	@echo 'make cards    feature cards of HOOK=$(HOOK) into build/cards'
+	@echo 'make cards    feature cards of HOOK=$(HOOK) into build/cards, linked from build/report.html'
 	@echo 'make frontiers  quality of the study of dictionaries, in total and by head: build/frontiers.csv'
 	@echo 'make report   build/report.html from build/ledger.json, nothing measured'
 	@echo 'make mini     the embedded target anew: CORPUS=DIR with .txt files'
@@ -88,8 +88,10 @@ calibrate: $(INSTALLED)
 	@echo 'wrote build/CALIBRATION.md and build/NULLS.md; those of this version lie in fra/tests'
 
 # Feature cards of one dictionary of head outputs, a page a head: make cards HOOK=blocks.2.attn.hook_z
+# Rows of build/report.html link to the cards of their features: the report is drawn anew where there is a ledger.
 cards: $(INSTALLED)
-	$(CALM) $(BIN)/python -m fra.cards "$(TARGET)" --hook "$(HOOK)" -o "build/cards/$(HOOK)" $(ARGS)
+	$(CALM) $(BIN)/python -m fra.cards "$(TARGET)" --hook "$(HOOK)" -o "build/cards/$(HOOK)" --report build/report.html $(ARGS)
+	@if [ -f build/ledger.json ]; then $(MAKE) --no-print-directory report; else echo 'make claims (or make report) then links these cards from build/report.html'; fi
 
 # L0 against loss recovered of every dictionary of the target's study, in total and by head.
 frontiers: $(INSTALLED)

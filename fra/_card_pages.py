@@ -14,16 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
+from fra import _card_links as card_links
 from fra import ledger
-from fra.report import number, visible
-
-BEFORE, AFTER = 12, 4
-"""Tokens shown before and after the one that fires."""
-AROUND = 5
-"""Tokens shown on either side of the strongest source."""
-_SHADES = 10
+from fra._strips import AFTER, AROUND, BEFORE, SHADES, shaded, visible
+from fra.report import number
 
 
 @dataclass(frozen=True)
@@ -59,18 +55,8 @@ class Example:
         return self._strip(window, dict(enumerate(self.sources)), max(map(abs, self.sources)), at)
 
     def _strip(self, window: range, values: Mapping[int, float], largest: float, marked: int) -> Markup:
-        parts = []
-        for at in window:
-            value = values.get(at, 0.0)
-            shade = round(_SHADES * abs(value) / largest) if largest > 0 else 0
-            token = escape(visible(self.tokens[at]))
-            inner = Markup("<b>{}</b>").format(token) if at == marked else token
-            if not shade:
-                parts.append(inner)
-            else:
-                kind = "n" if value < 0 else "p"
-                parts.append(Markup('<i class="{}{}" title="{}">{}</i>').format(kind, shade, f"{value:.3g}", inner))
-        return Markup("").join(parts)
+        tokens, shown = [self.tokens[at] for at in window], [values.get(at, 0.0) for at in window]
+        return shaded(tokens, shown, window.index(marked), largest)
 
 
 @dataclass(frozen=True)
@@ -108,16 +94,31 @@ def _pages() -> Environment:
 
 def render_head(cards: Sequence[Card], head: int, **about: Any) -> str:
     """The page of one head."""
-    return _pages().get_template("cards.html.j2").render(cards=cards, head=head, shades=range(1, _SHADES + 1), **about)
+    return _pages().get_template("cards.html.j2").render(cards=cards, head=head, shades=range(1, SHADES + 1), **about)
 
 
 def write_pages(
-    by_head: Mapping[int, Sequence[Card]], folder: Path, target: str, hook: str, layer: int, d_sae: int
+    by_head: Mapping[int, Sequence[Card]],
+    folder: Path,
+    target: str,
+    hook: str,
+    layer: int,
+    d_sae: int,
+    *,
+    fingerprint: str = "",
+    report: Path | None = None,
 ) -> int:
-    """index.html and one page a head; returns how many. Raises FraError where the folder cannot be written."""
-    about = {"target": target, "hook": hook, "layer": layer, "d_sae": d_sae, "by_head": by_head}
+    """index.html and one page a head; returns how many. Beside them lies which feature stands where, for a report's
+    links. Raises FraError where the folder cannot be written.
+
+    fingerprint: of the target; without it no report links the cards. report: the pages link back to it.
+    """
+    back = "" if report is None else card_links.relative(report, folder / "index.html")
+    about = {"target": target, "hook": hook, "layer": layer, "d_sae": d_sae, "by_head": by_head, "report": back}
     pages = {f"L{layer}H{head}.html": render_head(own, head, **about) for head, own in by_head.items()}
     pages["index.html"] = render_head([], -1, **about)
     for name, text in pages.items():
         ledger.write_text(text, folder / name)
+    on_page = {f"L{layer}H{head}.html": [card.feature for card in own] for head, own in by_head.items()}
+    card_links.write(folder, target, fingerprint, hook, on_page)
     return len(pages)

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from fra import stats
 from fra._best_effect import MIN_LIVE_DOCUMENTS
 from fra._channels import Effects
-from fra._examples import Example
+from fra._examples import BEST, Shown, counted, features_on
 from fra._screen import HeadScreen
 from fra.cih import Screen
 from fra.claim import Condition
@@ -21,6 +21,19 @@ from fra.induction import HeadStatus
 def live_candidates(s: HeadScreen) -> Int[np.ndarray, " m"]:
     """Candidates live in enough documents to be measured at all."""
     return np.flatnonzero((s.effects.rows > 0).sum(0) >= MIN_LIVE_DOCUMENTS)
+
+
+def best_channel(screened: Screen, h: str) -> dict[str, Any]:
+    """The screen's best channel of a head as every row about the head shows it: its map beside the head's pattern,
+    with live tokens and links; nothing where the head was not screened, or the channel is live on no stripe.
+    """
+    s = screened.heads.get(h)
+    if s is None or s.example is None:
+        return {}
+    at = int(np.flatnonzero((s.pairs == s.example.pair).all(1))[0])
+    on = f"{screened.stimulus}: a document of the confirmation set"
+    shown = Shown(s.example, s.tokens[at]["query"], s.tokens[at]["key"])
+    return {BEST: shown.picture(on, screened.token_text, screened.pages.get(s.layer))}
 
 
 LATENT = 5
@@ -61,11 +74,12 @@ def channel_detail(
                 "latent": latent,
                 "expressed": latent and all(x.holds(level) for x in own[LATENT:]),
                 "conceptual": about["breadth"] >= 3 and survives,
-                "query tokens": [f"{screened.token_text(t)!r} x{n}" for t, n in about["query"]],
-                "key tokens": [f"{screened.token_text(t)!r} x{n}" for t, n in about["key"]],
+                "query tokens": counted(about["query"], screened.token_text),
+                "key tokens": counted(about["key"], screened.token_text),
             }
+            | ({"pages": features_on(page, s.pairs[c].tolist())} if (page := screened.pages.get(s.layer)) else {})
         )
-    detail: dict[str, Any] = {
+    detail: dict[str, Any] = best_channel(screened, h) | {
         "channels screened": len(s.pairs),
         "channels measured": len(rows),
         "latent": sum(r["latent"] for r in rows),
@@ -76,28 +90,11 @@ def channel_detail(
         "best effect at other lags": _spread(s.lag_best),
         "best effect of scrambled heads": _spread(s.scramble_best),
     }
-    if s.example is not None:
-        detail["best channel on a document"] = _example_detail(screened, s.example)
-        if s.layer in screened.pages:
-            detail["its features on Neuronpedia"] = [f"{screened.pages[s.layer]}/{i}" for i in s.example.pair]
     if s.marginals is not None:
         detail["all channels of the best channel's query feature"], detail["all channels of its key feature"] = map(
             _mean, s.marginals
         )
     return detail
-
-
-def _example_detail(screened: Screen, example: Example) -> dict[str, Any]:
-    """The head's pattern and the channel's map on one document, to three digits, as the report draws them."""
-    i, j = example.pair
-
-    def triangle(values: np.ndarray) -> list[list[float]]:
-        return [[float(f"{v:.3g}") for v in row[: t + 1]] for t, row in enumerate(values)]
-
-    return {
-        "tokens": [screened.token_text(int(token)) for token in example.tokens],
-        "maps": {"attention": triangle(example.pattern), f"channel {i} -> {j} (nats)": triangle(example.contribution)},
-    }
 
 
 def _mean(effects: Effects) -> float:

@@ -17,7 +17,18 @@ from torch import Tensor
 
 from fra import stats, stimuli
 from fra._channels import Arm, measure_arm
-from fra._concepts import CANDIDATES, FLOOR_DOCUMENTS, ConceptEffects, ConceptSearch, ConceptStripe, HeadOnText, texts
+from fra._concepts import (
+    CANDIDATES,
+    FLOOR_DOCUMENTS,
+    ConceptEffects,
+    ConceptSearch,
+    ConceptStripe,
+    HeadOnText,
+    example_of,
+    texts,
+)
+from fra._dictionaries import neuronpedia
+from fra._examples import BEST, ON_NATURAL, text_of
 from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
 from fra._screen import PLANTED_AT_LEAST
 from fra._threads import each
@@ -68,6 +79,8 @@ class Concepts:
     """The mean effect of each control's best channel, positions matched in runs of NEAR; NaN where it has none."""
     sources: tuple[str, ...]
     token_lists: Mapping[str, list[dict[str, Any]]]
+    pictures: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    """Of the heads' best channels, as the report draws them."""
 
 
 def best(effects: ConceptEffects) -> float:
@@ -125,6 +138,7 @@ def measure(target: Target, progress: Callable[[str], None] = lambda _: None) ->
     controls: dict[str, float] = {}
     controls_nearer: dict[str, float] = {}
     tokens: dict[str, list[dict[str, Any]]] = {}
+    pictures: dict[str, dict[str, Any]] = {}
     for layer in range(target.n_layers):
         if not has_dictionary(target, layer):
             continue
@@ -139,11 +153,17 @@ def measure(target: Target, progress: Callable[[str], None] = lambda _: None) ->
                 name, on = f"L0H{head}", HeadOnText(confirmation, arms[1], head)
                 controls[name], controls_nearer[name] = control(on, pairs)
             continue
-        found |= own.heads(range(target.n_heads))
-        for name in found:
-            if name.startswith(f"L{layer}H"):
-                tokens[name] = own.live_tokens(found[name].pairs, target)
-    return Concepts(target.name, found, controls, controls_nearer, confirmation.sources, tokens)
+        here = own.heads(range(target.n_heads))
+        found |= here
+        for head, (name, concepts) in enumerate(here.items()):
+            tokens[name] = own.live_tokens(concepts.pairs, target)
+            E = concepts.effects.mean()
+            if not np.isfinite(E).any():
+                continue
+            best_pair = concepts.pairs[int(E.argmax())].tolist()
+            if (shown := example_of(confirmation, arms[1], head, best_pair)) is not None:
+                pictures[name] = shown.picture(ON_NATURAL, text_of(target.tokenizer), neuronpedia(sae))
+    return Concepts(target.name, found, controls, controls_nearer, confirmation.sources, tokens, pictures)
 
 
 class LayerConcepts:
@@ -373,7 +393,8 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
             n=len(own.effects.weight),
             power=power,
             q=q[h],
-            detail={
+            detail=({BEST: found.pictures[h]} if h in found.pictures else {})
+            | {
                 "best channels": rows[:5],
                 "channels that pass": sum(row["passes"] for row in rows),
                 "planted channels found": f"{own.planted_found} of {own.planted}",

@@ -21,6 +21,7 @@ from scipy import sparse
 from torch import Tensor
 
 from fra._channels import Arm, pair_couplings
+from fra._examples import Shown, example_on_text
 from fra._heads import FrozenLayer
 from fra.stats import seed_of
 
@@ -69,6 +70,19 @@ def texts(documents: Sequence[Sequence[int]], sources: Sequence[str], has_bos: b
     position = torch.arange(length)
     valid = position[None, :] < torch.tensor([len(d) for d in documents])[:, None]
     return Texts(tokens, valid & (position >= int(has_bos)), tuple(sources))
+
+
+def example_of(text: Texts, arm: Arm, head: int, pair: Sequence[int]) -> Shown | None:
+    """The channel where it does what is asked for: from a row that repeats no token, to a key that follows its query
+    feature; None where there is no such score.
+    """
+    i, j = pair
+    live = (arm.columns("query", head, torch.tensor([i]))[..., 0] != 0) & text.valid
+    follows = torch.zeros_like(live)
+    follows[:, 1:] = live[:, :-1] & text.valid[:, 1:]
+    where = (live & text.first)[:, :, None] & follows[:, None, :]
+    lengths = (text.valid * torch.arange(1, live.shape[1] + 1)).amax(1).tolist()
+    return example_on_text(arm, head, (i, j), text.tokens, lengths, where)
 
 
 class ConceptSearch:

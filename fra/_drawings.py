@@ -5,28 +5,69 @@ colour alone, no script.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-CELL = 8
-"""Side of a map's cell, in px."""
-_LABEL = 58.0  # room for the tokens beside and above a map
-_FAINTEST = 0.03  # cells below this share of the largest are not drawn
+_SIZES = ((40, 11, 66.0), (48, 9, 58.0), (10**9, 8, 58.0))
+"""For maps of so many tokens at most: side of a cell, and room for the tokens beside and above, in px. Two maps of 48
+tokens stand side by side on a page of ordinary width.
+"""
+FAINTEST = 0.03
+"""Cells below this share of a map's largest are not drawn."""
+_HOLLOW = 1.5  # a negative cell is drawn as an outline, this far inside
+_STEPS = 20
+_TOLD = 3
 _CURVE_WIDTH, _CURVE_HEIGHT, _CURVE_MARGIN = 340.0, 150.0, 46.0
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 2", "10 4")
 
 
 def is_maps(value: Any) -> bool:
-    """Whether a value of `detail` is {"tokens": [str], "maps": {name: [[number]]}}, one row a token in every map."""
-    if not isinstance(value, dict) or value.keys() != {"tokens", "maps"}:
+    """Whether a value of `detail` holds {"tokens": [str], "maps": {name: rows}}, one row a token in every map: a list
+    of numbers, or a text of them parted by spaces. What else it holds says what is drawn.
+    """
+    if not isinstance(value, dict) or not {"tokens", "maps"} <= value.keys():
         return False
     tokens, maps = value["tokens"], value["maps"]
     return (
-        isinstance(tokens, list)
+        _are_texts(tokens)
         and isinstance(maps, dict)
         and all(isinstance(rows, list) and len(rows) == len(tokens) for rows in maps.values())
-        and all(isinstance(row, list) and len(row) <= len(tokens) for rows in maps.values() for row in rows)
+        and all(_is_row(row, len(tokens)) for rows in maps.values() for row in rows)
     )
+
+
+def is_strips(value: Any) -> bool:
+    """Whether a value of `detail` holds {"strips": {name: {"tokens": [str], "values": text of numbers, "marked":
+    index}}}, a number a token. What else it holds says what is drawn.
+    """
+    strips = value.get("strips") if isinstance(value, dict) else None
+    return isinstance(strips, dict) and all(
+        isinstance(strip, dict)
+        and strip.keys() == {"tokens", "values", "marked"}
+        and _are_texts(strip["tokens"])
+        and _is_row(strip["values"], len(strip["tokens"]))
+        and len(numbers(strip["values"])) == len(strip["tokens"])
+        and isinstance(strip["marked"], int)
+        for strip in strips.values()
+    )
+
+
+def numbers(row: Any) -> list[Any]:
+    """A row of numbers: a list as it is, a text of numbers parted by spaces as floats. Raises ValueError for others."""
+    return [float(part) for part in row.split()] if isinstance(row, str) else list(row)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _is_row(value: Any, longest: int) -> bool:
+    if not isinstance(value, (str, list)):
+        return False
+    try:
+        return len(numbers(value)) <= longest
+    except ValueError:
+        return False
 
 
 def is_curves(value: Any) -> bool:
@@ -46,25 +87,33 @@ def _is_number(x: Any) -> bool:
     return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
 
 
-def heat_map(rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """Cells of one map: queries downwards, keys to the right; opacity is the share of the largest absolute value.
+def heat_map(rows: Sequence[Any], tokens: Sequence[str]) -> dict[str, Any]:
+    """Cells of one map: queries downwards, keys to the right; opacity is the share of the largest absolute value, in
+    steps of a twentieth, so that cells of one opacity make one path.
 
-    Returns size in px, the largest absolute value, and (x, y, opacity, negative) of every cell that can be seen.
+    Returns size in px, the largest absolute value, (opacity, negative, path) of the cells that can be seen, and the
+    strongest of them in words.
     """
-    largest = max((abs(v) for row in rows for v in row if _is_number(v)), default=0.0)
-
-    def cells() -> Iterator[tuple[float, float, float, bool]]:
-        for t, row in enumerate(rows):
-            for s, value in enumerate(row):
-                if _is_number(value) and largest > 0 and abs(value) >= _FAINTEST * largest:
-                    yield _LABEL + s * CELL, _LABEL + t * CELL, round(abs(value) / largest, 2), value < 0
-
+    seen = [(t, s, value) for t, row in enumerate(rows) for s, value in enumerate(numbers(row)) if _is_number(value)]
+    largest = max((abs(value) for _, _, value in seen), default=0.0)
+    cell, margin = next((side, margin) for most, side, margin in _SIZES if len(rows) <= most)
+    seen = [(t, s, value) for t, s, value in seen if largest > 0 and abs(value) >= FAINTEST * largest]
+    paths: dict[tuple[float, bool], list[str]] = {}
+    for t, s, value in seen:
+        negative = value < 0
+        inset = _HOLLOW if negative else 0.0
+        x, y, side = margin + s * cell + inset, margin + t * cell + inset, cell - 2 * inset
+        opacity = max(1, round(abs(value) / largest * _STEPS)) / _STEPS
+        paths.setdefault((opacity, negative), []).append(f"M{x:g} {y:g}h{side:g}v{side:g}h{-side:g}z")
+    told = [entry for entry in seen if entry[0] > 0] or seen  # the first query has one key to attend to
+    top = sorted(told, key=lambda entry: -abs(entry[2]))[:_TOLD]
     return {
-        "size": _LABEL + len(rows) * CELL,
-        "label": _LABEL,
-        "cell": CELL,
+        "size": margin + len(rows) * cell,
+        "label": margin,
+        "cell": cell,
         "largest": largest,
-        "cells": list(cells()),
+        "paths": [(opacity, negative, "".join(path)) for (opacity, negative), path in sorted(paths.items())],
+        "strongest": [{"query": (t, tokens[t]), "key": (s, tokens[s]), "value": value} for t, s, value in top],
     }
 
 

@@ -1,27 +1,73 @@
-"""What channels look like to a person: one channel on one document, and the tokens on which channels are live."""
+"""What channels look like to a person: one channel on one document, and the tokens on which channels are live; and both
+as a report shows them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._channels import Arms, pair_couplings
+from fra._channels import Arm, Arms, pair_couplings
+from fra._drawings import FAINTEST
+
+BEST = "best channel on a document"
+"""What a head's example is called in a row of the ledger."""
+STRONGEST = "strongest channel on a document"
+ON_NATURAL = "natural: where a document of the target's text begins"
+LONGEST = 48
+"""Positions of a natural document that are shown, where the channel does something among them: a map of more is wider
+than half a page.
+"""
+_BEHIND = 2  # positions shown behind the strongest entry's query
 
 
 @dataclass(frozen=True)
 class Example:
-    """One channel of one head on one repeated document, for a person to look at."""
+    """One channel of one head on one document, or on its beginning, for a person to look at."""
 
     pair: tuple[int, int]
     tokens: Int[np.ndarray, " pos"]
     pattern: Float[np.ndarray, "pos pos"]
     contribution: Float[np.ndarray, "pos pos"]
     """F_ij in nats."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """An example, with the tokens on which the channel is live: ids and counts, the most frequent first."""
+
+    example: Example
+    query: Sequence[tuple[int, int]]
+    key: Sequence[tuple[int, int]]
+
+    def picture(self, on: str, text: Callable[[int], str], page: str | None) -> dict[str, Any]:
+        """What the report draws: the head's pattern beside the channel's map, with tokens and links.
+
+        on: what the document is. text: a token's. page: the address on Neuronpedia below which the dictionary's
+        features have pages.
+
+        Rows of the maps are texts of numbers parted by spaces, to three digits; zero stands for what is too faint to be
+        drawn, and zeros at a row's end are left out.
+        """
+        i, j = self.example.pair
+        return {
+            "document": on,
+            "channel": f"{i} -> {j}",
+            "query tokens": counted(self.query, text),
+            "key tokens": counted(self.key, text),
+            **({} if page is None else {"pages": features_on(page, self.example.pair)}),
+            "tokens": [text(int(token)) for token in self.example.tokens],
+            "maps": {
+                "attention": packed(self.example.pattern),
+                f"channel {i} -> {j} (nats)": packed(self.example.contribution),
+            },
+        }
 
 
 def example(arms: Arms, head: int, pair: Int[Tensor, " 2"]) -> Example | None:
@@ -33,14 +79,69 @@ def example(arms: Arms, head: int, pair: Int[Tensor, " 2"]) -> Example | None:
     if not len(documents):
         return None
     doc = int(documents[batch.periods[documents].argmin()])
-    n = 1 + 2 * int(batch.periods[doc])
-    ahead = torch.arange(n, device=q.device)[:, None] - torch.arange(n, device=q.device)
-    G = pair_couplings(arm, head, pair[None], torch.arange(n, device=q.device))[0]
-    F = q[doc, :n, None] * k[doc, None, :n] * (G if len(G) == 1 else G[ahead.clamp(min=0)])
-    F = F.masked_fill(~arm.frozen.mask[:n, :n], 0.0)
-    pattern = arm.frozen.pattern[doc, head, :n, :n]
+    return _on(arm, head, pair, doc, batch.tokens[doc, : 1 + 2 * int(batch.periods[doc])])
+
+
+def first_example(arms: Arms, head: int, pairs: Int[np.ndarray | Tensor, "n 2"]) -> Shown | None:
+    """The first of some channels that is live on the stripe, with what stands there; None where none is."""
+    every = torch.as_tensor(pairs, device=arms.batch.row_doc.device)
+    for number in range(len(every)):
+        if (found := example(arms, head, every[number])) is not None:
+            (row,) = live_tokens(arms, every[number : number + 1])
+            return Shown(found, row["query"], row["key"])
+    return None
+
+
+def example_on_text(
+    arm: Arm,
+    head: int,
+    pair: tuple[int, int],
+    tokens: Int[Tensor, "batch pos"],
+    lengths: Sequence[int],
+    where: Bool[Tensor, "batch q_pos k_pos"] | None = None,
+) -> Shown | None:
+    """The channel on the beginning of the natural document on which it contributes most to one score, with the tokens
+    on which its features are live; None where it contributes to none.
+
+    Entries among the first LONGEST positions come first, whatever their size, then those of the smallest query. where:
+    which entries count, all where None. `lengths`: of the documents without padding.
+    """
+    home = arm.codes.decoder.device
+    tokens, both = tokens.to(home), torch.tensor(pair, device=home)
+    F = _contributions(arm, head, both, torch.arange(len(tokens), device=home))
+    real = torch.arange(F.shape[1], device=home) < torch.tensor(lengths, device=home)[:, None]
+    size = F.abs() * real[:, :, None]
+    if where is not None:
+        size = size * where.to(home)
+    near = size[:, :LONGEST]
+    if not bool((near > 0).any()):
+        queries = torch.nonzero(size.amax((0, 2)) > 0)[:, 0]
+        if not len(queries):
+            return None
+        near = size[:, : int(queries[0]) + 1]
+    doc, query = divmod(int(near.amax(-1).argmax()), near.shape[1])
+    end = min(int(lengths[doc]), query + 1 + _BEHIND)
+    rows = [arm.codes.row[arm.codes.feature == feature] for feature in pair]
+    held = [tokens.flatten()[at[real.flatten()[at]]] for at in rows]
+    return Shown(_on(arm, head, both, doc, tokens[doc, :end]), *map(most_common, held))
+
+
+def _contributions(
+    arm: Arm, head: int, pair: Int[Tensor, " 2"], docs: Int[Tensor, " n"]
+) -> Float[Tensor, "n q_pos k_pos"]:
+    """F_ij in chosen documents; zero where masked."""
+    q, k = arm.columns("query", head, pair[:1])[docs, :, 0], arm.columns("key", head, pair[1:])[docs, :, 0]
+    at = torch.arange(q.shape[1], device=q.device)
+    G = pair_couplings(arm, head, pair[None], at)[0]
+    F = q[:, :, None] * k[:, None, :] * (G if len(G) == 1 else G[(at[:, None] - at).clamp(min=0)])
+    return F.masked_fill(~arm.frozen.mask[: len(at), : len(at)], 0.0)
+
+
+def _on(arm: Arm, head: int, pair: Int[Tensor, " 2"], doc: int, tokens: Int[Tensor, " n"]) -> Example:
+    n = len(tokens)
+    F = _contributions(arm, head, pair, torch.tensor([doc], device=pair.device))[0, :n, :n]
     i, j = pair.tolist()
-    return Example((i, j), *(np.asarray(part.cpu()) for part in (batch.tokens[doc, :n], pattern, F)))
+    return Example((i, j), *(np.asarray(part.cpu()) for part in (tokens, arm.frozen.pattern[doc, head, :n, :n], F)))
 
 
 def live_tokens(arms: Arms, pairs: Tensor, top: int = 6) -> list[dict[str, Any]]:
@@ -60,12 +161,44 @@ def live_tokens(arms: Arms, pairs: Tensor, top: int = 6) -> list[dict[str, Any]]
         both = live & k[:, k_at[number]]
         row: dict[str, Any] = {"live_pair_share": float(both.sum() / live.sum().clamp(min=1))}
         for name, at in (("query", tokens[doc[live], pos[live]]), ("key", tokens[doc[both], key[both]])):
-            ids, times = torch.unique(at, return_counts=True)
-            order = times.argsort(descending=True, stable=True)[:top]
-            row[name] = [(int(ids[n]), int(times[n])) for n in order]
+            row[name] = most_common(at, top)
             if name == "query":
+                times = torch.unique(at, return_counts=True)[1]
                 shares = times.double() / times.sum().clamp(min=1)
-                row["breadth"] = float(1 / shares.square().sum()) if len(ids) else 0.0
-                row["heaviest"] = int(ids[order[0]]) if len(ids) else -1
+                row["breadth"] = float(1 / shares.square().sum()) if len(times) else 0.0
+                row["heaviest"] = row[name][0][0] if row[name] else -1
         found.append(row)
     return found
+
+
+def text_of(tokenizer: Any) -> Callable[[int], str]:
+    """A token's text by its id; the id itself where there is no tokenizer."""
+    return str if tokenizer is None else lambda token: str(tokenizer.decode([token]))
+
+
+def most_common(tokens: Int[Tensor, " n"], top: int = 6) -> list[tuple[int, int]]:
+    """The most frequent tokens with how often they stand there; of equals the smaller id first."""
+    ids, times = torch.unique(tokens, return_counts=True)
+    order = times.argsort(descending=True, stable=True)[:top]
+    return [(int(ids[n]), int(times[n])) for n in order]
+
+
+def features_on(page: str, pair: Sequence[int]) -> list[str]:
+    """Addresses of features on Neuronpedia, each once."""
+    return list(dict.fromkeys(f"{page}/{int(feature)}" for feature in pair))
+
+
+def counted(tokens: Sequence[tuple[int, int]], text: Callable[[int], str]) -> list[str]:
+    """Token ids and how often they stand there, in words."""
+    return [f"{text(token)!r} x{times}" for token, times in tokens]
+
+
+def packed(values: Float[np.ndarray, "q_pos k_pos"]) -> list[str]:
+    """The lower triangle of a map as rows of text (`picture`)."""
+    least = FAINTEST * float(np.abs(values).max(initial=0.0))
+    rows = []
+    for t, row in enumerate(values.tolist()):
+        seen = [abs(v) >= least and v != 0 for v in row[: t + 1]]
+        last = max((s for s, there in enumerate(seen) if there), default=-1)
+        rows.append(" ".join(f"{v:.3g}" if there else "0" for v, there in zip(row[: last + 1], seen, strict=False)))
+    return rows

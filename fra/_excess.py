@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,7 +17,9 @@ from jaxtyping import Float
 
 from fra import stats
 from fra._best_effect import MIN_LIVE_DOCUMENTS
+from fra._channel_details import best_channel
 from fra._channels import Arm, Arms, Effects, HeadOnArms, measure_arm, measure_arms, on_device
+from fra._examples import BEST
 from fra._nulls import random_rotation, scramble, scrambled_arms, stretch_to_match
 from fra._screen import PLANTED_AT_LEAST
 from fra._search import Search, Stripe
@@ -282,13 +284,16 @@ def judged(claim: Claim, screened: Screen, found: Counts, n: int) -> Evidence:
         }
         for k, h in enumerate(found.heads)
     ]
-    detail = {
+    detail: dict[str, Any] = {
         "heads": len(found.heads),
         "excess needed": needed,
         "heads that carry channels": found.carrying,
         "heads that are induction heads by the calibrated test": found.inducing,
         "heads one by one": table,
     }
+    shown = {h: own[BEST] for h in found.carrying if (own := best_channel(screened, h))}
+    if shown:
+        detail["best channels of the heads that carry some"] = shown
     return Evidence(
         claim=claim,
         head=None,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fra import stats
+from fra._examples import STRONGEST
 from fra._jackknife import Jackknifed, conditions, p_above, power
 from fra._prediction import Prediction
 from fra.claim import Claim, Condition, Evidence
@@ -89,7 +90,7 @@ def self_channels(claim: Claim, layers: Layers) -> dict[str, Evidence]:
 
     def detail(name: str) -> dict[str, Any]:
         own = ranked[name]
-        return {
+        return _strongest(own) | {
             "share of self channels among the 50": own.self_share.estimate,
             "with relabelled features": null[name],
             "by co-activation alone": own.self_coactive.estimate,
@@ -97,6 +98,10 @@ def self_channels(claim: Claim, layers: Layers) -> dict[str, Evidence]:
         }
 
     return _assemble(claim, layers, columns, excess, cannot, detail)
+
+
+def _strongest(own: HeadPairs) -> dict[str, Any]:
+    return {} if own.picture is None else {STRONGEST: own.picture}
 
 
 def stability(claim: Claim, layers: Layers) -> dict[str, Evidence]:
@@ -123,7 +128,7 @@ def stability(claim: Claim, layers: Layers) -> dict[str, Evidence]:
 
     def detail(name: str) -> dict[str, Any]:
         pairs = ranked[name]
-        return {
+        return _strongest(pairs) | {
             "Jaccard without a minimum": None if pairs.stable_any is None else pairs.stable_any.estimate,
             "Jaccard of random atoms": None if pairs.stable_atoms is None else pairs.stable_atoms.estimate,
             "Jaccard with relabelled features": float(np.mean(pairs.stable_shuffled)),

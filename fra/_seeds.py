@@ -21,6 +21,8 @@ from torch import Tensor
 
 from fra import stats
 from fra._channels import Arms, HeadOnArms, measure_arm, measure_arms, on_device
+from fra._dictionaries import neuronpedia
+from fra._examples import Shown, first_example
 from fra._heads import attention_input_layer
 from fra._search import SET_SIZE, Search
 from fra._threads import each
@@ -48,6 +50,10 @@ class Found:
     pairs: Int[np.ndarray, "n 2"]
     together: Float[np.ndarray, " n_documents"]
     """Nats of the head's own set, summed over all stripe rows."""
+    shown: Shown | None = None
+    """The strongest of the channels that is live on the stripe."""
+    page: str | None = None
+    """The address on Neuronpedia below which the dictionary's features have pages."""
 
 
 @dataclass(frozen=True)
@@ -99,22 +105,28 @@ def measure(
         heads = tihs(target, screened, layer)
         if not heads:
             continue
-        searches, arms = [], []
+        searches, arms, pages = [], [], []
         for number, sae in enumerate(target.seed_dictionaries(hook)):
             progress(f"Q20: layer {layer}, seed {number + 1}")
             arm = measure_arm(target.model, sae, sets["discovery"].tokens, layer, hook)
             searches.append(Search(on_device(sets["discovery"], arm.frozen.x.device), arm))
             arms.append(measure_arms(target.model, sae, sets["confirmation"], layer, hook))
-        found |= across(searches, arms, heads, (screened.target, screened.stimulus, hook))
+            pages.append(neuronpedia(sae))
+        found |= across(searches, arms, heads, (screened.target, screened.stimulus, hook), pages)
     if not found:
         return {}, "no head of the layers with dictionaries of several seeds is a TIH"
     return found, None
 
 
 def across(
-    searches: Sequence[Search], arms: Sequence[Arms], heads: Sequence[int], seed_parts: Sequence[str]
+    searches: Sequence[Search],
+    arms: Sequence[Arms],
+    heads: Sequence[int],
+    seed_parts: Sequence[str],
+    pages: Sequence[str | None] | None = None,
 ) -> dict[str, AcrossSeeds]:
-    """Chosen heads of one layer under several dictionaries of equal documents."""
+    """Chosen heads of one layer under several dictionaries of equal documents; `pages`: theirs on Neuronpedia."""
+    pages = pages or [None] * len(searches)
     stripes = [search.stripes((0,))[0] for search in searches]
     decoders = [search.arm.codes.decoder for search in searches]
     live = [torch.unique(search.arm.codes.feature).cpu().numpy() for search in searches]
@@ -134,7 +146,7 @@ def across(
         own = []
         for at, search in enumerate(searches):
             pairs = stripes[at].strongest(search.arm, head, SET_SIZE)[0].cpu().numpy()
-            own.append(Found(pairs, nats(at, pairs)))
+            own.append(Found(pairs, nats(at, pairs), first_example(arms[at], head, pairs), pages[at]))
 
         def random_matching(a: int, b: int) -> np.ndarray:
             """Every feature of a gets a live feature of b, no two the same as long as there are enough."""
@@ -246,6 +258,12 @@ def seeds_evidence(
             },
             "channels whose nearest pair is in the other set": [float(v) for v in f.shared],
             "the same under random matching": float(f.shared_random.mean()),
+        }
+        on = f"{screened.stimulus}: a document of the confirmation set"
+        detail["strongest channel of every seed"] = {
+            f"seed {number + 1}": own.shown.picture(on, screened.token_text, own.page)
+            for number, own in enumerate(f.own)
+            if own.shown is not None
         }
         evidence[h] = Evidence(
             claim=claim,

@@ -18,11 +18,12 @@ from jaxtyping import Float, Int
 from fra import stats, stimuli
 from fra._best_effect import MIN_LIVE_DOCUMENTS
 from fra._channels import Arms, Effects, HeadOnArms, measure_arm, measure_arms, on_device, shifted_keys
+from fra._examples import BEST, Shown, first_example
 from fra._search import SET_SIZE, Search
 from fra._threads import each
 from fra._variants import ARMS, VariantSets, disjoint_halves, token_matches, variant_forms, variant_repeat
 from fra.cih import LONGEST_CONTEXT, Screen, has_dictionary, mean_prediction
-from fra.claim import Claim, Condition, Evidence
+from fra.claim import Claim, Condition, Evidence, parse_head
 from fra.errors import FraError
 from fra.evidence import cluster_means, false_discovery, outside, rank_condition, two_sided
 
@@ -51,6 +52,8 @@ class Moved:
     """Of each channel by itself, on the last arm."""
     lags: Float[np.ndarray, " n_lags"] = field(default_factory=lambda: np.zeros(0))
     """Nats a row, on the last arm, of the sets that the same search finds at other lags."""
+    shown: Shown | None = None
+    """The first channel that is live on the stripe of the arm that is shown."""
 
     def mean(self, arm: str) -> float:
         """Nats a stripe row of the set on one arm."""
@@ -59,9 +62,18 @@ class Moved:
 
 @torch.no_grad()
 def move_layer(
-    search: Search, arms: Mapping[str, Arms], heads: Sequence[int], *, single: bool, lags: Sequence[int]
+    search: Search,
+    arms: Mapping[str, Arms],
+    heads: Sequence[int],
+    *,
+    single: bool,
+    lags: Sequence[int],
+    show: str | None = None,
 ) -> dict[str, Moved]:
-    """The channels of chosen heads of one layer, found by `search`, on every arm."""
+    """The channels of chosen heads of one layer, found by `search`, on every arm.
+
+    show: the arm that a reader sees; the last one where it is None.
+    """
     stripes = search.stripes((0, *lags))
     last = list(arms)[-1]
     shifted = {lag: shifted_keys(arms[last].batch, lag) for lag in lags}
@@ -84,6 +96,7 @@ def move_layer(
             arms[last].batch.sources,
             on[last].channels(pairs) if single else None,
             np.array(at_lags),
+            first_example(arms[show or last], head, pairs),
         )
 
     layer, device = search.arm.frozen.layer, search.arm.frozen.x.device
@@ -105,6 +118,7 @@ def _move(
     name: str,
     single: bool,
     lags: Sequence[int],
+    show: str,
 ) -> dict[str, Moved]:
     found: dict[str, Moved] = {}
     for layer in range(target.n_layers):
@@ -116,7 +130,7 @@ def _move(
         arm = measure_arm(target.model, sae, discovery.tokens, layer, hook)
         search = Search(on_device(discovery, arm.frozen.x.device), arm)
         measured = {key: measure_arms(target.model, sae, batch, layer, hook) for key, batch in arms.items()}
-        found |= move_layer(search, measured, heads, single=single, lags=lags)
+        found |= move_layer(search, measured, heads, single=single, lags=lags, show=show)
     return found
 
 
@@ -136,7 +150,7 @@ def unseen_tokens(target: Target, screened: Screen, progress: Callable[[str], No
     seed_parts = (target.name, "repeated_random", "halves")
     halves = disjoint_halves(DISCOVERY, MEASURED, _pool(target), _context(target), target.bos, seed_parts)
     arms = {"seen": halves[1], "unseen": halves[2]}
-    return _move(target, screened, halves[0], arms, progress, "Q16", True, LAGS)
+    return _move(target, screened, halves[0], arms, progress, "Q16", True, LAGS, "unseen")
 
 
 def variants(target: Target, screened: Screen, progress: Callable[[str], None]) -> tuple[dict[str, Moved], VariantSets]:
@@ -151,7 +165,7 @@ def variants(target: Target, screened: Screen, progress: Callable[[str], None]) 
     matched = {name: token_matches(batch) for name, batch in sets.arms.items()}
     if matched["variant"] > matched["unrelated"]:
         raise FraError(f"variant_repeat is broken: {matched['variant']:.1%} of its rows repeat a token of the prompt")
-    return _move(target, screened, sets.discovery, sets.arms, progress, "Q08", False, ()), sets
+    return _move(target, screened, sets.discovery, sets.arms, progress, "Q08", False, (), "variant"), sets
 
 
 def linear(
@@ -222,7 +236,8 @@ def unseen_evidence(claim: Claim, screened: Screen, moved: Mapping[str, Moved]) 
             candidates=candidates or {SETS: (unmeasured, kept, lags)},
             n=len(m.rows),
             power=float(power[0]),
-            detail={
+            detail=_shown(screened, h, m, "repeated_random: a document of the unseen half of the vocabulary")
+            | {
                 "set, seen tokens (nats a row)": m.mean("seen"),
                 "set, unseen tokens (nats a row)": m.mean("unseen"),
                 "channels live on unseen tokens": f"{len(names.get(h, ()))} of {len(m.pairs)}",
@@ -270,6 +285,13 @@ def variant_evidence(
             n=len(m.rows),
             power=float(power[0]),
             q=q[h],
-            detail=detail,
+            detail=_shown(screened, h, m, "variant_repeat: the second copy in other surface forms") | detail,
         )
     return found
+
+
+def _shown(screened: Screen, h: str, moved: Moved, on: str) -> dict[str, Any]:
+    if moved.shown is None:
+        return {}
+    page = screened.pages.get(parse_head(h)[0])
+    return {BEST: moved.shown.picture(on, screened.token_text, page)}

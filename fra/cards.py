@@ -2,7 +2,8 @@
 writes. `python -m fra.cards TARGET --hook blocks.1.attn.hook_z -o FOLDER`
 
 One page for each head, with the features whose decoder lies most in that head, and an index; they load nothing and open
-offline. The pages describe; they test nothing.
+offline. The pages describe; they test nothing. A report beside their folder's parent (`build/report.html` and
+`build/cards/HOOK`) links to them, and they to the report that `--report` names.
 """
 
 from __future__ import annotations
@@ -180,6 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("target", metavar="TARGET", help="a preset or a target file")
     parser.add_argument("--hook", required=True, help="where the dictionary was trained: blocks.1.attn.hook_z")
     parser.add_argument("-o", "--output", metavar="FOLDER", type=Path, required=True)
+    parser.add_argument("--report", metavar="FILE.html", type=Path, help="a report for the cards to link back to")
     parser.add_argument("--documents", type=int, help="how many of the target's texts (default: all)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quiet", action="store_true")
@@ -197,7 +199,8 @@ def main(argv: list[str] | None = None) -> int:
         by_head = cards(target, options.hook, n_documents=options.documents, progress=say)
         layer = head_output_layer(target.dictionaries[options.hook])
         d_sae = len(target.dictionaries[options.hook].W_dec)
-        written = write_pages(by_head, options.output, target.name, options.hook, layer, d_sae)
+        about = {"fingerprint": target.fingerprint(), "report": options.report}
+        written = write_pages(by_head, options.output, target.name, options.hook, layer, d_sae, **about)
     except FraError as error:
         print(f"fra.cards: {error}", file=sys.stderr)
         return 2

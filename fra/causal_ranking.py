@@ -19,7 +19,9 @@ from torch import Tensor
 
 from fra import stats
 from fra._channels import Arm, pair_couplings
+from fra._dictionaries import neuronpedia
 from fra._downstream import Scene
+from fra._examples import Shown, example_on_text, text_of
 from fra._heads import Model
 from fra.cih import has_dictionary
 from fra.claim import Claim, Condition, Evidence
@@ -46,6 +48,13 @@ class Terms:
     channel: Int[np.ndarray, "n 2"]
     expected: Float[np.ndarray, "n predictors"]
     changed: Float[np.ndarray, "n changes"]
+    shown: Shown | None = None
+    """The channel of the term that changed the loss most."""
+
+    @property
+    def largest(self) -> int:
+        """The term that changed the loss most."""
+        return int(self.changed[:, 0].argmax())
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,7 @@ def measure_terms(
     fall = [values.gather(1, following)[:, 0] for values in (clean - log_p, before - logits)]
     centred = fall[1] - (before - logits).mean(-1)
     changed = torch.stack([fall[0].abs(), centred.abs(), (clean.exp() * (clean - log_p)).sum(-1)], dim=1)
+    top = drawn[int(changed[:, 0].argmax())] if drawn else None
     return Terms(
         np.array([term.head for term in drawn]),
         np.array([term.row for term in drawn]),
@@ -129,7 +139,15 @@ def measure_terms(
         np.array([term.channel for term in drawn]).reshape(-1, 2),
         expected,
         np.asarray(changed.cpu()),
+        None if top is None else _shown(scene.arm, top, tokens),
     )
+
+
+def _shown(arm: Arm, term: _Drawn, tokens: Int[Tensor, " pos"]) -> Shown | None:
+    """The term's channel on the document, as far as the term's row."""
+    there = torch.zeros(1, len(tokens), len(tokens), dtype=torch.bool)
+    there[0, term.row, term.key] = True
+    return example_on_text(arm, term.head, term.channel, tokens[None], [len(tokens)], there)
 
 
 def rank_correlations(layers: Sequence[Terms]) -> Float[np.ndarray, "predictors changes"]:
@@ -146,6 +164,19 @@ def rank_correlations(layers: Sequence[Terms]) -> Float[np.ndarray, "predictors 
     return found
 
 
+def _largest(target: Target, change: float, layer: int, terms: Terms) -> dict[str, Any]:
+    """The term that changed a loss most, as a row shows it."""
+    at = terms.largest
+    assert terms.shown is not None
+    page = neuronpedia(target.dictionary_for(layer)[1])
+    where = f"L{layer}H{terms.head[at]}: a document's first tokens"
+    term = f"query {terms.row[at]}, key {terms.key[at]}: without it the loss there changes by {change:.2g} nat"
+    return {
+        "the term that changed a loss most": {"term": term}
+        | terms.shown.picture(where, text_of(target.tokenizer), page)
+    }
+
+
 def ranking_evidence(
     claim: Claim,
     target: Target,
@@ -158,6 +189,7 @@ def ranking_evidence(
     if not layers:
         return Evidence(claim=claim, head=None, cannot="the target has no dictionary at any layer's attention input")
     found, by_layer = [], []
+    top: tuple[float, int, Terms] | None = None
     for number, document in enumerate(documents):
         if number % 5 == 0:
             progress(f"{claim.id}: document {number + 1} of {len(documents)}")
@@ -165,6 +197,9 @@ def ranking_evidence(
         for layer in layers:
             rng = np.random.default_rng(seed_of(target.name, claim.statistic, str(number), str(layer)))
             terms.append(measure_terms(target.model, target.dictionary_for(layer)[1], document[:length], layer, rng))
+            own = terms[-1]
+            if own.shown is not None and (top is None or own.changed[own.largest, 0] > top[0]):
+                top = float(own.changed[own.largest, 0]), layer, own
         found.append(rank_correlations(terms))
         by_layer.append([rank_correlations([one])[0, 0] for one in terms])
     rho = np.array(found)
@@ -187,7 +222,7 @@ def ranking_evidence(
             )
         )
     headline = ClusterMeans(samples["rank correlation"], seed=seed_of(claim.digest, target.name, "power"))
-    detail = {
+    detail: dict[str, Any] = {
         "Spearman's rho, mean over documents": [
             {"ranked by": predictor} | {f"with |change| of {c}": float(m) for c, m in zip(CHANGES, row, strict=True)}
             for predictor, row in zip(PREDICTORS, rho.mean(0), strict=True)
@@ -197,6 +232,8 @@ def ranking_evidence(
         },
         "terms a document": len(layers) * target.n_heads * TERMS_A_HEAD,
     }
+    if top is not None:
+        detail = _largest(target, *top) | detail
     return Evidence(
         claim=claim,
         head=None,

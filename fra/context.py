@@ -9,6 +9,7 @@ most NEAR tokens after the word, up to the next punctuation mark; long-range, an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,6 +93,7 @@ def context_evidence(claim: Claim, families: Families, kind: str) -> Evidence:
     names: dict[str, list[str]] = {}
     sources: Sequence[str] = ()
     n = 0
+    picture: dict[str, Any] = {}
     for number, layer in sorted(families.layers.items()):
         families.progress(f"{claim.id}: layer {number}")
         features, words = context_features(layer)[kind]
@@ -103,6 +105,7 @@ def context_evidence(claim: Claim, families: Families, kind: str) -> Evidence:
             marks = torch.tensor([t for t in torch.unique(tokens).tolist() if _is_mark(layer, t)], dtype=torch.long)
             stops = torch.isin(tokens, marks.to(tokens.device))
         parts.append(specificity(layer, features, [after_word(tokens, int(w), stops) for w in words]))
+        picture = picture or layer.picture(int(features[0]), {"all heads": None})
         text = layer.target.tokenizer.decode
         names[f"layer {number}"] = [f"{f}: {text([int(w)])!r}" for f, w in zip(features, words, strict=True)]
         sources, n = layer.documents.sources, len(layer.documents)
@@ -132,7 +135,8 @@ def context_evidence(claim: Claim, families: Families, kind: str) -> Evidence:
         head=None,
         candidates={f"{sum(map(len, names.values()))} features": tuple(conditions)},
         n=min(n, claim.n),
-        detail={
+        detail=picture
+        | {
             "features and their words": names,
             "precision by fifth of activation": [part.precision_by_fifth for part in parts],
             "recall": 1 - float(total("missed").sum() / total("wanted").sum()) if total("wanted").sum() else None,

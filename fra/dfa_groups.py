@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra import stats
+from fra._examples import text_of
+from fra._feature_examples import FEATURE, feature_example
 from fra._firings import Firings, corpus
 from fra._pooled import NO_DICTIONARY, clustered, head_output_hooks
 from fra.claim import Claim, Condition, Evidence
@@ -127,7 +129,16 @@ def group_evidence(
             excess[name] = clustered((jaccard[0] - jaccard[1:].mean(0)) * seen, seen, documents.sources, seeds)
             alike = cosines(decoder, groups)
             cosine[name] = _over_draws("decoder cosine over random heads", alike, claim)
-            detail[name] = {
+            shown = feature_example(
+                firings.outputs,
+                target.dictionaries[hook],
+                documents.tokens,
+                int(alive[own[0]]),
+                text_of(target.tokenizer),
+                {name: head},
+                firings.half(documents.measured),
+            )
+            detail[name] = ({} if shown is None else {FEATURE: shown}) | {
                 "features": alive[own].tolist(),
                 "share of the head in them": [float(x) for x in division.share[own, head]],
                 "Jaccard": float(both[0].sum() / max(either[0].sum(), 1.0)),

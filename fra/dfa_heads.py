@@ -14,6 +14,8 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from fra import stats
+from fra._examples import text_of
+from fra._feature_examples import FEATURE, feature_example
 from fra._firings import MIN_FIRINGS, Firings, corpus
 from fra._head_outputs import Live
 from fra._pooled import (
@@ -131,6 +133,7 @@ def dominance_evidence(
     over: dict[str, stats.ClusterMeans | float] = {}
     agree: dict[str, stats.ClusterMeans | float] = {}
     numbers: dict[str, dict[str, Any]] = {}
+    pictures: dict[str, dict[str, Any]] = {dominated.id: {}, spread.id: {}}
     fewest = math.inf
     for hook in hooks:
         progress(f"D04: {hook}")
@@ -144,6 +147,9 @@ def dominance_evidence(
         over[hook] = differences(ratios[0], ratios[1], sources, (dominated.digest, target.name, hook, "over"))
         agree[hook] = differences(agreements[0][0], agreements[1][0], sources, (spread.digest, target.name, hook))
         fewest = min(fewest, agreements[0][1])
+        for claim, most in ((dominated, 1), (spread, 2)):
+            if (shown := _picture(target, own, divisions[0], hook, most)) is not None:
+                pictures[claim.id][hook] = shown
         top = divisions[0].share.max(1).values
         numbers[hook] = {
             "features alive": len(divisions[0].alive),
@@ -164,13 +170,32 @@ def dominance_evidence(
     n = len(documents.measured)
     found = {}
     for claim, measured in ((dominated, first), (spread, second)):
-        detail = {"by dictionary": by_dictionary(measured, claim.level), "numbers": numbers}
+        shown = {f"{FEATURE}, by dictionary": pictures[claim.id]} if pictures[claim.id] else {}
+        detail = shown | {"by dictionary": by_dictionary(measured, claim.level), "numbers": numbers}
         if claim is spread and fewest < MIN_SPREAD:
             why = f"{fewest} features are spread over several heads, where {MIN_SPREAD} are needed"
             found[claim.id] = Evidence(claim=claim, head=None, undecided=why, n=n, detail=detail)
         else:
             found[claim.id] = evidence(claim, measured, n, detail)
     return found
+
+
+def _picture(target: Target, firings: Firings, division: Division, hook: str, rank: int) -> dict[str, Any] | None:
+    """The feature whose head of this rank has the largest share, where it fires most on measured documents, with its
+    sources through its heads as far as this rank; None where the layer has not so many heads, or nothing fires.
+    """
+    at = firings.half(firings.corpus.measured)
+    shares, heads = division.share.sort(dim=1, descending=True)
+    fires = torch.isin(division.alive, at.feature)
+    if heads.shape[1] < rank or not bool(fires.any()):
+        return None
+    best = int(shares[:, rank - 1].masked_fill(~fires, -1.0).argmax())
+    layer = hook.split(".")[1]
+    through = {f"L{layer}H{h}": h for h in heads[best, :rank].tolist()}
+    feature, text = int(division.alive[best]), text_of(target.tokenizer)
+    return feature_example(
+        firings.outputs, target.dictionaries[hook], firings.corpus.tokens, feature, text, through, at
+    )
 
 
 def decoder_norms(target: Target, hook: str, through_output: bool) -> Float[Tensor, "d_sae n_heads"]:

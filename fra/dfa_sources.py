@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra import cih, stats
+from fra._examples import text_of
+from fra._feature_examples import FEATURE, feature_example
 from fra._head_outputs import HeadOutputs, Live, observe
 from fra._own_tokens import own_tokens
 from fra._pooled import clustered
@@ -180,7 +182,12 @@ def _layer(
         tokens = batches["confirmation"].tokens.to(own.device)[:, : measured_on.z.shape[1]]
         seen = sources(measured_on, tokens, at, own[at.feature], head)
         quarter = quarters(chosen_on.live, at, chosen_on.encoder.d_sae)
-        found[name] = _numbers(claim, target, name, seen, at, quarter, batches["confirmation"], n)
+        values, detail = _numbers(claim, target, name, seen, at, quarter, batches["confirmation"], n)
+        if len(at):
+            feature, text = int(at.feature[at.value.argmax()]), text_of(target.tokenizer)
+            shown = feature_example(measured_on, sae, tokens, feature, text, {name: head}, at)
+            detail = {FEATURE: shown} | detail
+        found[name] = values, detail
     return found
 
 

@@ -21,6 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra import cih, stimuli
+from fra._examples import text_of
+from fra._feature_examples import FEATURE, feature_example
 from fra._heads import Model
 from fra.attribution import HeadOutputs, Live, head_output_layer, observe
 from fra.claim import parse_head
@@ -278,6 +280,14 @@ class LayerFamilies:
             h: (behaviour(seen, planted, own), behaviour(seen, planted, both), len(planted))
             for h, (own, both) in pairs.items()
         }
+
+    def picture(self, feature: int, heads: Mapping[str, int | None], at: Live | None = None) -> dict[str, Any]:
+        """{FEATURE: the feature where it fires most on measurement documents, with its source through some heads}
+        (`fra._feature_examples.feature_example`); empty where it never fires there.
+        """
+        text = text_of(self.target.tokenizer)
+        found = feature_example(self.observed, self.dictionary, self.documents.tokens, feature, text, heads, at)
+        return {} if found is None else {FEATURE: found}
 
     def family(self, head: int) -> Int[np.ndarray, " n"]:
         """Indices into the head's selection of the features that pass the behaviour test."""

@@ -225,6 +225,7 @@ def polysemantic_evidence(claim: Claim, families: Families) -> dict[str, Evidenc
             return Measured({}, (), n, detail=detail, undecided="none of them fires in enough natural documents")
         lost, beside = table(mine[at.doc, at.pos]), table(theirs[at.doc, at.pos])
         names = [str(int(selection.features[fails[k]])) for k in kept]
+        detail |= layer.picture(int(names[0]), {selection.head: head}, at)
         return Measured(
             {
                 "loss when the head is put out": (lost[:, kept], counts[:, kept]),

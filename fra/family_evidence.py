@@ -11,6 +11,8 @@ from scipy import stats as sps
 
 from fra import stats
 from fra._columns import MATCHED, columns_tested, difference, least_power
+from fra._dictionaries import dictionary_hook, neuronpedia
+from fra._examples import text_of
 from fra._family_measures import by_document, firing, head_means, turned_off
 from fra.claim import Claim, Condition, Evidence, parse_head
 from fra.family import Behaviour, Families, LayerFamilies
@@ -126,7 +128,21 @@ def row(
 def family_of(layer: LayerFamilies, head: int) -> tuple[Any, np.ndarray, dict[str, Any]]:
     """The head's selection, indices of what passes, and a word on the sample."""
     selection, passed = layer.selections[head], layer.family(head)
-    return selection, passed, {"features selected": len(selection.features), "features in the family": len(passed)}
+    about = {"features selected": len(selection.features), "features in the family": len(passed)}
+    return selection, passed, shown(layer, head) | about
+
+
+def shown(layer: LayerFamilies, head: int) -> dict[str, Any]:
+    """The dictionary, and of the features that pass (of all selected where none does) the one that draws most from the
+    head, where it fires most.
+    """
+    selection, passed = layer.selections[head], layer.family(head)
+    among = passed if len(passed) else np.arange(len(selection.features))
+    dictionary = {"dictionary": dictionary_hook(layer.dictionary)}
+    if not len(among):
+        return dictionary
+    feature = int(selection.features[among][selection.shares[among].argmax()])
+    return layer.picture(feature, {selection.head: head}) | dictionary
 
 
 OTHERS = "fires before other tokens"
@@ -190,8 +206,9 @@ def behaviour_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
             {"the selection": conditions},
             min(n_docs, claim.n),
             _fisher_power(n, n_c, k_c, claim.bar, level),
-            detail={"passed": f"{k} of {n}", "matches passed": f"{k_c} of {n_c}"}
-            | _behaviour_detail(own, both, selection),
+            detail=shown(layer, number)
+            | {"passed": f"{k} of {n}", "matches passed": f"{k_c} of {n_c}"}
+            | _behaviour_detail(layer, own, both, selection),
         )
     return found
 
@@ -213,7 +230,7 @@ def token_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
         p = [min(1.0, m * float(sps.binomtest(k, n, claim.bar, alternative=s).pvalue)) for s in ("greater", "less")]
         low, high = stats.clopper_pearson(k, n, level)
         condition = Condition("share that knows its token", k / n, low, high, claim.bar, p=p[0], p_refute=p[1])
-        detail = {
+        detail = shown(layer, number) | {
             "features": f"{k} of {n}",
             "fires before other tokens' second occurrence": {
                 "mean": float(rates.mean()),
@@ -234,17 +251,20 @@ def _fisher_power(n: int, n_c: int, k_c: int, share: float, level: float) -> flo
     return float(sps.binom.pmf(k, n, share)[np.asarray(p) <= level].sum())
 
 
-def _behaviour_detail(own: Behaviour, both: Behaviour, selection: Any) -> dict[str, Any]:
+def _behaviour_detail(layer: LayerFamilies, own: Behaviour, both: Behaviour, selection: Any) -> dict[str, Any]:
     def rate(part: np.ndarray, of: np.ndarray) -> float | None:
         return float(part.sum() / of.sum()) if of.sum() else None
 
+    text, page = text_of(layer.target.tokenizer), neuronpedia(layer.dictionary)
     return {
         "fires before the second occurrence": rate(own.hits, own.repeats),
         "fires before the first occurrence": rate(own.firsts, own.repeats),
         "matches: before the second": rate(both.hits, both.repeats),
         "matches: before the first": rate(both.firsts, both.repeats),
         "features": [
-            {"feature": int(f), "token": int(t), "share": float(s), "hits": int(h), "firsts": int(x), "of": int(n)}
+            {"feature": int(f), "token": int(t), "text": text(int(t)), "share": float(s)}
+            | {"hits": int(h), "firsts": int(x), "of": int(n)}
+            | ({} if page is None else {"page": f"{page}/{int(f)}"})
             for f, t, s, h, x, n in zip(
                 own.features, own.tokens, selection.shares, own.hits, own.firsts, own.repeats, strict=True
             )

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fra._activity import FLOOR, Activity, halves, mean_while_live, summed
 from fra._channels import Arm, measure_arm
+from fra._dictionaries import neuronpedia
+from fra._examples import ON_NATURAL, example_on_text, text_of
 from fra._jackknife import Jackknifed, jackknifed
 from fra._nulls import draw_atoms, random_atoms
 from fra._prediction import Prediction, predictions
@@ -81,6 +83,8 @@ class HeadPairs:
     """The first, with random atoms for features."""
     strongest: list[tuple[int, int]] = field(default_factory=list)
     """The 50 by sum |F|."""
+    picture: dict[str, Any] | None = None
+    """The first of them on a document, as the report draws it."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,12 @@ def measure_layer(target: Target, documents: Natural, layer: int) -> LayerPairs:
     hook, sae = target.dictionary_for(layer)
     arm = measure_arm(target.model, sae, documents.tokens, layer, hook)
     seed_parts = (target.name, "pairs", f"layer {layer}")
-    return measure_arm_pairs(arm, documents, seed_parts)
+    found = measure_arm_pairs(arm, documents, seed_parts)
+    text, page = text_of(target.tokenizer), neuronpedia(sae)
+    for head, own in enumerate(found.pairs if isinstance(found.pairs, list) else ()):
+        shown = example_on_text(arm, head, own.strongest[0], documents.tokens, documents.lengths)
+        own.picture = None if shown is None else shown.picture(ON_NATURAL, text, page)
+    return found
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fra import stats
+from fra._channel_details import best_channel
 from fra._screen import SET_SIZES
 from fra.cih import Screen, families
 from fra.claim import Claim, Condition, Evidence
@@ -89,7 +90,7 @@ def removal_evidence(claim: Claim, screened: Screen, found: Mapping[str, HeadRem
             n=len(one.rows),
             power=float(stats.power_above(headline, 0.0, claim.bar, claim.level / len(heads), simultaneous=False)[0]),
             q=q[h],
-            detail=_detail(one),
+            detail=best_channel(screened, h) | _detail(one),
         )
     return evidence
 
@@ -129,7 +130,7 @@ def selectivity_evidence(claim: Claim, screened: Screen, found: Mapping[str, Hea
             power=float(power[0]),
             q=float(q[h]),
             undecided=undecided,
-            detail=_detail(one),
+            detail=best_channel(screened, h) | _detail(one),
         )
     return evidence
 

@@ -1,5 +1,5 @@
 """The report: a ledger as one self-contained HTML page. `python -m fra.report LEDGER.json -o FILE.html`; nothing is
-measured again.
+measured again. Feature cards (`fra.cards`) that lie beside the page, in `cards`, are linked.
 
 Everything in the ledger is data: jinja2 escapes it all, the page has no script and loads nothing. A verdict is told by
 its glyph and word; colour only repeats it.
@@ -7,7 +7,6 @@ its glyph and word; colour only repeats it.
 
 import argparse
 import math
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -18,9 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
 
+from fra import _card_links as card_links
 from fra import _drawings as drawings
 from fra import ledger as ledgers
+from fra._card_links import CardLinks
+from fra._strips import SHADES, shaded
+from fra._strips import visible as visible  # what the terminal prints needs it too
 from fra.claim import parse_head
 from fra.errors import FraError
 from fra.ledger import ClaimNote, Ledger, Row
@@ -34,6 +38,10 @@ GLYPHS = {
 }
 """One sign a verdict, so that colour is never needed."""
 
+DRAWN = ("maps", "strips", "pictures", "curves")
+"""Shapes that stand first in a row's detail."""
+_LONGEST_LABEL = 11
+_NEURONPEDIA = "https://www.neuronpedia.org/"
 _WIDTH, _MARGIN = 260.0, 8.0  # of an interval's drawing, in px
 
 
@@ -98,22 +106,19 @@ def interval(row: Row) -> str:
     return "–" if row.effect is None else f"[{low}, {high}]"
 
 
-def visible(text: str) -> str:
-    """Control and direction characters as escapes: a token may hold any, and a page must show it and not obey it."""
-    return re.sub(
-        r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]", lambda m: ascii(m[0])[1:-1], text
-    )
-
-
 def shape(value: Any) -> str:
-    """How a value of `detail` is laid out: "maps" and "curves" (drawn), "table" (records of alike keys), "list"
-    (scalars), "items" (mixed), "map", "link", "text" or "scalar".
+    """How a value of `detail` is laid out: "maps", "strips", "pictures" (several of these by name), "curves" (all
+    drawn), "table" (records of alike keys), "list" (scalars), "items" (mixed), "map", "link", "text" or "scalar".
     """
     if drawings.is_maps(value):
         return "maps"
+    if drawings.is_strips(value):
+        return "strips"
     if drawings.is_curves(value):
         return "curves"
     if isinstance(value, dict):
+        if value and all(drawings.is_maps(inner) or drawings.is_strips(inner) for inner in value.values()):
+            return "pictures"
         alike = len(value) > 1 and _alike(value.values())
         return "named table" if alike else "map"
     if isinstance(value, list):
@@ -123,6 +128,18 @@ def shape(value: Any) -> str:
     if isinstance(value, str):
         return "link" if drawings.link(value) else "text"
     return "scalar"
+
+
+def label(token: str) -> str:
+    """A token as a map's margin has room for it."""
+    shown = visible(token)
+    return shown if len(shown) <= _LONGEST_LABEL else shown[: _LONGEST_LABEL - 1] + "…"
+
+
+def line_of(strip: dict[str, Any]) -> Markup:
+    """A strip of `detail` as a line of shaded tokens; numbers that are not finite shade nothing."""
+    values = [value if math.isfinite(value) else 0.0 for value in drawings.numbers(strip["values"])]
+    return shaded(strip["tokens"], values, strip["marked"])
 
 
 def columns(records: Iterable[dict[str, Any]]) -> list[str]:
@@ -192,25 +209,48 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "visible": visible, "shape": shape, "columns": columns}
+    environment.filters |= {
+        "number": number,
+        "visible": visible,
+        "shape": shape,
+        "columns": columns,
+        "label": label,
+        "shaded": line_of,
+        "page": lambda address: address.removeprefix(_NEURONPEDIA),
+    }
     environment.globals |= {
         "interval": interval,
         "glyphs": GLYPHS,
         "width": _WIDTH,
+        "drawn": DRAWN,
+        "shades": range(1, SHADES + 1),
         "heat_map": drawings.heat_map,
         "curves": drawings.curves,
     }
     return environment.get_template("report.html.j2")
 
 
-def render(ledger: Ledger) -> str:
-    """The page, as HTML text. A function of the ledger alone."""
+def render(ledger: Ledger, cards: CardLinks | None = None) -> str:
+    """The page, as HTML text. A function of the ledger and of where feature cards lie alone."""
     return _template().render(
         header=ledger.header,
         sections=sections(ledger),
         total=count(ledger.verdicts),
         digest_of={row.claim: row.digest for row in ledger.verdicts},
+        cards=cards or CardLinks(),
     )
+
+
+def page(ledger: Ledger, file: Path, cards: Path | None = None) -> str:
+    """The page as it is to stand in `file`, with links to the feature cards in the folder `cards` (`cards` beside the
+    file, where it is not given).
+
+    Raises FraError for a folder that is named and not there, and for cards that cannot be read.
+    """
+    if cards is not None and not cards.is_dir():
+        raise FraError(f"there is no folder {cards}: `python -m fra.cards` makes feature cards")
+    folder = file.parent / "cards" if cards is None else cards
+    return render(ledger, card_links.read(folder, file, ledger.header.target, ledger.header.model))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -220,9 +260,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("ledger", metavar="LEDGER.json", type=Path)
     parser.add_argument("-o", "--output", metavar="FILE.html", type=Path, required=True)
+    parser.add_argument(
+        "--cards", metavar="DIR", type=Path, help="link the feature cards in the folders of DIR (default: cards beside)"
+    )
     options = parser.parse_args(argv)
     try:
-        ledgers.write_text(render(ledgers.read(options.ledger)), options.output)
+        ledgers.write_text(page(ledgers.read(options.ledger), options.output, options.cards), options.output)
     except FraError as error:
         print(f"fra.report: {error}", file=sys.stderr)
         return 2

@@ -16,7 +16,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._census_blocks import Side, reduce_blocks
-from fra._dictionaries import Codes, codes
+from fra._channels import Arm
+from fra._dictionaries import Codes, codes, neuronpedia
+from fra._examples import ON_NATURAL, example_on_text, text_of
+from fra._examples import STRONGEST as SHOWN
 from fra._heads import FrozenLayer, freeze
 from fra._reductions import refuse_beyond_memory
 from fra._threads import each
@@ -251,7 +254,7 @@ def content(layer: CarriedLayer, step: int, gate: float) -> dict[str, Measured]:
     gate: heads that attend to BOS by less, on average over rows, have no sink to speak of and are undecided.
     """
     frozen, given, texts = layer.frozen, layer.codes(FEATURES), layer.sets.measured.every(step)
-    selection = layer.sets.selection.first(SELECTED_ON)
+    on, selection = layer.sets.measured, layer.sets.selection.first(SELECTED_ON)
     chosen_on = freeze(layer.model, selection.tokens, layer.layer, layer.hook_name)
     chosen_codes = codes(layer.sae, chosen_on.x)
     bare = Texts(texts.tokens[:, 1:], tuple(n - 1 for n in texts.lengths), texts.sources)
@@ -288,11 +291,15 @@ def content(layer: CarriedLayer, step: int, gate: float) -> dict[str, Measured]:
         }
         to_first = float(np.mean([float(pattern(frozen, doc, head)[1:, 0].mean()) for doc in arms["BOS"][2]]))
         drawn = column("no BOS", "drawn_to_first").sum() / max(float(bare_mass.sum()) / 2, 1e-30)
-        detail = {
+        detail: dict[str, Any] = {
             "the head's own attention to BOS": to_first,
             "drawn off the first token, BOS removed": float(1 - drawn),
-            "strongest channels": [f"{i} -> {j}" for i, j in pairs[:10].tolist()],
+            "strongest channels": [f"{a} -> {b}" for a, b in pairs[:10].tolist()],
         }
+        i, j = pairs[0].tolist()
+        shown = example_on_text(Arm(frozen, given), head, (i, j), on.tokens, on.lengths)
+        if shown is not None:
+            detail = {SHOWN: shown.picture(ON_NATURAL, text_of(layer.model.tokenizer), neuronpedia(layer.sae))} | detail
         undecided = None
         if not to_first >= gate:
             undecided = f"the head gives BOS {to_first:.3f} of its attention, where {gate} is a sink: there is none"

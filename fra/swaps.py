@@ -20,7 +20,7 @@ their place) and a factor; the reading and the factor are chosen, head by head, 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,8 +30,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra._dictionaries import codes
+from fra._examples import text_of
 from fra._heads import FrozenLayer, Side, freeze
 from fra._pair_means import PairMeans, Places, places
+from fra._swap_pictures import SWAP, swap_picture
 from fra._threads import each
 from fra._token_dictionary import TokenDictionary, learn
 from fra.carried import FEATURES, CarriedLayer, Texts, observe
@@ -193,6 +195,13 @@ class Scene:
         change = (self.after[swap, head, pos] - pattern).masked_fill_(~mask, 0.0)
         return Truth(frozen.scores(head)[doc, pos], pattern, change)
 
+    def only(self, swap: int) -> Scene:
+        """One of the swaps."""
+        s, one = self.swaps, slice(swap, swap + 1)
+        alone = Swaps(s.texts, *(part[one] for part in (s.doc, s.at, s.before, s.after, s.lengths)))
+        inputs = {name: (before, after[one]) for name, (before, after) in self.inputs.items()}
+        return Scene(alone, self.frozen, self.after[one], inputs)
+
     def responses(
         self, truth: Truth, before: Tensor, after: Tensor, *, centred: bool
     ) -> list[Float[np.ndarray, "3 n"]]:
@@ -200,25 +209,33 @@ class Scene:
 
         centred: predictions are of capped, row-centred scores.
         """
-        swap, pos, number = self._rows
-        hidden, weight = ~self.frozen.mask[pos], self.swaps.weight[swap, pos]
+        swap, pos, _ = self._rows
+        weight = self.swaps.weight[swap, pos]
+        found = []
+        for predicted in self.changes(truth, before, after, centred=centred):
+            pairs = ((truth.change, truth.change), (truth.change, predicted), (predicted, predicted))
+            by_row = torch.stack([torch.linalg.vecdot(a, b) for a, b in pairs]).double() * weight
+            sums = by_row.new_zeros(3, len(self.swaps.at)).index_add_(1, swap, by_row)
+            found.append(np.asarray(sums.cpu()))
+        return found
+
+    def changes(
+        self, truth: Truth, before: Tensor, after: Tensor, *, centred: bool
+    ) -> Iterator[Float[Tensor, "rows pos"]]:
+        """For each of READINGS: the predicted change of every row's pattern."""
+        _, pos, number = self._rows
+        hidden = ~self.frozen.mask[pos]
         own = truth.scores.masked_fill(hidden, 0.0)
         if centred:
             own = self.frozen.cap(own)
             own = own - own.sum(-1, keepdim=True) / (~hidden).sum(-1, keepdim=True)  # masked ones: again below
         of, query, key = self.swaps.changed
         row = number[of, query]
-        found = []
         for reading in READINGS:
             scores = own.clone()
             scores[row, key] = own[row, key] + after - before if reading == "added" else after
             scores = (scores if centred else self.frozen.cap(scores)).masked_fill_(hidden, -torch.inf)
-            predicted = scores.softmax(-1) - truth.pattern
-            pairs = ((truth.change, truth.change), (truth.change, predicted), (predicted, predicted))
-            by_row = torch.stack([torch.linalg.vecdot(a, b) for a, b in pairs]).double() * weight
-            sums = by_row.new_zeros(3, len(self.swaps.at)).index_add_(1, swap, by_row)
-            found.append(np.asarray(sums.cpu()))
-        return found
+            yield scores.softmax(-1) - truth.pattern
 
 
 def scene(
@@ -320,6 +337,7 @@ def telling(layer: CarriedLayer) -> dict[str, Measured]:
             explained[name] = 2 * factor * cross - factor**2 * square
             how[name] = f"{READINGS[reading]}, times {factor:.2f}"
         total = found["features"][1][0][0]
+        shown = swap_picture(scenes[1], head, total, *tune(found["features"][0]), text_of(layer.model.tokenizer))
         counts = np.bincount(scenes[1].swaps.doc.cpu(), weights=total, minlength=len(sets.measured))
 
         def lead(control: str) -> np.ndarray:
@@ -327,7 +345,7 @@ def telling(layer: CarriedLayer) -> dict[str, Measured]:
             return np.bincount(scenes[1].swaps.doc.cpu(), weights=by_swap, minlength=len(sets.measured))
 
         sums = {f"over {control}": lead(control) for control in PREDICTORS[1:4]}
-        detail = {
+        detail = ({} if shown is None else {SWAP: shown}) | {
             "R2 of the change in attention": {
                 name: float(value.sum() / total.sum()) for name, value in explained.items()
             },

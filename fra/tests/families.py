@@ -65,7 +65,7 @@ def layer(n: int = 24, strength: float = 20.0, wrong: bool = True) -> LayerFamil
         model=built,
         dictionaries={HOOK: sae},
         bos=circuit.BOS,
-        tokenizer=SimpleNamespace(all_special_ids=[circuit.BOS]),
+        tokenizer=SimpleNamespace(all_special_ids=[circuit.BOS], decode=lambda ids: f" {ids[0]}"),
     )
     pool = np.arange(circuit.BOS)
     made = [

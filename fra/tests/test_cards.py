@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fra import _card_links as card_links
 from fra import attribution, cards
 from fra._card_pages import Card, Example, render_head, write_pages
 from fra._own_tokens import direct_logits
@@ -20,7 +21,7 @@ from fra.targets import Target, load_target
 
 HOOK = "blocks.2.attn.hook_z"
 HOSTILE = "<script>alert(1)</script>\u202e\x00"
-ABOUT = {"target": HOSTILE, "hook": HOOK, "layer": 2, "d_sae": 9}
+ABOUT = {"report": "", "target": HOSTILE, "hook": HOOK, "layer": 2, "d_sae": 9}
 
 
 @pytest.fixture(scope="module")
@@ -140,10 +141,29 @@ def test_tokens_are_text_and_negative_sources_are_marked_without_colour() -> Non
 
 def test_pages_of_all_heads(tmp_path) -> None:
     assert write_pages({0: [], 1: [hostile_card()]}, tmp_path / "new", "t", HOOK, 2, 9) == 3
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["L2H0.html", "L2H1.html", "index.html"]
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [
+        "L2H0.html",
+        "L2H1.html",
+        "features.json",
+        "index.html",
+    ]
     index = Page((tmp_path / "new" / "index.html").read_text(encoding="utf-8"))
     assert "L2H1.html#f7" in [a.get("href") for tag, a in index.tags if tag == "a"]
     assert "1 of 9 features fire" in index.text
+    assert "report" not in index.text
+
+
+def test_cards_and_report_find_each_other(tmp_path) -> None:
+    """Each page goes back to the report, a head's to the head's row; the report reads which feature stands where."""
+    folder, report = tmp_path / "build" / "cards" / "z", tmp_path / "build" / "report.html"
+    write_pages({0: [], 1: [hostile_card()]}, folder, "t", HOOK, 2, 9, fingerprint="ab", report=report)
+    pages = {name: Page((folder / name).read_text(encoding="utf-8")) for name in ("index.html", "L2H1.html")}
+    back = {name: next(a["href"] for tag, a in page.tags if tag == "a") for name, page in pages.items()}
+    assert back == {"index.html": "../../report.html", "L2H1.html": "../../report.html#D07:L2H1"}
+    links = card_links.read(folder.parent, report, "t", "model, sha256 ab")
+    assert links.features == {(HOOK, "7"): "cards/z/L2H1.html#f7"}
+    assert 'id="f7"' in (folder / "L2H1.html").read_text(encoding="utf-8")
+    assert card_links.read(folder.parent, report, "t", None).features == {}
 
 
 @pytest.mark.parametrize(

@@ -321,6 +321,10 @@ def test_the_circuit_is_carried_by_its_features(wired: CarriedLayer) -> None:
     assert sparse["share"] < 0.02
     off = content(wired, 1, 1.1)["L1H0"]
     assert off.undecided is not None
+    shown = off.detail["strongest channel on a document"]
+    i, j = map(int, shown["channel"].split(" -> "))
+    assert j == circuit.PREVIOUS + i
+    assert shown["query tokens"][0].startswith(f"'{i}' x")
     assert content(wired, 1, 0.0)["L1H0"].undecided is None
     assert off.sums["mass off BOS"].sum() / off.counts["mass off BOS"].sum() > 0.9
 

@@ -12,7 +12,10 @@ import torch
 
 from fra import cih, stimuli
 from fra import evidence as evidence_for
+from fra._channel_details import best_channel
 from fra._channels import measure_arm, measure_arms
+from fra._drawings import numbers
+from fra._examples import BEST
 from fra.claim import Claim, Outcome, judge
 from fra.induction import head_status
 from fra.tests import circuit
@@ -117,6 +120,26 @@ def test_the_example_shows_the_channel_where_it_was_planted(found: cih.Screen) -
     assert expected.any()
     assert np.abs(shown.contribution - expected).max() < 0.05
     assert np.abs(shown.pattern.sum(1) - 1).max() < 1e-5
+
+
+def test_rows_show_the_same_example_with_links_where_the_dictionary_has_an_id(found: cih.Screen) -> None:
+    page = "https://www.neuronpedia.org/circuit/1-res"
+    linked = dataclasses.replace(found, pages={1: page})
+    shown = found.heads["L1H0"].example
+    for evidence in (
+        evidence_for.set_evidence(claim(0.5), linked)["L1H0"],
+        evidence_for.channel_evidence(claim(0.1), linked, family="TIH")["L1H0"],
+    ):
+        picture = evidence.detail[BEST]
+        assert picture["pages"] == [f"{page}/{feature}" for feature in shown.pair]
+        assert picture["tokens"] == [str(token) for token in shown.tokens]
+        assert picture["query tokens"][0].startswith(f"'{shown.pair[0]}' x"), "the feature is live on its token alone"
+        rows = picture["maps"][f"channel {shown.pair[0]} -> {shown.pair[1]} (nats)"]
+        t, s = np.unravel_index(shown.contribution.argmax(), shown.contribution.shape)
+        assert numbers(rows[t])[s] == pytest.approx(circuit.STRENGTH * 0.99**2, rel=5e-3)
+        assert evidence.detail["best channels"][0]["pages"][0].startswith(f"{page}/")
+    assert "pages" not in evidence_for.set_evidence(claim(0.5), found)["L1H0"].detail[BEST]
+    assert best_channel(dataclasses.replace(found, heads={}), "L1H0") == {}
 
 
 def test_a_head_without_weights_is_not_supported(found: cih.Screen) -> None:

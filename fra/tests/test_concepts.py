@@ -13,7 +13,7 @@ import torch
 
 from fra._channels import Arm, measure_arm
 from fra._concept_claim import Concepts, LayerConcepts, best, concept_evidence, control, plain_mean
-from fra._concepts import ROWS, ConceptSearch, HeadOnText, Texts, texts
+from fra._concepts import ROWS, ConceptSearch, HeadOnText, Texts, example_of, texts
 from fra.claim import Claim, Outcome, judge
 from fra.tests import circuit
 from fra.tests.models import N_CTX, tiny, tiny_sae
@@ -228,6 +228,16 @@ def test_verdicts_on_the_circuit_of_kinds() -> None:
     }
     assert passing == {f"{k} -> {circuit.PREVIOUS + k}" for k in range(KINDS)}
     assert heads["L1H0"].planted_found <= heads["L1H0"].planted
+    # what a row shows: from a row that repeats no token, to a key whose predecessor is of the row's kind
+    i, j = map(int, next(iter(passing)).split(" -> "))
+    shown = example_of(own.text, own.confirmation, 0, (i, j))
+    assert shown is not None
+    tokens, F = shown.example.tokens, shown.example.contribution
+    new = [t for t in range(1, len(tokens)) if tokens[t] not in tokens[1:t] and tokens[t] % KINDS == i]
+    assert max(F[t, s] for t in new for s in range(2, t) if tokens[s - 1] % KINDS == i) > 1
+    pictures = {"L1H0": shown.picture("here", str, None)}
+    row = concept_evidence(CLAIM, decoded, dataclasses.replace(found, pictures=pictures))["L1H0"]
+    assert row.detail["best channel on a document"] == pictures["L1H0"]
     # the control decides: a layer-0 head, which cannot have such a channel, reaches more
     denied = concept_evidence(CLAIM, decoded, dataclasses.replace(found, controls={"L0H0": 99.0}))["L1H0"]
     assert judge(CLAIM, denied).outcome is Outcome.INCONCLUSIVE

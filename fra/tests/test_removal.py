@@ -192,7 +192,8 @@ def found() -> tuple[Screen, Mapping[str, removal.HeadRemoval]]:
     status = head_status(model, sets["status"], target="circuit", stimulus="repeated_random")
     arm = measure_arm(model, sae, sets["discovery"].tokens, 1, circuit.HOOK)
     pairs, _ = Search(sets["discovery"], arm).stripes((0,))[0].strongest(arm, 0, 50)
-    screen: Any = object.__new__(HeadScreen)  # of a screen, nothing but its channels is asked for
+    screen: Any = object.__new__(HeadScreen)  # of a screen, nothing but its channels and an example is asked for
+    object.__setattr__(screen, "example", None)
     object.__setattr__(screen, "pairs", pairs.numpy())
     screened = Screen("circuit", "repeated_random", status, {"L1H0": screen}, SIZES, str)
     target: Any = SimpleNamespace(model=model, name="circuit", dictionary_for=lambda layer: (circuit.HOOK, sae))

@@ -1,12 +1,15 @@
 """The page: self-contained, safe to open, and a function of the ledger alone."""
 
+import html
 import html.parser
+import json
 import re
 import subprocess
 import sys
 
 import pytest
 
+from fra import _card_links as card_links
 from fra import ledger as ledgers
 from fra import report
 from fra.claim import Condition
@@ -169,25 +172,105 @@ def test_an_unreadable_ledger_is_exit_code_2_and_one_sentence(tmp_path, capsys):
     assert not page.exists()
 
 
-def test_maps_and_curves_are_drawn_and_their_words_are_data():
-    maps = {"tokens": [HOSTILE, "b", "c"], "maps": {HOSTILE: [[2.0], [0.0, -1.0], [0.01, 0.5, None]]}}
-    curve = {"x": [1, 50, 500], "curves": {HOSTILE: [0.1, 0.5, None], "atoms": [0.0, -0.2, 0.1]}}
-    detail = {"map": maps, "curve": curve, "not a map": {"tokens": ["a"], "maps": {"m": []}}}
-    plain = Page(render(make_ledger(evidence((GOOD,), head="L0H0"))))
-    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail=detail))))
+ROWS = [[2.0], [0.0, -1.0], [0.01, 0.5, None]]
+
+
+@pytest.mark.parametrize("rows", [ROWS, ["2", "0 -1", "0 0.5"]], ids=["numbers", "text"])
+def test_maps_are_drawn_and_their_words_are_data(rows):
+    maps = {"channel": HOSTILE, "tokens": ["a", HOSTILE, "c"], "maps": {HOSTILE: rows}}
+    not_maps = [
+        {"tokens": ["a"], "maps": {"m": []}},
+        {"tokens": ["a"], "maps": {"m": ["1 x"]}},
+        {"tokens": 1, "maps": {}},
+    ]
+    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"map": maps, "not maps": not_maps}))))
     assert not page.all("script")
-    cells = [a for a in page.all("rect") if "fill-opacity" in a or "stroke-opacity" in a]
-    assert [(a["fill"], a.get("fill-opacity") or a["stroke-opacity"]) for a in cells] == [
-        ("var(--SUPPORTED)", "1.0"),
+    assert page.text.count("<script>alert(1)</script>") >= 4, "name, channel, token, and the strongest entry"
+    cells = [a for a in page.all("path") if "fill-opacity" in a or "stroke-opacity" in a]
+    assert sorted((a["fill"], a.get("fill-opacity") or a["stroke-opacity"]) for a in cells) == [
         ("none", "0.5"),
         ("var(--SUPPORTED)", "0.25"),
+        ("var(--SUPPORTED)", "1.0"),
     ], "opacity is the share of the largest; a negative cell is hollow; what cannot be seen is not drawn"
-    at = [(float(a["x"]), float(a["y"])) for a in cells if a["fill"] != "none"]
-    assert at[1][0] - at[0][0] == at[1][1] - at[0][1] - (at[1][1] - at[0][1]) / 2, "row 2, column 1"
+    shown = [
+        t
+        for t in re.findall(
+            r"<text[^>]*>([^<]*)</text>", render(make_ledger(evidence((GOOD,), head="L0H0", detail={"map": maps})))
+        )
+        if "script" in t
+    ]
+    assert [html.unescape(t) for t in shown] == ["<script>al\u2026"] * 2, "long tokens are cut, and seen to be"
+    at = {a.get("fill-opacity"): [float(x) for x in re.match(r"M(\S+) (\S+?)h", a["d"]).groups()] for a in cells}
+    (x, y), (right, below) = at["1.0"], at["0.25"]
+    assert (right - x, below - y) == (11, 22), "row 2, column 1"
+    assert "c (2) to" in page.text, "the strongest entries are told in words"
+    assert page.text.count("darkest") == 1, "what is no map is no drawing"
+
+
+def test_cells_of_one_opacity_are_one_path():
+    rows = [[1.0 if s % 2 else 0.5 for s in range(t + 1)] for t in range(40)]
+    page = Page(
+        render(make_ledger(evidence((GOOD,), head="L0H0", detail={"m": {"tokens": ["a"] * 40, "maps": {"m": rows}}})))
+    )
+    cells = [a["d"] for a in page.all("path") if "fill-opacity" in a]
+    assert [d.count("M") for d in cells] == [sum(t // 2 + 1 for t in range(40)), sum((t + 1) // 2 for t in range(40))]
+
+
+def test_curves_are_drawn_and_their_words_are_data():
+    curve = {"x": [1, 50, 500], "curves": {HOSTILE: [0.1, 0.5, None], "atoms": [0.0, -0.2, 0.1]}}
+    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"curve": curve}))))
+    assert not page.all("script")
     lines = page.all("polyline")
     assert [len(a["points"].split()) for a in lines] == [2, 3], "a point for each number"
     assert len({a["stroke-dasharray"] for a in lines}) == 2, "lines are told apart without colour"
-    assert len(page.all("rect")) - len(plain.all("rect")) == 4, "three cells and a frame; what is no map is no drawing"
+
+
+def strip(**changes):
+    fires = {"tokens": [HOSTILE, "b", "c", "d"], "values": "0.5 1 0 -2", "marked": 1}
+    return {"feature": 7, "dictionary": HOOK, "strips": {HOSTILE: fires | changes}}
+
+
+HOOK = "blocks.1.attn.hook_z"
+
+
+def test_strips_are_shaded_tokens_and_their_words_are_data():
+    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"strip": strip()}))))
+    assert not page.all("script")
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    shades = [(a["class"], a["title"]) for a in page.all("i")]
+    assert shades == [("p2", "0.5"), ("p5", "1"), ("n10", "-2")], "what is negative is bracketed by its class"
+    assert page.text.count("<script>alert(1)</script>") == 2, "name and token"
+    for wrong in ({"values": "1 2 3"}, {"values": "1 2 3 x"}, {"marked": "1"}, {"tokens": [1, 2, 3, 4]}):
+        assert not Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"s": strip(**wrong)})))).all("i")
+    for odd in ({"values": "nan inf -inf 1"}, {"marked": 99}, {"marked": -5}):
+        assert Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"s": strip(**odd)})))).all("i")
+
+
+def test_whatever_stands_in_a_drawing_the_page_is_made():
+    maps = {
+        "tokens": [],
+        "maps": {},
+        "dictionary": {"a": 1},
+        "feature": [1],
+        "pages": {"x": None},
+        "items": 1,
+        "get": 2,
+    }
+    odd = {"strips": {}, "dictionary": [], "feature": {"a": [HOSTILE]}, "tokens": None}
+    rows = [{"feature": [1]}, {"feature": {"b": 2}}]
+    detail = {"dictionary": [HOSTILE], "m": maps, "s": odd, "both": {"a": maps, "b": odd}, "rows": rows, "empty": {}}
+    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail=detail))))
+    assert not page.all("script")
+    assert page.text.count("Queries down") == 2
+
+
+def test_drawings_come_before_tables_and_several_stand_by_name():
+    maps = {"tokens": ["a"], "maps": {"attention": ["1"]}}
+    detail = {"some table": [{"a": 1}, {"a": 2}], "pictures": {"seed 1": maps, "seed 2": maps}}
+    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail=detail))))
+    assert page.text.count("darkest") == 2
+    for earlier, later in (("pictures", "seed 1"), ("seed 2", "1 candidate"), ("1 candidate", "some table")):
+        assert page.text.index(earlier) < page.text.index(later)
 
 
 def test_only_addresses_on_neuronpedia_are_links():
@@ -196,6 +279,50 @@ def test_only_addresses_on_neuronpedia_are_links():
     page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"pages": [good, *bad]}))))
     assert [a["href"] for a in page.all("a") if not a["href"].startswith("#")] == [good]
     assert "https://elsewhere.org/x" in page.text
+    assert page.text.count("gpt2-small/5-res-jb/17") == 2, (
+        "without the part that all share; the one that is no link whole"
+    )
+
+
+def test_cards_beside_the_page_are_linked(tmp_path, capsys):
+    """Cards of the ledger's own target and weights, relative to the page; any other are left alone."""
+    model = f"model, sha256 {'ab' * 32}"
+    table = [{"feature": 7, "hits": 1}, {"feature": 8, "hits": 2}]
+    detail = {"strip": strip(), "dictionary": HOOK, "features": table}
+    ledger = make_ledger(evidence((GOOD,), head="L0H0", detail=detail), model=model)
+    source, page = tmp_path / "ledger.json", tmp_path / "out" / "report.html"
+    ledgers.write(ledger, source)
+    name, mark = ledger.header.target, "ab" * 32
+
+    def links(*args):
+        assert report.main([str(source), "-o", str(page), *args]) == 0
+        return [a["href"] for a in Page(page.read_text(encoding="utf-8")).all("a") if not a["href"].startswith("#")]
+
+    assert links() == []
+    card_links.write(tmp_path / "out" / "cards" / "a b", name, mark, HOOK, {"L1H0.html": [7], "L1H1.html": [9]})
+    index, card = "cards/a%20b/index.html", "cards/a%20b/L1H0.html#f7"
+    assert links() == [index, card, card], "the index, the strip's feature, the table's; feature 8 has no card"
+    elsewhere = tmp_path / "more"
+    card_links.write(elsewhere / "z", name, mark, HOOK, {"L1H0.html": [8]})
+    assert links("--cards", str(elsewhere)) == ["../more/z/index.html", "../more/z/L1H0.html#f8"]
+    card_links.write(tmp_path / "out" / "cards" / "a b", name, "cd" * 32, HOOK, {"L1H0.html": [7]})
+    assert links() == [], "of other weights"
+    card_links.write(tmp_path / "out" / "cards" / "a b", "another", mark, HOOK, {"L1H0.html": [7]})
+    assert links() == []
+    capsys.readouterr()
+    assert report.main([str(source), "-o", str(page), "--cards", str(tmp_path / "none")]) == 2
+    for wrong in (
+        "{",
+        "[]",
+        '{"target": "t"}',
+        json.dumps({"target": name, "fingerprint": mark, "hook": HOOK, "pages": {"javascript:x": [7]}}),
+    ):
+        (tmp_path / "out" / "cards" / "a b" / "features.json").write_text(wrong)
+        assert report.main([str(source), "-o", str(page)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 5
+    assert "there is no folder" in said[0]
+    assert all("make the cards again" in line for line in said[1:])
 
 
 def test_an_empty_ledger_has_a_page():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from fra._drawings import numbers
 from fra._pair_means import PairMeans, Places, places
+from fra._swap_pictures import swap_picture
 from fra._token_dictionary import TokenDictionary
 from fra.carried import CarriedLayer, observe, texts
 from fra.errors import FraError
@@ -74,6 +78,30 @@ def test_a_perfect_prediction_scores_one(kind: str) -> None:
         assert np.abs(none[2]).max() < 1e-9, "no change predicted where none is said"
         swap, query, key = swaps.changed
         assert bool(((query >= swaps.at[swap]) & (key <= query) & (query < swaps.lengths[swap])).all())
+        made.inputs["features"] = made.inputs["true"]
+        shown = swap_picture(made, head, expected, READINGS.index("put in place"), 1.0, str)
+        assert shown is not None
+        looks_like_the_model(own, made, head, int(expected.argmax()), shown)
+
+
+def looks_like_the_model(own: CarriedLayer, made: Scene, head: int, best: int, shown: dict[str, Any]) -> None:
+    """A picture against two runs of the model; every row that it shows, and at least the swapped one and the next."""
+    n, at = int(made.swaps.lengths[best]), int(made.swaps.at[best])
+    assert shown["tokens"] == [str(t) for t in made.swaps.before[best, :n].tolist()]
+    name = f"blocks.{own.layer}.attn.hook_pattern"
+    runs = [ids[best : best + 1, :n] for ids in (made.swaps.before, made.swaps.after)]
+    before, after = (own.model.run_with_cache(ids)[1][name][0, head].numpy() for ids in runs)
+    told = [
+        np.array([np.pad(numbers(row), (0, n - len(numbers(row)))) for row in rows]) for rows in shown["maps"].values()
+    ]
+    rows = np.flatnonzero(np.abs(told[1]).sum(1) > 0)
+    assert {at, at + 1} & set(rows.tolist())
+    assert rows.min() >= at
+    change = after - before
+    faint = 0.03 * np.abs(change).max()
+    assert np.abs(told[0] - before).max() < 0.03
+    assert np.abs(told[1] - change)[rows].max() <= 1.01 * faint
+    assert np.abs(told[2] - told[1]).max() <= 1.01 * faint, "with the true inputs, what is foretold is what happens"
 
 
 def test_row_centred_scores_may_be_put_in_place() -> None:

@@ -158,6 +158,10 @@ def test_the_table_counts_by_claim(tmp_path: Path, capsys: pytest.CaptureFixture
     assert identities.startswith("Identities: 0 of 0")
     assert "1 of 2 (0.013 to 0.987) SUPPORTED" in wrong
     assert which == "They are: Q05 L0H0."
+    parts = [ledger.model_copy(update={"verdicts": [row]}) for row in ledger.verdicts]
+    assert expected.joined(parts).verdicts == ledger.verdicts
+    with pytest.raises(FraError, match="same claim and head"):
+        expected.joined([ledger, *parts])
     missing = tmp_path / "ledger.json"
     assert expected.main([str(missing)]) == 2
     assert "cannot be read" in capsys.readouterr().err

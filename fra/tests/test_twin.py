@@ -7,14 +7,16 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
 import fra
-from fixtures.mini.build import expected, recipe, train_dictionaries, twin
+from fixtures.mini.build import expected, recipe, scrambled, train_dictionaries, twin
 from fixtures.mini.build.train_model import tensors_hash
 from fixtures.table import by_claim
+from fra._admission import sample
 from fra.errors import FraError
 from fra.targets import Target, admit
 from fra.tests.targets import one_sentence
@@ -165,3 +167,55 @@ def test_the_table_counts_by_claim(tmp_path: Path, capsys: pytest.CaptureFixture
     missing = tmp_path / "ledger.json"
     assert expected.main([str(missing)]) == 2
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_scrambled_heads_keep_all_but_the_match_of_queries_and_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrambled, "DOCUMENTS", 4)
+    with pytest.raises(FraError, match="holds something else"):
+        scrambled.build(ROOT / "fixtures")
+    built = fra.load_target(scrambled.build(tmp_path / "scrambled"))
+    trained = fra.load_target("mini")
+    assert built.known_tih == ()
+    assert dict(built.seeds) == dict(trained.seeds)
+    n, d_head = recipe.D_MODEL, recipe.D_MODEL // recipe.N_HEADS
+    old, new = (
+        GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).state_dict()
+        for folder in (ROOT / "fixtures/mini/model", tmp_path / "scrambled/model")
+    )
+    for name, tensor in old.items():
+        if "c_attn" not in name:
+            assert torch.equal(tensor, new[name]), name
+    tokens = torch.stack(sample(trained, 4))
+    spreads = [
+        [_row_spread(model, tokens, layer) for layer in range(recipe.N_LAYERS)]
+        for model in (trained.model, built.model)
+    ]
+    alike = []
+    # A matrix turned from the right keeps its Gram matrix; stretched, up to one factor.
+    for layer in range(recipe.N_LAYERS):
+        weight, bias = (f"transformer.h.{layer}.attn.c_attn.{kind}" for kind in ("weight", "bias"))
+        before, after = (torch.cat([w[weight], w[bias][None]]).double() for w in (old, new))
+        assert torch.equal(before[:, :n], after[:, :n]), "queries"
+        assert torch.equal(before[:, 2 * n :], after[:, 2 * n :]), "values"
+        for head in range(recipe.N_HEADS):
+            own = slice(n + head * d_head, n + (head + 1) * d_head)
+            gram, turned = before[:, own] @ before[:, own].T, after[:, own] @ after[:, own].T
+            factor = turned.trace() / gram.trace()
+            torch.testing.assert_close(turned, factor * gram, rtol=0, atol=1e-5 * float(turned.abs().max()))
+            Q = before[:, head * d_head : (head + 1) * d_head]
+            match, other = (Q @ K[:, own].T for K in (before, after))
+            alike.append(float(torch.corrcoef(torch.stack([match.flatten(), other.flatten()]))[0, 1].abs()))
+        torch.testing.assert_close(spreads[1][layer], spreads[0][layer], rtol=1e-3, atol=0)
+    assert np.median(alike) < 0.3, "couplings of queries and keys are those of the trained head"
+
+
+def _row_spread(model: object, tokens: torch.Tensor, layer: int) -> torch.Tensor:
+    """Standard deviation of every head's own scores along their rows, from the model's hook."""
+    hook = f"blocks.{layer}.attn.hook_attn_scores"
+    _, cache = model.run_with_cache(tokens, names_filter=[hook])  # type: ignore[attr-defined]
+    seen = torch.ones(tokens.shape[1], tokens.shape[1]).tril().bool()
+    rows = [cache[hook][:, :, t, : t + 1] for t in range(tokens.shape[1])]
+    total = sum((row - row.mean(-1, keepdim=True)).square().sum((0, 2)) for row in rows)
+    return (total / (len(tokens) * seen.sum())).sqrt()  # type: ignore[union-attr,operator]

@@ -8,7 +8,7 @@ VENV ?= .venv
 TORCH_INDEX ?=
 # Further arguments for pytest: make claims ARGS="--target gpt2-small --device cuda"
 ARGS ?=
-# A directory of .txt files, one book each, for `make mini`.
+# A directory of .txt files, one book each, for `make mini`; `make twin` does without.
 CORPUS ?=
 # For `make cards`.
 TARGET ?= mini
@@ -22,7 +22,7 @@ ONE_THREAD := $(CALM) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup claims test lint format bench bench-census calibrate cards frontiers mini report clean
+.PHONY: help setup claims test lint format bench bench-census calibrate cards frontiers mini twin report clean
 
 help:
 	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'
@@ -35,6 +35,7 @@ help:
 	@echo 'make frontiers  quality of the study of dictionaries, in total and by head: build/frontiers.csv'
 	@echo 'make report   build/report.html from build/ledger.json, nothing measured'
 	@echo 'make mini     the embedded target anew: CORPUS=DIR with .txt files'
+	@echo 'make twin     the untrained twin of the embedded target as a target: build/twin/twin.toml'
 	@echo 'make clean    removes build/ and caches, not the environment'
 	@echo 'variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH_INDEX=$(TORCH_INDEX) WORKERS=$(WORKERS)'
 
@@ -104,6 +105,10 @@ report: $(INSTALLED)
 mini: $(INSTALLED)
 	@test -d "$(CORPUS)" || { echo 'make mini needs a directory of .txt files, one book each: make mini CORPUS=DIR' >&2; exit 2; }
 	$(CALM) $(BIN)/python -m fixtures.mini.build "$(CORPUS)" $(ARGS)
+
+# The control of everything that says that heads learnt something: make claims ARGS="--target build/twin/twin.toml"
+twin: $(INSTALLED)
+	$(ONE_THREAD) $(BIN)/python -m fixtures.mini.build.twin -o build/twin $(if $(CORPUS),--corpus "$(CORPUS)") $(ARGS)
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .benchmarks

@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 
 from fixtures.mini.build import recipe
-from fixtures.mini.build.measure import detector_scores, twin_hash
+from fixtures.mini.build.measure import detector_scores
+from fixtures.mini.build.train_model import tensors_hash, untrained
 from fixtures.mini.build.train_study import arms
 from fra import cih
 from fra.induction import head_status
@@ -42,7 +43,7 @@ def test_weights_are_small_half_precision_safetensors() -> None:
 
 
 def test_the_untrained_twin_is_regenerated_from_its_seed() -> None:
-    assert twin_hash() == FIGURES["twin_sha256"]
+    assert tensors_hash(untrained()) == FIGURES["twin_sha256"]
     assert FIGURES["twin_sha256"] in (HOME / "README.md").read_text()
 
 

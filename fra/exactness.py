@@ -76,12 +76,13 @@ OUTPUT_DROPPED = TERMS
 def output_errors(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int) -> dict[int, dict[str, float]]:
     """For every head of a layer, how far signed contributions to its output are from the model's own output.
 
-    `z` and `result`: largest error over all positions and coordinates, as a share of the sum of absolute terms (one a
-    feature, one for the bias, one for the error), against hook_z and against what the attention module puts out when
-    the other heads' hook_z is zero. One for each of OUTPUT_DROPPED that there is (not for biases of zeros): the same
-    for z without that kind of term. `norms`: the median over positions, in the space where it is smaller, of what norms
-    of contributions without their signs add up to beyond the norm of the output, as a share of that sum: 0 where
-    nothing cancels.
+    `z` and `result`: largest error over all positions and coordinates, as a share of the sum of absolute products (of
+    every coordinate of every feature, of bias and error with every weight that it passes: what bounds the rounding of
+    sums of products, Higham 2002, Accuracy and Stability of Numerical Algorithms, ch. 3), against hook_z and against
+    what the attention module puts out when the other heads' hook_z is zero. One for each of OUTPUT_DROPPED that there
+    is (not for biases of zeros): the same for z without that kind of term. `norms`: the median over positions, in the
+    space where it is smaller, of what norms of contributions without their signs add up to beyond the norm of the
+    output, as a share of that sum: 0 where nothing cancels.
 
     Raises FraError as `fra.resolve` does.
     """
@@ -97,11 +98,12 @@ def output_errors(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: in
         }
         row: dict[str, float] = {}
         norms = []
+        products = _absolute_products(output)
         for space, (whole, constant) in truth.items():
             terms = output.terms(space)
             parts = output.gains(), output.directions(space)
-            yardstick = parts[0].abs() @ parts[1].abs() + terms["bias"].abs() + terms["error"].abs() + constant.abs()
-            yardstick = yardstick.clamp(min=torch.finfo(torch.float32).tiny)
+            through = products if space == "z" else products @ weights.W_O[head].abs()
+            yardstick = (through + constant.abs()).clamp(min=torch.finfo(torch.float32).tiny)
             total = parts[0] @ parts[1] + terms["bias"] + terms["error"] + constant
             row[space] = float(((total - whole).abs() / yardstick).max())
             if space == "z":
@@ -114,6 +116,15 @@ def output_errors(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: in
             norms.append(float(((size - (whole - constant).norm(dim=-1)) / size).median()))
         found[head] = row | {"norms": min(norms)}
     return found
+
+
+def _absolute_products(output: ResolvedOutput) -> Float[Tensor, "pos d_head"]:
+    """Sum of the absolute values of all products that make up a head's z."""
+    frozen, codes = output.arm.frozen, output.arm.codes
+    W_V, b_V = output.weights.W_V[output.head].abs(), output.weights.b_V[output.head].abs()
+    others = (codes.bias.abs() + codes.error.abs())[0] / frozen.sigma[0][:, None]
+    features = output.gains().abs() @ codes.decoder[output.live].abs()
+    return (features + output.pattern @ others) @ W_V + output.pattern @ b_V.expand(len(others), -1)
 
 
 def largest(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:

@@ -94,6 +94,17 @@ def plain_mean(effects: ConceptEffects) -> Float[np.ndarray, " n"]:
     return np.where(weight > 0, effects.nats.sum(0) / np.maximum(weight, 1e-12), np.nan)
 
 
+def control(on: HeadOnText, pairs: Int[Tensor, "n 2"]) -> tuple[float, float]:
+    """The best mean effect among some channels of a head that can have none; and the same channel's with positions
+    matched in runs of NEAR, NaN where no key has such a match.
+    """
+    if not len(pairs):
+        return -np.inf, np.nan
+    effects = on.channels(pairs, contrast=False)
+    strongest = pairs[int(effects.mean().argmax())][None]
+    return best(effects), float(plain_mean(on.channels(strongest, contrast=False, run=NEAR))[0])
+
+
 def _on_cpu(arm: Arm) -> Arm:
     def moved(part: Any) -> Any:
         fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
@@ -139,11 +150,8 @@ def measure(target: Target, progress: Callable[[str], None] = lambda _: None) ->
             stripe = own.search.stripe(1)
             for head in range(target.n_heads):
                 pairs, _ = stripe.strongest(arms[0], head)
-                on = HeadOnText(confirmation, arms[1], head)
-                found_there = on.channels(pairs)
-                controls[f"L0H{head}"] = best(found_there)
-                strongest = pairs[found_there.mean().argmax()][None] if len(pairs) else pairs
-                controls_nearer[f"L0H{head}"] = float(plain_mean(on.channels(strongest, run=NEAR)).max(initial=np.nan))
+                name, on = f"L0H{head}", HeadOnText(confirmation, arms[1], head)
+                controls[name], controls_nearer[name] = control(on, pairs)
             continue
         here = own.heads(range(target.n_heads))
         found |= here

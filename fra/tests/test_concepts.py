@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fra._channels import Arm, measure_arm
-from fra._concept_claim import Concepts, LayerConcepts, best, concept_evidence, plain_mean
+from fra._concept_claim import Concepts, LayerConcepts, best, concept_evidence, control, plain_mean
 from fra._concepts import ROWS, ConceptSearch, HeadOnText, Texts, example_of, texts
 from fra.claim import Claim, Outcome, judge
 from fra.tests import circuit
@@ -97,6 +97,13 @@ def test_effect_is_that_of_a_loop_over_keys(kind: str, lag: int, monkeypatch: py
         mean, count = brute(text, arm, 2, (int(pairs[0, 0]), int(pairs[0, 1])), lag, within=4)
         assert near.weight.sum() == pytest.approx(count)
         assert plain_mean(near)[0] == pytest.approx(mean, abs=2e-5)
+        monkeypatch.setattr("fra._concepts.FLOOR_DOCUMENTS", 1)
+        first, finer = control(HeadOnText(text, arm, 2), pairs)
+        means = HeadOnText(text, arm, 2).channels(pairs).mean()
+        strongest = tuple(pairs[int(means.argmax())].tolist())
+        assert first == means.max()
+        assert finer == pytest.approx(brute(text, arm, 2, strongest, 1, within=4)[0], abs=2e-5)
+        assert np.isnan(control(HeadOnText(text, arm, 2), pairs[:0])[1])
 
 
 def test_search_is_the_sum_over_rows_and_keys() -> None:

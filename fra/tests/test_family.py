@@ -141,6 +141,7 @@ def test_specificity_by_a_loop() -> None:
     at_hand = made()
     features = np.array([10, 12, 21])
     proxies = list(measures.strict_induction(at_hand.documents.tokens, np.array([10, 12, 30])))
+    proxies[2] = torch.rand(proxies[2].shape, generator=torch.Generator().manual_seed(0)) < 0.3  # late rows, too
     s = measures.specificity(at_hand, features, proxies)
     acts = at_hand.dictionary.encode(at_hand.observed.z.flatten(2)).detach().numpy().astype(float)
     found = at_hand.dictionary.encode(at_hand.found.z.flatten(2)).detach().numpy().astype(float)

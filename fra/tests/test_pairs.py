@@ -340,6 +340,7 @@ def test_only_halves_need_pairs_in_either_half() -> None:
     own = dataclasses.replace(documents, sources=sources)
     found = outcomes({0: pairs.measure_arm_pairs(activity("gpt2")[0].arm, own, ("test",))})
     assert {v.outcome for v in found["Q11"].values()} == {Outcome.CANNOT_RUN}
+    assert found["Q11"]["L0H0"].reason.startswith("only ")
     assert "in 10 documents of either half" in found["Q11"]["L0H0"].reason
     assert Outcome.CANNOT_RUN not in {v.outcome for name in ("Q09", "Q10") for v in found[name].values()}
 

@@ -164,15 +164,17 @@ class Recorder:
         """Samples asked for a p outside the deciding functions: Q12, whose conditions are corrected as one head's of
         three, Q17, which holds ratios below a bar, and the status of heads.
         """
+        from fra.induction import NOT_TIH_AT_MOST, TIH_AT_LEAST
+
         groups: dict[tuple[str, str], dict[str, tuple[Any, float]]] = {}
         for means, bar in self._asked.values():
             if id(means.recorded) in self._decided:  # asked again: a false discovery rate, say
                 continue
             parts = self._parts.get(means.seed, ("",))
             if parts[-1] == "status" and len(parts) == 3:
-                for what, at in (("a TIH", 0.20), ("not a TIH", 0.05)):
-                    name = f"{what}, {parts[1]}"
-                    yield Decision("two_sided", STATUS, name, at, 0.05, 1, {"all": means.recorded}, simultaneous=True)
+                for what, at, sign in (("a TIH", TIH_AT_LEAST, 1.0), ("not a TIH", NOT_TIH_AT_MOST, -1.0)):
+                    name, sample = f"{what}, {parts[1]}", _turned(means.recorded, sign)
+                    yield Decision("two_sided", STATUS, name, sign * at, 0.05, 1, {"all": sample}, simultaneous=True)
                 continue
             claim = self.by_digest.get(parts[0])
             if claim is not None and parts[-1] in self._judged.get(claim.id, ()):
@@ -181,9 +183,7 @@ class Recorder:
         for (claim_id, name), heads in groups.items():
             claim = next(c for c in self.by_digest.values() if c.id == claim_id)
             sign = 1.0 if claim.above else -1.0
-            samples = {}
-            for h, (m, _) in heads.items():
-                samples[h] = Sample(sign * m.recorded.sums, m.recorded.counts, m.seed)
+            samples = {h: _turned(m.recorded, sign) for h, (m, _) in heads.items()}
             bar = sign * next(iter(heads.values()))[1]
             share = 1 + len(claim.bars) - ("gate: copied-token logit" in claim.bars)
             yield Decision("two_sided", claim_id, name, bar, claim.level, share, samples)
@@ -229,6 +229,11 @@ class Recorder:
 
         setattr(owner, name, noting)
         self._undo.append(lambda: setattr(owner, name, original))
+
+
+def _turned(sample: Sample, sign: float) -> Sample:
+    """The sample of E, or of -E: "below a bar" said as "above"."""
+    return Sample(sign * sample.sums, sample.counts, sample.seed)
 
 
 def _replace(old: Any, new: Any) -> None:

@@ -265,6 +265,10 @@ class Replay:
                 refuted |= failed and d.judged
             self.refuted += refuted
 
+    def forget(self) -> None:
+        """Let go of what only drawing needs."""
+        self._whole, self._sides = {}, {}
+
     def _one(
         self, k: int, drawn: Mapping[int, Together], rows: Mapping[int, np.ndarray], rng: np.random.Generator
     ) -> bool:

@@ -11,7 +11,7 @@ from fra.claim import Claim
 from fra.errors import FraError
 from fra.paired import Measured, paired_evidence
 from fra.stats import ClusterMeans
-from fra.tests import calibration, rates
+from fra.tests import calibration, rates, replay
 from fra.tests.record import Recorder
 from fra.tests.replay import Replay, Together, at_far_end, decide
 from fra.tests.samples import Decision, Sample, load, load_all, save
@@ -34,10 +34,15 @@ def family(shape: str, heads: int, n_docs: int, seed: int, *, bar: float = 0.0, 
     return Decision("two_sided", "X01", "effect", bar, 0.05, share, samples, n > 1)
 
 
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    monkeypatch.setattr(replay, "_N_BOOT", 400)
+
+
 def replayed(decision: Decision, draws: int, seed: int = 0) -> Replay:
-    replay = Replay([decision], draws)
-    replay.run(seed)
-    return replay
+    made = Replay([decision], draws)
+    made.run(seed)
+    return made
 
 
 def at_most(k: int, n: int, rate: float) -> bool:
@@ -66,31 +71,39 @@ def test_a_part_of_many_samples_is_the_sample_by_itself_moved(simultaneous):
 
 
 def test_a_symmetric_family_errs_at_about_its_level_in_both_directions():
-    counts = replayed(family("normal", 6, 40, 1), 400).counts[0]
+    counts = replayed(family("normal", 6, 40, 1), 200).counts[0]
     for wrong in (int(counts.above[0]), counts.below):
-        assert at_most(wrong, 400, 0.055)  # normal samples with a skewed draw of forty: next to nothing above
-        assert wrong > 0.015 * 400  # not right by never rejecting
+        assert at_most(wrong, 200, 0.05)
+        assert wrong >= 2  # not right by never rejecting
     assert counts.covered / counts.draws > 0.97  # each head's bounds are at a sixth of the level
 
 
 def test_a_skewed_family_is_safe_above_and_held_below():
-    counts = replayed(family("lognormal, 60 % zeros", 6, 40, 2), 400).counts[0]
-    assert counts.above[0] <= 0.04 * 400
-    assert at_most(counts.below, 400, 0.05)
+    counts = replayed(family("exponential, 30 % zeros", 6, 40, 2), 200).counts[0]
+    assert counts.above[0] <= 0.04 * 200
+    assert at_most(counts.below, 200, 0.05)
+
+
+def test_a_document_unlike_all_others_is_missed_by_a_third_of_the_draws_and_refutes_wrongly():
+    """The known limit (CALIBRATION.md, "one in ten large"): what a draw does not hold, no test can see."""
+    sums = np.concatenate([np.random.default_rng(2).normal(0.0, 0.1, 39), [20.0]])[:, None]
+    decision = Decision("two_sided", "X01", "effect", 0.0, 0.05, 1, {"L0H0": Sample(sums, np.ones((40, 1)))})
+    counts = replayed(decision, 100).counts[0]
+    assert counts.below == pytest.approx(100 * (1 - 1 / 40) ** 40, abs=15)
+    assert counts.heads_below.tolist() == [counts.below]
 
 
 def test_the_replay_sees_a_test_that_errs_too_often(monkeypatch):
-    decision = family("lognormal, 60 % zeros", 1, 30, 3)
-    held = replayed(decision, 300).counts[0].below
+    decision = family("lognormal, 30 % zeros", 1, 20, 1)
+    held = replayed(decision, 400).counts[0].below
     monkeypatch.setattr(stats, "_guarded", lambda s, n: (s, n))
-    bare = replayed(decision, 300).counts[0].below
-    assert at_most(held, 300, 0.06)
-    assert sps.binomtest(bare, 300, 0.05, alternative="greater").pvalue < 1e-3
+    bare = replayed(decision, 400).counts[0].below
+    assert at_most(held, 400, 0.05)
+    assert not at_most(bare, 400, 0.05)
 
 
 def test_power_is_what_detectable_says_and_grows():
-    replay = replayed(family("normal", 4, 40, 4), 300)
-    counts = replay.counts[0]
+    counts = replayed(family("normal", 4, 40, 4), 150).counts[0]
     half, one, two = (counts.power(k) for k in (0.5, 1.0, 2.0))
     assert half < 0.5
     assert one == pytest.approx(0.8, abs=0.07)
@@ -100,33 +113,34 @@ def test_power_is_what_detectable_says_and_grows():
 
 def test_the_far_end_keeps_the_range_and_puts_the_mean_at_the_bar():
     rng = np.random.default_rng(6)
-    sample = Sample(np.ones((30, 1)) * np.arange(1.0, 31)[:, None] * 0.95, np.arange(1.0, 31)[:, None])
+    rows = np.arange(1.0, 31)[:, None]
+    sample = Sample(np.where(rows % 10 == 0, 0.05, 1.0) * rows, rows)  # moved down to 0.8, some would be negative
     draws = [at_far_end(sample, rng.integers(30, size=30), 0.8, (0.0, 1.0), rng) for _ in range(3_000)]
     values = np.concatenate([d.sums / d.counts for d in draws])
     assert values.min() >= 0 and values.max() <= 1
     assert sum(d.sums.sum() for d in draws) / sum(d.counts.sum() for d in draws) == pytest.approx(0.8, abs=0.01)
     decision = Decision("two_sided", "X01", "effect", 0.8, 0.05, 1, {"L0H0": sample}, bounded=(0.0, 1.0))
-    counts = replayed(decision, 200).counts[0]
+    counts = replayed(decision, 100).counts[0]
     assert counts.far
-    assert at_most(int(counts.above[0]), 200, 0.05)
+    assert at_most(int(counts.above[0]), 100, 0.05)
 
 
 def test_of_several_dictionaries_one_is_at_the_bar_at_a_time():
     """All at the bar at once, the largest p would hardly ever be small: a rate that flatters."""
     rng = np.random.default_rng(7)
     samples = {f"hook {k}": Sample(rng.normal(size=(40, 1)), np.ones((40, 1))) for k in range(3)}
-    counts = replayed(Decision("worst", "X01", "effect", 0.0, 0.05, 1, samples), 400).counts[0]
+    counts = replayed(Decision("worst", "X01", "effect", 0.0, 0.05, 1, samples), 200).counts[0]
     assert counts.above.shape == (3,)
-    assert all(0.02 * 400 < k < 0.09 * 400 for k in counts.above)
-    assert at_most(counts.below, 400, 0.05)
+    assert all(4 <= k <= 20 for k in counts.above)
+    assert at_most(counts.below, 200, 0.05)
 
 
 def test_a_jackknife_is_drawn_by_its_pseudo_values():
     rng = np.random.default_rng(8)
     samples = {f"L0H{k}": Sample(rng.normal(size=(30, 1)), np.ones((30, 1))) for k in range(4)}
-    counts = replayed(Decision("jackknife", "X01", "effect", 0.5, 0.05, 1, samples), 1_000).counts[0]
-    assert at_most(int(counts.above[0]), 1_000, 0.055)
-    assert counts.above[0] > 0.02 * 1_000
+    counts = replayed(Decision("jackknife", "X01", "effect", 0.5, 0.05, 1, samples), 200).counts[0]
+    assert at_most(int(counts.above[0]), 200, 0.05)
+    assert counts.above[0] > 0.02 * 200
 
 
 def measured(rng: np.random.Generator, n: int = 30) -> Measured:
@@ -199,7 +213,7 @@ def test_the_recorder_knows_the_other_ways_to_decide(tmp_path):
 def test_a_rank_among_its_own_kind_has_its_size_and_ties_only_lower_it():
     rng = np.random.default_rng(11)
     assert rates.size_of_rank(rng.normal(size=199)) == pytest.approx(9 / 199)
-    assert rates.size_of_rank(np.repeat(rng.normal(size=40), 5)) < 9 / 199
+    assert rates.size_of_rank(np.repeat(rng.normal(size=10), 12)) == 0.0  # twelve at the top, each with eleven as high
 
 
 def test_what_is_no_sample_is_refused(tmp_path):

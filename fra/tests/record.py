@@ -15,6 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import fixtures.threads  # noqa: F401  # before numpy, as in conftest.py: this module comes earlier, by -p
+
+# isort: split
 import numpy as np
 import pytest
 

@@ -131,6 +131,11 @@ def decide(d: Decision, means: Mapping[str, ClusterMeans], raw: Mapping[str, Sam
     return found
 
 
+def as_recorded(d: Decision) -> Conditions:
+    """The condition at every head as it stands in the ledger: recorded samples, recorded seeds, all resamples."""
+    return decide(d, {h: ClusterMeans(s.sums, s.counts, seed=s.seed) for h, s in d.samples.items()}, d.samples)
+
+
 @dataclass
 class Counts:
     """What came out over all draws of one condition."""
@@ -156,6 +161,16 @@ class Counts:
     """By draw: [columns] how far above the bar the effect would have had to lie to be found."""
     far: bool = False
     """Whether the null is of documents at the far end of the range, not of moved ones."""
+
+    @property
+    def outlying(self) -> Floats:
+        """[columns] the share that one document has of the squared deviations from the mean; NaN without any."""
+        parts = []
+        for sample in self.decision.samples.values():
+            apart = (sample.sums - pooled_mean(sample) * sample.counts) ** 2
+            with np.errstate(invalid="ignore", divide="ignore"):
+                parts.append(apart.max(0) / apart.sum(0))
+        return np.concatenate(parts)
 
     @property
     def strength(self) -> Floats:

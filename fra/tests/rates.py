@@ -18,7 +18,7 @@ import numpy as np
 
 from fra.stats import Floats, clopper_pearson, rank_p, seed_of
 from fra.tests.record import RANKS, STATUS
-from fra.tests.replay import STRENGTHS, Counts, Replay, as_recorded
+from fra.tests.replay import N_BOOT, STRENGTHS, Counts, Replay, as_recorded
 from fra.tests.samples import Decision, load_all
 
 LEVEL = 0.05
@@ -104,6 +104,20 @@ def table_of_conditions(found: dict[str, Replay]) -> None:
             )
 
 
+def table_of_shares(found: dict[str, Replay]) -> None:
+    """Rates by how much of the spread is one document's, in the head where it is most."""
+    _head("one document's share, at most", "conditions", "wrongly met, %", "wrongly refuted, of the nominal rate")
+    edges = (0.25, 0.4, 0.6, 1.0)
+    every = [c for claim, replay in found.items() if claim != STATUS for c in replay.counts]
+    shares = np.array([np.max(c.outlying, initial=0.0, where=np.isfinite(c.outlying)) for c in every])
+    for low, high in zip((-1.0, *edges), edges, strict=False):
+        some = [c for c, share in zip(every, shares, strict=True) if low < share <= high]
+        if some:
+            met = np.mean([100 * c.above.max() / c.draws for c in some])
+            refuted = np.mean([c.below / c.draws * c.decision.share / LEVEL for c in some])
+            _row((high, len(some), f"{met:.1f}", f"{refuted:.1f} times"))
+
+
 def by_head(c: Counts, values: Floats) -> Floats:
     """The median candidate of every head that has one."""
     heads = [values[c.heads == h] for h in np.unique(c.heads)]
@@ -161,20 +175,23 @@ def table_of_ranks(folder: Path) -> None:
             _row((file.stem, len(observed), span, f"{np.mean(sizes):.1f}"))
 
 
-def _where(c: Counts, wrong: np.ndarray, met: bool) -> str:
-    """The head that errs most often, how much of its spread one document makes, and where the condition is met (or
-    refuted) as recorded, so that a verdict may rest on it.
+def _where(c: Counts, met: bool) -> str:
+    """The head that errs most often, how much of its spread one document makes and how often that one was not drawn,
+    and where the condition is met (or refuted) as recorded, so that a verdict may rest on it.
     """
+    wrong, d = (c.heads_above if met else c.heads_below), c.decision
     worst = int(wrong.argmax())
     own = c.outlying[c.heads == worst]
-    share = f", where one document makes {np.nanmax(own):.0%} of the spread" if np.isfinite(own).any() else ""
-    said = f"most often {list(c.decision.samples)[worst]} ({100 * wrong[worst] / c.draws:.1f}){share}"
-    d = c.decision
+    said = f"most often {list(d.samples)[worst]} ({100 * wrong[worst] / c.draws:.1f})"
+    if np.isfinite(own).any():
+        unseen = c.unseen[0 if met else 1, worst] / wrong[worst]
+        said += f", {np.nanmax(own):.0%} of whose spread is one document, missing in {unseen:.0%} of these draws"
     if d.kind == "jackknife":
         return said
     found = as_recorded(d)
     heads = [h for h, own in found.items() if any(x.holds(d.level) if met else x.fails(d.level) for x in own)]
-    return f"{said}; {'met' if met else 'refuted'} as recorded: {', '.join(heads) or 'nowhere'}"
+    names = ["the whole target" if h in ("all", "worst") else h for h in heads]
+    return f"{said}; as recorded, {'met' if met else 'refuted'} {'at ' + ', '.join(names) if names else 'nowhere'}"
 
 
 def too_often(found: dict[str, Replay]) -> None:
@@ -183,13 +200,13 @@ def too_often(found: dict[str, Replay]) -> None:
     for claim, replay in found.items():
         for c in replay.counts:
             d = c.decision
-            rates = [("met", int(c.above.max()), LEVEL, c.heads_above)]
+            rates = [("met", int(c.above.max()), LEVEL)]
             if claim != STATUS:
-                rates.append(("refuted", c.below, LEVEL / d.share, c.heads_below))
-            for side, k, nominal, wrong in rates:
+                rates.append(("refuted", c.below, LEVEL / d.share))
+            for side, k, nominal in rates:
                 line = f"{claim}, {d.name}, wrongly {side}: {_rate(k, c.draws)}, nominal {100 * nominal:.1f}"
                 if clopper_pearson(k, c.draws, 0.025)[0] > nominal:
-                    clear.append(f"- **{line}**; {_where(c, wrong, side == 'met')}")
+                    clear.append(f"- **{line}**; {_where(c, side == 'met')}")
                 elif k / c.draws > nominal:
                     perhaps.append(line)
     n = sum((1 + (claim != STATUS)) * len(replay.counts) for claim, replay in found.items())
@@ -209,29 +226,102 @@ def main() -> None:
     claims = by_claim(load_all(args.folder))
     with ProcessPoolExecutor(args.jobs) as pool:
         of = list(pool.map(replayed, claims.values(), [args.draws] * len(claims)))
-    found = dict(zip(claims, of, strict=True))
-    print(INTRODUCTION.format(draws=args.draws, date=datetime.date.today().isoformat()))
+    report(dict(zip(claims, of, strict=True)), args.draws, args.folder)
+
+
+def report(found: dict[str, Replay], draws: int, folder: Path) -> None:
+    """Print FAMILIES.md."""
+    print(INTRODUCTION.format(draws=draws, n_boot=N_BOOT - 1, date=datetime.date.today().isoformat()))
     print("## By claim\n")
     table_of_claims(found)
     print("\n## Too often\n")
     too_often(found)
+    print(f"\n{SHARES}")
+    table_of_shares(found)
     print(f"\n{READING}\n## By condition\n")
     table_of_conditions(found)
     print(f"\n{POWERS}")
     table_of_power(found)
     print(f"\n{RANKED}")
-    table_of_ranks(args.folder / RANKS)
+    table_of_ranks(folder / RANKS)
     print(f"\n{WITHOUT}", end="")
 
 
 INTRODUCTION = """# Calibration of the claims
 
-Made by `make calibrate` on {date} (`python -m fra.tests.rates build/samples --draws {draws}`; samples of `mini`).
+Made by `make calibrate` on {date}: `python -m fra.tests.rates build/samples --draws {draws}`, from the samples that
+`pytest claims -p fra.tests.record` keeps while the claims run on `mini`. Of `fra.stats` alone: CALIBRATION.md; of Q04
+and Q05 with their whole search under three nulls: NULLS.md.
+
+How often is a claim wrong on samples such as it really has? The documents of a claim (on natural text `mini`'s thirty
+registers, which are resampled as one each) are taken for the population. As many are drawn with replacement, the same
+ones for all heads and conditions. Effects are moved by a constant, so that the population's mean lies exactly at the
+bar at every head and candidate, and the claim's own functions decide again, with its own corrections: the largest
+statistic within a head, Holm or Bonferroni over heads and conditions. A condition that is then found beyond its bar
+anywhere in its family is *wrongly met*; one that is found short of it, *wrongly refuted*. Met may be wrong in 5 %,
+refuted in 5 % over the number of conditions any of which may refute ("nominal"), a claim refuted by any of them in 5
+%. Brackets: Clopper-Pearson, 95 %. (The multiplication of effects by a constant in the place of moving them gives the
+same numbers: the tests are studentised.)
+
+What this shows, and what it does not:
+
+- The rates are *upper bounds of wrong verdicts*. SUPPORTED needs every condition at one head; REFUTED also needs power
+  0.8, and that every candidate of the head fails; and a family of which each head lies exactly at its bar is the worst
+  there is. A head far from the bar is in no danger.
+- The population has no more documents than the claim had, so every draw lacks a third of them. Where *one document is
+  unlike all others*, a third of all draws do not hold it, look tight, and decide wrongly; no test can see what is not
+  there. Whether text at large has one such register in thirty nobody knows: the rate says what happens if it has. What
+  shows in none of the documents is not simulated at all.
+- It is about the last step alone, from samples to a decision. Selection, search and wrong controls come before it.
+- Resamples: {n_boot} or some more instead of 9,999, chosen so that no test is coarser than its level; a little less
+  power, the same size. Claims of many candidates are drawn less often.
+- "far end": a share near the end of its range cannot be moved to the bar; some documents, by chance, lie at the far end
+  of the range instead. "jackknife": pseudo-values are drawn, which is right as far as the statistic is linear.
+  Conditions "effect < bar" are shown with their sign turned. Of claims about several dictionaries at once, one at a
+  time is at its bar, and the larger rate is shown. "status": which heads are token induction heads.
+"""
+SHARES = """## One document
+
+By how much of the squared deviations from the mean is one document's, in the head where that is most (of thirty equal
+ones each would have 0.03 on average; the largest of thirty normal ones has about 0.2).
 """
 READING = ""
-POWERS = "## Power\n"
-RANKED = "## Ranks among nulls\n"
-WITHOUT = ""
+POWERS = """## Power
+
+`detectable`: the effect, counted from the bar and in the bar's unit, that `fra.stats.detectable` says this sample
+finds with power 0.8 at Holm's first step; then how often effects half, once and twice as large were found, and the
+effect that was found in 80 % of the draws. Medians over heads (lowest to highest), of a head's candidates its median
+one. "Never": heads in which more than a fifth of the draws have no lower bound at all (next to no variance, or no
+rows); where values have a range, exact bounds stand in there, which are not counted here.
+"""
+RANKED = """## Ranks among nulls
+
+Conditions that rank a number among nulls (other lags, scrambled heads, random sets, relabelled features) have their
+size by construction, if what is ranked is exchangeable with its nulls where nothing is there. Here only the arithmetic
+is seen: how often a null ranks in the upper 5 % of its own kind, which ties and few draws lower. That they *are*
+exchangeable is an assumption: scrambled heads of a layer share documents, other lags of one head share rows. A rank can
+deny a channel and refutes nothing. (D16 ranks a cosine less its bar among draws less their mean.)
+"""
+WITHOUT = """## Claims without a rate
+
+Exact numbers, which do not vary from document to document; what must break for them to be believed:
+
+| claim | control |
+|---|---|
+| Q01, Q18 | each kind of term left out in turn; Q01 the scale too; Q18 norms without signs |
+| Q19 | an unmasked patch must change earlier logits, and every intervention must change something |
+| Q13, Q13.bias | another direction must move the scores; the same vector must move feature x bias |
+| S01 | the derivative without the row's mean must miss the finite difference |
+| D02, D03, D17 | each head, bias or kind of term left out; rows of the pattern mixed up |
+| B01, B02 | dense matrices with zeros must not come down to 1 / n_heads; features of dense dictionaries must change |
+
+Other tests, which are not counted here: Q06 (heads counted against scrambles; percentiles over resampled documents),
+D07 and D07.token (features counted: Clopper-Pearson and Fisher, which take features for independent; D07's source is
+above), B06 (percentiles over resampled sources; planted heads for power).
+
+Nothing was decided on `mini`, so that there is no sample: D05 (no head knows enough induction features), D15 (too few
+of its names are single tokens).
+"""
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ wrongly. `fra.tests.record` writes the samples, `fra.tests.rates` the tables; te
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -23,96 +23,17 @@ from fra.claim import Condition
 from fra.evidence import two_sided
 from fra.stats import ClusterMeans, Floats
 from fra.tests.samples import Decision, Sample
+from fra.tests.together import Together
 
 STRENGTHS = (0.5, 1.0, 2.0)
 """Planted strengths, in units of what `fra.stats.detectable` says is found with power 0.8."""
 POWER = 0.8
-_N_BOOT = 1_000
+N_BOOT = 1_000
 """At least so many resamples; claims use 9,999."""
 _COLUMNS = 300
 """Claims of more columns (candidates times heads times conditions) are drawn less often."""
 
 Conditions = dict[str, list[Condition]]
-
-
-class _Drawn(stats._Tail):
-    """A test whose resamples were drawn together with other columns'."""
-
-    def __init__(self, whole: stats._Tail, t: Floats, columns: slice) -> None:
-        self.estimate, self.se = whole.estimate[columns], whole.se[columns]
-        self._n_boot, self._sorted, self._t = whole._n_boot, {}, t[:, columns]
-
-    def _resamples(self, some: slice) -> Iterator[Floats]:
-        yield self._t[:, some]
-
-
-class Together:
-    """Samples of equally many documents side by side: one sample, resampled once for all of them."""
-
-    def __init__(self, samples: Sequence[Sample], rows: np.ndarray | slice, seed: int, n_boot: int) -> None:
-        sums, counts = (np.hstack([getattr(s, part)[rows] for s in samples]) for part in ("sums", "counts"))
-        self.means = ClusterMeans(sums, counts, seed=seed, n_boot=n_boot)
-        ends = np.cumsum([0, *(s.sums.shape[1] for s in samples)])
-        self.columns = [slice(a, b) for a, b in itertools.pairwise(ends)]
-        self._place = np.concatenate([[0], np.cumsum(self.means.testable)])
-        self._t: dict[str, Floats] = {}
-        self._tails: dict[tuple[str, int], _Drawn] = {}
-
-    def tail(self, side: str, k: int) -> _Drawn:
-        """The test `side` (an attribute of ClusterMeans) of the k-th sample."""
-        if (side, k) not in self._tails:
-            whole: stats._Tail = getattr(self.means, side)
-            if side not in self._t:
-                self._t[side] = np.concatenate(list(whole._resamples(slice(None))))
-            own = slice(self._place[self.columns[k].start], self._place[self.columns[k].stop])
-            self._tails[side, k] = _Drawn(whole, self._t[side], own)
-        return self._tails[side, k]
-
-    def part(self, k: int, moved: Floats | float = 0.0) -> Part:
-        """The k-th sample, every effect of a candidate moved by a constant ([n_cand])."""
-        return Part(self, k, moved)
-
-
-class Part(ClusterMeans):
-    """One of several samples that are resampled together, its effects moved.
-
-    A constant on every effect moves estimate and bounds by as much and changes nothing else, so the sample as it is is
-    asked at the bar moved back. (A factor on every effect would change nothing at all: the tests are studentised.)
-    """
-
-    def __init__(self, together: Together, k: int, moved: Floats | float) -> None:
-        own = together.columns[k]
-        whole = together.means
-        self._together, self._k = together, k
-        self.n_docs, self.seed, self.n_boot = whole.n_docs, whole.seed, whole.n_boot
-        self.testable, self.se, self.n_live = whole.testable[own], whole.se[own], whole.n_live[own]
-        self.n_cand = len(self.testable)
-        self.moved = np.broadcast_to(np.asarray(moved, dtype=np.float64), (self.n_cand,))
-        self.estimate = whole.estimate[own] + self.moved
-
-    @property
-    def _above(self) -> stats._Tail:  # type: ignore[override]
-        return self._together.tail("_above", self._k)
-
-    @property
-    def _below(self) -> stats._Tail:  # type: ignore[override]
-        return self._together.tail("_below", self._k)
-
-    @property
-    def _unguarded_below(self) -> stats._Tail:  # type: ignore[override]
-        return self._together.tail("_unguarded_below", self._k)
-
-    def p_above(self, bar: float, simultaneous: bool = True) -> Floats:  # type: ignore[override]
-        return super().p_above(bar - self.moved, simultaneous)
-
-    def p_below(self, bar: float, simultaneous: bool = True) -> Floats:  # type: ignore[override]
-        return super().p_below(bar - self.moved, simultaneous)
-
-    def lower(self, level: float, simultaneous: bool = True) -> Floats:  # type: ignore[override]
-        return super().lower(level, simultaneous) + self.moved
-
-    def upper(self, level: float, simultaneous: bool = True) -> Floats:  # type: ignore[override]
-        return super().upper(level, simultaneous) + self.moved
 
 
 def decide(d: Decision, means: Mapping[str, ClusterMeans], raw: Mapping[str, Sample] | None = None) -> Conditions:
@@ -155,12 +76,23 @@ class Counts:
     heads_above: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
     """[heads or dictionaries] draws in which this one was found above it; below it."""
     heads_below: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
+    unseen: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
+    """[2, heads] of these draws, those that lacked the head's most outlying document."""
     covered: float = 0.0
     """Share of heads whose interval holds the mean of the population where that is, added over draws."""
     needed: list[Floats] = field(default_factory=list)
     """By draw: [columns] how far above the bar the effect would have had to lie to be found."""
     far: bool = False
     """Whether the null is of documents at the far end of the range, not of moved ones."""
+
+    @cached_property
+    def farthest(self) -> list[tuple[int, int]]:
+        """[heads] how many documents there are, and which one lies farthest from the mean."""
+        found = []
+        for sample in self.decision.samples.values():
+            apart = np.abs(sample.sums - pooled_mean(sample) * sample.counts)
+            found.append((len(apart), int(np.nan_to_num(apart).max(1).argmax())))
+        return found
 
     @property
     def outlying(self) -> Floats:
@@ -217,7 +149,7 @@ def resamples(decisions: Sequence[Decision]) -> int:
     coarser than that level, and a small B costs power but no size.
     """
     unit = max(round(d.tests / d.level) for d in decisions)
-    return unit * -(-_N_BOOT // unit) - 1
+    return unit * -(-N_BOOT // unit) - 1
 
 
 class Replay:
@@ -250,6 +182,7 @@ class Replay:
         counts = Counts(d, estimate, heads, np.full(len(estimate), np.nan))
         counts.above = np.zeros(len(d.samples) if d.kind == "worst" else 1, dtype=int)
         counts.heads_above, counts.heads_below = np.zeros((2, len(d.samples)), dtype=int)
+        counts.unseen = np.zeros((2, len(d.samples)), dtype=int)
         if d.kind == "jackknife":
             return counts
         parts = [self._whole[self._places[k, h][0]].part(self._places[k, h][1]) for h in d.samples]
@@ -279,6 +212,13 @@ class Replay:
                 failed = self._jackknife(k, rows) if d.kind == "jackknife" else self._one(k, drawn, rows, rng)
                 refuted |= failed and d.judged
             self.refuted += refuted
+
+    @staticmethod
+    def _add(counts: Counts, held: np.ndarray, failed: np.ndarray, rows: Mapping[int, np.ndarray]) -> None:
+        unseen = np.array([k not in rows[n] for n, k in counts.farthest])
+        counts.heads_above += held
+        counts.heads_below += failed
+        counts.unseen += [held & unseen, failed & unseen]
 
     def forget(self) -> None:
         """Let go of what only drawing needs."""
@@ -311,8 +251,7 @@ class Replay:
         else:
             counts.above += held.any()
         counts.below += failed.any()
-        counts.heads_above += held
-        counts.heads_below += failed
+        self._add(counts, held, failed, rows)
         counts.covered += self._covered(d, decide(d, as_is, raw), split)
         if d.above:
             level = self._power_level(d)
@@ -361,8 +300,7 @@ class Replay:
         counts.draws += 1
         counts.above += held.any()
         counts.below += failed.any()
-        counts.heads_above += held
-        counts.heads_below += failed
+        self._add(counts, held, failed, rows)
         seen = jackknife_conditions(d.name, d.bar, as_is, d.level, d.share)
         inside = [c.low <= float(d.samples[h].sums.mean()) <= c.high for h, c in seen.items()]
         counts.covered += float(np.mean(inside))

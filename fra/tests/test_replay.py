@@ -13,8 +13,9 @@ from fra.paired import Measured, paired_evidence
 from fra.stats import ClusterMeans
 from fra.tests import calibration, rates, replay
 from fra.tests.record import Recorder
-from fra.tests.replay import Replay, Together, at_far_end, decide
+from fra.tests.replay import Replay, at_far_end, decide
 from fra.tests.samples import Decision, Sample, load, load_all, save
+from fra.tests.together import Together
 
 CLAIM = Claim(
     id="X01",
@@ -36,7 +37,7 @@ def family(shape: str, heads: int, n_docs: int, seed: int, *, bar: float = 0.0, 
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch):
-    monkeypatch.setattr(replay, "_N_BOOT", 400)
+    monkeypatch.setattr(replay, "N_BOOT", 400)
 
 
 def replayed(decision: Decision, draws: int, seed: int = 0) -> Replay:
@@ -103,7 +104,11 @@ def test_the_replay_sees_a_test_that_errs_too_often(monkeypatch):
 
 
 def test_power_is_what_detectable_says_and_grows():
-    counts = replayed(family("normal", 4, 40, 4), 150).counts[0]
+    decision = family("normal", 4, 40, 4)
+    counts = replayed(decision, 150).counts[0]
+    for said, sample in zip(counts.detectable, decision.samples.values(), strict=True):
+        own = stats.detectable(ClusterMeans(sample.sums, seed=1), 0.05 / 4, simultaneous=False)  # Holm's first step
+        assert said == pytest.approx(float(own[0]), rel=0.1)
     half, one, two = (counts.power(k) for k in (0.5, 1.0, 2.0))
     assert half < 0.5
     assert one == pytest.approx(0.8, abs=0.07)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fra.stats import Floats, clopper_pearson, rank_p, seed_of
-from fra.tests.record import RANKS, STATUS
+from fra.tests.recorder import RANKS, STATUS
 from fra.tests.replay import N_BOOT, STRENGTHS, Counts, Replay, as_recorded
 from fra.tests.samples import Decision, load_all
 

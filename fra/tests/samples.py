@@ -1,6 +1,6 @@
 """What a claim's tests rest on, as files: the sample behind every condition, and how the condition was decided.
 
-`fra.tests.record` writes them while claims run, `fra.tests.replay` draws from them. An .npz each, nothing pickled.
+`fra.tests.recorder` writes them while claims run, `fra.tests.replay` draws from them. An .npz each, nothing pickled.
 """
 
 from __future__ import annotations

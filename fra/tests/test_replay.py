@@ -12,9 +12,10 @@ from fra.errors import FraError
 from fra.paired import Measured, paired_evidence
 from fra.stats import ClusterMeans
 from fra.tests import calibration, rates, replay
-from fra.tests.record import Recorder
+from fra.tests.recorder import Recorder
 from fra.tests.replay import Replay, at_far_end, decide
 from fra.tests.samples import Decision, Sample, load, load_all, save
+from fra.tests.test_verdict_plugin import suite  # noqa: F401
 from fra.tests.together import Together
 
 CLAIM = Claim(
@@ -213,6 +214,39 @@ def test_the_recorder_knows_the_other_ways_to_decide(tmp_path):
     assert found["X02", "overlap"].samples["L0H0"].sums.mean() == pytest.approx(0.6, abs=0.05)
     ((claim, observed, draws),) = recorder.ranks
     assert (claim, observed, draws.tolist()) == ("X02", 1.0, [0.5, 2.0, 0.1])
+
+
+MADE = """
+    import numpy as np
+    import pytest
+    from fra.claim import Claim
+
+    CLAIM = Claim(id="T01", title="Heads do it", h0="E <= 1", bar=1.0, statistic="mean/1", stimuli=("made",), n=30)
+
+    @pytest.fixture(scope="module")
+    def evidence():
+        from fra.paired import Measured, mean_of, paired_evidence
+
+        draw = np.random.default_rng(0).normal(1.5, 0.5, (8, 30))
+        heads = {f"L0H{k}": Measured(*mean_of({"effect": x}), [str(d) for d in range(30)]) for k, x in enumerate(draw)}
+        return paired_evidence(CLAIM, "tiny", heads, heads)
+
+    def test_heads(head, evidence, verdict):
+        verdict(evidence.get(head))
+"""
+
+
+def test_the_plugin_keeps_samples_and_leaves_the_ledger_as_it_is(suite):  # noqa: F811
+    suite.claims(heads=MADE)
+    original = evidence.two_sided
+    suite.run("--ledger", "plain.json", ret=0)
+    suite.run("--ledger", "kept.json", "-p", "fra.tests.record", "--samples", "kept", ret=0)
+    assert suite.rows("kept.json") == suite.rows("plain.json")
+    assert evidence.two_sided is original
+    (decision,) = load_all(suite.path / "kept")
+    assert (decision.claim, decision.name, decision.bar, decision.judged) == ("T01", "effect", 1.0, True)
+    assert list(decision.samples) == [f"L0H{k}" for k in range(8)]
+    assert all(sample.sums.shape == (30, 1) for sample in decision.samples.values())
 
 
 def test_a_rank_among_its_own_kind_has_its_size_and_ties_only_lower_it():

@@ -182,7 +182,8 @@ def _where(c: Counts, met: bool) -> str:
     wrong, d = (c.heads_above if met else c.heads_below), c.decision
     worst = int(wrong.argmax())
     own = c.outlying[c.heads == worst]
-    said = f"most often {list(d.samples)[worst]} ({100 * wrong[worst] / c.draws:.1f})"
+    name = list(d.samples)[worst]
+    said = f"most often {name} ({100 * wrong[worst] / c.draws:.1f})" if len(d.samples) > 1 else name
     if np.isfinite(own).any():
         unseen = c.unseen[0 if met else 1, worst] / wrong[worst]
         said += f", {np.nanmax(own):.0%} of whose spread is one document, missing in {unseen:.0%} of these draws"
@@ -190,8 +191,20 @@ def _where(c: Counts, met: bool) -> str:
         return said
     found = as_recorded(d)
     heads = [h for h, own in found.items() if any(x.holds(d.level) if met else x.fails(d.level) for x in own)]
-    names = ["the whole target" if h in ("all", "worst") else h for h in heads]
-    return f"{said}; as recorded, {'met' if met else 'refuted'} {'at ' + ', '.join(names) if names else 'nowhere'}"
+    if not heads:
+        return f"{said}; as recorded, {'met' if met else 'refuted'} nowhere"
+    far = distances(c)
+    nearest = min(heads, key=lambda h: far[h])
+    of = f"at {len(heads)}, of which {nearest} is the nearest to its bar" if len(heads) > 1 else f"at {nearest}"
+    return f"{said}; as recorded, {'met' if met else 'refuted'} {of}, {far[nearest]:.1f} detectable effects away"
+
+
+def distances(c: Counts) -> dict[str, float]:
+    """How far every head's mean lies from the bar, in units of the effect that is found in 80 % of the draws: of its
+    candidates the nearest.
+    """
+    apart = np.abs(c.estimate - c.decision.bar) / c.strength
+    return {h: float(np.nanmin(apart[c.heads == k], initial=np.inf)) for k, h in enumerate(c.decision.samples)}
 
 
 def too_often(found: dict[str, Replay]) -> None:

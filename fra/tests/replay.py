@@ -53,8 +53,17 @@ def decide(d: Decision, means: Mapping[str, ClusterMeans], raw: Mapping[str, Sam
 
 
 def as_recorded(d: Decision) -> Conditions:
-    """The condition at every head as it stands in the ledger: recorded samples, recorded seeds, all resamples."""
-    return decide(d, {h: ClusterMeans(s.sums, s.counts, seed=s.seed) for h, s in d.samples.items()}, d.samples)
+    """The condition at every head as it stands in the ledger: recorded samples, recorded seeds, all resamples. Of
+    `worst`, which the ledger has for all dictionaries together, at each.
+    """
+    means = {h: ClusterMeans(s.sums, s.counts, seed=s.seed) for h, s in d.samples.items()}
+    return _alone(d, means) if d.kind == "worst" else decide(d, means, d.samples)
+
+
+def _alone(d: Decision, means: Mapping[str, ClusterMeans]) -> Conditions:
+    """`worst` for one dictionary at a time; refuted by any, so corrected over all."""
+    each = {h: Measured(d.name, d.bar, {h: m}, above=d.above) for h, m in means.items()}
+    return {h: [worst(one, d.level, d.tests)] for h, one in each.items()}
 
 
 @dataclass
@@ -244,8 +253,7 @@ class Replay:
         held = np.array([any(c.holds(d.level) for c in own) for own in found.values()])
         failed = np.array([any(c.fails(d.level) for c in own) for own in found.values()])
         if d.kind == "worst":  # one dictionary at the bar, the others beyond it
-            each = [Measured(d.name, d.bar, {h: m}, above=d.above) for h, m in null.items()]
-            alone = [worst(one, d.level, d.tests) for one in each]  # refuted by any, so corrected over all
+            alone = [c for own in _alone(d, null).values() for c in own]
             held, failed = np.array([[c.holds(d.level), c.fails(d.level)] for c in alone]).T
             counts.above += held
         else:

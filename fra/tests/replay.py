@@ -30,9 +30,6 @@ STRENGTHS = (0.5, 1.0, 2.0)
 POWER = 0.8
 N_BOOT = 1_000
 """At least so many resamples; claims use 9,999."""
-_COLUMNS = 300
-"""Claims of more columns (candidates times heads times conditions) are drawn less often."""
-
 Conditions = dict[str, list[Condition]]
 
 
@@ -167,8 +164,7 @@ class Replay:
     def __init__(self, decisions: Sequence[Decision], draws: int) -> None:
         self.decisions = list(decisions)
         self.n_boot = resamples(self.decisions)
-        columns = sum(s.sums.shape[1] for d in decisions for s in d.samples.values())
-        self.draws = draws if columns <= _COLUMNS else max(draws // 4, draws * _COLUMNS // columns)
+        self.draws = draws
         self._places: dict[tuple[int, str], tuple[int, int]] = {}
         self._sides: dict[int, list[Sample]] = {}
         for k, d in enumerate(self.decisions):

@@ -11,7 +11,7 @@ ARGS ?=
 # A directory of .txt files, one book each, for `make mini`.
 CORPUS ?=
 # Draws a claim for `make calibrate`.
-DRAWS ?= 300
+DRAWS ?= 200
 # For `make cards`.
 TARGET ?= mini
 HOOK ?= blocks.1.attn.hook_z
@@ -82,7 +82,7 @@ bench-census: $(INSTALLED)
 	  --benchmark-json build/bench-census.json $(ARGS)
 	$(BIN)/python -m fra.tests.bench.table build/bench-census.json -o build/bench-census.md
 
-# How often the tests and the claims are wrong where nothing is there, and what they find: about an hour on two cores,
+# How often the tests and the claims are wrong where nothing is there, and what they find: over an hour on two cores,
 # ten minutes of it to measure every claim once more for its samples. make calibrate ARGS="--seeds 5" DRAWS=1000
 calibrate: $(INSTALLED)
 	@mkdir -p build

@@ -228,7 +228,12 @@ def too_often(found: dict[str, Replay]) -> None:
                 elif k / c.draws > nominal:
                     perhaps.append(line)
     n = sum((1 + (claim != STATUS)) * len(replay.counts) for claim, replay in found.items())
-    print(f"Above its nominal rate with the whole interval: {len(clear)} of {n} rates.\n")
+    print(
+        f"Above its nominal rate with the whole interval: {len(clear)} of {n} rates. (A detectable effect: what is found above"
+    )
+    print(
+        "the bar in 80 % of the draws; a head skewed upwards can lie much nearer below its bar and be told from it.)\n"
+    )
     print("\n".join(clear or ["- none"]))
     print(f"\nAbove it, which chance may have done: {len(perhaps)} rates.\n")
     print(textwrap.fill("; ".join(perhaps) or "none", 118, break_long_words=False, break_on_hyphens=False))

@@ -229,7 +229,8 @@ def too_often(found: dict[str, Replay]) -> None:
                     perhaps.append(line)
     n = sum((1 + (claim != STATUS)) * len(replay.counts) for claim, replay in found.items())
     print(
-        f"Above its nominal rate with the whole interval: {len(clear)} of {n} rates. (A detectable effect: what is found above"
+        f"Above its nominal rate with the whole interval: {len(clear)} of {n} rates. "
+        "(A detectable effect: what is found above"
     )
     print(
         "the bar in 80 % of the draws; a head skewed upwards can lie much nearer below its bar and be told from it.)\n"
@@ -310,7 +311,7 @@ ones each would have 0.03 on average; the largest of thirty normal ones has abou
 """
 READING = """What this says of `mini`, as read from the run of 20 November 2026 (200 draws; written by hand):
 
-*Most families hold.* So do all on stimuli that are made (Q04, Q05, Q07, Q08, Q16, Q17, Q20, D11, D14: 32 to a hundred
+*Most families hold*, all of them on stimuli that are made (Q04, Q05, Q07, Q08, Q16, Q17, Q20, D11, D14: 32 to a hundred
 independent documents): 2 to 7 % wrongly met. Where no document has more than 0.4 of the spread, 3.5 to 5 % are
 wrongly met and refutations are wrong about as often as they may be.
 

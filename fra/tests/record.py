@@ -1,0 +1,47 @@
+"""`pytest claims -p fra.tests.record [--samples FOLDER]`: keep the samples behind every verdict (fra.tests.recorder).
+
+Light at import: given by -p it comes before the plugins of conftest.py, of which the first must come before numpy.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+FOLDER = "build/samples"
+KEY = pytest.StashKey[Any]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--samples", metavar="FOLDER", default=FOLDER, help=f"where samples are kept (default: {FOLDER})")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Not where xdist only hands out work."""
+    config = session.config
+    options = config.pluginmanager.getplugin("fixtures.options")
+    run = None if options is None else config.stash.get(options.RUN, None)
+    hands_out = getattr(config.option, "dist", "no") != "no" and not hasattr(config, "workerinput")
+    if run is not None and not hands_out and not config.option.collectonly:
+        from fra.tests.recorder import Recorder
+
+        config.stash[KEY] = Recorder(run.registry.claims.values())
+        config.stash[KEY].install()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    recorder = item.config.stash.get(KEY, None)
+    if recorder is not None:
+        claim = item.config.pluginmanager.getplugin("fixtures.verdict").claim_of(item)
+        recorder.current = None if claim is None else claim.id
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    recorder = session.config.stash.get(KEY, None)
+    if recorder is not None:
+        from fra.tests.recorder import save_all
+
+        recorder.remove()
+        save_all(recorder, session.config.invocation_params.dir / session.config.option.samples)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fra import _census_blocks, _census_corpus, _census_pairs, _census_scan, _census_tables
+from fra import _census_blocks, _census_corpus, _census_dense, _census_pairs, _census_scan, _census_tables
 from fra._census import Census
 from fra._census_corpus import Corpus, concatenate
 from fra._census_observe import Layer
@@ -396,7 +396,7 @@ def test_a_threshold_from_the_busiest_features_loses_nothing(reduces: Any, monke
     told = []
     right = Strongest.expect
     monkeypatch.setattr(Strongest, "expect", lambda self, threshold: (told.append(threshold), right(self, threshold)))
-    monkeypatch.setattr(_census_scan, "_SAMPLED_FEATURES", 16)
+    monkeypatch.setattr(_census_dense, "_SAMPLED_FEATURES", 16)
     for name, frame in workloads.of(layer, corpus).strongest(reduces, 9).items():
         pd.testing.assert_frame_equal(frame, plain[name], check_exact=True)
     assert told and min(told) > 0

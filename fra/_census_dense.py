@@ -20,11 +20,11 @@ from fra._census_tables import Kind, Tables, Where, count_dtype, shared
 
 _TABLE_BYTES = 1 << 24
 """Of one position part: few enough that it is still in a cache when it is multiplied, head by head."""
-_COLUMNS = 64, 1024
+_COLUMNS = 128, 1024
 """Key features at a time, at least and at most, where a table costs little to begin."""
 _TERM_COLUMNS = 256
 """At least, where every block meets all documents anew."""
-_STEP = 0.75
+_STEP = 0.5
 """A block ends where so few of its first column's query features can still reach a threshold."""
 _SCANNED_AT_ONCE = 1 << 19
 """Numbers in one tile of a table."""
@@ -134,7 +134,8 @@ class DenseScan:
         rows = laid.rows(keys.start, job, some)
         if not rows:
             return
-        found = laid.tables.terms([(kind_of(source), source[1]) for source in some], self.where, keys, rows)
+        sides = {head: (laid.q_side[at], laid.k_side[at]) for at, head in enumerate(laid.heads)}
+        found = laid.tables.terms([(kind_of(source), source[1]) for source in some], self.where, keys, sides, rows)
         for tile in _tiles(rows, keys.stop - keys.start):
             for source in some:
                 mine = slice(tile.start, min(tile.stop, laid.rows(keys.start, job, [source])))
@@ -196,7 +197,8 @@ class DenseScan:
         count = self._count(tables, every, _SAMPLED_FEATURES, 0)
         found: Mapping[tuple[Kind, int], Tensor] = {}
         if terms:
-            found = tables.terms([(kind_of(source), source[1]) for source in known], self.where, every)
+            of_heads = {head: (sides[0][at][q], sides[1][at][k]) for at, head in enumerate(heads)}
+            found = tables.terms([(kind_of(source), source[1]) for source in known], self.where, every, of_heads)
         whole = _Kept(tables, self.where, every)
         work = self.corpus.value.new_empty(_SAMPLED_FEATURES**2)
         for source in known:

@@ -17,7 +17,6 @@ from fra._census_observe import Layer, Observer
 from fra._census_scan import Scan
 from fra._census_tables import Tables, Where
 from fra._heads import Model
-from fra._strongest import Strongest
 from fra.errors import FraError
 
 NEED_STRIPES = ("contrast", "sensitivity")
@@ -110,9 +109,11 @@ class Census:
             )
         ask = Ask(tuple(reduces), n, chosen, where, max(1, min_count), max(1, min_documents))
         scan = Scan(self.layer, self.corpus, ask, self.memory_budget)
-        best, sources = scan.run(), scan.job.sources
+        rows = {source: best.result() for source, best in scan.run().items()}
+        left = [code for source, (_, code, _, _) in rows.items() if source[0] != "count" and not scan.job.counted]
+        counts = self._counts(torch.unique(torch.cat(left)), where) if left else None
         return {
-            name: self._frame(name, {head: best[sources[name, head]] for head in chosen}, where, scan.job.counted)
+            name: self._frame(name, {head: rows[scan.job.sources[name, head]] for head in chosen}, counts)
             for name in reduces
         }
 
@@ -136,21 +137,29 @@ class Census:
         if missing or not heads:
             raise FraError(f"the census has no head {missing}: it has {list(self.heads)}.")
 
-    def _frame(self, name: CensusReduce, best: Mapping[int, Strongest], where: Where, counted: bool) -> pd.DataFrame:
-        frames = []
-        for head, rows in best.items():
-            _, code, value, count = rows.result()
-            value = (value.abs() if name == "abs" else value).to(self.corpus.value.dtype)
-            frames.append(
-                (torch.full_like(code, head), code // self.layer.d_sae, code % self.layer.d_sae, value, count)
-            )
-        every, q, k, value, count = (torch.cat(parts) for parts in zip(*frames, strict=True))
-        if not counted and len(q):
-            home = self.corpus.device
-            (i, at_i), (j, at_j) = (torch.unique(ids.to(home), return_inverse=True) for ids in (q, k))
-            few = Tables(self.layer, self.corpus, i, j).positions("count", where, None, slice(0, len(j)))
-            count = few[at_i, at_j].long().cpu()
-        columns = {"head": every, "q_feature": q, "k_feature": k, "value": value, "count": count}
+    def _counts(self, code: torch.Tensor, where: Where) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes of channels, ascending, and how often each is live."""
+        d_sae, home = self.layer.d_sae, self.corpus.device
+        (i, at_i), (j, at_j) = (
+            torch.unique(ids.to(home), return_inverse=True) for ids in (code // d_sae, code % d_sae)
+        )
+        few = Tables(self.layer, self.corpus, i, j).positions("count", where, None, slice(0, len(j)))
+        return code, few[at_i, at_j].long().cpu()
+
+    def _frame(
+        self,
+        name: CensusReduce,
+        rows: Mapping[int, tuple[torch.Tensor, ...]],
+        counts: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> pd.DataFrame:
+        """Every head's key, code, value and count; counts: of what was not counted before."""
+        head = torch.cat([torch.full_like(code, head) for head, (_, code, _, _) in rows.items()])
+        _, code, value, count = (torch.cat(parts) for parts in zip(*rows.values(), strict=True))
+        value = (value.abs() if name == "abs" else value).to(self.corpus.value.dtype)
+        if counts is not None and name != "count":
+            count = counts[1][torch.searchsorted(counts[0], code)]
+        q, k = code // self.layer.d_sae, code % self.layer.d_sae
+        columns = {"head": head, "q_feature": q, "k_feature": k, "value": value, "count": count}
         return pd.DataFrame({key: column.cpu().numpy() for key, column in columns.items()})
 
     @torch.no_grad()

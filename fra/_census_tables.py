@@ -8,7 +8,7 @@ features: W F_k is dense in rows and a block's columns, and F_q^T adds up its ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -232,19 +232,22 @@ class Tables:
         return on_stripe - on_stripe.sum(-1, keepdim=True) * pattern
 
     def terms(
-        self, sources: Sequence[tuple[Kind, int]], where: Where, keys: slice, n_first: int | None = None
+        self,
+        sources: Sequence[tuple[Kind, int]],
+        where: Where,
+        keys: slice,
+        sides: Mapping[int, tuple[Float[Tensor, "q d_head"], Float[Tensor, "k d_head"]]],
+        n_first: int | None = None,
     ) -> dict[tuple[Kind, int], Float[Tensor, "q keys"]]:
         """The finished numbers of some reductions and heads from their single terms, a document at a time: what has no
-        position part; of all query features or the first of them. The next call writes over them.
+        position part; of all query features or the first of them. sides: each head's directions of all query and key
+        features. The next call writes over them.
         """
         k_ids, q_ids = self.k_ids[keys], self.q_ids[:n_first]
         tables = {source: self._reused(at, source[0], len(q_ids), len(k_ids)) for at, source in enumerate(sources)}
         kinds_of: dict[int, list[Kind]] = {}
         for kind, head in tables:
             kinds_of.setdefault(head, []).append(kind)
-        heads = list(kinds_of)
-        q_side = self.layer.all_directions("query", heads, q_ids)
-        k_side = self.layer.all_directions("key", heads, k_ids)
         small = len(q_ids) * len(k_ids) < 2**31
         for doc in range(len(self.corpus.number)):
             part = Part(self.corpus, doc, doc + 1)
@@ -257,9 +260,9 @@ class Tables:
             cells = (q_asked.side.live[:, None] * len(k_ids) + k_asked.side.live).flatten()
             cells = cells.int() if small else cells
             weights: dict[Kind, Tensor | None] = {}
-            for place, (head, kinds) in enumerate(kinds_of.items()):
-                q = self._with_head(part, q_asked, self.corpus.gain_q, head, q_side[place])
-                k = self._with_head(part, k_asked, self.corpus.gain_k, head, k_side[place])
+            for head, kinds in kinds_of.items():
+                q = self._with_head(part, q_asked, self.corpus.gain_q, head, sides[head][0])
+                k = self._with_head(part, k_asked, self.corpus.gain_k, head, sides[head][1][keys])
                 alike: list[Kind] = [kind for kind in kinds if kind in ("sum", "abs", "max")]
                 groups = [alike] if alike else []
                 groups += [[kind] for kind in kinds if kind not in alike]

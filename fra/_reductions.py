@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from threading import Lock
+from threading import Lock, local
 from typing import Literal
 
 import torch
@@ -81,14 +81,14 @@ def refuse_beyond_memory(n_rows: int, row_bytes: int, what: str, instead: str) -
         )
 
 
-_SCANNED_AT_ONCE = 1 << 19
+_SCANNED_AT_ONCE = 1 << 18
 """Numbers compared with the running threshold at once: few enough to stay in a cache."""
 _ROWS_TOGETHER = 32
 """Rows whose largest number is looked for first, column by column."""
-_SAMPLED = 512
+_SAMPLED = 384
 """Entries of either side, the longest, whose pairs are looked at before all others."""
-_STRETCHES = 16
-"""Of query positions, each worked on by one thread."""
+_STRETCHES, _STRETCH = 4, 1024
+"""Consecutive query entries that one thread works on: at least so many stretches, of at most so many entries."""
 _ROUNDING = 1e-4
 """Products in tiles of another shape may differ in their last bits."""
 
@@ -100,8 +100,9 @@ def top_terms(
     q_feature, k_feature. On a CPU torch's own number of threads share the work; the answer does not depend on it.
     """
     longest = [side.vector.norm(dim=1).sort(descending=True, stable=True) for side in (q, k)]
-    best, lock = Strongest(n), Lock()
-    best.expect(_sampled_threshold(q, k, mask, n, by, dtype, *(found.indices[:_SAMPLED] for found in longest)))
+    best, lock, own = Strongest(n), Lock(), local()
+    floor = _sampled_threshold(q, k, mask, n, by, dtype, *(found.indices[:_SAMPLED] for found in longest))
+    best.expect(floor)
     # Keys beyond the last that a stretch of queries may attend are never multiplied.
     last = (torch.arange(len(mask), device=mask.device) * mask).amax(1).cummax(0).values + 1
     stops, of_row = torch.searchsorted(k.pos, last).tolist(), q.pos.tolist()
@@ -118,15 +119,18 @@ def top_terms(
         while low < len(q_at):
             highest = float(q_length[low]) * (1 + _ROUNDING)
             n_keys = stop
-            if best.threshold > 0:
-                n_keys = int(torch.searchsorted(k_length, -best.threshold / max(highest, 1e-300), right=True))
+            if floor > 0:  # not the threshold, which rises as threads go: the last bits of products are those of shapes
+                n_keys = int(torch.searchsorted(k_length, -floor / max(highest, 1e-300), right=True))
             if not n_keys:
                 break
             if not len(k_vector):
                 k_vector = k.vector[k_at[:n_keys]]
             width = max(1, min(TILE_ELEMENTS, _SCANNED_AT_ONCE) // n_keys)
             some = q_at[low : low + (width - width % min(_ROWS_TOGETHER, width))]
-            values = (q.vector[some] @ k_vector[:n_keys].mT).to(dtype)
+            if len(getattr(own, "work", ())) < len(some) * n_keys:
+                own.work = q.vector.new_empty(len(some) * n_keys)  # fresh pages cost as much as the product
+            into = own.work[: len(some) * n_keys].view(len(some), n_keys)
+            values = torch.mm(q.vector[some], k_vector[:n_keys].mT, out=into).to(dtype)
             row, column, key, value = _strong(values, by, best.threshold)
             row, column = some[row], k_at[column]
             seen = mask[q.pos[row], k.pos[column]].nonzero()[:, 0]
@@ -136,7 +140,7 @@ def top_terms(
                 best.offer(key[seen], code, value[seen])
             low += len(some)
 
-    width = max(_ROWS_TOGETHER, -(-len(q.pos) // _STRETCHES))
+    width = max(_ROWS_TOGETHER, min(_STRETCH, -(-len(q.pos) // _STRETCHES)))
     # The last stretches have most keys.
     starts = range(0, len(q.pos), width)[::-1]
     stretches = [slice(start, min(start + width, len(q.pos))) for start in starts]

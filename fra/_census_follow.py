@@ -102,9 +102,7 @@ class Followed:
         return cls(channels, int(k), at, value)
 
 
-def channels_to_follow(
-    follow: Int[Tensor, "n 2"] | pd.DataFrame, heads: Sequence[int], d_sae: int
-) -> Int[Tensor, "channels 3"]:
+def channels_to_follow(follow: Tensor | pd.DataFrame, heads: Sequence[int], d_sae: int) -> Int[Tensor, "channels 3"]:
     """Head, query feature and key feature of each channel once, in the order given: of every head where none is named.
 
     Raises FraError for what names no channels, and for heads and features that are not there.

@@ -236,7 +236,7 @@ class Tables:
         sources: Sequence[tuple[Kind, int]],
         where: Where,
         keys: slice,
-        sides: Mapping[int, tuple[Float[Tensor, "q d_head"], Float[Tensor, "k d_head"]]],
+        sides: Mapping[int, tuple[Float[Tensor, "all_q d_head"], Float[Tensor, "all_k d_head"]]],
         n_first: int | None = None,
     ) -> dict[tuple[Kind, int], Float[Tensor, "q keys"]]:
         """The finished numbers of some reductions and heads from their single terms, a document at a time: what has no

@@ -54,10 +54,12 @@ def census(
 
     What is kept is the live entries alone: with n = sum_d T_d * L0 entries 8 n bytes in float32, + 4 a position, +
     8 * n_heads a position with a QK-norm, + 4 * d_model a position for "sensitivity" and "mass". The reductions stream
-    from these, by block of key features; no table of [d_sae, d_sae] is made. With L live features, H heads and
-    w = 16 MB / (4 L) columns (128 at least, 256 at most, fewer where `memory_budget` says so) sums and stripes take
+    from these, by block of key features; no table of [d_sae, d_sae] is made. Where the n strongest are asked for, a
+    feature's length and activity bound its channels' sums, absolute sums, means, largest terms and counts, and channels
+    that cannot be among the n are not computed. With L live features, H heads and w = 16 MB / (4 L) columns (128 at
+    least, 1 024 at most, fewer where `memory_budget` says so) sums and stripes take
 
-        24 n + 4 H d_head (L + w) + 4 L w * (reductions, and 1 for counts) + 40 MB
+        24 n + 8 H d_head L + 40 H L * (reductions) + 4 L w * (reductions, and 1 for counts) + 40 MB
 
     beside what is kept (stripes, where it is less: some 70 bytes for each pair of entries that meet there, at most half
     of `memory_budget`); of heads so many at a time as take a quarter of `memory_budget`. With rotation, and for "max"

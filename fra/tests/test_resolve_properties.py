@@ -230,13 +230,13 @@ def test_a_tie_in_a_later_tile_can_come_first(elements: int, monkeypatch: pytest
 
 @pytest.mark.parametrize("by", ["abs", "value"])
 def test_the_number_of_threads_changes_nothing(by: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    corpus, layer = workloads.entries(1, 48, 12, 300), workloads.layer(300, 1, d_model=64, d_head=16)
+    corpus, layer = workloads.entries(1, 48, 12, 300), workloads.layer(300, 1, d_model=64, d_head=2)
     pos, feature = torch.arange(48).repeat_interleave(12), corpus.feature.long()
     every = torch.arange(300)
     sides = [layer.directions(side, 0, every)[feature] * corpus.value[:, None] for side in ("query", "key")]
     q, k = (Entries(pos, feature, vector, None, None) for vector in sides)
     mask = torch.ones(48, 48, dtype=torch.bool).tril().triu(-20)
-    monkeypatch.setattr(_reductions, "_SAMPLED", 40)
+    monkeypatch.setattr(_reductions, "_SAMPLED", 200)  # in two dimensions long pairs are strong pairs
     monkeypatch.setattr(_reductions, "TILE_ELEMENTS", 5_000)
     terms = (q.vector @ k.vector.mT).masked_fill(~mask[pos][:, pos], -torch.inf)
     key = terms.abs().masked_fill(terms == -torch.inf, -1.0) if by == "abs" else terms

@@ -81,7 +81,7 @@ def refuse_beyond_memory(n_rows: int, row_bytes: int, what: str, instead: str) -
         )
 
 
-_SCANNED_AT_ONCE = 1 << 18
+_SCANNED_AT_ONCE = 1 << 19
 """Numbers compared with the running threshold at once: few enough to stay in a cache."""
 _ROWS_TOGETHER = 32
 """Rows whose largest number is looked for first, column by column."""
@@ -99,7 +99,8 @@ def top_terms(
     """Indices of query entries, of key entries, and values of the n strongest unmasked pairs; ties by q_pos, k_pos,
     q_feature, k_feature. On a CPU torch's own number of threads share the work; the answer does not depend on it.
     """
-    longest = [side.vector.norm(dim=1).sort(descending=True, stable=True) for side in (q, k)]
+    lengths = [side.vector.norm(dim=1) for side in (q, k)]
+    longest = [length.sort(descending=True, stable=True) for length in lengths]
     best, lock, own = Strongest(n), Lock(), local()
     floor = _sampled_threshold(q, k, mask, n, by, dtype, *(found.indices[:_SAMPLED] for found in longest))
     best.expect(floor)
@@ -111,10 +112,10 @@ def top_terms(
     def stretch(rows: slice) -> None:
         """Offers the strongest pairs of some consecutive query entries."""
         stop = stops[of_row[rows.stop - 1]]
-        q_length, q_at = q.vector[rows].norm(dim=1).sort(descending=True, stable=True)
+        q_length, q_at = lengths[0][rows].sort(descending=True, stable=True)
         # Longest first on both sides: a pair is at most as strong as its two lengths' product.
         k_at = longest[1].indices[longest[1].indices < stop]
-        k_length = -longest[1].values[longest[1].indices < stop]
+        k_length = -lengths[1][k_at]
         q_at, low, k_vector = q_at + rows.start, 0, k.vector[:0]
         while low < len(q_at):
             highest = float(q_length[low]) * (1 + _ROUNDING)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from fra._census_corpus import Corpus, concatenate, read, write
+from fra._census_follow import Followed, channels_to_follow
+from fra._census_job import CensusReduce
 from fra._census_observe import Observer, check_documents, documents_digest, plan, stripe_lists
 from fra._census_result import NEED_INPUTS, NEED_STRIPES, Census
-from fra._census_scan import CensusReduce
 from fra._heads import Model
 from fra._qk import check_layer_and_head
 from fra.errors import FraError
@@ -33,6 +35,8 @@ def census(
     memory_budget: int = 1 << 30,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 256,
+    follow: Tensor | pd.DataFrame | None = None,
+    n_examples: int = 10,
 ) -> Census:
     """Observes documents at one attention layer, for reductions over positions of all live channels of all heads.
 
@@ -50,10 +54,12 @@ def census(
 
     What is kept is the live entries alone: with n = sum_d T_d * L0 entries 8 n bytes in float32, + 4 a position, +
     8 * n_heads a position with a QK-norm, + 4 * d_model a position for "sensitivity" and "mass". The reductions stream
-    from these, by block of key features; no table of [d_sae, d_sae] is made. With L live features, H heads and
-    w = 16 MB / (4 L) columns (128 at least, 256 at most, fewer where `memory_budget` says so) sums and stripes take
+    from these, by block of key features; no table of [d_sae, d_sae] is made. Where the n strongest are asked for, a
+    feature's length and activity bound its channels' sums, absolute sums, means, largest terms and counts, and channels
+    that cannot be among the n are not computed. With L live features, H heads and w = 16 MB / (4 L) columns (128 at
+    least, 1 024 at most, fewer where `memory_budget` says so) sums and stripes take
 
-        24 n + 4 H d_head (L + w) + 4 L w * (reductions, and 1 for counts) + 40 MB
+        24 n + 8 H d_head L + 40 H L * (reductions) + 4 L w * (reductions, and 1 for counts) + 40 MB
 
     beside what is kept (stripes, where it is less: some 70 bytes for each pair of entries that meet there, at most half
     of `memory_budget`); of heads so many at a time as take a quarter of `memory_budget`. With rotation, and for "max"
@@ -62,15 +68,19 @@ def census(
     of about 2 048 tokens.
 
     checkpoint: a folder in which every `checkpoint_every` documents are saved; the same call goes on from there after
-    an interruption, with the identical result. Computed in the model's precision, half precisions in float32. Raises
-    FraError for documents, stripes, heads, or a dictionary that do not fit, and for a checkpoint of something else.
+    an interruption, with the identical result. follow: channels whose `n_examples` strongest contributions are to be
+    kept while documents are seen, for `Census.followed`: a tensor [n, 2] of query and key features, for every head, or
+    a DataFrame with columns q_feature, k_feature and perhaps head, as `Census.channels` gives it; 40 bytes a
+    contribution kept, whatever is seen. Computed in the model's precision, half precisions in float32. Raises
+    FraError for documents, stripes, heads, channels, or a dictionary that do not fit, and for a checkpoint of something
+    else.
     """
     check_documents(documents)
     offsets = stripe_lists(documents, stripes)
     reduces = (reduce,) if isinstance(reduce, str) else tuple(reduce)
     _check_reduces(reduces, stripes is not None)
-    if memory_budget < 1 or checkpoint_every < 1:
-        raise FraError("memory_budget (bytes) and checkpoint_every (documents) must be positive.")
+    if memory_budget < 1 or checkpoint_every < 1 or n_examples < 1:
+        raise FraError("memory_budget (bytes), checkpoint_every (documents) and n_examples must be positive.")
     longest = max(documents, key=len)
     _check_ids(model, documents)
     observer = Observer(model, sae, layer, longest, any(name in NEED_INPUTS for name in reduces))
@@ -79,10 +89,18 @@ def census(
         raise FraError(f"heads={list(chosen)} must name at least one head, and none twice.")
     for head in chosen:
         check_layer_and_head(model, layer, head)
+    fresh = followed = None
+    if follow is not None:
+        ids = channels_to_follow(follow, chosen, observer.layer.d_sae)
+        fresh = followed = Followed.nothing(ids, n_examples, observer.layer.decoder)
     folder = None if checkpoint is None else Path(checkpoint)
-    about = {} if folder is None else _about(observer, documents, offsets)
-    parts = [] if folder is None else _resume(folder, about, observer.layer.decoder.device)
+    about = {} if folder is None else _about(observer, documents, offsets, followed)
+    parts = []
+    for part, held in [] if folder is None else _resume(folder, about):
+        parts.append(part.to(observer.layer.decoder.device))
+        followed = followed if followed is None or held is None else followed.merge(held)
     done, unsaved = sum(len(part.number) for part in parts), len(parts)
+    waiting_followed = fresh
     seen = 0
     for batch in plan([len(tokens) for tokens in documents]):
         seen += len(batch)
@@ -90,13 +108,20 @@ def census(
             continue
         parts.append(observer.observe([documents[i] for i in batch], batch, [offsets[i] for i in batch]))
         waiting = sum(len(part.number) for part in parts[unsaved:])
+        if waiting_followed is not None:
+            waiting_followed = waiting_followed.see(observer.layer, parts[-1])
         if folder is not None and (waiting >= checkpoint_every or seen == len(documents)):
-            write(concatenate(parts[unsaved:], renumber=False), _next_part(folder), about)
+            more = {} if waiting_followed is None else waiting_followed.tensors()
+            write(concatenate(parts[unsaved:], renumber=False), _next_part(folder), about, more)
             unsaved = len(parts)
+            if followed is not None and waiting_followed is not None:
+                followed, waiting_followed = followed.merge(waiting_followed), fresh
+    if followed is not None and waiting_followed is not None:
+        followed = followed.merge(waiting_followed)
     corpus = concatenate(parts, renumber=False)
     if not len(corpus.feature):
         raise FraError("no feature of the dictionary is live on any position (L0 is zero): wrong weights or hook.")
-    return Census(observer.layer, corpus, chosen, reduces, memory_budget, observer.fingerprint)
+    return Census(observer.layer, corpus, chosen, reduces, memory_budget, observer.fingerprint, followed)
 
 
 def _check_reduces(reduces: Sequence[str], with_stripes: bool) -> None:
@@ -122,22 +147,26 @@ def _check_ids(model: Model, documents: Sequence[Tensor]) -> None:
             )
 
 
-def _about(observer: Observer, documents: Sequence[Tensor], offsets: Sequence[Sequence[int]]) -> dict[str, object]:
-    return {"fingerprint": observer.fingerprint(), "documents": documents_digest(documents, offsets)}
+def _about(
+    observer: Observer, documents: Sequence[Tensor], offsets: Sequence[Sequence[int]], followed: Followed | None
+) -> dict[str, object]:
+    about: dict[str, object] = {
+        "fingerprint": observer.fingerprint(),
+        "documents": documents_digest(documents, offsets),
+    }
+    return about if followed is None else {**about, "follow": [followed.k, followed.channels.tolist()]}
 
 
 def _next_part(folder: Path) -> Path:
     return folder / f"part-{len(list(folder.glob('part-*.safetensors'))):06}.safetensors"
 
 
-def _resume(folder: Path, about: dict[str, object], device: torch.device) -> list[Corpus]:
-    parts = []
+def _resume(folder: Path, about: dict[str, object]) -> Iterator[tuple[Corpus, Followed | None]]:
     for path in sorted(folder.glob("part-*.safetensors")):
-        part, wrote = read(path)
+        part, wrote, tensors = read(path)
         if wrote != about:
             raise FraError(
-                f"the checkpoint {folder} is of other documents, weights or reductions: give another folder, or "
-                f"delete it."
+                f"the checkpoint {folder} is of other documents, weights or reductions, or follows other channels: "
+                f"give another folder, or delete it."
             )
-        parts.append(part.to(device))
-    return parts
+        yield part, Followed.of_tensors(tensors)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -187,17 +187,19 @@ def concatenate(corpora: Sequence[Corpus], *, renumber: bool) -> Corpus:
     return Corpus(**joined)  # type: ignore[arg-type]
 
 
-def write(corpus: Corpus, path: Path, about: dict[str, object]) -> None:
-    """One safetensors file with `about` as JSON in its header; complete or absent, whatever interrupts."""
+def write(corpus: Corpus, path: Path, about: dict[str, object], more: Mapping[str, Tensor] | None = None) -> None:
+    """One safetensors file with `about` as JSON in its header; complete or absent, whatever interrupts. more: tensors
+    beside those of the corpus.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in corpus.tensors().items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in {**corpus.tensors(), **(more or {})}.items()}
     save_file(tensors, unfinished, metadata={"format": FORMAT, "about": json.dumps(about, sort_keys=True)})
     os.replace(unfinished, path)
 
 
-def read(path: Path) -> tuple[Corpus, dict[str, object]]:
-    """The inverse of `write`. Raises FraError for what is no such file."""
+def read(path: Path) -> tuple[Corpus, dict[str, object], dict[str, Tensor]]:
+    """The inverse of `write`: corpus, `about` and all tensors. Raises FraError for what is no such file."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -207,4 +209,5 @@ def read(path: Path) -> tuple[Corpus, dict[str, object]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (OSError, SafetensorError) as error:
         raise FraError(f"the census {path} cannot be read ({error}): give a file that Census.save wrote.") from error
-    return Corpus(**{f.name: tensors.get(f.name) for f in fields(Corpus)}), json.loads(metadata["about"])  # type: ignore[arg-type]
+    corpus = Corpus(**{f.name: tensors.get(f.name) for f in fields(Corpus)})  # type: ignore[arg-type]
+    return corpus, json.loads(metadata["about"]), tensors

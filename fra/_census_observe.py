@@ -65,12 +65,24 @@ class Layer:
     ) -> Float[Tensor, "heads n d_head"]:
         """The same of several heads, in one product."""
         w = self.weights
-        maps = w.W_q[list(heads)] * w.scale if side == "query" else w.W_k[list(heads)]
+        return self._read(w.W_q[list(heads)] * w.scale if side == "query" else w.W_k[list(heads)], features)
+
+    def both_directions(
+        self, heads: Sequence[int], features: Int[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "heads n d_head"], Float[Tensor, "heads n d_head"]]:
+        """`all_directions` of queries and of keys: the decoder's rows are fetched once."""
+        w, chosen = self.weights, list(heads)
+        found = self._read(torch.cat((w.W_q[chosen] * w.scale, w.W_k[chosen])), features)
+        return found[: len(chosen)], found[len(chosen) :]
+
+    def _read(
+        self, maps: Float[Tensor, "maps d_model d_head"], features: Int[Tensor, " n"]
+    ) -> Float[Tensor, "maps n d_head"]:
         flat = maps.transpose(0, 1).flatten(1)
-        found = maps.new_empty(len(heads), len(features), self.d_head)
+        found = maps.new_empty(len(maps), len(features), self.d_head)
         for low in range(0, len(features), _FEATURES_AT_ONCE):
             some = self.decoder[features[low : low + _FEATURES_AT_ONCE]] @ flat
-            found[:, low : low + _FEATURES_AT_ONCE] = some.view(len(some), len(heads), -1).transpose(0, 1)
+            found[:, low : low + _FEATURES_AT_ONCE] = some.view(len(some), len(maps), -1).transpose(0, 1)
         return found
 
     def mask(self, n_pos: int) -> Bool[Tensor, "pos pos"]:

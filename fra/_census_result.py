@@ -11,11 +11,12 @@ import pandas as pd
 import torch
 
 from fra._census_corpus import Corpus, concatenate, read, write
+from fra._census_follow import Followed
+from fra._census_job import Ask, CensusReduce
 from fra._census_observe import Layer, Observer
-from fra._census_scan import Ask, CensusReduce, Scan
+from fra._census_scan import Scan
 from fra._census_tables import Tables, Where
 from fra._heads import Model
-from fra._strongest import Strongest
 from fra.errors import FraError
 
 NEED_STRIPES = ("contrast", "sensitivity")
@@ -33,10 +34,12 @@ class Census:
         reduces: tuple[CensusReduce, ...],
         memory_budget: int,
         fingerprint: Any,
+        followed: Followed | None = None,
     ):
         self.layer, self.corpus, self.heads, self.reduces = layer, corpus, heads, reduces
         self.memory_budget = memory_budget
         self._fingerprint = fingerprint
+        self._followed = followed
 
     @property
     def n_documents(self) -> int:
@@ -106,9 +109,11 @@ class Census:
             )
         ask = Ask(tuple(reduces), n, chosen, where, max(1, min_count), max(1, min_documents))
         scan = Scan(self.layer, self.corpus, ask, self.memory_budget)
-        best = scan.run()
+        rows = {source: best.result() for source, best in scan.run().items()}
+        left = [code for source, (_, code, _, _) in rows.items() if source[0] != "count" and not scan.job.counted]
+        counts = self._counts(torch.unique(torch.cat(left)), where) if left else None
         return {
-            name: self._frame(name, {head: best[scan.sources[name, head]] for head in chosen}, where, scan.counted)
+            name: self._frame(name, {head: rows[scan.job.sources[name, head]] for head in chosen}, counts)
             for name in reduces
         }
 
@@ -132,21 +137,29 @@ class Census:
         if missing or not heads:
             raise FraError(f"the census has no head {missing}: it has {list(self.heads)}.")
 
-    def _frame(self, name: CensusReduce, best: Mapping[int, Strongest], where: Where, counted: bool) -> pd.DataFrame:
-        frames = []
-        for head, rows in best.items():
-            _, code, value, count = rows.result()
-            value = (value.abs() if name == "abs" else value).to(self.corpus.value.dtype)
-            frames.append(
-                (torch.full_like(code, head), code // self.layer.d_sae, code % self.layer.d_sae, value, count)
-            )
-        every, q, k, value, count = (torch.cat(parts) for parts in zip(*frames, strict=True))
-        if not counted and len(q):
-            home = self.corpus.device
-            (i, at_i), (j, at_j) = (torch.unique(ids.to(home), return_inverse=True) for ids in (q, k))
-            few = Tables(self.layer, self.corpus, i, j).positions("count", where, None, slice(0, len(j)))
-            count = few[at_i, at_j].long().cpu()
-        columns = {"head": every, "q_feature": q, "k_feature": k, "value": value, "count": count}
+    def _counts(self, code: torch.Tensor, where: Where) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes of channels, ascending, and how often each is live."""
+        d_sae, home = self.layer.d_sae, self.corpus.device
+        (i, at_i), (j, at_j) = (
+            torch.unique(ids.to(home), return_inverse=True) for ids in (code // d_sae, code % d_sae)
+        )
+        few = Tables(self.layer, self.corpus, i, j).positions("count", where, None, slice(0, len(j)))
+        return code, few[at_i, at_j].long().cpu()
+
+    def _frame(
+        self,
+        name: CensusReduce,
+        rows: Mapping[int, tuple[torch.Tensor, ...]],
+        counts: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> pd.DataFrame:
+        """Every head's key, code, value and count; counts: of what was not counted before."""
+        head = torch.cat([torch.full_like(code, head) for head, (_, code, _, _) in rows.items()])
+        _, code, value, count = (torch.cat(parts) for parts in zip(*rows.values(), strict=True))
+        value = (value.abs() if name == "abs" else value).to(self.corpus.value.dtype)
+        if counts is not None and name != "count":
+            count = counts[1][torch.searchsorted(counts[0], code)]
+        q, k = code // self.layer.d_sae, code % self.layer.d_sae
+        columns = {"head": head, "q_feature": q, "k_feature": k, "value": value, "count": count}
         return pd.DataFrame({key: column.cpu().numpy() for key, column in columns.items()})
 
     @torch.no_grad()
@@ -154,10 +167,8 @@ class Census:
         """Where one channel contributes most: columns document, q_pos, k_pos, value, strongest |value| first, ties by
         document and position. No more than n are held at a time.
 
-        Found from the kept entries: a heap for each of the channels while documents are seen would take
-        heads * live^2 * n rows, or the channels known beforehand. The entries are what merges, and what a checkpoint
-        keeps, so that examples are the same after both; they take 8 bytes each (33 kB a document of 128 tokens with 32
-        live features, 330 MB for ten thousand).
+        Found from the kept entries, for any channel, as `followed` has found them for those that were named before
+        documents were seen.
 
         Raises FraError for a head or feature that is not there, and for n below 1.
         """
@@ -165,48 +176,43 @@ class Census:
         for feature in (q_feature, k_feature):
             if not 0 <= feature < self.layer.d_sae:
                 raise FraError(f"feature {feature} is out of range: the dictionary has {self.layer.d_sae} features.")
-        corpus, layer, best = self.corpus, self.layer, Strongest(n)
-        q, k = (torch.tensor([feature], device=corpus.device) for feature in (q_feature, k_feature))
-        u, v = layer.directions("query", head, q), layer.directions("key", head, k)
-        width = int(corpus.length.max())
-        for part in corpus.parts(width):
-            number = corpus.number[part.first : part.stop].to(corpus.device)
-            pos, sides = torch.arange(part.n_pos, device=corpus.device), []
-            for feature, gain in ((q_feature, corpus.gain_q), (k_feature, corpus.gain_k)):
-                dense = corpus.value.new_zeros(part.n_docs * part.n_pos)
-                there = part.feature == feature
-                dense[part.padded_row[there]] = part.coefficient(gain, head)[there]
-                sides.append(dense.view(part.n_docs, part.n_pos))
-            ahead = pos[:, None] - pos
-            if layer.rotary is None:
-                coupling = (u * v).sum()
-            else:
-                turned = layer.rotary.rotate(u.expand(part.n_pos, -1), pos)
-                coupling = (turned * layer.rotary.rotate(v, pos[:1])).sum(-1)[ahead.clamp(min=0)]
-            terms = sides[0][:, :, None] * sides[1][:, None, :]
-            live = (terms != 0) & layer.mask(part.n_pos)
-            terms = terms * coupling
-            doc, t, s = (live & (terms.abs() >= best.threshold)).nonzero(as_tuple=True)
-            value = terms[doc, t, s]
-            best.offer(value.abs().double(), (number[doc] * width + t) * width + s, value)
-        _, code, value = best.result()
-        columns = {"document": code // width**2, "q_pos": code // width % width, "k_pos": code % width, "value": value}
-        return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+        channel = torch.tensor([[head, q_feature, k_feature]])
+        found = Followed.nothing(channel, n, self.corpus.value).see(self.layer, self.corpus)
+        return found.frame().drop(columns=["head", "q_feature", "k_feature"])
+
+    def followed(self) -> pd.DataFrame:
+        """Where the channels that `census` was to `follow` contribute most, `n_examples` of each at most: columns head,
+        q_feature, k_feature, document, q_pos, k_pos, value; channels as they were named, the strongest |value| first,
+        ties by document and position.
+
+        Raises FraError where none were named.
+        """
+        if self._followed is None:
+            raise FraError("no channels were followed: name them to the census (follow=), or ask for examples.")
+        return self._followed.frame()
 
     def merge(self, *others: Census) -> Census:
         """The census of all documents of this one, then of the others; their numbers go on in that order.
 
         Raises FraError for censuses of other weights, dictionaries, heads or reductions.
         """
+        followed, seen = self._followed, self.n_documents
         for other in others:
             if (other.fingerprint, other.heads, other.reduces) != (self.fingerprint, self.heads, self.reduces):
                 raise FraError(
                     "only censuses of the same model, dictionary, layer, heads and reductions can be merged."
                 )
+            if (followed is None) != (other._followed is None) or (followed and not followed.same(other._followed)):
+                raise FraError("only censuses that follow the same channels, n_examples of each, can be merged.")
+            if followed is not None and other._followed is not None:
+                followed = followed.merge(other._followed, seen)
+            seen += other.n_documents
         corpora = [one.corpus for one in (self, *others)]
         longest = max((self, *others), key=lambda one: int(one.corpus.length.max()))
         joined = concatenate(corpora, renumber=True)
-        return Census(longest.layer, joined, self.heads, self.reduces, self.memory_budget, lambda: self.fingerprint)
+        return Census(
+            longest.layer, joined, self.heads, self.reduces, self.memory_budget, lambda: self.fingerprint, followed
+        )
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, with JSON in its header; complete or absent, whatever interrupts."""
@@ -215,7 +221,7 @@ class Census:
             "heads": list(self.heads),
             "reduces": list(self.reduces),
         }
-        write(self.corpus, Path(path), about)
+        write(self.corpus, Path(path), about, None if self._followed is None else self._followed.tensors())
 
     @classmethod
     @torch.no_grad()
@@ -224,7 +230,7 @@ class Census:
 
         Raises FraError for what is no such file, and where weights or dictionary are others.
         """
-        corpus, about = read(Path(path))
+        corpus, about, tensors = read(Path(path))
         longest = torch.zeros(int(corpus.length.max()), dtype=torch.long)
         observer = Observer(model, sae, layer, longest, corpus.inputs is not None)
         fingerprint = observer.fingerprint()
@@ -233,4 +239,5 @@ class Census:
         corpus = corpus.to(observer.layer.decoder.device)
         heads, reduces = about["heads"], about["reduces"]
         assert isinstance(heads, list) and isinstance(reduces, list)
-        return cls(observer.layer, corpus, tuple(heads), tuple(reduces), memory_budget, lambda: fingerprint)
+        followed = Followed.of_tensors(tensors)
+        return cls(observer.layer, corpus, tuple(heads), tuple(reduces), memory_budget, lambda: fingerprint, followed)

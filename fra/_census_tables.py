@@ -8,7 +8,7 @@ features: W F_k is dense in rows and a block's columns, and F_q^T adds up its ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -52,6 +52,11 @@ class _Sorted(NamedTuple):
     looked_up: list[int]
     """`bounds` on the CPU: one look at the device, then loops need none."""
 
+    def first(self, n_slots: int) -> _Sorted:
+        """Those of the first features alone."""
+        n = self.looked_up[n_slots]
+        return _Sorted(self.entry[:n], self.row[:n], self.slot[:n], self.bounds[: n_slots + 1], self.looked_up)
+
 
 class _Asked(NamedTuple):
     """The asked entries of one document on one side, by position."""
@@ -62,7 +67,7 @@ class _Asked(NamedTuple):
 
 
 class Tables:
-    """Makes tables over chosen features: `q_ids` in rows, `k_ids` in columns, each ascending."""
+    """Makes tables over chosen features: `q_ids` in rows, `k_ids` in columns, each in any order."""
 
     def __init__(self, layer: Layer, corpus: Corpus, q_ids: Int[Tensor, " q"], k_ids: Int[Tensor, " k"]):
         self.layer, self.corpus, self.q_ids, self.k_ids = layer, corpus, q_ids, k_ids
@@ -102,33 +107,38 @@ class Tables:
             [bound - first for bound in looked_up],
         )
 
-    def _empty(self, kind: Kind, n_columns: int) -> Tensor:
-        dtype = count_dtype(self.corpus) if kind == "count" else self.corpus.value.dtype
-        fill = -torch.inf if kind == "max" else 0.0
-        return torch.full((len(self.q_ids), n_columns), fill, dtype=dtype, device=self.corpus.device)
-
-    def _reused(self, at: int, kind: Kind, n_columns: int) -> Tensor:
+    def _reused(self, at: int, kind: Kind, n_rows: int, n_columns: int) -> Tensor:
         """An empty table in memory that is kept: fresh pages for every block cost more than what is added up there."""
-        n = len(self.q_ids) * n_columns
+        n = n_rows * n_columns
         if at == len(self._memory):
             self._memory.append(self.corpus.value.new_empty(n))
         elif len(self._memory[at]) < n:
             self._memory[at] = self.corpus.value.new_empty(n)
-        return self._memory[at][:n].view(-1, n_columns).fill_(-torch.inf if kind == "max" else 0.0)
+        return self._memory[at][:n].view(n_rows, n_columns).fill_(-torch.inf if kind == "max" else 0.0)
 
     def positions(
-        self, kind: Kind, where: Where, head: int | None, keys: slice, offset: int | None = None
+        self,
+        kind: Kind,
+        where: Where,
+        head: int | None,
+        keys: slice,
+        offset: int | None = None,
+        n_first: int | None = None,
     ) -> Num[Tensor, "q keys"]:
-        """F_q^T W F_k for some of the key features: what multiplies the coupling, or the counts. offset: of the
-        stripes only that one.
+        """F_q^T W F_k for some of the key features, and all query features or the first of them: what multiplies the
+        coupling, or the counts. offset: of the stripes only that one.
         """
         if kind == "abs" and not self.corpus.signed:
             kind = "sum"
-        n = keys.stop - keys.start
-        table = None if len(self._parts) == 1 and n <= _COLUMNS_AT_ONCE else self._empty(kind, n)
+        n, n_q = keys.stop - keys.start, len(self.q_ids) if n_first is None else n_first
+        dtype = count_dtype(self.corpus) if kind == "count" else self.corpus.value.dtype
+        table = None
+        if len(self._parts) != 1 or n > _COLUMNS_AT_ONCE:
+            table = torch.zeros(n_q, n, dtype=dtype, device=self.corpus.device)
         expected = found = self.corpus.value.new_zeros((), dtype=torch.float64)
         checked = kind in ("sum", "abs", "count") and not self.corpus.signed
-        for part, q, k in self._parts:
+        for part, every, k in self._parts:
+            q = every.first(n_q)
             q_value, k_value = self._values(part, kind, head)
             weigh = self._weigh(part, kind, where, head, offset)
             weight = None if q_value is None else q_value[q.entry]
@@ -150,10 +160,10 @@ class Tables:
                 reached = weigh(of_keys).view(n_rows, -1)
                 sums = segments(reached, q.row, q.bounds, weight)
                 if table is None:
-                    table = sums.to(self._empty(kind, 0).dtype)
+                    table = sums.to(dtype)
                 else:
-                    table[:, low - keys.start : high - keys.start] += sums.to(table.dtype)
-        table = self._empty(kind, n) if table is None else table
+                    table[:, low - keys.start : high - keys.start] += sums.to(dtype)
+        table = torch.zeros(n_q, n, dtype=dtype, device=self.corpus.device) if table is None else table
         if checked:
             found = table.sum(0).double().sum()
             self._totals.append((found, expected))
@@ -222,23 +232,26 @@ class Tables:
         return on_stripe - on_stripe.sum(-1, keepdim=True) * pattern
 
     def terms(
-        self, sources: Sequence[tuple[Kind, int]], where: Where, keys: slice
+        self,
+        sources: Sequence[tuple[Kind, int]],
+        where: Where,
+        keys: slice,
+        sides: Mapping[int, tuple[Float[Tensor, "all_q d_head"], Float[Tensor, "all_k d_head"]]],
+        n_first: int | None = None,
     ) -> dict[tuple[Kind, int], Float[Tensor, "q keys"]]:
         """The finished numbers of some reductions and heads from their single terms, a document at a time: what has no
-        position part. The next call writes over them.
+        position part; of all query features or the first of them. sides: each head's directions of all query and key
+        features. The next call writes over them.
         """
-        k_ids = self.k_ids[keys]
-        tables = {source: self._reused(at, source[0], len(k_ids)) for at, source in enumerate(sources)}
+        k_ids, q_ids = self.k_ids[keys], self.q_ids[:n_first]
+        tables = {source: self._reused(at, source[0], len(q_ids), len(k_ids)) for at, source in enumerate(sources)}
         kinds_of: dict[int, list[Kind]] = {}
         for kind, head in tables:
             kinds_of.setdefault(head, []).append(kind)
-        heads = list(kinds_of)
-        q_side = self.layer.all_directions("query", heads, self.q_ids)
-        k_side = self.layer.all_directions("key", heads, k_ids)
-        small = len(self.q_ids) * len(k_ids) < 2**31
+        small = len(q_ids) * len(k_ids) < 2**31
         for doc in range(len(self.corpus.number)):
             part = Part(self.corpus, doc, doc + 1)
-            q_asked, k_asked = self._asked(part, 0, slice(0, len(self.q_ids))), self._asked(part, 1, keys)
+            q_asked, k_asked = self._asked(part, 0, slice(0, len(q_ids))), self._asked(part, 1, keys)
             if not len(q_asked.entry) or not len(k_asked.entry):
                 continue
             if all(kind != "max" for kind, _ in tables) and 4 * len(q_asked.side.live) > 3 * len(q_asked.slot):
@@ -247,9 +260,9 @@ class Tables:
             cells = (q_asked.side.live[:, None] * len(k_ids) + k_asked.side.live).flatten()
             cells = cells.int() if small else cells
             weights: dict[Kind, Tensor | None] = {}
-            for place, (head, kinds) in enumerate(kinds_of.items()):
-                q = self._with_head(part, q_asked, self.corpus.gain_q, head, q_side[place])
-                k = self._with_head(part, k_asked, self.corpus.gain_k, head, k_side[place])
+            for head, kinds in kinds_of.items():
+                q = self._with_head(part, q_asked, self.corpus.gain_q, head, sides[head][0])
+                k = self._with_head(part, k_asked, self.corpus.gain_k, head, sides[head][1][keys])
                 alike: list[Kind] = [kind for kind in kinds if kind in ("sum", "abs", "max")]
                 groups = [alike] if alike else []
                 groups += [[kind] for kind in kinds if kind not in alike]

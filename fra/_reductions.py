@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from threading import Lock, local
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra._strongest import Strongest
+from fra._threads import each
 from fra.errors import FraError
 
 Reduce = Literal["sum", "abs", "max", "mean", "count"]
@@ -83,51 +85,91 @@ _SCANNED_AT_ONCE = 1 << 19
 """Numbers compared with the running threshold at once: few enough to stay in a cache."""
 _ROWS_TOGETHER = 32
 """Rows whose largest number is looked for first, column by column."""
-_SAMPLED_ROWS = 32
+_SAMPLED = 384
+"""Entries of either side, the longest, whose pairs are looked at before all others."""
+_STRETCHES, _STRETCH = 4, 1024
+"""Consecutive query entries that one thread works on: at least so many stretches, of at most so many entries."""
+_ROUNDING = 1e-4
+"""Products in tiles of another shape may differ in their last bits."""
 
 
 def top_terms(
     q: Entries, k: Entries, mask: Bool[Tensor, "pos pos"], n: int, by: Literal["abs", "value"], dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Indices of query entries, of key entries, and values of the n strongest unmasked pairs; ties by q_pos, k_pos,
-    q_feature, k_feature.
+    q_feature, k_feature. On a CPU torch's own number of threads share the work; the answer does not depend on it.
     """
-    n_pos, widest = len(mask), 1 + int(max(q.rank.max(), k.rank.max()))
-    best = Strongest(n)
-    best.expect(_sampled_threshold(q, k, mask, n, by, dtype))
-    # Keys in order of position: those beyond the last that a tile's rows may attend are never multiplied.
-    last = (torch.arange(n_pos, device=mask.device) * mask).amax(1).cummax(0).values + 1
-    stops = torch.searchsorted(k.pos, last).tolist()
-    of_row = q.pos.tolist()
-    rows = max(1, min(TILE_ELEMENTS, _SCANNED_AT_ONCE) // len(k.pos))
-    together = min(_ROWS_TOGETHER, rows)
-    rows -= rows % together
-    work = q.vector.new_empty(rows * len(k.pos))
-    for start in range(0, len(q.pos), rows):
-        end = min(start + rows, len(q.pos))
-        stop = stops[of_row[end - 1]]
-        if not stop:
-            continue
-        into = work[: (end - start) * stop].view(-1, stop)
-        values = torch.mm(q.vector[start:end], k.vector[:stop].mT, out=into).to(dtype)
-        for low, some in _grouped(values, together):
-            # Few columns of a group of rows hold anything as strong: the others are looked at no further.
-            highest = some.amax(1)
-            if by == "abs":
-                highest = torch.maximum(highest, -some.amin(1))
-            group, column = (highest >= best.threshold).nonzero(as_tuple=True)
-            candidates = some[group, :, column]
-            key = candidates.abs() if by == "abs" else candidates
-            at, within = (key >= best.threshold).nonzero(as_tuple=True)
-            row, column = start + low + group[at] * some.shape[1] + within, column[at]
+    lengths = [side.vector.norm(dim=1) for side in (q, k)]
+    longest = [length.sort(descending=True, stable=True) for length in lengths]
+    best, lock, own = Strongest(n), Lock(), local()
+    floor = _sampled_threshold(q, k, mask, n, by, dtype, *(found.indices[:_SAMPLED] for found in longest))
+    best.expect(floor)
+    # Keys beyond the last that a stretch of queries may attend are never multiplied.
+    last = (torch.arange(len(mask), device=mask.device) * mask).amax(1).cummax(0).values + 1
+    stops, of_row = torch.searchsorted(k.pos, last).tolist(), q.pos.tolist()
+    widest = 1 + int(max(q.rank.max(), k.rank.max()))
+
+    def stretch(rows: slice) -> None:
+        """Offers the strongest pairs of some consecutive query entries."""
+        stop = stops[of_row[rows.stop - 1]]
+        q_length, q_at = lengths[0][rows].sort(descending=True, stable=True)
+        # Longest first on both sides: a pair is at most as strong as its two lengths' product.
+        k_at = longest[1].indices[longest[1].indices < stop]
+        k_length = -lengths[1][k_at]
+        q_at, low, k_vector = q_at + rows.start, 0, k.vector[:0]
+        while low < len(q_at):
+            highest = float(q_length[low]) * (1 + _ROUNDING)
+            n_keys = stop
+            if floor > 0:  # not the threshold, which rises as threads go: the last bits of products are those of shapes
+                n_keys = int(torch.searchsorted(k_length, -floor / max(highest, 1e-300), right=True))
+            if not n_keys:
+                break
+            if not len(k_vector):
+                k_vector = k.vector[k_at[:n_keys]]
+            width = max(1, min(TILE_ELEMENTS, _SCANNED_AT_ONCE) // n_keys)
+            some = q_at[low : low + (width - width % min(_ROWS_TOGETHER, width))]
+            if len(getattr(own, "work", ())) < len(some) * n_keys:
+                own.work = q.vector.new_empty(len(some) * n_keys)  # fresh pages cost as much as the product
+            into = own.work[: len(some) * n_keys].view(len(some), n_keys)
+            values = torch.mm(q.vector[some], k_vector[:n_keys].mT, out=into).to(dtype)
+            row, column, key, value = _strong(values, by, best.threshold)
+            row, column = some[row], k_at[column]
             seen = mask[q.pos[row], k.pos[column]].nonzero()[:, 0]
             row, column = row[seen], column[seen]
-            code = ((q.pos[row] * n_pos + k.pos[column]) * widest + q.rank[row]) * widest + k.rank[column]
-            best.offer(key[at, within][seen], code, candidates[at, within][seen])
+            code = ((q.pos[row] * len(mask) + k.pos[column]) * widest + q.rank[row]) * widest + k.rank[column]
+            with lock:
+                best.offer(key[seen], code, value[seen])
+            low += len(some)
+
+    width = max(_ROWS_TOGETHER, min(_STRETCH, -(-len(q.pos) // _STRETCHES)))
+    # The last stretches have most keys.
+    starts = range(0, len(q.pos), width)[::-1]
+    stretches = [slice(start, min(start + width, len(q.pos))) for start in starts]
+    each(stretch, stretches, q.vector.device, torch.get_num_threads())
     _, code, values = best.result()
     code, k_rank = code.to(q.pos.device) // widest, code.to(q.pos.device) % widest
     code, q_rank = code // widest, code % widest
-    return q.first(code // n_pos) + q_rank, k.first(code % n_pos) + k_rank, values
+    return q.first(code // len(mask)) + q_rank, k.first(code % len(mask)) + k_rank, values
+
+
+def _strong(
+    values: Float[Tensor, "rows k"], by: Literal["abs", "value"], threshold: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows, columns, keys and values of what is as strong as the threshold."""
+    found = []
+    for low, some in _grouped(values, min(_ROWS_TOGETHER, len(values))):
+        # Few columns of a group of rows hold anything as strong: the others are looked at no further.
+        highest = some.amax(1)
+        if by == "abs":
+            highest = torch.maximum(highest, -some.amin(1))
+        group, column = (highest >= threshold).nonzero(as_tuple=True)
+        candidates = some[group, :, column]
+        key = candidates.abs() if by == "abs" else candidates
+        at, within = (key >= threshold).nonzero(as_tuple=True)
+        row = low + group[at] * some.shape[1] + within
+        found.append((row, column[at], key[at, within], candidates[at, within]))
+    row, column, key, value = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return row, column, key, value
 
 
 def _grouped(values: Float[Tensor, "rows k"], together: int) -> Iterator[tuple[int, Float[Tensor, "groups group k"]]]:
@@ -140,17 +182,22 @@ def _grouped(values: Float[Tensor, "rows k"], together: int) -> Iterator[tuple[i
 
 
 def _sampled_threshold(
-    q: Entries, k: Entries, mask: Bool[Tensor, "pos pos"], n: int, by: Literal["abs", "value"], dtype: torch.dtype
+    q: Entries,
+    k: Entries,
+    mask: Bool[Tensor, "pos pos"],
+    n: int,
+    by: Literal["abs", "value"],
+    dtype: torch.dtype,
+    q_at: Int[Tensor, " some"],
+    k_at: Int[Tensor, " some"],
 ) -> float:
-    """What the n strongest pairs cannot fall below: the n-th of some query entries' pairs, the longest vectors'."""
-    longest = q.vector.norm(dim=1).topk(min(_SAMPLED_ROWS, len(q.pos))).indices
-    values = (q.vector[longest] @ k.vector.mT).to(dtype)
-    key = (values.abs() if by == "abs" else values).masked_fill(~mask[q.pos[longest]][:, k.pos], -torch.inf).flatten()
-    if n > len(key):
+    """What the n strongest pairs cannot fall below: the n-th of some entries' pairs."""
+    if n > len(q_at) * len(k_at):
         return -torch.inf
-    # Products in tiles of another shape may differ in their last bits.
-    lowest = float(key.topk(n).values[-1])
-    return lowest - 1e-4 * abs(lowest)
+    values = (q.vector[q_at] @ k.vector[k_at].mT).to(dtype)
+    key = (values.abs() if by == "abs" else values).masked_fill(~mask[q.pos[q_at]][:, k.pos[k_at]], -torch.inf)
+    lowest = float(key.flatten().topk(n).values[-1])
+    return lowest - _ROUNDING * abs(lowest)
 
 
 def feature_tiles(q: Entries, k: Entries, n_pos: int) -> Iterator[tuple[slice, Tensor]]:

@@ -56,7 +56,7 @@ class Strongest:
         count: Num[Tensor, "rows columns"] | None,
         least: int,
     ) -> None:
-        """Cells of a table by |value|, each with the code row_code + column_code (both ascending) and its count. Cells
+        """Cells of a table by |value|, each with the code row_code + column_code (in any order) and its count. Cells
         counted less than `least` times are none; where nothing was counted, those that are zero.
         """
         if self._n is not None and values.device.type != "cpu":
@@ -68,7 +68,7 @@ class Strongest:
             if max(float(high), -float(low)) < self.threshold:
                 return
             highest = torch.maximum(values.amax(1), -values.amin(1))
-            early = row_code + column_code[0] < self._last_code
+            early = row_code + column_code.min() < self._last_code
             some = ((highest > self.threshold) | (early & (highest == self.threshold))).nonzero()[:, 0]
             if not len(some):
                 return
@@ -95,6 +95,9 @@ class Strongest:
         """The same without a look at any number, which would make a GPU wait: every tile is sorted, stably, so that
         ties go to the smaller code; cells that are none sink to the end with the key -inf.
         """
+        rows, columns = row_code.argsort(), column_code.argsort()
+        row_code, column_code, values = row_code[rows], column_code[columns], values[rows][:, columns]
+        count = None if count is None else count[rows][:, columns]
         dead = (values == 0) if count is None else (count < least)
         key = values.abs() if values.is_floating_point() else values.abs().double()
         key, at = key.masked_fill(dead, -torch.inf).flatten().sort(descending=True, stable=True)

@@ -17,18 +17,22 @@ Result = TypeVar("Result")
 _MOST = 8
 
 
-def each(work: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> list[Result]:
+def each(
+    work: Callable[[Item], Result], items: Iterable[Item], device: torch.device, threads: int | None = None
+) -> list[Result]:
     """`work` of every item, in order. Every item is computed by one thread alone, so that the results do not depend on
-    their number.
+    their number: `threads`, or one a core where None.
 
     On a GPU the items run one after the other: the kernels would only queue.
     """
     if device.type != "cpu":
         return [work(item) for item in items]
     own = torch.get_num_threads()
+    if own == threads == 1:
+        return [work(item) for item in items]
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(min(_MOST, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(_MOST, threads or os.cpu_count() or 1)) as pool:
             return list(pool.map(torch.no_grad()(work), items))
     finally:
         torch.set_num_threads(own)

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fra import _census_blocks, _census_corpus, _census_pairs, _census_scan, _census_tables
+from fra import _census_blocks, _census_corpus, _census_dense, _census_pairs, _census_scan, _census_tables
 from fra._census import Census
 from fra._census_corpus import Corpus, concatenate
 from fra._census_observe import Layer
@@ -372,7 +372,7 @@ def test_strongest_are_the_same_with_and_without_a_look_at_the_numbers(n: int) -
     g = torch.Generator().manual_seed(n)
     table = torch.randint(-3, 4, (12, 10), generator=g).double()
     count = torch.randint(0, 3, (12, 10), generator=g)
-    q, k = torch.arange(12) * 100, torch.arange(10)
+    q, k = torch.randperm(12, generator=g) * 100, torch.randperm(10, generator=g)  # in the order of bounds, not of ids
     found = []
     for offer in (Strongest.offer_tile, Strongest._offer_unseen):
         best = Strongest(n)
@@ -383,7 +383,7 @@ def test_strongest_are_the_same_with_and_without_a_look_at_the_numbers(n: int) -
         found.append(best.result())
     for one, other in zip(*found, strict=True):
         assert torch.equal(one, other)
-    cells = sorted((-abs(float(table[i, j])), i * 100 + j) for i, j in (count > 0).nonzero().tolist())
+    cells = sorted((-abs(float(table[i, j])), int(q[i] + k[j])) for i, j in (count > 0).nonzero().tolist())
     assert [(-key, code) for key, code in zip(found[0][0].tolist(), found[0][1].tolist(), strict=True)] == [
         (key, code) for key, code in cells[:n]
     ]
@@ -396,7 +396,7 @@ def test_a_threshold_from_the_busiest_features_loses_nothing(reduces: Any, monke
     told = []
     right = Strongest.expect
     monkeypatch.setattr(Strongest, "expect", lambda self, threshold: (told.append(threshold), right(self, threshold)))
-    monkeypatch.setattr(_census_scan, "_SAMPLED_FEATURES", 16)
+    monkeypatch.setattr(_census_dense, "_SAMPLED_FEATURES", 16)
     for name, frame in workloads.of(layer, corpus).strongest(reduces, 9).items():
         pd.testing.assert_frame_equal(frame, plain[name], check_exact=True)
     assert told and min(told) > 0

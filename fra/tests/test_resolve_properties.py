@@ -21,6 +21,7 @@ from fra._heads import FrozenLayer, Rotary
 from fra._reductions import Entries
 from fra._resolve import ResolvedHead
 from fra.errors import FraError
+from fra.tests.bench import workloads
 from fra.tests.models import D_VOCAB, random_tokens, tiny, tiny_sae
 
 FEW = settings(max_examples=25, deadline=None)
@@ -227,6 +228,33 @@ def test_a_tie_in_a_later_tile_can_come_first(elements: int, monkeypatch: pytest
     assert (at_q.item(), at_k.item(), value.item()) == (1, 0, 1.0)
 
 
+@pytest.mark.parametrize("by", ["abs", "value"])
+def test_the_number_of_threads_changes_nothing(by: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus, layer = workloads.entries(1, 48, 12, 300), workloads.layer(300, 1, d_model=64, d_head=2)
+    pos, feature = torch.arange(48).repeat_interleave(12), corpus.feature.long()
+    every = torch.arange(300)
+    sides = [layer.directions(side, 0, every)[feature] * corpus.value[:, None] for side in ("query", "key")]
+    q, k = (Entries(pos, feature, vector, None, None) for vector in sides)
+    mask = torch.ones(48, 48, dtype=torch.bool).tril().triu(-20)
+    monkeypatch.setattr(_reductions, "_SAMPLED", 200)  # in two dimensions long pairs are strong pairs
+    monkeypatch.setattr(_reductions, "TILE_ELEMENTS", 5_000)
+    terms = (q.vector @ k.vector.mT).masked_fill(~mask[pos][:, pos], -torch.inf)
+    key = terms.abs().masked_fill(terms == -torch.inf, -1.0) if by == "abs" else terms
+    strongest = key.flatten().topk(200)
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(_reductions.top_terms(q, k, mask, 200, by, torch.float32))
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    at_q, at_k, value = found[0]
+    assert set((at_q * len(pos) + at_k).tolist()) == set(strongest.indices.tolist())
+    torch.testing.assert_close(value.abs() if by == "abs" else value, strongest.values)
+
+
 @FEW
 @given(heads, st.integers(1, 40))
 def test_chunk_size_changes_nothing(r: ResolvedHead, elements: int) -> None:
@@ -238,6 +266,8 @@ def test_chunk_size_changes_nothing(r: ResolvedHead, elements: int) -> None:
     whole = [r.top(10), r.top(10, "value"), *(r.channels(reduce, n=5) for reduce in REDUCTIONS), r.channels()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_reductions, "TILE_ELEMENTS", elements)
+        patch.setattr(_reductions, "_STRETCH", elements)
+        patch.setattr(_reductions, "_SAMPLED", elements)
         cut = [r.top(10), r.top(10, "value"), *(r.channels(reduce, n=5) for reduce in REDUCTIONS), r.channels()]
     for left, right in zip(whole, cut, strict=True):
         pd.testing.assert_frame_equal(left, right)

@@ -15,7 +15,6 @@ from transformers import GPT2LMHeadModel
 import fra
 from fixtures.mini.build import expected, recipe, scrambled, train_dictionaries, twin
 from fixtures.mini.build.train_model import tensors_hash
-from fixtures.table import by_claim
 from fra._admission import sample
 from fra.errors import FraError
 from fra.targets import Target, admit
@@ -148,7 +147,7 @@ def test_expectations_are_of_registered_claims() -> None:
 def test_the_table_counts_by_claim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = make_ledger(evidence((GOOD,), head="L0H0"), evidence((BAD,), head="L0H1", power=0.9))
     (claim,) = {row.claim for row in ledger.verdicts}
-    head, rule, row = by_claim(ledger, {"said": lambda name: f"of {name}"})
+    head, rule, row = expected.by_claim(ledger, {"said": lambda name: f"of {name}"})
     assert head.count("|") == rule.count("|") == row.count("|")
     cells = dict(zip(head.strip("| ").split(" | "), [cell.strip() for cell in row.split("|")[1:]], strict=False))
     assert (cells["claim"], cells["said"]) == (claim, f"of {claim}")

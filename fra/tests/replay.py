@@ -45,7 +45,7 @@ def decide(d: Decision, means: Mapping[str, ClusterMeans], raw: Mapping[str, Sam
             live = sample.counts.ravel() > 0
             values = sample.sums.ravel()[live] / sample.counts.ravel()[live]
             (own,) = found[h]
-            found[h] = [_exact_where_unbounded(own, values, d.bounded, d.level, len(means), d.share)]
+            found[h] = [_exact_where_unbounded(own, values, d.bounded, d.level, len(means), d.share)[0]]
     return found
 
 

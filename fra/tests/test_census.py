@@ -154,9 +154,8 @@ def test_examples_of_merged_halves_are_the_strongest_terms_of_the_models_own_res
     assert found["value"].tolist() == pytest.approx([terms[at] for at in strongest], rel=tolerance)
 
 
-def test_an_interrupted_census_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_census_observe, "_TOKENS_AT_ONCE", 12)
-    never = take("llama", reduce=ALL, stripes=STRIPES)
+def interrupt_once(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Lets the fourth batch of documents be interrupted; what is returned grows by every batch that is observed."""
     observe, calls = _census_observe.Observer.observe, []
 
     def falls_over(self: Any, *args: Any) -> Any:
@@ -166,6 +165,13 @@ def test_an_interrupted_census_goes_on_and_ends_the_same(tmp_path: Path, monkeyp
         return observe(self, *args)
 
     monkeypatch.setattr(_census_observe.Observer, "observe", falls_over)
+    return calls
+
+
+def test_an_interrupted_census_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_census_observe, "_TOKENS_AT_ONCE", 12)
+    never = take("llama", reduce=ALL, stripes=STRIPES)
+    calls = interrupt_once(monkeypatch)
     options: Any = {"reduce": ALL, "stripes": STRIPES, "checkpoint": tmp_path, "checkpoint_every": 2}
     with pytest.raises(KeyboardInterrupt):
         take("llama", **options)

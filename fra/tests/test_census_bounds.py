@@ -18,7 +18,7 @@ from fra.tests.test_census_properties import (
     D_SAE,
     FEW,
     N_HEADS,
-    assert_same,
+    assert_strongest,
     defined,
     make_census,
     rows_of,
@@ -65,13 +65,7 @@ def test_nothing_strong_is_left_out(shape: dict[str, Any], n: int, where: Any, l
     for reduce in reduces:
         for head in range(N_HEADS):
             every = {c: row for c, row in defined(census, reduce, head, where).items() if row[1] >= least}
-            mine = rows_of(found[reduce], head)
-            assert len(mine) == min(n, len(every))
-            assert_same(mine, {cell: every[cell] for cell in mine})
-            if len(every) > n:
-                weakest = min(abs(value) for value, _ in mine.values())
-                left = max(abs(value) for cell, (value, _) in every.items() if cell not in mine)
-                assert left <= weakest * (1 + 1e-10) + 1e-12
+            assert_strongest(rows_of(found[reduce], head), every, n)
 
 
 @pytest.mark.usefixtures("_narrow")

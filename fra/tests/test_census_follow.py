@@ -17,7 +17,7 @@ from fra._census import Census
 from fra._census_follow import Followed
 from fra.errors import FraError
 from fra.tests.models import D_SAE, tiny
-from fra.tests.test_census import DOCUMENTS, LAYER, sae, take
+from fra.tests.test_census import DOCUMENTS, LAYER, interrupt_once, sae, take
 from fra.tests.test_census_properties import FEW, N_HEADS, make_census, one_document, plain, shapes
 
 CHANNELS = torch.tensor([[head, i, j] for head in range(N_HEADS) for i, j in ((0, 0), (1, 3), (2, 0), (6, 5))])
@@ -125,15 +125,7 @@ def test_interrupted_and_resumed_it_holds_the_same(tmp_path: Path, monkeypatch: 
     pairs = strongest_ids(take(heads=[0]))[["q_feature", "k_feature"]].to_numpy()
     options: Any = {"follow": torch.tensor(pairs), "n_examples": 4}
     never = take(**options)
-    observe, calls = _census_observe.Observer.observe, []
-
-    def falls_over(self: Any, *args: Any) -> Any:
-        calls.append(args)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return observe(self, *args)
-
-    monkeypatch.setattr(_census_observe.Observer, "observe", falls_over)
+    calls = interrupt_once(monkeypatch)
     options |= {"checkpoint": tmp_path, "checkpoint_every": 1}
     with pytest.raises(KeyboardInterrupt):
         take(**options)

@@ -184,6 +184,16 @@ def assert_same(found: dict[Any, Any], expected: dict[Any, Any], tolerance: floa
         assert found[cell][0] == pytest.approx(value, abs=tolerance, rel=tolerance), cell
 
 
+def assert_strongest(found: dict[Any, Any], every: dict[Any, Any], n: int) -> None:
+    """What was found is of `every` cell, n or all of them, and nothing stronger was left out."""
+    assert len(found) == min(n, len(every))
+    assert_same(found, {cell: every[cell] for cell in found})
+    if len(every) > n:
+        weakest = min(abs(value) for value, _ in found.values())
+        left = max(abs(value) for cell, (value, _) in every.items() if cell not in found)
+        assert left <= weakest * (1 + 1e-10) + 1e-12
+
+
 @pytest.fixture(params=["whole", "chunked"])
 def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunked: documents one at a time, a few numbers in each intermediate array; stripes by tables, which are
@@ -248,13 +258,7 @@ def test_the_strongest_within_a_budget_are_the_strongest_of_all(
         for head in range(N_HEADS):
             every = defined(census, reduce, head, where)
             every = {cell: row for cell, row in every.items() if row[1] >= least}
-            mine = rows_of(found[reduce], head)
-            assert len(mine) == min(n, len(every))
-            assert_same(mine, {cell: every[cell] for cell in mine})
-            if len(every) > n:
-                weakest = min(abs(value) for value, _ in mine.values())
-                left = max(abs(value) for cell, (value, _) in every.items() if cell not in mine)
-                assert left <= weakest * (1 + 1e-10) + 1e-12
+            assert_strongest(rows_of(found[reduce], head), every, n)
 
 
 @FEW

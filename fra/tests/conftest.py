@@ -14,7 +14,7 @@ from jaxtyping import install_import_hook
 import fra
 
 # `fra` alone would cover `fra.tests` too. What the plugins of fixtures/ imported before this file is not covered.
-LIBRARY = [f"fra.{module.name}" for module in pkgutil.iter_modules(fra.__path__) if module.name != "tests"]
+LIBRARY = [m.name for m in pkgutil.walk_packages(fra.__path__, "fra.") if not m.name.startswith("fra.tests")]
 install_import_hook(LIBRARY, "beartype.beartype")
 
 

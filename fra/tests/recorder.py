@@ -140,9 +140,9 @@ class Recorder:
     def _seed_of(self, given: dict[str, Any], result: Any) -> None:
         self._parts[result] = given["parts"]
 
-    def _evidence(self, evidence: Any) -> None:
-        names = {c.name for conditions in evidence.candidates.values() for c in conditions}
-        self._judged.setdefault(evidence.claim.id, set()).update(names)
+    def _evidence(self, given: Any) -> None:
+        names = {c.name for conditions in given.candidates.values() for c in conditions}
+        self._judged.setdefault(given.claim.id, set()).update(names)
 
     def _made(self, means: Any, sums: Any, counts: Any = None, **_: Any) -> None:
         table = np.asarray(sums, dtype=np.float64)

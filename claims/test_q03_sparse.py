@@ -45,8 +45,8 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, carried, progress):
-    from fra.paired import paired_evidence
     from fra.sparsity import sparsity
+    from fra.verdicts.samples import paired_evidence
 
     found = {}
     for n in range(target.n_layers):

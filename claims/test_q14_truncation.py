@@ -33,7 +33,7 @@ CLAIM = Claim(
 @pytest.fixture(scope="module")
 def evidence(target, carried, progress):
     from fra.fidelity import truncation
-    from fra.paired import paired_evidence
+    from fra.verdicts.samples import paired_evidence
 
     found = {}
     for n in range(target.n_layers):

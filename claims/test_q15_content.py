@@ -35,8 +35,8 @@ CLAIM = Claim(
 @pytest.fixture(scope="module")
 def evidence(target, carried, progress):
     from fra.claim import Evidence
-    from fra.paired import paired_evidence
     from fra.sparsity import content
+    from fra.verdicts.samples import paired_evidence
 
     if target.bos is None:
         reason = "documents of this target begin with no BOS token"

@@ -41,8 +41,8 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, carried, progress):
-    from fra.paired import paired_evidence
     from fra.swaps import telling
+    from fra.verdicts.samples import paired_evidence
 
     found = {}
     for n in range(target.n_layers):

@@ -1,24 +1,19 @@
 from . import attribution as attribution
 from . import blockdiag as blockdiag
 from . import cards as cards
-from . import cih as cih
 from . import claim as claim
 from . import errors as errors
-from . import evidence as evidence
-from . import exactness as exactness
 from . import gauges as gauges
 from . import induction as induction
 from . import interventions as interventions
-from . import ledger as ledger
-from . import pairs as pairs
 from . import patching as patching
 from . import report as report
 from . import sentences as sentences
-from . import stats as stats
 from . import stimuli as stimuli
 from . import structured as structured
 from . import targets as targets
 from ._census import census as census
+from ._output import resolve_output as resolve_output
 from ._resolve import resolve as resolve
 from .claim import Claim as Claim
 from .claim import Evidence as Evidence
@@ -26,5 +21,7 @@ from .claim import Verdict as Verdict
 from .claim import judge as judge
 from .interventions import remove as remove
 from .targets import load_target as load_target
+from .verdicts import ledger as ledger
+from .verdicts import stats as stats
 
 __version__: str

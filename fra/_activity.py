@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fra._channels import Arm
 from fra.errors import CannotLoad
-from fra.stats import seed_of
+from fra.verdicts.stats import seed_of
 
 FLOOR = 10
 """Documents of a half in which a pair must be jointly live, where there is a minimum."""

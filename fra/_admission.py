@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._dictionaries import codes
-from fra._heads import attention_input_layer, check_tokens, freeze
+from fra._heads import check_tokens, freeze
+from fra._qk import attention_input_layer
 from fra.errors import FraError
 from fra.targets import is_head_output
 

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fra.errors import FraError
-from fra.ledger import write_text
+from fra.verdicts.files import write_text
 
 FILE = "features.json"
 """In the folder of one dictionary's cards: target, its fingerprint, hook, and the features of each page."""

@@ -17,9 +17,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fra import _card_links as card_links
-from fra import ledger
 from fra._strips import AFTER, AROUND, BEFORE, SHADES, shaded, visible
 from fra.report import number
+from fra.verdicts import files
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def write_pages(
     pages = {f"L{layer}H{head}.html": render_head(own, head, **about) for head, own in by_head.items()}
     pages["index.html"] = render_head([], -1, **about)
     for name, text in pages.items():
-        ledger.write_text(text, folder / name)
+        files.write_text(text, folder / name)
     on_page = {f"L{layer}H{head}.html": [card.feature for card in own] for head, own in by_head.items()}
     card_links.write(folder, target, fingerprint, hook, on_page)
     return len(pages)

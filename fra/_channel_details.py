@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from fra import stats
 from fra._best_effect import MIN_LIVE_DOCUMENTS
 from fra._channels import Effects
 from fra._examples import BEST, Shown, counted, features_on
 from fra._screen import HeadScreen
 from fra.cih import Screen
-from fra.claim import Condition
 from fra.induction import HeadStatus
+from fra.verdicts import stats
+from fra.verdicts.claim import Condition
 
 
 def live_candidates(s: HeadScreen) -> Int[np.ndarray, " m"]:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra import stats, stimuli
+from fra import stimuli
 from fra._channels import Arm, measure_arm
 from fra._concept_planting import plant_concepts
 from fra._concepts import (
@@ -32,9 +32,10 @@ from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, stre
 from fra._screen import PLANTED_AT_LEAST
 from fra._threads import each
 from fra.cih import LONGEST_CONTEXT, has_dictionary
-from fra.claim import Claim, Condition, Evidence
 from fra.errors import CannotLoad
-from fra.evidence import cluster_means, false_discovery, rank_condition, two_sided
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.conditions import cluster_means, false_discovery, rank_condition, two_sided
 
 if TYPE_CHECKING:
     from fra.targets import Target

@@ -12,7 +12,7 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from fra._concepts import CANDIDATES, ConceptEffects, ConceptStripe, HeadOnText
-from fra.stats import seed_of
+from fra.verdicts.stats import seed_of
 
 _PLANTED, _TRIED, _STEPS = 12, 60, 6
 _SIZES = (1.0, 4.0, 16.0)

@@ -23,7 +23,7 @@ from torch import Tensor
 from fra._channels import Arm, pair_couplings
 from fra._examples import Shown, example_on_text
 from fra._heads import FrozenLayer
-from fra.stats import seed_of
+from fra.verdicts.stats import seed_of
 
 CANDIDATES = 20
 FLOOR_DOCUMENTS = 20

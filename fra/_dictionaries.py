@@ -13,7 +13,7 @@ from sae_lens import SAE, GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE
 from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 
-from fra._heads import attention_input_layer
+from fra._qk import attention_input_layer
 from fra.blockdiag import BlockDiagonalSAE
 from fra.errors import FraError
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from fra import stats
 from fra._best_effect import MIN_LIVE_DOCUMENTS
 from fra._channel_details import best_channel
 from fra._channels import Arm, Arms, Effects, HeadOnArms, measure_arm, measure_arms, on_device
@@ -25,9 +24,10 @@ from fra._screen import PLANTED_AT_LEAST
 from fra._search import Search, Stripe
 from fra._threads import each
 from fra.cih import Design, Screen, documents
-from fra.claim import Claim, Condition, Evidence
 from fra.induction import TIH_AT_LEAST
 from fra.stimuli import Batch
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Condition, Evidence
 
 if TYPE_CHECKING:
     from fra.targets import Target

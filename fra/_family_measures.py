@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fra._ablation import set_output
 from fra._encoder import encode
-from fra._heads import Model
-from fra.attribution import HeadOutputs, Live
+from fra._head_outputs import HeadOutputs, Live
+from fra._intervention import Hook
+from fra._qk import Model
 from fra.family import LayerFamilies
-from fra.interventions import Hook, set_output
 from fra.patching import ablate_features, losses, readout
-from fra.stats import Floats, seed_of
+from fra.verdicts.stats import Floats, seed_of
 
 PAIRS = 48
 """(Document, feature) pairs whose ablation is run through the model, for a head's family and for its matches."""

@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fra._heads import Model
-from fra.attribution import HeadOutputs
-from fra.interventions import Hook, set_output
+from fra._ablation import set_output
+from fra._head_outputs import HeadOutputs
+from fra._intervention import Hook
+from fra._qk import Model
 from fra.patching import own_positions, patch_activation
-from fra.stats import Floats, seed_of
+from fra.verdicts.stats import Floats, seed_of
 
 PROMPTS = 100
 LENGTH = 24

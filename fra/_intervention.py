@@ -17,8 +17,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from fra._dictionaries import check_dictionary
-from fra._heads import FrozenLayer, Model, folded_gain, freeze, rotary_of
-from fra._qk import QKWeights
+from fra._heads import FrozenLayer, folded_gain, freeze, rotary_of
+from fra._qk import Model, QKWeights
 from fra.errors import FraError
 
 Hook: TypeAlias = tuple[str, Callable[..., Any]]

@@ -16,8 +16,8 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig, loading
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fra._heads import Model
 from fra._processing import FLAGS
+from fra._qk import Model
 from fra._weights import check_model, first_line
 from fra.errors import FraError
 

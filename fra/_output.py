@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fra._channels import Arm
 from fra._dictionaries import check_dictionary, codes, dictionary_hook
-from fra._heads import Model, check_layer_and_head, freeze, read_hooks
-from fra._qk import attention_input_layer, raw_weights, working_dtype
+from fra._heads import freeze, read_hooks
+from fra._qk import Model, attention_input_layer, check_layer_and_head, raw_weights, working_dtype
 from fra._resolve import TERMS
 from fra.errors import FraError
 

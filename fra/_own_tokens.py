@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._encoder import head_output_layer
-from fra._heads import Model
+from fra._qk import Model
 from fra._recursive import norm_weight
 
 _FEATURES_AT_ONCE = 512

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fra import stats
 from fra._examples import STRONGEST
-from fra._jackknife import Jackknifed, conditions, p_above, power
 from fra._prediction import Prediction
-from fra.claim import Claim, Condition, Evidence
-from fra.evidence import rank_condition
 from fra.pairs import HeadPairs, LayerPairs
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.conditions import rank_condition
+from fra.verdicts.jackknife import Jackknifed, conditions, p_above, power
 
 Layers = Mapping[int, LayerPairs]
 

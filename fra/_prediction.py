@@ -12,9 +12,9 @@ from scipy import stats as sps
 from torch import Tensor
 
 from fra._activity import FLOOR, Activity
-from fra._jackknife import Jackknifed, jackknifed
 from fra.errors import CannotLoad
-from fra.stats import seed_of
+from fra.verdicts.jackknife import Jackknifed, jackknifed
+from fra.verdicts.stats import seed_of
 
 PAIRS = 1_000
 DRAWS = 999

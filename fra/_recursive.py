@@ -20,8 +20,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from fra._dictionaries import Codes, codes, gain_and_offset
 from fra._encoder import encode, encoder
 from fra._head_outputs import Live, observe
-from fra._heads import Model
 from fra._output import OVWeights, ov_weights
+from fra._qk import Model
 from fra.errors import FraError
 
 Functional = Float[Tensor, "n pos d_model"]

@@ -24,8 +24,8 @@ from fra._search import FLOOR_DOCUMENTS, SET_SIZE, Search, Stripe
 from fra._stripe_blocks import stripe_blocks
 from fra._threads import each
 from fra.errors import FraError
-from fra.stats import seed_of
 from fra.stimuli import Batch
+from fra.verdicts.stats import seed_of
 
 SHIFTS = tuple(range(2, 42))
 SCRAMBLES = 20

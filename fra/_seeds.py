@@ -19,17 +19,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra import stats
 from fra._channels import Arms, HeadOnArms, measure_arm, measure_arms, on_device
 from fra._dictionaries import neuronpedia
 from fra._examples import Shown, first_example
-from fra._heads import attention_input_layer
+from fra._qk import attention_input_layer
 from fra._search import SET_SIZE, Search
 from fra._threads import each
-from fra._transfer import as_share, tihs
+from fra._transfer import tihs
 from fra.cih import Design, Screen, documents
-from fra.claim import Claim, Condition, Evidence
-from fra.evidence import cluster_means, outside, rank_condition, two_sided
+from fra.evidence import outside
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.conditions import as_share, cluster_means, rank_condition, two_sided, weakest
 
 if TYPE_CHECKING:
     from fra.targets import Target
@@ -172,21 +173,6 @@ def across(
 
     layer, device = arms[0].repeated.frozen.layer, batch.row_doc.device
     return {f"L{layer}H{h}": result for h, result in zip(heads, each(one, heads, device), strict=True)}
-
-
-def weakest(conditions: Sequence[Condition], name: str, bar: float) -> Condition:
-    """Conditions that must all hold, said as one: it holds where the last of them does and fails where the first does.
-    None is chosen by its estimate.
-    """
-    return Condition(
-        name,
-        np.min([c.effect for c in conditions]),  # NaN where one was not measured
-        np.min([c.low for c in conditions]),
-        np.min([c.high for c in conditions]),
-        bar,
-        p=max(c.p or 0.0 for c in conditions),
-        p_refute=min(1.0 if c.p_refute is None else c.p_refute for c in conditions),
-    )
 
 
 def seeds_evidence(

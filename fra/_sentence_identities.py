@@ -10,11 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._dictionaries import codes, dictionary_hook
-from fra._heads import FrozenLayer, Model, freeze
+from fra._heads import FrozenLayer, freeze
+from fra._qk import Model
 from fra._resolve import ResolvedHead
 from fra.errors import FraError
 from fra.sentences import Sensitivity
-from fra.stats import seed_of
+from fra.verdicts.stats import seed_of
 
 CHANNELS = 20
 _STEP = 5e-2

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from fra import stats, stimuli
+from fra import stimuli
 from fra._best_effect import MIN_LIVE_DOCUMENTS
 from fra._channels import Arms, Effects, HeadOnArms, measure_arm, measure_arms, on_device, shifted_keys
 from fra._examples import BEST, Shown, first_example
@@ -23,9 +23,11 @@ from fra._search import SET_SIZE, Search
 from fra._threads import each
 from fra._variants import ARMS, VariantSets, disjoint_halves, token_matches, variant_forms, variant_repeat
 from fra.cih import LONGEST_CONTEXT, Screen, has_dictionary, mean_prediction
-from fra.claim import Claim, Condition, Evidence, parse_head
 from fra.errors import FraError
-from fra.evidence import cluster_means, false_discovery, outside, rank_condition, two_sided
+from fra.evidence import outside
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Condition, Evidence, parse_head
+from fra.verdicts.conditions import as_share, cluster_means, false_discovery, rank_condition, two_sided
 
 if TYPE_CHECKING:
     from fra.targets import Target
@@ -184,15 +186,6 @@ def linear(
     }
     columns = two_sided(name, bar, means, claim.level, share, False)
     return {h: own[0] for h, own in columns.items()}, means
-
-
-def as_share(condition: Condition, of: float, part: float, bar: float) -> Condition:
-    """A condition "part - bar * whole > 0" said as a share of the whole; `of` and `part` are its means."""
-    if of <= 0:
-        return Condition(condition.name, float("nan"), -np.inf, np.inf, bar)
-    share = part / of
-    ends = [share + (end - condition.effect) / of for end in (condition.low, condition.high)]
-    return Condition(condition.name, share, ends[0], ends[1], bar, p=condition.p, p_refute=condition.p_refute)
 
 
 def unseen_evidence(claim: Claim, screened: Screen, moved: Mapping[str, Moved]) -> dict[str, Evidence]:

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 
 from fra.errors import CannotLoad
-from fra.stats import seed_of
 from fra.stimuli import Batch, RepeatedDocument, collate, periods, repeat
+from fra.verdicts.stats import seed_of
 
 ARMS = ("same", "variant", "neighbour", "unrelated")
 COSINE_WITHIN = 0.05

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from fra import stats
-from fra.claim import Claim, Condition, Evidence
 from fra.frontier import NO_STUDY, Frontier, head_of
-from fra.induction import by_source
 from fra.likeness import ALIVE, Firings, firings
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.stats import by_source
 
 CONTROLS = 200
 PLANTED = 20

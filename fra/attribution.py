@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fra._encoder import Encoder, encoder, head_output_layer
 from fra._head_outputs import HeadOutputs, Live, observe
-from fra._heads import Model
+from fra._qk import Model
 from fra._recursive import Term, Trace, recursive
 
 __all__ = [

@@ -21,11 +21,11 @@ from fra.blockdiag import (
     BlockDiagonalTrainingSAE,
     BlockDiagonalTrainingSAEConfig,
 )
-from fra.claim import Claim, Condition, Evidence
 from fra.frontier import Frontier, encode, head_of
-from fra.stats import seed_of
 from fra.stimuli import natural_documents
 from fra.targets import Target
+from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.stats import seed_of
 
 _ROWS = 64
 

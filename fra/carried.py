@@ -20,10 +20,11 @@ from torch import Tensor
 from fra import _nulls
 from fra._channels import Arm
 from fra._dictionaries import Codes, codes
-from fra._heads import FrozenLayer, Model, freeze, read_hooks
+from fra._heads import FrozenLayer, freeze, read_hooks
+from fra._qk import Model
 from fra._token_dictionary import TokenDictionary, learn
 from fra.errors import CannotLoad
-from fra.stats import seed_of
+from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
     from fra.targets import Target

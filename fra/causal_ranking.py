@@ -17,15 +17,15 @@ from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from fra import stats
 from fra._channels import Arm, pair_couplings
 from fra._dictionaries import neuronpedia
 from fra._downstream import Scene
 from fra._examples import Shown, example_on_text, text_of
-from fra._heads import Model
+from fra._qk import Model
 from fra.cih import has_dictionary
-from fra.claim import Claim, Condition, Evidence
-from fra.stats import ClusterMeans, seed_of
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.stats import ClusterMeans, seed_of
 
 if TYPE_CHECKING:
     from fra.targets import Target

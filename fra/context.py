@@ -16,12 +16,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from fra._columns import columns_tested
 from fra._family_measures import Specificity, specificity
-from fra.claim import Claim, Evidence
 from fra.family import CONTROL_SHARE, Families, LayerFamilies, attribution_shares
-from fra.induction import by_source
-from fra.stats import Floats
+from fra.verdicts.bounds import columns_tested
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.stats import Floats, by_source
 
 NEAR = 10
 LEAST_ROWS = 30

@@ -13,14 +13,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra import stats
 from fra._examples import text_of
 from fra._feature_examples import FEATURE, feature_example
 from fra._firings import Firings, corpus
-from fra._pooled import NO_DICTIONARY, clustered, head_output_hooks
-from fra.claim import Claim, Condition, Evidence
 from fra.dfa_heads import Division, alive_features, divide
-from fra.evidence import two_sided
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.conditions import two_sided
+from fra.verdicts.pooled import NO_DICTIONARY, clustered, head_output_hooks
 
 if TYPE_CHECKING:
     from fra.targets import Target

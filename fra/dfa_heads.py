@@ -13,12 +13,13 @@ from jaxtyping import Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
-from fra import stats
 from fra._examples import text_of
 from fra._feature_examples import FEATURE, feature_example
 from fra._firings import MIN_FIRINGS, Firings, corpus
 from fra._head_outputs import Live
-from fra._pooled import (
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.pooled import (
     NO_DICTIONARY,
     Measured,
     by_dictionary,
@@ -28,7 +29,6 @@ from fra._pooled import (
     evidence,
     head_output_hooks,
 )
-from fra.claim import Claim, Evidence
 
 if TYPE_CHECKING:
     from fra.targets import Target

@@ -11,16 +11,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra import cih, stats
+from fra import cih
 from fra._examples import text_of
 from fra._feature_examples import FEATURE, feature_example
 from fra._head_outputs import HeadOutputs, Live, observe
 from fra._own_tokens import own_tokens
-from fra._pooled import clustered
-from fra.claim import Claim, Evidence
-from fra.evidence import false_discovery, two_sided
 from fra.induction import head_status
 from fra.stimuli import Batch
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.conditions import false_discovery, two_sided
+from fra.verdicts.pooled import clustered
 
 if TYPE_CHECKING:
     from fra.targets import Target

@@ -14,11 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fra import stats
 from fra._encoder import encode
 from fra._firings import Corpus, corpus, repeated_corpus
 from fra._intervention import Intervention
-from fra._pooled import (
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.pooled import (
     NO_DICTIONARY,
     Measured,
     by_dictionary,
@@ -27,7 +28,6 @@ from fra._pooled import (
     evidence,
     head_output_hooks,
 )
-from fra.claim import Claim, Evidence
 
 if TYPE_CHECKING:
     from fra.targets import Target

@@ -7,14 +7,14 @@ from functools import partial
 
 import numpy as np
 
-from fra import stats
 from fra._best_effect import mean_effect
 from fra._channel_details import channel_detail, live_candidates, set_detail, status_detail
 from fra._screen import PLANTED_AT_LEAST, HeadScreen
 from fra._search import SET_SIZE
 from fra.cih import Screen, families
-from fra.claim import Claim, Condition, Evidence
-from fra.induction import by_source
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.conditions import cluster_means, exact, false_discovery, rank_condition, two_sided
 
 GATE = "gate: feature-feature share"
 """Name of the set claim's gate among its bars: the share of the stripe's contrast that the feature-feature block
@@ -45,65 +45,6 @@ def outside(claim: Claim, screened: Screen, family: str) -> dict[str, Evidence]:
             )
             found[name] = Evidence(claim=claim, head=name, cannot=f"not in the family: {what}", detail=detail)
     return found
-
-
-def cluster_means(sums: np.ndarray, counts: np.ndarray, sources: Sequence[str], seed: int) -> stats.ClusterMeans:
-    """Ratio means with the sources of the documents as clusters."""
-    return stats.ClusterMeans(by_source(sums, sources), by_source(counts, sources), seed=seed)
-
-
-def two_sided(
-    name: str, bar: float, means: Mapping[str, stats.ClusterMeans], level: float, share: int, simultaneous: bool
-) -> dict[str, list[Condition]]:
-    """One condition for every candidate of every head.
-
-    "effect <= bar" is Holm-adjusted across heads over the best candidate of each head (max-T within the head). "effect
-    >= bar" is Bonferroni-adjusted over the heads and over the `share` conditions any one of which may refute a
-    candidate. Bounds are at the level at which the head was tested.
-    """
-    heads = list(means)
-    above = [means[h].p_above(bar, simultaneous) for h in heads]
-    level_above = stats.holm_levels([float(p.min()) for p in above], level)
-    adjusted = stats.holm_within(above, level)
-    tests = share * len(heads)
-    found: dict[str, list[Condition]] = {}
-    for k, h in enumerate(heads):
-        m = means[h]
-        lower, upper = m.lower(level_above[k], simultaneous), m.upper(level / tests, simultaneous)
-        below = m.p_below(bar, simultaneous)
-        found[h] = [
-            Condition(
-                name,
-                float(m.estimate[c]),
-                float(lower[c]),
-                float(upper[c]),
-                bar,
-                p=float(adjusted[k][c]),
-                p_refute=float(min(1.0, below[c] * tests)),
-            )
-            for c in range(m.n_cand)
-        ]
-    return found
-
-
-def false_discovery(
-    heads: Sequence[str], means: Mapping[str, stats.ClusterMeans], bar: float, simultaneous: bool = False
-) -> dict[str, float]:
-    """q of every head (Benjamini-Hochberg) for "effect <= bar" of its best candidate, p = 1 for heads without one: from
-    p-values that are not yet adjusted over the heads, or the adjustment would count twice.
-    """
-    p = [float(means[h].p_above(bar, simultaneous).min()) if h in means else 1.0 for h in heads]
-    return dict(zip(heads, map(float, stats.benjamini_hochberg(p)), strict=True))
-
-
-def rank_condition(name: str, p: float, level: float) -> Condition:
-    """A condition that is a rank among nulls: 1 - p above 1 - level. It can be missed; it refutes nothing."""
-    return Condition(name, 1 - p, 1 - p, 1.0, 1 - level, p=p, p_refute=1.0)
-
-
-def _exact(name: str, value: float, bar: float) -> Condition:
-    """A condition on a number that is not estimated from the documents."""
-    return Condition(name, value, value, value, bar)
 
 
 def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
@@ -286,10 +227,10 @@ def _channel_conditions(
                 effect[h][n],
                 rank_condition("over other lags", float(s.p_lag[c]), level),
                 rank_condition("coupling among matched pairs", float(s.p_coupling[c]), level),
-                _exact("coupling over other heads", float(s.above_heads[c]), 0.0),
+                exact("coupling over other heads", float(s.above_heads[c]), 0.0),
                 rank_condition("over scrambled heads", stats.rank_p(float(E[c]), s.scramble_best), level),
                 contrast[h][n],
                 attention[h][n],
-                _exact("coverage", float(covered), bars["coverage"]),
+                exact("coverage", float(covered), bars["coverage"]),
             )
     return found, detectable, effects

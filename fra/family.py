@@ -21,13 +21,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra import cih, stimuli
+from fra._encoder import head_output_layer
 from fra._examples import text_of
 from fra._feature_examples import FEATURE, feature_example
-from fra._heads import Model
-from fra.attribution import HeadOutputs, Live, head_output_layer, observe
-from fra.claim import parse_head
+from fra._head_outputs import HeadOutputs, Live, observe
+from fra._qk import Model
 from fra.induction import HeadStatus, head_status
 from fra.patching import effective_decoder, readout
+from fra.verdicts.claim import parse_head
 
 if TYPE_CHECKING:
     from fra.targets import Target

@@ -8,8 +8,6 @@ import numpy as np
 import torch
 
 from fra import _family_upstream as upstream
-from fra import stats
-from fra._columns import MATCHED, above_share, difference
 from fra._family_measures import (
     by_document,
     chosen_pairs,
@@ -21,10 +19,12 @@ from fra._family_measures import (
     strict_induction,
     unseen_rows,
 )
-from fra.claim import Claim, Evidence, parse_head
 from fra.family import Families, LayerFamilies
 from fra.family_evidence import NO_FAMILY, Measured, family_of, per_head
-from fra.stats import Floats
+from fra.verdicts import stats
+from fra.verdicts.bounds import MATCHED, above_share, difference
+from fra.verdicts.claim import Claim, Evidence, parse_head
+from fra.verdicts.stats import Floats
 
 MOST_CANDIDATES = 20
 LEAST_DOCUMENTS = 10

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from scipy import stats as sps
 
-from fra import stats
-from fra._columns import MATCHED, columns_tested, difference, least_power
 from fra._dictionaries import dictionary_hook, neuronpedia
 from fra._examples import text_of
 from fra._family_measures import by_document, firing, head_means, turned_off
-from fra.claim import Claim, Condition, Evidence, parse_head
 from fra.family import Behaviour, Families, LayerFamilies
-from fra.induction import HeadStatus, by_source
-from fra.stats import Floats
+from fra.induction import HeadStatus
+from fra.verdicts import stats
+from fra.verdicts.bounds import MATCHED, columns_tested, difference, least_power
+from fra.verdicts.claim import Claim, Condition, Evidence, parse_head
+from fra.verdicts.stats import Floats, by_source
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fra._dictionaries import Codes
 from fra._heads import FrozenLayer, Side
 from fra._threads import each
 from fra.carried import ATOMS, FEATURES, SHUFFLED, TOKENS, CarriedLayer
-from fra.paired import Measured
+from fra.verdicts.samples import Measured
 
 KS = (1, 2, 4, 8, 16)
 """Features kept a position, beside half of the dictionary's mean L0, on which the claim is judged."""

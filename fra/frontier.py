@@ -17,12 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra import stats
-from fra.claim import Claim, Condition, Evidence
 from fra.errors import CannotLoad, FraError
-from fra.induction import by_source
 from fra.stimuli import natural_documents, natural_sources, repeated_natural
 from fra.targets import Target
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.conditions import condition
+from fra.verdicts.stats import by_source
 
 _AT_ONCE = 12  # documents a forward pass
 _GRID = 5  # sparsities at which two arms are compared
@@ -295,19 +296,6 @@ def compare(
         n=n,
         power=power,
         detail=shown | detail,
-    )
-
-
-def condition(name: str, means: stats.ClusterMeans, bar: float, level: float) -> Condition:
-    """The first candidate of `means` against a bar, tested in both directions; no family."""
-    return Condition(
-        name,
-        float(means.estimate[0]),
-        float(means.lower(level, simultaneous=False)[0]),
-        float(means.upper(level, simultaneous=False)[0]),
-        bar,
-        p=float(means.p_above(bar, simultaneous=False)[0]),
-        p_refute=float(means.p_below(bar, simultaneous=False)[0]),
     )
 
 

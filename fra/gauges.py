@@ -20,12 +20,12 @@ from fra._census import census
 from fra._channels import Arm
 from fra._dictionaries import Codes, codes, dictionary_hook
 from fra._gauges import basis, key_bias, mean_direction, norm, parameter, rank_one, turned, why_not
-from fra._heads import FrozenLayer, Model, Side, freeze
-from fra._qk import raw_weights
+from fra._heads import FrozenLayer, Side, freeze
+from fra._qk import Model, raw_weights
 from fra._resolve import ResolvedHead
-from fra.claim import Claim, Condition, Evidence
 from fra.errors import FraError
-from fra.stats import seed_of
+from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
     from fra.targets import Target

@@ -6,7 +6,7 @@ Rows are those of the second copy of a repeated document (fra.stimuli). Keys of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fra._heads import Model
+from fra._qk import Model
 from fra.errors import FraError
-from fra.stats import ClusterMeans, seed_of
 from fra.stimuli import Batch
+from fra.verdicts.stats import ClusterMeans, by_source, seed_of
 
 TIH_AT_LEAST = 0.20
 NOT_TIH_AT_MOST = 0.05
@@ -71,16 +71,6 @@ def contrast(
     here = control[..., doc, pos, batch.row_key]
     moved = control[..., doc, pos, batch.row_moved]
     return repeated[..., doc, pos, batch.row_key] - torch.maximum(here, moved)
-
-
-def by_source(
-    values: Float[np.ndarray, "n_documents *rest"], sources: Sequence[str]
-) -> Float[np.ndarray, "n_sources *rest"]:
-    """Sums over documents of one source: what is resampled as one."""
-    names, index = np.unique(np.asarray(sources), return_inverse=True)
-    out = np.zeros((len(names), *values.shape[1:]))
-    np.add.at(out, index, values)
-    return out
 
 
 def row_sums(values: Float[Tensor, "*heads n_rows"], batch: Batch) -> Float[np.ndarray, "n_documents *heads"]:

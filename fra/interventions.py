@@ -30,7 +30,7 @@ from fra._ablation import (
 )
 from fra._channels import Arm
 from fra._dictionaries import check_dictionary, codes, dictionary_hook
-from fra._heads import Model, Side, check_layer_and_head, freeze
+from fra._heads import Side, freeze
 from fra._intervention import (
     Channels,
     Hook,
@@ -51,7 +51,7 @@ from fra._intervention import (
     with_head,
 )
 from fra._output import ResolvedOutput, ov_weights, resolve_output, value_features, value_terms
-from fra._qk import qk_weights
+from fra._qk import Model, check_layer_and_head, qk_weights
 from fra._resolve import TERMS
 from fra.errors import FraError
 

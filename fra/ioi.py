@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._columns import MATCHED, above_share, columns_tested
 from fra._dictionaries import dictionary_hook
-from fra._heads import Model
-from fra.attribution import observe
-from fra.claim import Claim, Evidence
+from fra._head_outputs import observe
+from fra._qk import Model
 from fra.errors import FraError
 from fra.patching import ablate_features, own_positions
-from fra.stats import Floats, seed_of
+from fra.verdicts.bounds import MATCHED, above_share, columns_tested
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.stats import Floats, seed_of
 
 if TYPE_CHECKING:
     from fra.targets import Target

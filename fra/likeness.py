@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra import stats
-from fra.claim import Claim, Evidence
-from fra.frontier import NO_STUDY, Frontier, condition, encode, head_of
-from fra.induction import by_source
+from fra.frontier import NO_STUDY, Frontier, encode, head_of
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.conditions import condition
+from fra.verdicts.stats import by_source
 
 ALIVE = 20
 """Positions of the selection at which a feature must be live."""

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra import stats
-from fra._columns import columns_tested, least_power
-from fra._heads import Model
-from fra.claim import Claim, Condition, Evidence, parse_head
+from fra._qk import Model
 from fra.errors import CannotLoad
 from fra.family import Families
-from fra.stats import Floats, seed_of
+from fra.verdicts import stats
+from fra.verdicts.bounds import columns_tested, least_power
+from fra.verdicts.claim import Claim, Condition, Evidence, parse_head
+from fra.verdicts.stats import Floats, seed_of
 
 if TYPE_CHECKING:
     from fra.targets import Target

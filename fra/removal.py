@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra import cih
+from fra import _ablation, _intervention, cih
 from fra import interventions as iv
 from fra._census import census
 from fra._channels import measure_arm, on_device
@@ -22,10 +22,10 @@ from fra._downstream import Downstream, Head, Scene
 from fra._matched import Pool, displaced, matched_sets
 from fra._screen import SET_SIZES
 from fra._search import SET_SIZE, Search
-from fra.claim import parse_head
 from fra.errors import FraError
-from fra.stats import seed_of
 from fra.stimuli import Batch
+from fra.verdicts.claim import parse_head
+from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
     from fra.targets import Target
@@ -130,7 +130,7 @@ class Reader:
         return values.gather(1, self.next[:, None])[:, 0]
 
     @torch.no_grad()
-    def read(self, *changes: iv.Intervention) -> Float[np.ndarray, "n_documents copies measures"]:
+    def read(self, *changes: _intervention.Intervention) -> Float[np.ndarray, "n_documents copies measures"]:
         """Sums by document and copy, under these interventions."""
         with ExitStack() as stack:
             for change in changes:
@@ -253,11 +253,11 @@ def measure(
 
 def _everything(
     target: Target, part: Part, head: int, chosen: Chosen, mean: Tensor, equal: float
-) -> Iterator[tuple[str, tuple[iv.Intervention, ...]]]:
+) -> Iterator[tuple[str, tuple[_intervention.Intervention, ...]]]:
     """What is done to one head, by name."""
     own = part.scene.head(head)
     taken = part.share(head, chosen.ranked[:SET_SIZE])
-    frozen = iv.freeze_scales(target.model, part.tokens, layer=part.scene.arm.frozen.layer)
+    frozen = _ablation.freeze_scales(target.model, part.tokens, layer=part.scene.arm.frozen.layer)
     to_mean = own.by(mean - own.z)
     for size in SET_SIZES:
         share = taken if size == SET_SIZE else part.share(head, chosen.ranked[:size])

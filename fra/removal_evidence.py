@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from fra import stats
 from fra._channel_details import best_channel
 from fra._screen import SET_SIZES
 from fra.cih import Screen, families
-from fra.claim import Claim, Condition, Evidence
-from fra.evidence import cluster_means, false_discovery, outside, rank_condition, two_sided
+from fra.evidence import outside
 from fra.removal import (
     CIH,
     COPIES,
@@ -24,7 +22,10 @@ from fra.removal import (
     SUM,
     HeadRemoval,
 )
-from fra.stats import ClusterMeans
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.conditions import cluster_means, false_discovery, rank_condition, two_sided
+from fra.verdicts.stats import ClusterMeans
 
 LOGIT, LOSS, KL = range(len(MEASURES))
 SECOND, FIRST = range(len(COPIES))

@@ -21,13 +21,14 @@ from markupsafe import Markup
 
 from fra import _card_links as card_links
 from fra import _drawings as drawings
-from fra import ledger as ledgers
 from fra._card_links import CardLinks
 from fra._strips import SHADES, shaded
 from fra._strips import visible as visible  # what the terminal prints needs it too
-from fra.claim import parse_head
 from fra.errors import FraError
-from fra.ledger import ClaimNote, Ledger, Row
+from fra.verdicts import files
+from fra.verdicts import ledger as ledgers
+from fra.verdicts.claim import parse_head
+from fra.verdicts.ledger import ClaimNote, Ledger, Row
 
 GLYPHS = {
     "SUPPORTED": "✓",
@@ -265,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     try:
-        ledgers.write_text(page(ledgers.read(options.ledger), options.output, options.cards), options.output)
+        files.write_text(page(ledgers.read(options.ledger), options.output, options.cards), options.output)
     except FraError as error:
         print(f"fra.report: {error}", file=sys.stderr)
         return 2

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._heads import Model
 from fra._intervention import Channels
+from fra._qk import Model
 from fra._reductions import TILE_ELEMENTS, feature_tiles
 from fra._resolve import TERMS, ResolvedHead, resolve
 from fra._strongest import Strongest

@@ -24,7 +24,7 @@ from fra._heads import FrozenLayer, freeze
 from fra._reductions import refuse_beyond_memory
 from fra._threads import each
 from fra.carried import ATOMS, FEATURES, TOKENS, CarriedLayer, Entries, Texts, entries
-from fra.paired import Measured, mean_of
+from fra.verdicts.samples import Measured, mean_of
 
 SHARE = 0.9
 """Of the mass: what "carries" means in a count of channels."""

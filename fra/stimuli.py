@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.errors import CannotLoad
-from fra.stats import seed_of
+from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
-    from fra.targets import Document, Target
+    from fra._documents import Document
+    from fra.targets import Target
 
 SETS = ("status", "discovery", "confirmation", "sets")
 """Four disjoint sets: which heads are TIHs; choosing channels; every quoted number; the effect of sets."""

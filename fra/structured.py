@@ -29,8 +29,8 @@ from fra._channels import Arm, measure_arm, pair_couplings
 from fra._threads import each
 from fra.cih import has_dictionary
 from fra.errors import FraError
-from fra.stats import seed_of
 from fra.targets import load_target
+from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
     from fra.targets import Target

@@ -38,8 +38,8 @@ from fra._threads import each
 from fra._token_dictionary import TokenDictionary, learn
 from fra.carried import FEATURES, CarriedLayer, Texts, observe
 from fra.errors import CannotLoad
-from fra.paired import Measured
-from fra.stats import seed_of
+from fra.verdicts.samples import Measured
+from fra.verdicts.stats import seed_of
 
 PREDICTORS = ("features", "token-pair means", "token dictionary", "position only", "activations")
 READINGS = ("added", "put in place")

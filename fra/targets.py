@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from fra._admission import AdmissionReport
-    from fra._heads import Model
+    from fra._qk import Model
 
 __all__ = [
     "CannotLoad",

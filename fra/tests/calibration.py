@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats as sps
 
-from fra import stats
-from fra.stats import ClusterMeans, Floats
+from fra.verdicts import stats
+from fra.verdicts.stats import ClusterMeans, Floats
 
 LEVEL = 0.05
 

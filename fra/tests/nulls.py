@@ -22,10 +22,10 @@ from fra._heads import FrozenLayer
 from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
 from fra.claim import Claim, judge
 from fra.induction import HeadStatus
-from fra.stats import clopper_pearson, seed_of
 from fra.targets import Target, load_target
 from fra.tests import circuit
 from fra.tests.test_cih_circuit import BARS, screened
+from fra.verdicts.stats import clopper_pearson, seed_of
 
 Sets = tuple[stimuli.Batch, Arm, Arms, Arms]
 """Discovery documents and their arm; confirmation and sets documents."""

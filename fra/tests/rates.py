@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fra.stats import Floats, clopper_pearson, rank_p, seed_of
 from fra.tests.recorder import RANKS, STATUS
 from fra.tests.replay import N_BOOT, STRENGTHS, Counts, Replay, as_recorded
 from fra.tests.samples import Decision, load_all
+from fra.verdicts.stats import Floats, clopper_pearson, rank_p, seed_of
 
 LEVEL = 0.05
 

@@ -55,16 +55,17 @@ class Recorder:
 
     def install(self) -> None:
         """Wrap what decides. Imports the modules, and with them torch."""
-        from fra import _columns, _jackknife, _pooled, claim, evidence, frontier, stats
+        from fra.verdicts import bounds, claim, jackknife, pooled, stats
+        from fra.verdicts import conditions as conditions_module
 
         self._wrap(stats.seed_of, self._seed_of, always=True)
         self._wrap(stats.rank_p, self._rank_p, always=True)
         for function, note in (
-            (evidence.two_sided, self._two_sided),
-            (_columns.columns_tested, self._columns_tested),
-            (_pooled.worst, self._worst),
-            (frontier.condition, self._condition),
-            (_jackknife.conditions, self._jackknife),
+            (conditions_module.two_sided, self._two_sided),
+            (bounds.columns_tested, self._columns_tested),
+            (pooled.worst, self._worst),
+            (conditions_module.condition, self._condition),
+            (jackknife.conditions, self._jackknife),
         ):
             self._wrap(function, note)
         means = stats.ClusterMeans

@@ -1,9 +1,10 @@
 """How often a claim's tests are wrong on samples drawn from its own documents, and how strong an effect they find.
 
 The documents of a claim are taken for the population: as many are drawn, with replacement, the same ones for all heads
-and conditions, and the functions that decide the claim decide again (`fra.evidence.two_sided`, `fra._pooled.worst`,
-`fra._jackknife.conditions`). The mean of such a population is known. Put at the bar, whatever is rejected is rejected
-wrongly. `fra.tests.record` writes the samples, `fra.tests.rates` the tables; tests: test_replay.py.
+and conditions, and the functions that decide the claim decide again (`fra.verdicts.conditions.two_sided`,
+`fra.verdicts.pooled.worst`, `fra.verdicts.jackknife.conditions`). The mean of such a population is known. Put at the
+bar, whatever is rejected is rejected wrongly. `fra.tests.record` writes the samples, `fra.tests.rates` the tables;
+tests: test_replay.py.
 """
 
 from __future__ import annotations
@@ -14,16 +15,16 @@ from functools import cached_property
 
 import numpy as np
 
-from fra import stats
-from fra._columns import _exact_where_unbounded
-from fra._jackknife import Jackknifed
-from fra._jackknife import conditions as jackknife_conditions
-from fra._pooled import Measured, worst
 from fra.claim import Condition
-from fra.evidence import two_sided
-from fra.stats import ClusterMeans, Floats
 from fra.tests.samples import Decision, Sample
 from fra.tests.together import Together
+from fra.verdicts import stats
+from fra.verdicts.bounds import _exact_where_unbounded
+from fra.verdicts.conditions import two_sided
+from fra.verdicts.jackknife import Jackknifed
+from fra.verdicts.jackknife import conditions as jackknife_conditions
+from fra.verdicts.pooled import Measured, worst
+from fra.verdicts.stats import ClusterMeans, Floats
 
 STRENGTHS = (0.5, 1.0, 2.0)
 """Planted strengths, in units of what `fra.stats.detectable` says is found with power 0.8."""
@@ -41,7 +42,7 @@ def decide(d: Decision, means: Mapping[str, ClusterMeans], raw: Mapping[str, Sam
         return {"worst": [worst(Measured(d.name, d.bar, {**means, **d.numbers}, above=d.above), d.level, d.share)]}
     found = two_sided(d.name, d.bar, means, d.level, d.share, d.simultaneous)
     for h, sample in (raw or {}).items() if d.bounded is not None else ():
-        if means[h].n_cand == 1:  # as fra._columns.columns_tested does
+        if means[h].n_cand == 1:  # as fra.verdicts.bounds.columns_tested does
             live = sample.counts.ravel() > 0
             values = sample.sums.ravel()[live] / sample.counts.ravel()[live]
             (own,) = found[h]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fra.errors import FraError
-from fra.stats import Floats
+from fra.verdicts.stats import Floats
 
 SUFFIX = ".npz"
 
@@ -40,7 +40,7 @@ class Decision:
     """One condition of a claim for its whole family, as it was decided."""
 
     kind: str
-    """Which function decides: `two_sided` (fra.evidence), `worst` (fra._pooled) or `jackknife` (fra._jackknife)."""
+    """Which function decides: `two_sided` (fra.evidence), `worst` (fra.verdicts.pooled) or `jackknife` (fra.verdicts.jackknife)."""
     claim: str
     name: str
     bar: float
@@ -53,7 +53,7 @@ class Decision:
     above: bool = True
     """False: the claim says effect < bar. `two_sided` knows nothing of it: its sample then has its sign turned."""
     bounded: tuple[float, float] | None = None
-    """The range of a document's value, where the exact bounds of `fra._columns` may take over."""
+    """The range of a document's value, where the exact bounds of `fra.verdicts.bounds` may take over."""
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Dictionaries in which every document gives the same number (`worst`)."""
     judged: bool = True

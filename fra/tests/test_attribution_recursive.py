@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from fra import attribution
-from fra.attribution import Live
+from fra import _encoder, _head_outputs, _recursive
+from fra._head_outputs import Live
 from fra.errors import FraError
 from fra.tests.models import ARCHITECTURES, random_tokens, tiny, tiny_sae
 
@@ -27,7 +27,7 @@ SAE_HOOK = f"blocks.{LAYER}.attn.hook_z"
 
 def entries(model: Any, sae: Any, n: int = 6) -> tuple[Live, torch.Tensor]:
     """A few entries late in the document, and what their pre-activations are."""
-    o = attribution.observe(model, sae, TOKENS)
+    o = _head_outputs.observe(model, sae, TOKENS)
     last = o.live.where(o.live.pos >= 9)
     at = last.where(torch.arange(len(last)) % max(1, len(last) // n) == 0)
     return at, o.pre_activation(at.feature)[0, at.pos, torch.arange(len(at))]
@@ -50,7 +50,7 @@ def test_terms_sum_to_the_pre_activation(kind: str, folded: bool) -> None:
     model, sae = tiny(kind, DOUBLE, folded), dictionary(SAE_HOOK)
     at, truth = entries(model, sae)
     for hooks in upstream(kind).values():
-        trace = attribution.recursive(model, sae, TOKENS, at, {hook: dictionary(hook) for hook in hooks})
+        trace = _recursive.recursive(model, sae, TOKENS, at, {hook: dictionary(hook) for hook in hooks})
         torch.testing.assert_close(trace.total(), truth, rtol=0, atol=2e-5)
         biases = {"b_V", "b_O"} if kind in ("gpt2", "pythia", "gpt_neo", "no_layernorm") and not folded else set()
         for component in {"feature", "bias", "error", "embed", "encoder bias", "mlp", *biases} & set(
@@ -69,7 +69,7 @@ def test_every_kind_of_dictionary_on_the_way(options: dict[str, Any]) -> None:
     at, truth = entries(model, sae)
     hooks = ["blocks.0.attn.hook_z", f"blocks.{LAYER}.ln1.hook_normalized"]
     for hook in hooks:
-        trace = attribution.recursive(model, sae, TOKENS, at, {hook: dictionary(hook, **options)})
+        trace = _recursive.recursive(model, sae, TOKENS, at, {hook: dictionary(hook, **options)})
         torch.testing.assert_close(trace.total(), truth, rtol=0, atol=1e-9)
 
 
@@ -80,7 +80,7 @@ def test_a_term_is_the_derivative_of_the_frozen_model(kind: str) -> None:
     """
     model, sae = tiny(kind, DOUBLE), dictionary(SAE_HOOK)
     at, _ = entries(model, sae, 3)
-    trace = attribution.recursive(model, sae, TOKENS, at)
+    trace = _recursive.recursive(model, sae, TOKENS, at)
     names = [n for n in model.hook_dict if n.endswith(("hook_pattern", "hook_scale"))]
     _, clean = model.run_with_cache(TOKENS[None])
     held = [(n, lambda old, hook, n=n: clean[n]) for n in names if n in clean and ".ln2" not in n]
@@ -92,7 +92,7 @@ def test_a_term_is_the_derivative_of_the_frozen_model(kind: str) -> None:
     def pre(extra: list[Any]) -> torch.Tensor:
         with torch.no_grad(), model.hooks(fwd_hooks=held + extra):
             z = model.run_with_cache(TOKENS[None], names_filter=[SAE_HOOK])[1][SAE_HOOK]
-        o = attribution.encoder(sae, z.reshape(1, len(TOKENS), 4, 8))
+        o = _encoder.encoder(sae, z.reshape(1, len(TOKENS), 4, 8))
         z = z.reshape(len(TOKENS), 32)[at.pos]
         return (z * o.weight.flatten(0, 1)[:, at.feature].T).sum(1)
 
@@ -114,4 +114,4 @@ def test_a_dictionary_that_is_not_upstream_is_refused() -> None:
     model, sae = tiny("gpt2", DOUBLE), dictionary(SAE_HOOK)
     at, _ = entries(model, sae)
     with pytest.raises(FraError, match="does not lie upstream"):
-        attribution.recursive(model, sae, TOKENS, at, {SAE_HOOK: sae})
+        _recursive.recursive(model, sae, TOKENS, at, {SAE_HOOK: sae})

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats as sps
 
-from fra import stats
-from fra.stats import ClusterMeans
 from fra.tests.calibration import LEVEL, SHAPES, family_rates, methods, power, sample
+from fra.verdicts import stats
+from fra.verdicts.stats import ClusterMeans
 
 SKEWED = [shape for shape in SHAPES if shape not in ("normal", "one in ten large")]
 

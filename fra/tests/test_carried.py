@@ -27,7 +27,6 @@ from fra.carried import (
 from fra.claim import Claim, Outcome, judge
 from fra.errors import FraError
 from fra.fidelity import carried_part, carrying, fits, real_entries, strongest, truncation
-from fra.paired import Measured, paired_evidence
 from fra.sparsity import (
     concentration,
     content,
@@ -39,8 +38,9 @@ from fra.sparsity import (
     sparsity,
     strongest_channels,
 )
-from fra.stats import ClusterMeans, seed_of
 from fra.tests import circuit, models
+from fra.verdicts.samples import Measured, paired_evidence
+from fra.verdicts.stats import ClusterMeans, seed_of
 
 KINDS = {
     "gpt2": "blocks.1.ln1.hook_normalized",

@@ -13,7 +13,8 @@ import torch
 
 import fra
 from fra import _census, _census_observe
-from fra._census import Census, census
+from fra._census import census
+from fra._census_result import Census
 from fra.errors import FraError
 from fra.tests.bench import workloads
 from fra.tests.models import D_SAE, D_VOCAB, N_CTX, NORMS_IN_FLOAT32, random_tokens, tiny, tiny_sae

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import fra
 from fra import _census_follow, _census_observe
-from fra._census import Census
 from fra._census_follow import Followed
+from fra._census_result import Census
 from fra.errors import FraError
 from fra.tests.models import D_SAE, tiny
 from fra.tests.test_census import DOCUMENTS, LAYER, interrupt_once, sae, take

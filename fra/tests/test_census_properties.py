@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fra import _census_blocks, _census_corpus, _census_dense, _census_pairs, _census_scan, _census_tables
-from fra._census import Census
 from fra._census_corpus import Corpus, concatenate
 from fra._census_observe import Layer
+from fra._census_result import Census
 from fra._heads import Rotary
 from fra._qk import QKWeights
 from fra._strongest import Strongest
@@ -358,7 +358,7 @@ def test_counts_beyond_what_float32_holds_stay_exact(monkeypatch: pytest.MonkeyP
 
 def test_a_table_that_lost_something_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     census = make_census(4)
-    right = _census_tables.segments
+    right = _census_blocks.segments
     monkeypatch.setattr(_census_tables, "segments", lambda *args: right(*args) * 0.99)
     with pytest.raises(ArithmeticError, match="adds up to"):
         census.channels("sum")

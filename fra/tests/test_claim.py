@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as sps
 
-from fra import stats
 from fra.claim import Claim, Condition, Evidence, Outcome, family, judge, parse_head
 from fra.errors import FraError
+from fra.verdicts import stats
 
 NAN, INF = float("nan"), float("inf")
 
@@ -253,7 +253,7 @@ def test_a_refutation_needs_a_design_that_could_have_seen_the_effect():
 
 def test_judging_and_reporting_import_neither_torch_nor_pytest():
     code = (
-        "import sys, fra.claim, fra.stats, fra.ledger, fra.report;"
+        "import sys, fra.claim, fra.verdicts.stats, fra.verdicts.ledger, fra.report;"
         "print([m for m in ('torch', 'pytest', 'transformer_lens', 'sae_lens') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -17,12 +17,12 @@ from fra._encoder import Encoder
 from fra._firings import Corpus, Firings
 from fra._head_outputs import HeadOutputs, Live, observe, padded
 from fra._own_tokens import own_tokens
-from fra._pooled import Measured, clustered, clustered_or_number, evidence, worst
 from fra.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
 from fra.claim import Claim, Outcome, judge
 from fra.stimuli import Batch
 from fra.tests.models import ARCHITECTURES, D_MODEL, build_sae, model_folder, random_tokens, tiny, tiny_sae
 from fra.tests.targets import signed_axes, write_target, write_text
+from fra.verdicts.pooled import Measured, clustered, clustered_or_number, evidence, worst
 
 Z = "blocks.1.attn.hook_z"
 N_HEADS, D_HEAD = 4, 8

@@ -16,16 +16,18 @@ import torch
 from scipy import stats as sps
 
 import fra.family_effects as effects
-import fra.family_evidence as evidence
-from fra import _columns, attribution, context, interventions, patching, prefix, stats, stimuli
+from fra import _ablation, _head_outputs, attribution, context, patching, prefix, stimuli
 from fra import _family_measures as measures
 from fra import _family_upstream as upstream
+from fra import family as family_module
+from fra import family_evidence as evidence
 from fra.claim import Claim, Condition, Outcome, judge
 from fra.family import Families, LayerFamilies, attribution_shares
 from fra.tests import circuit
 from fra.tests.families import HOOK, WRONG, families, layer
 from fra.tests.intervening import TOKENS, double
 from fra.tests.models import random_tokens, tiny, tiny_sae
+from fra.verdicts import bounds, stats
 
 CLAIMS = Path(__file__).parents[2] / "claims"
 
@@ -63,7 +65,7 @@ def test_selection_finds_the_heads_features_and_their_tokens() -> None:
 def test_attribution_shares_by_hand() -> None:
     model = tiny("gpt2", torch.float64)
     sae = tiny_sae("blocks.1.attn.hook_z", dtype="float64")
-    o = attribution.observe(model, sae, TOKENS)
+    o = _head_outputs.observe(model, sae, TOKENS)
     shares, rows = attribution_shares(o)
     acts = sae.encode(o.z.flatten(2)).to_dense()
     feature = int((acts[:, 1:] > 0).sum((0, 1)).argmax())
@@ -102,7 +104,7 @@ def test_behaviour_counts_hits_false_fires_and_other_tokens() -> None:
     assert not own.passes[~planted].any()
     wrong = np.isin(own.features, WRONG)[planted]
     assert wrong.sum() == len(WRONG)
-    own = evidence.Behaviour(*(part[planted] for part in vars(own).values()))
+    own = family_module.Behaviour(*(part[planted] for part in vars(own).values()))
     assert bool((own.hits == 12).all())  # every one fires before the second occurrence
     assert bool((own.firsts[wrong] == 12).all())  # those fire before the first, too
     assert bool((own.firsts[~wrong] == 0).all())
@@ -119,7 +121,7 @@ def test_ablated_heads_are_those_of_the_models_own_hooks() -> None:
     at, _ = measures.firing(at_hand.observed, np.arange(2 * circuit.D_VOCAB))
     for head in (0, 1):
         value = measures.head_means(at_hand.found)[head]
-        with interventions.set_output(at_hand.model, value, layer=1, head=head), torch.no_grad():
+        with _ablation.set_output(at_hand.model, value, layer=1, head=head), torch.no_grad():
             z = at_hand.model.run_with_cache(at_hand.documents.tokens, names_filter=[HOOK])[1][HOOK]
         gone = at_hand.dictionary.encode(z.flatten(2))[at.doc, at.pos, at.feature] == 0
         assert torch.equal(measures.turned_off(at_hand, at, head, value), gone)
@@ -180,7 +182,7 @@ def test_specificity_by_a_loop() -> None:
 @pytest.mark.parametrize(("kind", "at_layer"), [("gpt2", 0), ("gpt2", 1), ("gemma2", 0)])
 def test_path_changes_are_those_of_the_interventions(kind: str, at_layer: int) -> None:
     model, sae = tiny(kind), tiny_sae(f"blocks.{at_layer}.attn.hook_z")
-    o = attribution.observe(model, sae, TOKENS)
+    o = _head_outputs.observe(model, sae, TOKENS)
     features = torch.unique(o.live.feature)[:6].numpy()
     pairs = measures.chosen_pairs(o, features, ("x",))
     assert len(pairs) >= 4
@@ -209,7 +211,7 @@ def test_path_changes_are_those_of_the_interventions(kind: str, at_layer: int) -
 
 def test_patching_upstream_is_each_prompts_own() -> None:
     model, sae = double("gpt2"), tiny_sae("blocks.1.attn.hook_z", dtype="float64")
-    o = attribution.observe(model, sae, TOKENS)
+    o = _head_outputs.observe(model, sae, TOKENS)
     given = upstream.prompts(np.array([3, 7]), np.array([40, 41]), np.arange(1, 300), 0, ("x",))
     for row, other, at, feature in zip(given.clean, given.corrupted, given.at.tolist(), given.feature, strict=True):
         assert int(row[at]) == {3: 40, 7: 41}[int(feature)]
@@ -221,7 +223,7 @@ def test_patching_upstream_is_each_prompts_own() -> None:
     for n in (0, 5):
         rows = patching.own_positions([int(few.at[n])], few.clean.shape[1])
         one, other = few.clean[n : n + 1], few.corrupted[n : n + 1]
-        patch = interventions.patch_output(model, other, layer=0, head=2, rows=rows)
+        patch = _ablation.patch_output(model, other, layer=0, head=2, rows=rows)
         with patch:
             truth = attribution.pre_activation(model, sae, one[0], few.feature[n : n + 1])[-1, 0]
         assert got.noised["L0H2"][n] == pytest.approx(float(truth), abs=1e-9)
@@ -368,7 +370,7 @@ def test_an_unselected_layer_has_nothing_to_say() -> None:
 def test_the_difference_of_ratio_means_is_linearised() -> None:
     rng = np.random.default_rng(0)
     (a, b), (n_a, n_b) = rng.normal(2, 1, (2, 40)), rng.integers(1, 9, (2, 40)).astype(float)
-    values, one = _columns.difference(a, n_a, b, n_b)
+    values, one = bounds.difference(a, n_a, b, n_b)
     assert values.sum() / one.sum() == pytest.approx(a.sum() / n_a.sum() - b.sum() / n_b.sum())
     draws = rng.integers(0, 40, (4000, 40))
     truth = (a[draws].sum(1) / n_a[draws].sum(1) - b[draws].sum(1) / n_b[draws].sum(1)).std()
@@ -382,7 +384,7 @@ def test_the_difference_of_ratio_means_is_linearised() -> None:
 def test_exact_bounds_where_nearly_all_agree(values: list[float], outcome: str) -> None:
     sample = np.asarray(values)
     column = {"L1H0": (sample[:, None], np.ones((len(sample), 1)))}
-    (c,) = _columns.columns_tested(claim("D09"), "x", column, "t", 1, bounded=(0.0, 1.0))[0]["L1H0"]
+    (c,) = bounds.columns_tested(claim("D09"), "x", column, "t", 1, bounded=(0.0, 1.0))[0]["L1H0"]
     assert c.low <= c.effect <= c.high
     assert c.holds(0.05) == (outcome == "holds") == (c.low > 0.5)
     assert c.fails(0.05) == (outcome == "fails") == (c.high < 0.5)
@@ -396,7 +398,7 @@ def test_p_is_stepped_down_and_q_comes_from_p_before_that() -> None:
     samples = {"L1H0": rng.normal(1.0, 0.1, 30), "L1H1": rng.normal(0.59, 0.2, 30), "L1H2": np.full(30, 0.9)}
     samples["L1H3"] = rng.normal(0.55, 0.2, 30)
     columns = {h: (x[:, None], np.ones((30, 1))) for h, x in samples.items()}
-    found, means, raw = _columns.columns_tested(claim("D09"), "x", columns, "t", 1, bounded=(0.0, 1.0))
+    found, means, raw = bounds.columns_tested(claim("D09"), "x", columns, "t", 1, bounded=(0.0, 1.0))
     bootstrapped = [h for h in samples if h != "L1H2"]
     assert all(raw[h] == means[h].p_above(0.5, False)[0] for h in bootstrapped)
     assert raw["L1H2"] == pytest.approx(sps.binom.sf(29, 30, 0.5 / 0.9))  # 30 of 30 reach 0.9
@@ -420,7 +422,7 @@ def test_p_is_stepped_down_and_q_comes_from_p_before_that() -> None:
         rows = evidence.per_head(of, dataclasses.replace(whole(), status=status), measure, headline="x", null=0.0)
     expected = sps.false_discovery_control([rows[h].candidates["the family"][0].p or 0.0 for h in samples])
     assert [rows[h].q for h in samples] != pytest.approx(expected), "q of adjusted p"
-    own = _columns.columns_tested(of, "x", columns, "circuit", 2, bounded=(0.0, 1.0))[2]
+    own = bounds.columns_tested(of, "x", columns, "circuit", 2, bounded=(0.0, 1.0))[2]
     assert [rows[h].q for h in samples] == pytest.approx(sps.false_discovery_control(list(own.values())))
 
 
@@ -442,7 +444,7 @@ def test_power_is_the_least_among_the_conditions_that_fail() -> None:
     assert powers["sharp"] > 0.9 > 0.3 > powers["blunt"]
 
     def least(**fails: bool) -> float | None:
-        return _columns.least_power(row(**fails), means, 0.0, 0.05, 2)
+        return bounds.least_power(row(**fails), means, 0.0, 0.05, 2)
 
     assert least() == least(sharp=True) == powers["sharp"]
     assert least(blunt=True) == least(sharp=True, blunt=True) == powers["blunt"]

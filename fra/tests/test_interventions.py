@@ -11,6 +11,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 import fra
+from fra import _ablation, _output
 from fra import interventions as iv
 from fra.tests.intervening import (
     ATTN,
@@ -255,7 +256,7 @@ def test_output_terms_sum_to_the_models_own_head_output(kind: str) -> None:
     z, written = seen(model, Z, attn_out)
     total = torch.zeros_like(written[0])
     for head in range(z.shape[2]):
-        output = iv.resolve_output(model, sae, TOKENS[0], LAYER, head)
+        output = _output.resolve_output(model, sae, TOKENS[0], LAYER, head)
         assert float((output.z() - z[0, :, head]).abs().max()) < max(tolerance(kind), BRIDGE_SOFTMAX)
         terms = output.terms("result")
         assert min(float(term.abs().max()) for term in terms.values()) > 1e-2  # b_V or b_dec, error: none is idle
@@ -270,7 +271,7 @@ def test_output_terms_sum_to_the_models_own_head_output(kind: str) -> None:
 def test_a_features_contribution_is_what_the_models_own_values_lack_without_it(kind: str) -> None:
     """Values from the model on an input without the feature, mixed by the model with its own pattern held."""
     model, sae = double(kind), sae_of(kind)
-    output = iv.resolve_output(model, sae, TOKENS[0], LAYER, HEAD)
+    output = _output.resolve_output(model, sae, TOKENS[0], LAYER, HEAD)
     strongest = output.gains().abs().sum(0) * output.directions().norm(dim=-1)
     feature = int(output.live[int(strongest.argmax())])
     z, pattern = seen(model, Z, PATTERN)
@@ -306,7 +307,7 @@ def test_a_features_contribution_is_what_the_models_own_values_lack_without_it(k
 
 def test_signed_contributions_sum_along_a_direction_and_norms_do_not() -> None:
     model = double("gpt2")
-    output = iv.resolve_output(model, sae_of("gpt2"), TOKENS[0], LAYER, HEAD)
+    output = _output.resolve_output(model, sae_of("gpt2"), TOKENS[0], LAYER, HEAD)
     direction = output.z() / output.z().norm(dim=-1, keepdim=True)
     terms = output.terms()
     rest = ((terms["bias"] + terms["error"]) * direction).sum(-1)
@@ -324,17 +325,17 @@ def test_a_head_without_any_output_term_is_a_zeroed_head(kind: str) -> None:
     with iv.remove_output(model, [], terms=("feature", "bias", "error"), **at(kind)):
         z, nothing = seen(model, Z)[0], logits(model)
     assert float(z[:, :, HEAD].abs().max()) < max(tolerance(kind), BRIDGE_SOFTMAX)
-    with iv.zero_ablate(model, layer=LAYER, head=HEAD):
+    with _ablation.zero_ablate(model, layer=LAYER, head=HEAD):
         torch.testing.assert_close(logits(model), nothing, atol=1e-4, rtol=0)
     assert float((logits(model) - nothing).abs().max()) > 1e-2
 
 
 def test_output_is_removed_as_this_pass_has_it_and_as_a_clean_pass_has_it() -> None:
     model, place = double("gpt2"), at("gpt2")
-    heads = [iv.resolve_output(model, sae_of("gpt2"), document, LAYER, HEAD) for document in TOKENS]
+    heads = [_output.resolve_output(model, sae_of("gpt2"), document, LAYER, HEAD) for document in TOKENS]
     features = heads[0].live[:20]
     with model.hooks(fwd_hooks=[push()]):
-        pushed = [iv.resolve_output(model, sae_of("gpt2"), document, LAYER, HEAD) for document in TOKENS]
+        pushed = [_output.resolve_output(model, sae_of("gpt2"), document, LAYER, HEAD) for document in TOKENS]
         z = seen(model, Z)[0][:, :, HEAD]
     expected = [torch.stack([sum(o.feature(int(f)) for f in features) for o in some]) for some in (pushed, heads)]
     assert float((expected[0] - expected[1]).abs().max()) > 1e-2
@@ -368,18 +369,21 @@ def test_ablation_and_patching_are_the_same_edits_made_by_hand(kind: str) -> Non
         return lambda own: own[:, rows, HEAD].copy_(torch.as_tensor(value).expand_as(own[:, rows, HEAD]))
 
     cases = [
-        (iv.zero_ablate(model, **place), by_hand(Z, put(0.0))),
-        (iv.zero_ablate(model, **place, rows=[4, 5, 6]), by_hand(Z, put(0.0, slice(4, 7)))),
-        (iv.zero_ablate(model, **place, share=0.25), by_hand(Z, lambda own: own[:, :, HEAD].mul_(0.75))),
-        (iv.mean_ablate(model, other, **place), by_hand(Z, put(z[:, :, HEAD].mean((0, 1))))),
+        (_ablation.zero_ablate(model, **place), by_hand(Z, put(0.0))),
+        (_ablation.zero_ablate(model, **place, rows=[4, 5, 6]), by_hand(Z, put(0.0, slice(4, 7)))),
+        (_ablation.zero_ablate(model, **place, share=0.25), by_hand(Z, lambda own: own[:, :, HEAD].mul_(0.75))),
+        (_ablation.mean_ablate(model, other, **place), by_hand(Z, put(z[:, :, HEAD].mean((0, 1))))),
         (
-            iv.mean_ablate(model, other, **place, reference_rows=counted),
+            _ablation.mean_ablate(model, other, **place, reference_rows=counted),
             by_hand(Z, put(z[:, :, HEAD][counted].mean(0))),
         ),
-        (iv.mean_ablate(model, other, **place, by_position=True), by_hand(Z, put(z[:, :, HEAD].mean(0)))),
-        (iv.patch_output(model, other, **place), by_hand(Z, put(z[:, :, HEAD]))),
-        (iv.patch_output(model, other, **place, rows=[15]), by_hand(Z, put(z[:, 15:, HEAD], slice(15, 16)))),
-        (iv.patch_pattern(model, other, **place), by_hand(PATTERN, lambda own: own[:, HEAD].copy_(pattern[:, HEAD]))),
+        (_ablation.mean_ablate(model, other, **place, by_position=True), by_hand(Z, put(z[:, :, HEAD].mean(0)))),
+        (_ablation.patch_output(model, other, **place), by_hand(Z, put(z[:, :, HEAD]))),
+        (_ablation.patch_output(model, other, **place, rows=[15]), by_hand(Z, put(z[:, 15:, HEAD], slice(15, 16)))),
+        (
+            _ablation.patch_pattern(model, other, **place),
+            by_hand(PATTERN, lambda own: own[:, HEAD].copy_(pattern[:, HEAD])),
+        ),
     ]
     plain = logits(model)
     for number, (intervention, truth) in enumerate(cases):
@@ -394,7 +398,7 @@ def test_frozen_scales_hold_downstream_only(kind: str) -> None:
     scales = [name for name in model.hook_dict if name.endswith("hook_scale") and name.startswith(("blocks", "ln_f"))]
     changed = torch.stack([random_tokens(16, seed) for seed in (7, 8)])
     before = dict(zip(scales, seen(model, *scales), strict=True))
-    with iv.freeze_scales(model, TOKENS, layer=0):
+    with _ablation.freeze_scales(model, TOKENS, layer=0):
         held = dict(zip(scales, seen(model, *scales, tokens=changed), strict=True))
         output = logits(model, changed)
         (stream,) = seen(model, f"blocks.{LAYER}.hook_resid_post", tokens=changed)

@@ -11,12 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fra import ledger as ledgers
 from fra import report
 from fra.claim import Condition, Evidence, judge
 from fra.errors import FraError
-from fra.ledger import Header, Ledger, clean, note_of, row_of
 from fra.tests.test_claim import CLAIM, GOOD, INF, NAN, evidence
+from fra.verdicts import files
+from fra.verdicts import ledger as ledgers
+from fra.verdicts.ledger import Header, Ledger, clean, note_of, row_of
 
 FIELDS = ["claim", "target", "head", "verdict", "effect", "low", "high", "bar", "p", "q", "n", "digest", "detail"]
 HEADER = {"target", "model", "versions", "commit", "device", "seed", "started", "seconds"}
@@ -120,11 +121,11 @@ def test_a_write_that_fails_leaves_the_old_ledger_whole(tmp_path, monkeypatch):
 
 def test_paths_that_cannot_be_written_are_known_beforehand(tmp_path):
     (tmp_path / "file").write_text("")
-    ledgers.check_writable(tmp_path / "new" / "folder" / "ledger.json")
+    files.check_writable(tmp_path / "new" / "folder" / "ledger.json")
     assert not (tmp_path / "new" / "folder" / "ledger.json").exists()
     for path in (tmp_path, tmp_path / "file" / "ledger.json", tmp_path / ("x" * 300)):
         with pytest.raises(FraError, match=r"directory|cannot be written"):
-            ledgers.check_writable(path)
+            files.check_writable(path)
 
 
 def changed(**changes) -> str:

@@ -13,8 +13,8 @@ import pytest
 import torch
 from scipy import stats as sps
 
-from fra import _jackknife, carried, cih, pairs, stimuli, swaps
 from fra import _pairs_evidence as evidence_for
+from fra import carried, cih, pairs, stimuli, swaps
 from fra._activity import FLOOR, Activity, halves, mean_while_live, summed
 from fra._channels import Arm, measure_arm
 from fra._prediction import PAIRS, _joint, _predict, predictions
@@ -23,6 +23,7 @@ from fra.errors import CannotLoad
 from fra.pairs import STRONGEST, LayerPairs, Natural
 from fra.tests import circuit, models
 from fra.tests.models import tiny_sae
+from fra.verdicts import jackknife
 
 N = 48
 
@@ -224,7 +225,7 @@ def test_lists_are_not_stable_where_the_text_changes_between_halves() -> None:
 
 def stable_lists(any_: float, atoms: float) -> dict[str, Outcome]:
     """Condition by condition, what is said of a head with a Jaccard of 0.9 that hardly varies."""
-    flat = lambda value: _jackknife.jackknifed(value, [value] * 30, pairs._LEAST)  # noqa: E731
+    flat = lambda value: jackknife.jackknifed(value, [value] * 30, pairs._LEAST)  # noqa: E731
     lists: dict[str, Any] = {"stable": flat(0.9), "stable_any": flat(any_), "stable_atoms": flat(atoms)}
     lists["stable_shuffled"] = [0.1] * 40
     own = dataclasses.replace(planted("random").pairs[1], **lists)  # type: ignore[type-var, arg-type]
@@ -257,7 +258,7 @@ def test_where_a_head_looks_has_an_interval_and_a_spread_near_its_bar_refutes_no
     without = _predict(own, dataclasses.replace(joint, group=group, **fields), 1, ("test",))
     assert found.spread.left_out[3] == pytest.approx(without.spread.estimate)
     assert found.correlation.left_out[3] == pytest.approx(without.correlation.estimate)
-    about = _jackknife.jackknifed(0.09, 0.09 + 0.05 * np.random.default_rng(0).standard_normal(30))
+    about = jackknife.jackknifed(0.09, 0.09 + 0.05 * np.random.default_rng(0).standard_normal(30))
     near = [dataclasses.replace(found, spread=about)]
     layer = dataclasses.replace(planted("random"), predictions=near, n_heads=1)
     (given,) = evidence_for.prediction(PREDICT, {1: layer})["L1H0"].candidates.values()
@@ -274,10 +275,10 @@ def test_a_channel_does_not_vouch_for_itself() -> None:
 
 def test_jackknife_is_the_textbook_one_for_a_mean() -> None:
     values = np.random.default_rng(0).normal(0.3, 1.0, 20)
-    own = _jackknife.jackknifed(values.mean(), [np.delete(values, k).mean() for k in range(20)])
+    own = jackknife.jackknifed(values.mean(), [np.delete(values, k).mean() for k in range(20)])
     assert own.se == pytest.approx(values.std(ddof=1) / 20**0.5)
     for bar in (-0.5, 0.0, 2.0):
-        condition = _jackknife.conditions("mean", bar, {"L0H0": own}, 0.05)["L0H0"]
+        condition = jackknife.conditions("mean", bar, {"L0H0": own}, 0.05)["L0H0"]
         assert condition.p == pytest.approx(sps.ttest_1samp(values, bar, alternative="greater").pvalue)
         assert condition.p_refute == pytest.approx(sps.ttest_1samp(values, bar, alternative="less").pvalue)
         assert condition.holds(0.05) == (condition.low > bar)
@@ -285,11 +286,11 @@ def test_jackknife_is_the_textbook_one_for_a_mean() -> None:
 
 
 def test_what_does_not_vary_is_not_certain() -> None:
-    flat = _jackknife.jackknifed(0.2, [0.2] * 10)
-    condition = _jackknife.conditions("flat", 0.1, {"L0H0": flat}, 0.05)["L0H0"]
+    flat = jackknife.jackknifed(0.2, [0.2] * 10)
+    condition = jackknife.conditions("flat", 0.1, {"L0H0": flat}, 0.05)["L0H0"]
     assert not condition.holds(0.05)
     assert not condition.fails(0.05)
-    assert _jackknife.jackknifed(0.2, [0.2] * 10, least=0.01).se == 0.01
+    assert jackknife.jackknifed(0.2, [0.2] * 10, least=0.01).se == 0.01
 
 
 def test_rotary_heads_are_left_out_of_the_lists_and_not_of_the_correlation() -> None:

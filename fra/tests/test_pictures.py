@@ -17,11 +17,11 @@ from fra import _examples, causal_ranking, pairs, stimuli
 from fra._channels import measure_arm, measure_arms
 from fra._examples import example_on_text, first_example, packed, text_of
 from fra._feature_examples import FEATURE, feature_example
-from fra.attribution import observe
+from fra._head_outputs import observe
 from fra.family_evidence import shown
-from fra.ledger import clean
 from fra.tests import circuit, families
 from fra.tests.models import random_tokens, tiny, tiny_sae
+from fra.verdicts.ledger import clean
 
 HOOK, Z = "blocks.1.ln1.hook_normalized", "blocks.1.attn.hook_z"
 ID = "tiny/1-att"

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fra import _heads, _nulls, evidence, stimuli
+from fra import _qk as _qk_module
 from fra._channels import Arm, measure_arm, measure_arms
 from fra._heads import freeze
 from fra._qk import QKWeights
@@ -40,7 +41,7 @@ BUGS: dict[str, tuple[str, int, Change]] = {
 def test_wrong_weights_are_refused(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, layer, change = BUGS[bug]
     model, hook = tiny(kind), f"blocks.{layer}.hook_resid_pre"
-    right = _heads.qk_weights
+    right = _qk_module.qk_weights
     freeze(model, random_tokens()[None], layer, hook)  # the right code goes through
     monkeypatch.setattr(_heads, "qk_weights", lambda *args: change(right(*args)))
     with pytest.raises(FraError, match=r"cannot be reproduced|masks other keys"):

@@ -48,7 +48,8 @@ def _run(code: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "code", ["import fra; dir(fra); fra.__version__", "import fra.claim, fra.stats, fra.ledger, fra.report"]
+    "code",
+    ["import fra; dir(fra); fra.__version__", "import fra.claim, fra.verdicts.stats, fra.verdicts.ledger, fra.report"],
 )
 def test_what_is_light_imports_nothing_heavy(code: str) -> None:
     loaded = _run(f"{code}\nimport json, sys\nprint(json.dumps([m for m in {HEAVY!r} if m in sys.modules]))")

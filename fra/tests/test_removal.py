@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import fra
+from fra import _ablation, _intervention, removal, stimuli
 from fra import interventions as iv
-from fra import removal, stimuli
 from fra._channels import measure_arm
 from fra._downstream import Downstream, Scene
 from fra._matched import Pool, displaced, matched_sets
@@ -47,7 +47,7 @@ def test_the_rest_of_the_model_does_what_the_whole_does(kind: str) -> None:
     channels = strong(heads, 30)
     own = scene.head(HEAD)
     taken = iv._channels(channels)(scene.arm, HEAD)
-    changes: dict[str, tuple[iv.Intervention, iv.Intervention]] = {
+    changes: dict[str, tuple[_intervention.Intervention, _intervention.Intervention]] = {
         "removed": (
             fra.remove(model, channels, layer=LAYER, head=HEAD, dictionary=sae),
             own.without(taken),
@@ -56,7 +56,7 @@ def test_the_rest_of_the_model_does_what_the_whole_does(kind: str) -> None:
             iv.scale(model, channels, -1.0, layer=LAYER, head=HEAD, dictionary=sae),
             own.without(2 * taken),
         ),
-        "zero": (iv.zero_ablate(model, layer=LAYER, head=HEAD), own.by(-own.z)),
+        "zero": (_ablation.zero_ablate(model, layer=LAYER, head=HEAD), own.by(-own.z)),
     }
     with torch.no_grad():
         plain = model(TOKENS)

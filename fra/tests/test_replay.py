@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 from scipy import stats as sps
 
-from fra import _columns, _jackknife, _pooled, evidence, stats
 from fra.claim import Claim
 from fra.errors import FraError
-from fra.paired import Measured, paired_evidence
-from fra.stats import ClusterMeans
 from fra.tests import calibration, rates, replay
 from fra.tests.recorder import Recorder
 from fra.tests.replay import Replay, at_far_end, decide
 from fra.tests.samples import Decision, Sample, load, load_all, save
 from fra.tests.test_verdict_plugin import suite  # noqa: F401
 from fra.tests.together import Together
+from fra.verdicts import bounds, jackknife, stats
+from fra.verdicts import conditions as conditions_module
+from fra.verdicts import pooled as pooled_conditions
+from fra.verdicts.samples import Measured, paired_evidence
+from fra.verdicts.stats import ClusterMeans
 
 CLAIM = Claim(
     id="X01",
@@ -163,11 +165,11 @@ def test_the_recorder_keeps_what_was_asked_and_changes_no_number(tmp_path):
     def run():
         return paired_evidence(CLAIM, "made", heads, heads, below=("loss",), null=0.0)
 
-    plain, functions = run(), (evidence.two_sided, stats.seed_of, stats.rank_p, ClusterMeans.__init__)
+    plain, functions = run(), (conditions_module.two_sided, stats.seed_of, stats.rank_p, ClusterMeans.__init__)
     recorder = Recorder([CLAIM])
     with recorder.recording():
         assert run() == plain
-    assert (evidence.two_sided, stats.seed_of, stats.rank_p, ClusterMeans.__init__) == functions
+    assert (conditions_module.two_sided, stats.seed_of, stats.rank_p, ClusterMeans.__init__) == functions
     found = {d.name: d for d in recorder.decisions()}
     assert {d.name: (d.claim, d.bar, d.level, d.share, d.judged) for d in found.values()} == {
         "effect": ("X01", 0.5, 0.05, 3, True),
@@ -195,13 +197,13 @@ def test_the_recorder_knows_the_other_ways_to_decide(tmp_path):
     recorder = Recorder([CLAIM])
     with recorder.recording():
         recorder.current = "X02"
-        _jackknife.conditions("overlap", 0.5, {"L0H0": _jackknife.jackknifed(0.6, rng.normal(0.6, 0.01, 12))}, 0.05, 2)
+        jackknife.conditions("overlap", 0.5, {"L0H0": jackknife.jackknifed(0.6, rng.normal(0.6, 0.01, 12))}, 0.05, 2)
         seeds = (CLAIM.digest, "made", "hook", "effect")
-        means = _pooled.clustered(rng.normal(size=20), np.ones(20), [f"s{k}" for k in range(20)], seeds)
-        pooled = _pooled.Measured("effect", 0.5, {"a": means, "b": 0.7}, above=True)
-        _pooled.evidence(CLAIM, [pooled], 20, {})
+        means = pooled_conditions.clustered(rng.normal(size=20), np.ones(20), [f"s{k}" for k in range(20)], seeds)
+        pooled = pooled_conditions.Measured("effect", 0.5, {"a": means, "b": 0.7}, above=True)
+        pooled_conditions.evidence(CLAIM, [pooled], 20, {})
         columns = {"L0H0": (rng.random(20), np.ones(20))}
-        _columns.columns_tested(CLAIM, "loss", columns, "made", 3, bounded=(0.0, 1.0))
+        bounds.columns_tested(CLAIM, "loss", columns, "made", 3, bounded=(0.0, 1.0))
         stats.rank_p(1.0, [0.5, 2.0, 0.1])
     found = {(d.claim, d.name): d for d in recorder.decisions()}
     assert {key: (d.kind, d.share, d.judged) for key, d in found.items()} == {
@@ -225,7 +227,7 @@ MADE = """
 
     @pytest.fixture(scope="module")
     def evidence():
-        from fra.paired import Measured, mean_of, paired_evidence
+        from fra.verdicts.samples import Measured, mean_of, paired_evidence
 
         draw = np.random.default_rng(0).normal(1.5, 0.5, (8, 30))
         heads = {f"L0H{k}": Measured(*mean_of({"effect": x}), [str(d) for d in range(30)]) for k, x in enumerate(draw)}
@@ -238,11 +240,11 @@ MADE = """
 
 def test_the_plugin_keeps_samples_and_leaves_the_ledger_as_it_is(suite):  # noqa: F811
     suite.claims(heads=MADE)
-    original = evidence.two_sided
+    original = conditions_module.two_sided
     suite.run("--ledger", "plain.json", ret=0)
     suite.run("--ledger", "kept.json", "-p", "fra.tests.record", "--samples", "kept", ret=0)
     assert suite.rows("kept.json") == suite.rows("plain.json")
-    assert evidence.two_sided is original
+    assert conditions_module.two_sided is original
     (decision,) = load_all(suite.path / "kept")
     assert (decision.claim, decision.name, decision.bar, decision.judged) == ("T01", "effect", 1.0, True)
     assert list(decision.samples) == [f"L0H{k}" for k in range(8)]

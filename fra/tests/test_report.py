@@ -10,13 +10,13 @@ import sys
 import pytest
 
 from fra import _card_links as card_links
-from fra import ledger as ledgers
 from fra import report
 from fra.claim import Condition
-from fra.ledger import bare_row, row_of
 from fra.report import GLYPHS, Axis, render
 from fra.tests.test_claim import BAD, CLAIM, GOOD, INF, OPEN, above, evidence, judge
 from fra.tests.test_ledger import make_ledger
+from fra.verdicts import ledger as ledgers
+from fra.verdicts.ledger import bare_row, row_of
 
 HOSTILE = "<script>alert(1)</script>\" onload='x' {{ 7 * 7 }}\u202e\x00"
 

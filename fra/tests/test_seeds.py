@@ -12,17 +12,18 @@ import pytest
 import torch
 
 import fra
-from fra import stats, stimuli
+from fra import stimuli
 from fra._channels import measure_arm, measure_arms
 from fra._search import Search
-from fra._seeds import AcrossSeeds, Found, across, measure, nearest, seeds_evidence, shared, weakest
+from fra._seeds import AcrossSeeds, Found, across, measure, nearest, seeds_evidence, shared
 from fra.cih import Screen
 from fra.claim import Claim, Condition, Outcome, judge
-from fra.evidence import cluster_means
 from fra.induction import HeadStatus
 from fra.tests import circuit
 from fra.tests.models import model_folder
 from fra.tests.targets import NORMALIZED, refused, signed_axes, write_target, write_text
+from fra.verdicts import stats
+from fra.verdicts.conditions import cluster_means, weakest
 
 CLAIM = Claim(
     id="T20",

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fra.ledger import WORDS
 from fra.tests.suites import BROKEN_FILE, CLAIM_FILE, EXPECTED, FAMILY_FILE, KNOWN, outcomes, suite
+from fra.verdicts.ledger import WORDS
 
 __all__ = ["suite"]
 

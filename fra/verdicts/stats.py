@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as sps
 
@@ -357,3 +358,13 @@ def detectable(means: ClusterMeans, level: ArrayLike, power: float = 0.8, simult
 def _as_p(p: ArrayLike) -> Floats:
     values = np.asarray(p, dtype=np.float64)
     return np.where(np.isnan(values), 1.0, values)
+
+
+def by_source(
+    values: Float[np.ndarray, "n_documents *rest"], sources: Sequence[str]
+) -> Float[np.ndarray, "n_sources *rest"]:
+    """Sums over documents of one source: what is resampled as one."""
+    names, index = np.unique(np.asarray(sources), return_inverse=True)
+    out = np.zeros((len(names), *values.shape[1:]))
+    np.add.at(out, index, values)
+    return out

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fra import stats
-from fra.claim import Claim, Condition, Evidence
-from fra.induction import by_source
 from fra.targets import is_head_output
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.stats import by_source
 
 if TYPE_CHECKING:
     from fra.targets import Target

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import stats as sps
 
-from fra import stats
-from fra.claim import Claim, Condition
-from fra.evidence import two_sided
-from fra.stats import Floats
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Condition
+from fra.verdicts.conditions import two_sided
+from fra.verdicts.stats import Floats
 
 MATCHED = "over matched features"
 """The condition that is a difference of two samples: linearised, its values by document have no bounds."""

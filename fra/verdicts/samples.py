@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
-from fra import stats
-from fra.claim import Claim, Condition, Evidence
-from fra.evidence import cluster_means, false_discovery, two_sided
+from fra.errors import FraError
+from fra.verdicts import stats
+from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.conditions import cluster_means, false_discovery, two_sided
 
 NO_DICTIONARY = "the target has no dictionary at this layer's attention input"
 
@@ -97,3 +99,74 @@ def paired_evidence(
 def _turned(c: Condition) -> Condition:
     """A condition on -E > -bar said again as one on E < bar."""
     return replace(c, effect=-c.effect, low=-c.high, high=-c.low, bar=-c.bar, above=False)
+
+
+def family(
+    claim: Claim,
+    samples: Mapping[str, ArrayLike],
+    *,
+    target: str,
+    null: float | None = 0.0,
+    name: str = "effect",
+    n_boot: int = 9_999,
+) -> dict[str, Evidence]:
+    """Evidence for every head of a family from one number a document and head: the simplest claim there is.
+
+    The effect is the mean over documents. Each head is tested against `claim.bar` in both directions by a studentised
+    bootstrap of its documents, seeded from (digest, target, head); Holm across the heads, each direction its own
+    family; bounds at each head's own Holm level, so that they exclude the bar exactly where the test rejects; q by
+    Benjamini-Hochberg.
+
+    samples: per head, [n_docs] values in the bar's unit, one a document. A head with a value that is not finite comes
+    out INCONCLUSIVE.
+    target: the target's name, for seeds alone.
+    null: power is the chance to tell an effect *at the bar* from this value, at the first Holm step. None: power is not
+    at issue (a bar at zero, say).
+    name: of the condition. n_boot: resamples.
+
+    Raises FraError where a sample is not one number a document.
+    """
+    means: dict[str, stats.ClusterMeans] = {}
+    values: dict[str, stats.Floats] = {}
+    for head, sample in samples.items():
+        values[head] = np.asarray(sample, dtype=np.float64)
+        if values[head].ndim != 1 or not values[head].size:
+            raise FraError(
+                f"{claim.id} at {head}: a sample is one number a document, but has the shape {list(values[head].shape)}"
+            )
+        means[head] = stats.ClusterMeans(values[head], seed=stats.seed_of(claim.digest, target, head), n_boot=n_boot)
+    if not means:
+        return {}
+    p_above = np.array([m.p_above(claim.bar, simultaneous=False)[0] for m in means.values()])
+    p_below = np.array([m.p_below(claim.bar, simultaneous=False)[0] for m in means.values()])
+    level_above, level_below = stats.holm_levels(p_above, claim.level), stats.holm_levels(p_below, claim.level)
+    p, p_refute = stats.holm(p_above), stats.holm(p_below)
+    q = stats.benjamini_hochberg(p_above if claim.above else p_below)
+    if not claim.above:
+        p, p_refute = p_refute, p
+    out = {}
+    for k, (head, m) in enumerate(means.items()):
+        power = None
+        if null is not None:
+            # Told from `null` in the claim's own direction; below the bar is above it with the sign turned.
+            toward = m if claim.above else stats.ClusterMeans(-values[head], seed=m.seed, n_boot=n_boot)
+            sign = 1 if claim.above else -1
+            power = float(
+                stats.power_above(toward, sign * null, sign * claim.bar, claim.level / len(means), simultaneous=False)[
+                    0
+                ]
+            )
+        condition = Condition(
+            name,
+            effect=float(values[head].mean()),
+            low=float(m.lower(level_above[k], simultaneous=False)[0]),
+            high=float(m.upper(level_below[k], simultaneous=False)[0]),
+            bar=claim.bar,
+            p=float(p[k]),
+            p_refute=float(p_refute[k]),
+            above=claim.above,
+        )
+        out[head] = Evidence(
+            claim=claim, head=head, candidates={name: (condition,)}, n=len(values[head]), power=power, q=float(q[k])
+        )
+    return out

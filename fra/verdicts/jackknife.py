@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as sps
 
-from fra import stats
-from fra.claim import Condition
+from fra.verdicts import stats
+from fra.verdicts.claim import Condition
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,5 @@
+"""What a number means: claims, statistics, conditions, the judge, the ledger. Neither torch nor pytest."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

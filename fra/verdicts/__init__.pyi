@@ -1,0 +1,2 @@
+from . import ledger as ledger
+from . import stats as stats

@@ -1,5 +1,4 @@
 from . import attribution as attribution
-from . import blockdiag as blockdiag
 from . import cards as cards
 from . import claim as claim
 from . import errors as errors
@@ -19,6 +18,7 @@ from .claim import Claim as Claim
 from .claim import Evidence as Evidence
 from .claim import Verdict as Verdict
 from .claim import judge as judge
+from .dictionaries import blockdiag as blockdiag
 from .interventions import remove as remove
 from .targets import load_target as load_target
 from .verdicts import ledger as ledger

@@ -12,11 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._dictionaries import codes
 from fra._heads import check_tokens, freeze
-from fra._qk import attention_input_layer
+from fra.dictionaries.codes import codes
+from fra.dictionaries.hooks import attention_input_layer, is_head_output
 from fra.errors import FraError
-from fra.targets import is_head_output
 
 if TYPE_CHECKING:
     from fra.targets import Target

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._dictionaries import Codes, codes
 from fra._heads import FrozenLayer, Side, freeze
 from fra._qk import Model
+from fra.dictionaries.codes import Codes, codes
 from fra.errors import CannotLoad
 from fra.stimuli import Batch
 

@@ -26,12 +26,12 @@ from fra._concepts import (
     example_of,
     texts,
 )
-from fra._dictionaries import neuronpedia
 from fra._examples import BEST, ON_NATURAL, text_of
 from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
 from fra._screen import PLANTED_AT_LEAST
 from fra._threads import each
 from fra.cih import LONGEST_CONTEXT, has_dictionary
+from fra.dictionaries.codes import neuronpedia
 from fra.errors import CannotLoad
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence

@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import Cache
 
 from fra._channels import Arm, measure_arm
-from fra._dictionaries import dictionary_hook
 from fra._intervention import Intervention, unhooked
 from fra._output import OVWeights, ov_weights, value_terms
 from fra._qk import Model
+from fra.dictionaries.codes import dictionary_hook
 from fra.errors import FraError
 
 _ROUNDING = 1e-5

@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra._ablation import set_output
-from fra._encoder import encode
 from fra._head_outputs import HeadOutputs, Live
 from fra._intervention import Hook
 from fra._qk import Model
+from fra.dictionaries.encoder import encode
 from fra.family import LayerFamilies
 from fra.patching import ablate_features, losses, readout
 from fra.verdicts.stats import Floats, seed_of

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from fra._dictionaries import check_dictionary
 from fra._heads import FrozenLayer, folded_gain, freeze, rotary_of
 from fra._qk import Model, QKWeights
+from fra.dictionaries.codes import check_dictionary
 from fra.errors import FraError
 
 Hook: TypeAlias = tuple[str, Callable[..., Any]]

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._channels import Arm, Arms
-from fra._dictionaries import Codes, decoded
 from fra._heads import FrozenLayer
+from fra.dictionaries.codes import Codes, decoded
 from fra.errors import FraError
 
 _SPREAD_DOCUMENTS = 20

@@ -15,10 +15,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._channels import Arm
-from fra._dictionaries import check_dictionary, codes, dictionary_hook
 from fra._heads import freeze, read_hooks
-from fra._qk import Model, attention_input_layer, check_layer_and_head, raw_weights, working_dtype
+from fra._qk import Model, check_layer_and_head, raw_weights, working_dtype
 from fra._resolve import TERMS
+from fra.dictionaries.codes import check_dictionary, codes, dictionary_hook
+from fra.dictionaries.hooks import attention_input_layer
 from fra.errors import FraError
 
 Space = Literal["z", "result"]

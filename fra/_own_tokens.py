@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._encoder import head_output_layer
 from fra._qk import Model
 from fra._recursive import norm_weight
+from fra.dictionaries.encoder import head_output_layer
 
 _FEATURES_AT_ONCE = 512
 

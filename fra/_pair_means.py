@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._token_dictionary import group_means
+from fra.dictionaries.tokens import group_means
 
 STAGES = ("lag", "key token", "token before the key", "match", "pair", "pair with the token before the key")
 """The first knows positions only."""

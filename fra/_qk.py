@@ -6,7 +6,6 @@ here they become the same few tensors, with centring and the norm's weight and b
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,31 +16,10 @@ from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.joint_qkv_attention import JointQKVAttentionBridge
 
+from fra.dictionaries.hooks import attention_input_layer
 from fra.errors import FraError
 
 Model = TransformerBridge | HookedTransformer
-
-_INPUT_HOOK = re.compile(r"blocks\.(\d+)\.(ln1\.hook_normalized|hook_resid_pre|hook_resid_post)")
-
-
-def attention_input_layer(hook_name: str) -> int:
-    """The layer whose attention input is read at `hook_name` (`hook_resid_post` of layer L feeds layer L + 1).
-
-    Raises FraError for a head-output hook (`hook_z`) and for any other hook that is no attention input.
-    """
-    found = _INPUT_HOOK.fullmatch(hook_name)
-    if found:
-        return int(found[1]) + (found[2] == "hook_resid_post")
-    if hook_name.endswith("hook_z"):
-        raise FraError(
-            f"{hook_name!r} holds head outputs, not an attention input: W_Q and W_K do not read it, even where the "
-            f"widths agree; "
-            "use a dictionary at ln1.hook_normalized, hook_resid_pre, or hook_resid_post of the layer before."
-        )
-    raise FraError(
-        f"{hook_name!r} is not an attention input; use blocks.L.ln1.hook_normalized, blocks.L.hook_resid_pre, or "
-        f"blocks.L.hook_resid_post."
-    )
 
 
 def check_layer_and_head(model: Model, layer: int, head: int | None = None) -> None:

@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from fra._dictionaries import Codes, codes, gain_and_offset
-from fra._encoder import encode, encoder
 from fra._head_outputs import Live, observe
 from fra._output import OVWeights, ov_weights
 from fra._qk import Model
+from fra.dictionaries.codes import Codes, codes, gain_and_offset
+from fra.dictionaries.encoder import encode, encoder
 from fra.errors import FraError
 
 Functional = Float[Tensor, "n pos d_model"]

@@ -20,13 +20,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._channels import Arms, HeadOnArms, measure_arm, measure_arms, on_device
-from fra._dictionaries import neuronpedia
 from fra._examples import Shown, first_example
-from fra._qk import attention_input_layer
 from fra._search import SET_SIZE, Search
 from fra._threads import each
 from fra._transfer import tihs
 from fra.cih import Design, Screen, documents
+from fra.dictionaries.codes import neuronpedia
+from fra.dictionaries.hooks import attention_input_layer
 from fra.evidence import outside
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence

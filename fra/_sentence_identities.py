@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._dictionaries import codes, dictionary_hook
 from fra._heads import FrozenLayer, freeze
 from fra._qk import Model
 from fra._resolve import ResolvedHead
+from fra.dictionaries.codes import codes, dictionary_hook
 from fra.errors import FraError
 from fra.sentences import Sensitivity
 from fra.verdicts.stats import seed_of

@@ -18,10 +18,10 @@ from typing import Any
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._encoder import Encoder, encoder, head_output_layer
 from fra._head_outputs import HeadOutputs, Live, observe
 from fra._qk import Model
 from fra._recursive import Term, Trace, recursive
+from fra.dictionaries.encoder import Encoder, encoder, head_output_layer
 
 __all__ = [
     "Encoder",

@@ -15,7 +15,7 @@ from sae_lens.saes.sae import TrainStepInput
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fra.blockdiag import (
+from fra.dictionaries.blockdiag import (
     BlockDiagonalSAE,
     BlockDiagonalSAEConfig,
     BlockDiagonalTrainingSAE,

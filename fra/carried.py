@@ -19,10 +19,10 @@ from torch import Tensor
 
 from fra import _nulls
 from fra._channels import Arm
-from fra._dictionaries import Codes, codes
 from fra._heads import FrozenLayer, freeze, read_hooks
 from fra._qk import Model
-from fra._token_dictionary import TokenDictionary, learn
+from fra.dictionaries.codes import Codes, codes
+from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad
 from fra.verdicts.stats import seed_of
 

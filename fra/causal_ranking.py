@@ -18,11 +18,11 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from fra._channels import Arm, pair_couplings
-from fra._dictionaries import neuronpedia
 from fra._downstream import Scene
 from fra._examples import Shown, example_on_text, text_of
 from fra._qk import Model
 from fra.cih import has_dictionary
+from fra.dictionaries.codes import neuronpedia
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.stats import ClusterMeans, seed_of

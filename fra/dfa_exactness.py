@@ -18,12 +18,12 @@ from torch import Tensor
 
 from fra import _head_outputs as _head_outputs_module
 from fra import _recursive, exactness
-from fra._encoder import own_pre_activation
 from fra._head_outputs import HeadOutputs, Live
 from fra._output import ov_weights
 from fra._qk import Model
+from fra.dictionaries.encoder import own_pre_activation
+from fra.dictionaries.hooks import is_head_output
 from fra.errors import FraError
-from fra.targets import is_head_output
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.pooled import NO_DICTIONARY, head_output_hooks
 

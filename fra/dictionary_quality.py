@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fra._encoder import encode
 from fra._firings import Corpus, corpus, repeated_corpus
 from fra._intervention import Intervention
+from fra.dictionaries.encoder import encode
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.pooled import (

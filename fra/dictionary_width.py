@@ -11,12 +11,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fra import cih
-from fra._encoder import head_output_layer
 from fra._head_outputs import observe
 from fra._own_tokens import own_tokens
 from fra.dfa_sources import documents_of, second_copy
+from fra.dictionaries.encoder import head_output_layer
+from fra.dictionaries.hooks import is_head_output
 from fra.stimuli import Batch
-from fra.targets import is_head_output
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.pooled import NO_DICTIONARY, Measured, clustered, evidence

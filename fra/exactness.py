@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._channels import measure_arm
-from fra._dictionaries import dictionary_hook
 from fra._intervention import Intervention
 from fra._output import ResolvedOutput, Space, ov_weights
 from fra._qk import Model
 from fra._resolve import TERMS, ResolvedHead, resolve
+from fra.dictionaries.codes import dictionary_hook
 from fra.verdicts.claim import Claim, Condition, Evidence
 
 DROPPED = (*(f"{side} {term}" for side in ("query", "key") for term in TERMS), "scale")

@@ -21,11 +21,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra import cih, stimuli
-from fra._encoder import head_output_layer
 from fra._examples import text_of
 from fra._feature_examples import FEATURE, feature_example
 from fra._head_outputs import HeadOutputs, Live, observe
 from fra._qk import Model
+from fra.dictionaries.encoder import head_output_layer
+from fra.dictionaries.hooks import head_output_layer_of
 from fra.induction import HeadStatus, head_status
 from fra.patching import effective_decoder, readout
 from fra.verdicts.claim import parse_head
@@ -341,12 +342,6 @@ def survey(target: Target, progress: Callable[[str], None] = lambda _: None) -> 
         for n in layers
     }
     return Families(target.name, status, made, pool, target.known_tih, progress)
-
-
-def head_output_layer_of(hook: str) -> int | None:
-    """The layer of a head-output hook; None for another hook."""
-    parts = hook.split(".")
-    return int(parts[1]) if hook.endswith(".attn.hook_z") and parts[1].isdigit() else None
 
 
 def whole(batch: stimuli.Batch) -> list[Int[Tensor, " pos"]]:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from scipy import stats as sps
 
-from fra._dictionaries import dictionary_hook, neuronpedia
 from fra._examples import text_of
 from fra._family_measures import by_document, firing, head_means, turned_off
+from fra.dictionaries.codes import dictionary_hook, neuronpedia
 from fra.family import Behaviour, Families, LayerFamilies
 from fra.induction import HeadStatus
 from fra.verdicts import stats

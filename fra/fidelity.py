@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._dictionaries import Codes
 from fra._heads import FrozenLayer, Side
 from fra._threads import each
 from fra.carried import ATOMS, FEATURES, SHUFFLED, TOKENS, CarriedLayer
+from fra.dictionaries.codes import Codes
 from fra.verdicts.samples import Measured
 
 KS = (1, 2, 4, 8, 16)

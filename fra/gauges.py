@@ -18,11 +18,11 @@ from torch import Tensor
 
 from fra._census import census
 from fra._channels import Arm
-from fra._dictionaries import Codes, codes, dictionary_hook
 from fra._gauges import basis, key_bias, mean_direction, norm, parameter, rank_one, turned, why_not
 from fra._heads import FrozenLayer, Side, freeze
 from fra._qk import Model, raw_weights
 from fra._resolve import ResolvedHead
+from fra.dictionaries.codes import Codes, codes, dictionary_hook
 from fra.errors import FraError
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.stats import seed_of

@@ -29,7 +29,6 @@ from fra._ablation import (
     zero_ablate,
 )
 from fra._channels import Arm
-from fra._dictionaries import check_dictionary, codes, dictionary_hook
 from fra._heads import Side, freeze
 from fra._intervention import (
     Channels,
@@ -53,6 +52,7 @@ from fra._intervention import (
 from fra._output import ResolvedOutput, ov_weights, resolve_output, value_features, value_terms
 from fra._qk import Model, check_layer_and_head, qk_weights
 from fra._resolve import TERMS
+from fra.dictionaries.codes import check_dictionary, codes, dictionary_hook
 from fra.errors import FraError
 
 __all__ = [

@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._dictionaries import dictionary_hook
 from fra._head_outputs import observe
 from fra._qk import Model
+from fra.dictionaries.codes import dictionary_hook
 from fra.errors import FraError
 from fra.patching import ablate_features, own_positions
 from fra.verdicts.bounds import MATCHED, above_share, columns_tested

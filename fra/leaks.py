@@ -15,8 +15,8 @@ from torch import Tensor
 from fra import _ablation, _intervention
 from fra import interventions as iv
 from fra._channels import Arm, measure_arm
-from fra._dictionaries import dictionary_hook
 from fra._qk import Model
+from fra.dictionaries.codes import dictionary_hook
 from fra.errors import CannotLoad
 
 _AT_A_SIDE = 8

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from fra._activity import FLOOR, Activity, halves, mean_while_live, summed
 from fra._channels import Arm, measure_arm
-from fra._dictionaries import neuronpedia
 from fra._examples import ON_NATURAL, example_on_text, text_of
 from fra._nulls import draw_atoms, random_atoms
 from fra._prediction import Prediction, predictions
+from fra.dictionaries.codes import neuronpedia
 from fra.errors import CannotLoad
 from fra.verdicts.jackknife import Jackknifed, jackknifed
 from fra.verdicts.stats import seed_of

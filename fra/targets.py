@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fra._documents import Document, read_documents
 from fra._processing import check_agreement, declared_by, describe, settle
 from fra._target_file import DictionaryTable, TargetSpec, find_target, presets, read_target
+from fra.dictionaries.hooks import is_head_output
 from fra.errors import CannotLoad, FraError
 
 if TYPE_CHECKING:
@@ -199,10 +200,10 @@ class Target:
         """
         from sae_lens import SAE
 
-        import fra.blockdiag  # noqa: F401  registers its architecture with SAELens
-        from fra._dictionaries import check_dictionary, check_kind
+        import fra.dictionaries.blockdiag  # noqa: F401  registers its architecture with SAELens
         from fra._hub import fetch_dictionary
         from fra._weights import LIBRARY_ERRORS, check_dictionary_directory, first_line
+        from fra.dictionaries.codes import check_dictionary, check_kind
 
         what = f"the dictionary at {entry.hook!r}"
         # Codes of a half-precision model are taken in single precision.
@@ -317,11 +318,6 @@ class Target:
         besides code.
         """
         return self._fingerprint
-
-
-def is_head_output(hook: str) -> bool:
-    """Whether the hook holds head outputs."""
-    return hook.endswith("attn.hook_z")
 
 
 def load_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | torch.dtype | None = None) -> Target:

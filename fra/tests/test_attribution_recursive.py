@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from fra import _encoder, _head_outputs, _recursive
+from fra import _head_outputs, _recursive
 from fra._head_outputs import Live
+from fra.dictionaries import encoder as encoder_module
 from fra.errors import FraError
 from fra.tests.models import ARCHITECTURES, random_tokens, tiny, tiny_sae
 
@@ -92,7 +93,7 @@ def test_a_term_is_the_derivative_of_the_frozen_model(kind: str) -> None:
     def pre(extra: list[Any]) -> torch.Tensor:
         with torch.no_grad(), model.hooks(fwd_hooks=held + extra):
             z = model.run_with_cache(TOKENS[None], names_filter=[SAE_HOOK])[1][SAE_HOOK]
-        o = _encoder.encoder(sae, z.reshape(1, len(TOKENS), 4, 8))
+        o = encoder_module.encoder(sae, z.reshape(1, len(TOKENS), 4, 8))
         z = z.reshape(len(TOKENS), 32)[at.pos]
         return (z * o.weight.flatten(0, 1)[:, at.feature].T).sum(1)
 

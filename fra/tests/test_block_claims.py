@@ -12,8 +12,8 @@ from sae_lens.saes.sae import SAEMetadata
 
 import fra
 from fra import alikeness, blockchecks, frontier, frontiers, likeness
-from fra.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
 from fra.claim import Claim, Outcome, judge
+from fra.dictionaries.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
 from fra.errors import FraError
 from fra.frontier import Frontier, Point, at, compare, exchange_rate, study
 from fra.targets import Target

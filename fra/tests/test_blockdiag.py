@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fra._dictionaries import check_kind
-from fra.blockdiag import (
+from fra.dictionaries.blockdiag import (
     ARCHITECTURE,
     BlockDiagonalSAE,
     BlockDiagonalSAEConfig,
     BlockDiagonalTrainingSAE,
     BlockDiagonalTrainingSAEConfig,
 )
+from fra.dictionaries.codes import check_kind
 from fra.errors import FraError
 
 HEADS, D_HEAD, WIDTH = 4, 6, 10

@@ -10,9 +10,7 @@ import torch
 from scipy import stats as sps
 
 from fra import resolve
-from fra._dictionaries import codes
 from fra._heads import FrozenLayer, freeze
-from fra._token_dictionary import learn, shrinkage
 from fra.carried import (
     ATOMS,
     DICTIONARIES,
@@ -25,6 +23,8 @@ from fra.carried import (
     texts,
 )
 from fra.claim import Claim, Outcome, judge
+from fra.dictionaries.codes import codes
+from fra.dictionaries.tokens import learn, shrinkage
 from fra.errors import FraError
 from fra.fidelity import carried_part, carrying, fits, real_entries, strongest, truncation
 from fra.sparsity import (

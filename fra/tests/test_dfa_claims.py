@@ -13,12 +13,12 @@ from scipy import stats as sps
 
 import fra
 from fra import _firings, cih, dfa_groups, dfa_heads, dfa_sources, dictionary_quality, dictionary_width, stimuli
-from fra._encoder import Encoder
 from fra._firings import Corpus, Firings
 from fra._head_outputs import HeadOutputs, Live, observe, padded
 from fra._own_tokens import own_tokens
-from fra.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
 from fra.claim import Claim, Outcome, judge
+from fra.dictionaries.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
+from fra.dictionaries.encoder import Encoder
 from fra.stimuli import Batch
 from fra.tests.models import ARCHITECTURES, D_MODEL, build_sae, model_folder, random_tokens, tiny, tiny_sae
 from fra.tests.targets import signed_axes, write_target, write_text

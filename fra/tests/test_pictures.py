@@ -127,7 +127,7 @@ def test_the_first_channel_that_is_live_is_shown_with_links(named: Any) -> None:
     assert found is not None
     assert found.example.pair == tuple(both[1].tolist())
     assert {t for t, _ in found.query} == {token}
-    page = fra._dictionaries.neuronpedia(named)
+    page = fra.dictionaries.codes.neuronpedia(named)
     picture = clean(found.picture("here", lambda token: f"<{token}>", page))
     assert picture["pages"] == [f"{PAGES}/{token}", f"{PAGES}/{circuit.PREVIOUS + token}"]
     assert picture["query tokens"][0].startswith(f"'<{token}>' x")

@@ -25,9 +25,9 @@ from sae_lens import (
 from sae_lens.saes.sae import SAEMetadata
 
 import fra
-from fra._dictionaries import ROWS_AT_ONCE, check_dictionary, codes
 from fra._heads import freeze
-from fra._qk import attention_input_layer
+from fra.dictionaries.codes import ROWS_AT_ONCE, check_dictionary, codes
+from fra.dictionaries.hooks import attention_input_layer
 from fra.errors import FraError
 from fra.tests.models import D_MODEL, D_SAE, build_sae, random_tokens, tiny, tiny_sae
 from fra.tests.test_resolve_architectures import TOKENS, own_scores, yardstick

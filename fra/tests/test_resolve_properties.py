@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 import fra
 from fra import _reductions
-from fra._dictionaries import Codes
 from fra._heads import FrozenLayer, Rotary
 from fra._reductions import Entries
 from fra._resolve import ResolvedHead
+from fra.dictionaries.codes import Codes
 from fra.errors import FraError
 from fra.tests.bench import workloads
 from fra.tests.models import D_VOCAB, random_tokens, tiny, tiny_sae

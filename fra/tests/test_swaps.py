@@ -11,8 +11,8 @@ import torch
 from fra._drawings import numbers
 from fra._pair_means import PairMeans, Places, places
 from fra._swap_pictures import swap_picture
-from fra._token_dictionary import TokenDictionary
 from fra.carried import CarriedLayer, observe, texts
+from fra.dictionaries.tokens import TokenDictionary
 from fra.errors import FraError
 from fra.swaps import READINGS, STRIDE, Scene, draw, exchanged, frequent, scene, telling, tune
 from fra.tests import models

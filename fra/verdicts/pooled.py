@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fra.targets import is_head_output
+from fra.dictionaries.hooks import is_head_output
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.stats import by_source

@@ -24,7 +24,7 @@ L0 = 24
 
 SCRIPT = """
 import json, sys, time, torch
-from fra._encoder import Encoder
+from fra.dictionaries.encoder import Encoder
 from fra._head_outputs import HeadOutputs, Live
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)

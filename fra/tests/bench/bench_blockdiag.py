@@ -22,7 +22,7 @@ from sae_lens import (
 )
 from sae_lens.saes.sae import TrainStepInput
 
-from fra.blockdiag import BlockDiagonalTrainingSAE, BlockDiagonalTrainingSAEConfig
+from fra.dictionaries.blockdiag import BlockDiagonalTrainingSAE, BlockDiagonalTrainingSAEConfig
 
 Benchmark = Callable[..., Any]
 D_HEAD, EXPANSION, ROWS, ROUNDS = 64, 8, 512, 9

@@ -21,7 +21,7 @@ from sae_lens.registry import SAE_CLASS_REGISTRY, register_sae_class, register_s
 from sae_lens.saes.sae import SAEConfig, SAEMetadata, TrainCoefficientConfig, TrainingSAE, TrainingSAEConfig
 from torch import Tensor, nn
 
-from fra._blockdiag import Blocks, by_head, check_k, check_sizes, dead_reconstruction, top_k
+from fra.dictionaries.blocks import Blocks, by_head, check_k, check_sizes, dead_reconstruction, top_k
 from fra.errors import FraError
 
 __all__ = [
@@ -67,7 +67,7 @@ class BlockDiagonalSAEConfig(SAEConfig):  # type: ignore[misc]  # sae_lens has n
 
 
 class BlockDiagonalSAE(Blocks):
-    """A block-diagonal dictionary for inference; see `fra._blockdiag.Blocks` for its parameters."""
+    """A block-diagonal dictionary for inference; see `fra.dictionaries.blocks.Blocks` for its parameters."""
 
     threshold: nn.Parameter
 

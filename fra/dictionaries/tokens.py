@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._dictionaries import Codes
+from fra.dictionaries.codes import Codes
 from fra.errors import CannotLoad
 
 _SWEEPS = 2

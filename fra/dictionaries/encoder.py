@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from sae_lens import GatedSAE
 from torch import Tensor
 
-from fra._dictionaries import check_kind, check_scaling, dictionary_hook
+from fra.dictionaries.codes import check_kind, check_scaling, dictionary_hook
 from fra.errors import FraError
 
 _HEAD_OUTPUT = re.compile(r"blocks\.(\d+)\.attn\.hook_z")

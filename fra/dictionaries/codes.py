@@ -13,8 +13,8 @@ from sae_lens import SAE, GatedSAE, JumpReLUSAE, StandardSAE, TopKSAE
 from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 
-from fra._qk import attention_input_layer
-from fra.blockdiag import BlockDiagonalSAE
+from fra.dictionaries.blockdiag import BlockDiagonalSAE
+from fra.dictionaries.hooks import attention_input_layer
 from fra.errors import FraError
 
 __all__ = ["Codes", "attention_input_layer", "check_dictionary", "codes", "dictionary_hook"]

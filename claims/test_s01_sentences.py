@@ -42,8 +42,8 @@ LONGEST = 64
 def evidence(target, progress):
     from fra._sentence_identities import identities
     from fra.cih import has_dictionary
+    from fra.core.sentences import segments, sentence_starts
     from fra.gauges import in_double
-    from fra.sentences import segments, sentence_starts
 
     double = in_double(target)
     texts = [document.text for document in target.documents()]

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._heads import check_tokens, read_hooks
 from fra._intervention import Intervention, Positions, chosen_positions, fitting, unhooked, with_head
-from fra._qk import Model, check_layer_and_head
+from fra.core.frozen import check_tokens, read_hooks
+from fra.core.weights import Model, check_layer_and_head
 from fra.errors import FraError
 
 

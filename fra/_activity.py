@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._channels import Arm
+from fra.core.coded import Arm
 from fra.errors import CannotLoad
 from fra.verdicts.stats import seed_of
 

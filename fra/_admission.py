@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._heads import check_tokens, freeze
+from fra.core.frozen import check_tokens, freeze
 from fra.dictionaries.codes import codes
 from fra.dictionaries.hooks import attention_input_layer, is_head_output
 from fra.errors import FraError

@@ -15,7 +15,7 @@ from fra._census_follow import Followed, channels_to_follow
 from fra._census_job import CensusReduce
 from fra._census_observe import Observer, check_documents, documents_digest, plan, stripe_lists
 from fra._census_result import NEED_INPUTS, NEED_STRIPES, Census
-from fra._qk import Model, check_layer_and_head
+from fra.core.weights import Model, check_layer_and_head
 from fra.errors import FraError
 
 __all__ = ["Census", "census"]

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._census_blocks import add_at
 from fra._census_corpus import Corpus, Part
 from fra._census_job import Source
-from fra._strongest import Strongest
+from fra.core.blocks import add_at
+from fra.core.strongest import Strongest
 
 _ROUNDING = 1e-3
 """Computed values may exceed a bound by so much of it, and never do."""

@@ -13,7 +13,7 @@ from fra._census_corpus import Corpus
 from fra._census_observe import Layer
 from fra._census_stripes import StripeChannels
 from fra._census_tables import Kind, Where
-from fra._strongest import Strongest
+from fra.core.strongest import Strongest
 from fra.errors import FraError
 
 CensusReduce = Literal["sum", "abs", "max", "mean", "count", "contrast", "sensitivity", "mass"]

@@ -16,7 +16,7 @@ from fra._census_job import Ask, CensusReduce
 from fra._census_observe import Layer, Observer
 from fra._census_scan import Scan
 from fra._census_tables import Tables, Where
-from fra._qk import Model
+from fra.core.weights import Model
 from fra.errors import FraError
 
 NEED_STRIPES = ("contrast", "sensitivity")

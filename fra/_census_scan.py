@@ -10,10 +10,10 @@ from fra._census_corpus import Corpus
 from fra._census_dense import DenseScan
 from fra._census_job import Ask, Job, Source, kind_of
 from fra._census_observe import Layer
-from fra._census_pairs import PAIR_BYTES
 from fra._census_stripes import StripeChannels, n_stripe_pairs
 from fra._census_tables import shared
-from fra._strongest import Strongest
+from fra.core.meetings import PAIR_BYTES
+from fra.core.strongest import Strongest
 from fra.errors import FraError
 
 _MOST_OFFSETS = 64

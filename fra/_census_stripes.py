@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._census_blocks import add_at
 from fra._census_corpus import Corpus
 from fra._census_observe import Layer
-from fra._census_pairs import Meetings
+from fra.core.blocks import add_at
+from fra.core.meetings import Meetings
 
 
 def stripe_rows(corpus: Corpus, window: int | None) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:

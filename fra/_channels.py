@@ -14,67 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._heads import FrozenLayer, Side, freeze
-from fra._qk import Model
-from fra.dictionaries.codes import Codes, codes
+from fra.core.coded import Arm, capped_scores, log_odds, measure_arm, pair_couplings
+from fra.core.frozen import Side
+from fra.core.weights import Model
 from fra.errors import CannotLoad
 from fra.stimuli import Batch
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One arm (repeated or control) of a set of documents at one layer."""
-
-    frozen: FrozenLayer
-    codes: Codes
-
-    @cached_property
-    def _kept(self) -> dict[tuple[str, int], Any]:
-        """What heads ask for again and again, computed once."""
-        return {}
-
-    def with_weights(self, frozen: FrozenLayer) -> Arm:
-        """The same activations read by other weights; what does not depend on those is not computed again."""
-        other = Arm(frozen, self.codes)
-        other._kept.update({key: kept for key, kept in self._kept.items() if key[0] != "couplings"})
-        return other
-
-    def coefficients(
-        self, side: Side, head: int, entries: Int[Tensor, " n"] | None = None
-    ) -> Float[Tensor, " n_or_all"]:
-        """What multiplies G in F_ij, of chosen entries or all: the code's value over the norm's scale, times the head's
-        QK-norm gain.
-        """
-        if (side, head) not in self._kept:
-            self._kept[side, head] = self.codes.value * self.frozen.gain(side, head, self.codes.row)
-        every: Tensor = self._kept[side, head]
-        return every if entries is None else every[entries]
-
-    def largest(self, side: Side, head: int) -> Float[Tensor, " d_sae"]:
-        """The largest |coefficient| of each feature."""
-        name = f"largest {side}"
-        if (name, head) not in self._kept:
-            size = self.coefficients(side, head).abs()
-            empty = size.new_zeros(len(self.codes.decoder))
-            self._kept[name, head] = empty.scatter_reduce_(0, self.codes.feature, size, "amax")
-        found: Tensor = self._kept[name, head]
-        return found
-
-    def couplings(self, head: int) -> tuple[Float[Tensor, "d_sae d_head"], Float[Tensor, "d_sae d_head"]]:
-        """U, V with G_ij = U_i . V_j before rotation, the score's scale included: projections of every decoder row."""
-        if ("couplings", head) not in self._kept:
-            frozen, decoder = self.frozen, self.codes.decoder
-            self._kept["couplings", head] = frozen.scale * decoder @ frozen.W_q[head], decoder @ frozen.W_k[head]
-        U, V = self._kept["couplings", head]
-        return U, V
-
-    def columns(self, side: Side, head: int, features: Int[Tensor, " n"]) -> Float[Tensor, "batch pos n"]:
-        """Coefficients of chosen features as dense columns."""
-        batch, pos = self.codes.shape
-        column, entries = self.codes.index.of(features)
-        dense = self.codes.value.new_zeros(batch * pos, len(features))
-        dense[self.codes.row[entries], column] = self.coefficients(side, head, entries)
-        return dense.view(batch, pos, -1)
 
 
 @dataclass(frozen=True)
@@ -100,13 +44,6 @@ def measure_arms(model: Model, sae: Any, batch: Batch, layer: int, hook_name: st
     return Arms(on_device(batch, sides[0].frozen.x.device), *sides)
 
 
-@torch.no_grad()
-def measure_arm(model: Model, sae: Any, tokens: Int[Tensor, "batch pos"], layer: int, hook_name: str) -> Arm:
-    """Runs documents of equal (padded) length through the model and the dictionary."""
-    frozen = freeze(model, tokens, layer, hook_name)
-    return Arm(frozen, codes(sae, frozen.x))
-
-
 def shifted_keys(batch: Batch, shift: int) -> tuple[Int[Tensor, " n_rows"], Bool[Tensor, " batch"]]:
     """Key of every second-copy row on another stripe, and the documents on which it is far from the induction stripe.
 
@@ -118,25 +55,6 @@ def shifted_keys(batch: Batch, shift: int) -> tuple[Int[Tensor, " n_rows"], Bool
     period = batch.periods[batch.row_doc]
     turned = shift % batch.periods
     return 1 + (batch.row_key - 1 + shift) % period, (turned > 1) & (turned < batch.periods - 2)
-
-
-def pair_couplings(
-    arm: Arm, head: int, pairs: Int[Tensor, "n 2"], offsets: Int[Tensor, " n_offsets"]
-) -> Float[Tensor, "n one_or_n_offsets"]:
-    """G_ij at each offset t - s; one column for a head that does not rotate, whatever the offsets."""
-    U, V = arm.couplings(head)
-    rotary = arm.frozen.rotary
-    if rotary is None:
-        return (U[pairs[:, 0]] * V[pairs[:, 1]]).sum(-1, keepdim=True)
-    at_zero = rotary.rotate(V[pairs[:, 1]], torch.zeros(len(pairs), dtype=torch.long, device=V.device))
-    columns = [(rotary.rotate(U[pairs[:, 0]], o.expand(len(pairs))) * at_zero).sum(-1) for o in offsets]
-    return torch.stack(columns, dim=1)
-
-
-def log_odds(scores: Float[Tensor, "n k_pos"], key: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """logit of the attention to `key`: its score less the log-sum-exp of all others (-inf where masked)."""
-    own = scores.gather(-1, key[..., None])[..., 0]
-    return own - scores.scatter(-1, key[..., None], -torch.inf).logsumexp(-1)
 
 
 @dataclass(frozen=True)
@@ -154,11 +72,6 @@ class Effects:
     rows: Float[np.ndarray, "n_documents n"]
     covered: Float[np.ndarray, "n_documents n"]
     """Rows of the repeated arm with i live, for the coverage."""
-
-
-def capped_scores(arm: Arm, scores: Float[Tensor, "n k_pos"]) -> Float[Tensor, "n k_pos"]:
-    """Scores after softcap; masked keys stay at -inf, which the cap would make finite."""
-    return arm.frozen.cap(scores).masked_fill(scores == -torch.inf, -torch.inf)
 
 
 class HeadOnArms:

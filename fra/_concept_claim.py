@@ -15,7 +15,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra import stimuli
-from fra._channels import Arm, measure_arm
 from fra._concept_planting import plant_concepts
 from fra._concepts import (
     FLOOR_DOCUMENTS,
@@ -29,8 +28,9 @@ from fra._concepts import (
 from fra._examples import BEST, ON_NATURAL, text_of
 from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
 from fra._screen import PLANTED_AT_LEAST
-from fra._threads import each
 from fra.cih import LONGEST_CONTEXT, has_dictionary
+from fra.core.coded import Arm, measure_arm
+from fra.core.threads import each
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import CannotLoad
 from fra.verdicts import stats

@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache
 
-from fra._channels import Arm, measure_arm
 from fra._intervention import Intervention, unhooked
-from fra._output import OVWeights, ov_weights, value_terms
-from fra._qk import Model
+from fra.core.coded import Arm, measure_arm
+from fra.core.output import value_terms
+from fra.core.weights import Model, OVWeights, ov_weights
 from fra.dictionaries.codes import dictionary_hook
 from fra.errors import FraError
 

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._channels import Arm, Arms, pair_couplings
+from fra._channels import Arms
 from fra._drawings import FAINTEST
+from fra.core.coded import Arm, pair_couplings
 
 BEST = "best channel on a document"
 """What a head's example is called in a row of the ledger."""

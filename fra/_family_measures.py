@@ -14,7 +14,7 @@ from torch import Tensor
 from fra._ablation import set_output
 from fra._head_outputs import HeadOutputs, Live
 from fra._intervention import Hook
-from fra._qk import Model
+from fra.core.weights import Model
 from fra.dictionaries.encoder import encode
 from fra.family import LayerFamilies
 from fra.patching import ablate_features, losses, readout

@@ -13,7 +13,7 @@ from torch import Tensor
 from fra._ablation import set_output
 from fra._head_outputs import HeadOutputs
 from fra._intervention import Hook
-from fra._qk import Model
+from fra.core.weights import Model
 from fra.patching import own_positions, patch_activation
 from fra.verdicts.stats import Floats, seed_of
 

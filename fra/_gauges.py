@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fra._heads import freeze
-from fra._qk import Model, qk_weights, raw_weights
+from fra.core.frozen import freeze
+from fra.core.weights import Model, qk_weights, raw_weights
 from fra.errors import FraError
 
 

@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._heads import check_tokens, read_hooks
-from fra._qk import Model, check_layer_and_head, working_dtype
+from fra.core.frozen import check_tokens, read_hooks
+from fra.core.weights import Model, check_layer_and_head, working_dtype
 from fra.dictionaries.encoder import Encoder, check_features, encode, encoder, head_output_layer
 from fra.errors import FraError
 

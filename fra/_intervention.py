@@ -16,8 +16,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from fra._heads import FrozenLayer, folded_gain, freeze, rotary_of
-from fra._qk import Model, QKWeights
+from fra.core.coded import Channels
+from fra.core.frozen import FrozenLayer, folded_gain, freeze, rotary_of
+from fra.core.weights import Model, QKWeights
 from fra.dictionaries.codes import check_dictionary
 from fra.errors import FraError
 
@@ -26,10 +27,6 @@ Hook: TypeAlias = tuple[str, Callable[..., Any]]
 
 Positions: TypeAlias = Tensor | Sequence[int] | None
 """Which positions: Bool[Tensor, "pos"] or Bool[Tensor, "batch pos"], or a list of integers; None for all."""
-
-
-Channels: TypeAlias = pd.DataFrame | Tensor | np.ndarray | Sequence[Sequence[int]]
-"""[n, 2] ids (query feature, key feature), or a DataFrame with columns q_feature and k_feature."""
 
 
 class Intervention:

@@ -17,8 +17,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fra._processing import FLAGS
-from fra._qk import Model
 from fra._weights import check_model, first_line
+from fra.core.weights import Model
 from fra.errors import FraError
 
 TRANSFORMER_LENS_AUTHORS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")

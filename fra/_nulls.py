@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._channels import Arm, Arms
-from fra._heads import FrozenLayer
+from fra._channels import Arms
+from fra.core.coded import Arm
+from fra.core.frozen import FrozenLayer
 from fra.dictionaries.codes import Codes, decoded
 from fra.errors import FraError
 

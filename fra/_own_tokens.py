@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._qk import Model
 from fra._recursive import norm_weight
+from fra.core.weights import Model
 from fra.dictionaries.encoder import head_output_layer
 
 _FEATURES_AT_ONCE = 512

@@ -18,8 +18,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from fra._head_outputs import Live, observe
-from fra._output import OVWeights, ov_weights
-from fra._qk import Model
+from fra.core.weights import Model, OVWeights, ov_weights
 from fra.dictionaries.codes import Codes, codes, gain_and_offset
 from fra.dictionaries.encoder import encode, encoder
 from fra.errors import FraError

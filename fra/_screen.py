@@ -16,13 +16,14 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from fra._best_effect import MIN_LIVE_DOCUMENTS, best_effect, mean_effect
-from fra._channels import Arm, Arms, Effects, HeadOnArms, pair_couplings, shifted_keys
+from fra._channels import Arms, Effects, HeadOnArms, shifted_keys
 from fra._examples import Example, example, live_tokens
 from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, scrambled_arms, stretch_to_match
 from fra._planting import Planting
 from fra._search import FLOOR_DOCUMENTS, SET_SIZE, Search, Stripe
 from fra._stripe_blocks import stripe_blocks
-from fra._threads import each
+from fra.core.coded import Arm, pair_couplings
+from fra.core.threads import each
 from fra.errors import FraError
 from fra.stimuli import Batch
 from fra.verdicts.stats import seed_of

@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._census_pairs import Meetings
-from fra._channels import Arm, pair_couplings, shifted_keys
-from fra._heads import Side
-from fra._threads import each
+from fra._channels import shifted_keys
+from fra.core.coded import Arm, pair_couplings
+from fra.core.frozen import Side
+from fra.core.meetings import Meetings
+from fra.core.threads import each
 from fra.errors import CannotLoad
 from fra.stimuli import Batch
 

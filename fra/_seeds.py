@@ -19,12 +19,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._channels import Arms, HeadOnArms, measure_arm, measure_arms, on_device
+from fra._channels import Arms, HeadOnArms, measure_arms, on_device
 from fra._examples import Shown, first_example
 from fra._search import SET_SIZE, Search
-from fra._threads import each
 from fra._transfer import tihs
 from fra.cih import Design, Screen, documents
+from fra.core.coded import measure_arm
+from fra.core.threads import each
 from fra.dictionaries.codes import neuronpedia
 from fra.dictionaries.hooks import attention_input_layer
 from fra.evidence import outside

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._heads import FrozenLayer, freeze
-from fra._qk import Model
-from fra._resolve import ResolvedHead
+from fra.core.frozen import FrozenLayer, freeze
+from fra.core.resolve import ResolvedHead
+from fra.core.sentences import Sensitivity
+from fra.core.weights import Model
 from fra.dictionaries.codes import codes, dictionary_hook
 from fra.errors import FraError
-from fra.sentences import Sensitivity
 from fra.verdicts.stats import seed_of
 
 CHANNELS = 20

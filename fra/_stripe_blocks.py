@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fra._channels import HeadOnArms
-from fra._heads import Side
+from fra.core.frozen import Side
 
 
 def stripe_blocks(on_arms: HeadOnArms) -> dict[str, float]:

@@ -17,12 +17,13 @@ from jaxtyping import Float, Int
 
 from fra import stimuli
 from fra._best_effect import MIN_LIVE_DOCUMENTS
-from fra._channels import Arms, Effects, HeadOnArms, measure_arm, measure_arms, on_device, shifted_keys
+from fra._channels import Arms, Effects, HeadOnArms, measure_arms, on_device, shifted_keys
 from fra._examples import BEST, Shown, first_example
 from fra._search import SET_SIZE, Search
-from fra._threads import each
 from fra._variants import ARMS, VariantSets, disjoint_halves, token_matches, variant_forms, variant_repeat
 from fra.cih import LONGEST_CONTEXT, Screen, has_dictionary, mean_prediction
+from fra.core.coded import measure_arm
+from fra.core.threads import each
 from fra.errors import FraError
 from fra.evidence import outside
 from fra.verdicts import stats

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._head_outputs import HeadOutputs, Live, observe
-from fra._qk import Model
 from fra._recursive import Term, Trace, recursive
+from fra.core.weights import Model
 from fra.dictionaries.encoder import Encoder, encoder, head_output_layer
 
 __all__ = [

@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra import _nulls
-from fra._channels import Arm
-from fra._heads import FrozenLayer, freeze, read_hooks
-from fra._qk import Model
+from fra.core.coded import Arm
+from fra.core.frozen import FrozenLayer, freeze, read_hooks
+from fra.core.weights import Model
 from fra.dictionaries.codes import Codes, codes
 from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad

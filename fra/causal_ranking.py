@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from fra._channels import Arm, pair_couplings
 from fra._downstream import Scene
 from fra._examples import Shown, example_on_text, text_of
-from fra._qk import Model
 from fra.cih import has_dictionary
+from fra.core.coded import Arm, pair_couplings
+from fra.core.weights import Model
 from fra.dictionaries.codes import neuronpedia
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence

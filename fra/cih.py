@@ -19,10 +19,11 @@ from torch import Tensor
 
 from fra import stimuli
 from fra._best_effect import best_effect
-from fra._channels import Arm, Arms, HeadOnArms, measure_arm, measure_arms, on_device
-from fra._qk import Model
+from fra._channels import Arms, HeadOnArms, measure_arms, on_device
 from fra._screen import HeadScreen, LayerScreen, screen_head
-from fra._threads import ahead, each
+from fra.core.coded import Arm, measure_arm
+from fra.core.threads import ahead, each
+from fra.core.weights import Model
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import FraError
 from fra.induction import HeadStatus, head_status

@@ -19,8 +19,7 @@ from torch import Tensor
 from fra import _head_outputs as _head_outputs_module
 from fra import _recursive, exactness
 from fra._head_outputs import HeadOutputs, Live
-from fra._output import ov_weights
-from fra._qk import Model
+from fra.core.weights import Model, ov_weights
 from fra.dictionaries.encoder import own_pre_activation
 from fra.dictionaries.hooks import is_head_output
 from fra.errors import FraError

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._channels import measure_arm
 from fra._intervention import Intervention
-from fra._output import ResolvedOutput, Space, ov_weights
-from fra._qk import Model
-from fra._resolve import TERMS, ResolvedHead, resolve
+from fra.core.coded import measure_arm
+from fra.core.output import ResolvedOutput, Space
+from fra.core.resolve import TERMS, ResolvedHead, resolve
+from fra.core.weights import Model, ov_weights
 from fra.dictionaries.codes import dictionary_hook
 from fra.verdicts.claim import Claim, Condition, Evidence
 

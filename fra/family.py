@@ -24,7 +24,7 @@ from fra import cih, stimuli
 from fra._examples import text_of
 from fra._feature_examples import FEATURE, feature_example
 from fra._head_outputs import HeadOutputs, Live, observe
-from fra._qk import Model
+from fra.core.weights import Model
 from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import head_output_layer_of
 from fra.induction import HeadStatus, head_status

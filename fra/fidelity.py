@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._heads import FrozenLayer, Side
-from fra._threads import each
 from fra.carried import ATOMS, FEATURES, SHUFFLED, TOKENS, CarriedLayer
+from fra.core.frozen import FrozenLayer, Side
+from fra.core.threads import each
 from fra.dictionaries.codes import Codes
 from fra.verdicts.samples import Measured
 

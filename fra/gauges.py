@@ -17,11 +17,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._census import census
-from fra._channels import Arm
 from fra._gauges import basis, key_bias, mean_direction, norm, parameter, rank_one, turned, why_not
-from fra._heads import FrozenLayer, Side, freeze
-from fra._qk import Model, raw_weights
-from fra._resolve import ResolvedHead
+from fra.core.coded import Arm
+from fra.core.frozen import FrozenLayer, Side, freeze
+from fra.core.resolve import ResolvedHead
+from fra.core.weights import Model, raw_weights
 from fra.dictionaries.codes import Codes, codes, dictionary_hook
 from fra.errors import FraError
 from fra.verdicts.claim import Claim, Condition, Evidence

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fra._qk import Model
+from fra.core.weights import Model
 from fra.errors import FraError
 from fra.stimuli import Batch
 from fra.verdicts.stats import ClusterMeans, by_source, seed_of

@@ -28,10 +28,7 @@ from fra._ablation import (
     set_output,
     zero_ablate,
 )
-from fra._channels import Arm
-from fra._heads import Side, freeze
 from fra._intervention import (
-    Channels,
     Hook,
     Intervention,
     Pass,
@@ -49,9 +46,11 @@ from fra._intervention import (
     unhooked,
     with_head,
 )
-from fra._output import ResolvedOutput, ov_weights, resolve_output, value_features, value_terms
-from fra._qk import Model, check_layer_and_head, qk_weights
-from fra._resolve import TERMS
+from fra.core.coded import Arm, Channels
+from fra.core.frozen import Side, freeze
+from fra.core.output import ResolvedOutput, resolve_output, value_features, value_terms
+from fra.core.resolve import TERMS
+from fra.core.weights import Model, check_layer_and_head, ov_weights, qk_weights
 from fra.dictionaries.codes import check_dictionary, codes, dictionary_hook
 from fra.errors import FraError
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._head_outputs import observe
-from fra._qk import Model
+from fra.core.weights import Model
 from fra.dictionaries.codes import dictionary_hook
 from fra.errors import FraError
 from fra.patching import ablate_features, own_positions

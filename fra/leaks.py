@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fra import _ablation, _intervention
 from fra import interventions as iv
-from fra._channels import Arm, measure_arm
-from fra._qk import Model
+from fra.core.coded import Arm, measure_arm
+from fra.core.weights import Model
 from fra.dictionaries.codes import dictionary_hook
 from fra.errors import CannotLoad
 

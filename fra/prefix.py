@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._qk import Model
+from fra.core.weights import Model
 from fra.errors import CannotLoad
 from fra.family import Families
 from fra.verdicts import stats

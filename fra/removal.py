@@ -17,11 +17,12 @@ from torch import Tensor
 from fra import _ablation, _intervention, cih
 from fra import interventions as iv
 from fra._census import census
-from fra._channels import measure_arm, on_device
+from fra._channels import on_device
 from fra._downstream import Downstream, Head, Scene
 from fra._matched import Pool, displaced, matched_sets
 from fra._screen import SET_SIZES
 from fra._search import SET_SIZE, Search
+from fra.core.coded import measure_arm
 from fra.errors import FraError
 from fra.stimuli import Batch
 from fra.verdicts.claim import parse_head

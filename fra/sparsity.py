@@ -15,14 +15,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._census_blocks import Side, reduce_blocks
-from fra._channels import Arm
 from fra._examples import ON_NATURAL, example_on_text, text_of
 from fra._examples import STRONGEST as SHOWN
-from fra._heads import FrozenLayer, freeze
-from fra._reductions import refuse_beyond_memory
-from fra._threads import each
 from fra.carried import ATOMS, FEATURES, TOKENS, CarriedLayer, Entries, Texts, entries
+from fra.core.blocks import Side, reduce_blocks
+from fra.core.coded import Arm
+from fra.core.frozen import FrozenLayer, freeze
+from fra.core.reductions import refuse_beyond_memory
+from fra.core.threads import each
 from fra.dictionaries.codes import Codes, codes, neuronpedia
 from fra.verdicts.samples import Measured, mean_of
 

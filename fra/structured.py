@@ -25,9 +25,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fra._channels import Arm, measure_arm, pair_couplings
-from fra._threads import each
 from fra.cih import has_dictionary
+from fra.core.coded import Arm, measure_arm, pair_couplings
+from fra.core.threads import each
 from fra.errors import FraError
 from fra.targets import load_target
 from fra.verdicts.stats import seed_of

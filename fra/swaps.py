@@ -30,11 +30,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra._examples import text_of
-from fra._heads import FrozenLayer, Side, freeze
 from fra._pair_means import PairMeans, Places, places
 from fra._swap_pictures import SWAP, swap_picture
-from fra._threads import each
 from fra.carried import FEATURES, CarriedLayer, Texts, observe
+from fra.core.frozen import FrozenLayer, Side, freeze
+from fra.core.threads import each
 from fra.dictionaries.codes import codes
 from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from fra._admission import AdmissionReport
-    from fra._qk import Model
+    from fra.core.weights import Model
 
 __all__ = [
     "CannotLoad",

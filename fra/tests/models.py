@@ -44,7 +44,7 @@ from transformers import (
 
 from fra import _models
 from fra._processing import NAMED
-from fra._qk import Model
+from fra.core.weights import Model
 
 D_VOCAB, N_CTX, D_MODEL, D_SAE = 300, 32, 32, 96
 WINDOW = 5

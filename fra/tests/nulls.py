@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from fra import cih, evidence, stimuli
-from fra._channels import Arm, Arms, measure_arm, measure_arms, shifted_keys
-from fra._heads import FrozenLayer
+from fra._channels import Arms, measure_arms, shifted_keys
 from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
 from fra.claim import Claim, judge
+from fra.core.coded import Arm, measure_arm
+from fra.core.frozen import FrozenLayer
 from fra.induction import HeadStatus
 from fra.targets import Target, load_target
 from fra.tests import circuit

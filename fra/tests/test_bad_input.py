@@ -14,7 +14,7 @@ from safetensors.torch import load, save_file
 
 import fra
 from fra import _admission
-from fra._heads import freeze
+from fra.core.frozen import freeze
 from fra.errors import FraError
 from fra.tests.models import D_MODEL, D_VOCAB, build_model, build_sae
 from fra.tests.targets import (

@@ -10,7 +10,6 @@ import torch
 from scipy import stats as sps
 
 from fra import resolve
-from fra._heads import FrozenLayer, freeze
 from fra.carried import (
     ATOMS,
     DICTIONARIES,
@@ -23,6 +22,7 @@ from fra.carried import (
     texts,
 )
 from fra.claim import Claim, Outcome, judge
+from fra.core.frozen import FrozenLayer, freeze
 from fra.dictionaries.codes import codes
 from fra.dictionaries.tokens import learn, shrinkage
 from fra.errors import FraError

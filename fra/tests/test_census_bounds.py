@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fra import _census_bounds, _census_dense
 from fra._census_result import Census
-from fra._strongest import Strongest
+from fra.core.strongest import Strongest
 from fra.tests.bench import workloads
 from fra.tests.test_census_properties import (
     D_SAE,

@@ -10,13 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fra import _census_blocks, _census_corpus, _census_dense, _census_pairs, _census_scan, _census_tables
+from fra import _census_corpus, _census_dense, _census_scan, _census_tables
 from fra._census_corpus import Corpus, concatenate
 from fra._census_observe import Layer
 from fra._census_result import Census
-from fra._heads import Rotary
-from fra._qk import QKWeights
-from fra._strongest import Strongest
+from fra.core import blocks, meetings
+from fra.core.frozen import Rotary
+from fra.core.strongest import Strongest
+from fra.core.weights import QKWeights
 from fra.tests.bench import workloads
 
 FEW = settings(max_examples=12, deadline=None)
@@ -201,7 +202,7 @@ def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """
     monkeypatch.setattr(_census_scan.Scan, "_few_pairs", lambda _: request.param == "whole")
     if request.param == "chunked":
-        for module in (_census_blocks, _census_tables, _census_pairs):
+        for module in (blocks, _census_tables, meetings):
             monkeypatch.setattr(module, "WORK_BYTES", 200)
         monkeypatch.setattr(_census_tables, "_ROWS_AT_ONCE", 10)
         monkeypatch.setattr(_census_tables, "_COLUMNS_AT_ONCE", 64)
@@ -358,7 +359,7 @@ def test_counts_beyond_what_float32_holds_stay_exact(monkeypatch: pytest.MonkeyP
 
 def test_a_table_that_lost_something_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     census = make_census(4)
-    right = _census_blocks.segments
+    right = blocks.segments
     monkeypatch.setattr(_census_tables, "segments", lambda *args: right(*args) * 0.99)
     with pytest.raises(ArithmeticError, match="adds up to"):
         census.channels("sum")
@@ -409,11 +410,11 @@ def test_a_threshold_from_the_busiest_features_loses_nothing(reduces: Any, monke
 @pytest.mark.parametrize("reduce", ["sum", "abs"])
 def test_entries_that_hardly_repeat_are_added_straight(reduce: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus, layer = workloads.entries(3, 12, 4, 400), workloads.layer(400, 2, d_model=16, n_pos=12)
-    own, right = [], _census_blocks.Side.by_entry
-    monkeypatch.setattr(_census_blocks.Side, "by_entry", lambda *args: (own.append(1), right(*args))[1])
+    own, right = [], blocks.Side.by_entry
+    monkeypatch.setattr(blocks.Side, "by_entry", lambda *args: (own.append(1), right(*args))[1])
     found = workloads.of(layer, corpus).channels(reduce, n=20)
     assert own
-    monkeypatch.setattr(_census_blocks.Side, "by_entry", lambda side, _: side)
+    monkeypatch.setattr(blocks.Side, "by_entry", lambda side, _: side)
     plain = workloads.of(layer, corpus).channels(reduce, n=20)
     pd.testing.assert_frame_equal(found, plain, rtol=1e-4)
 
@@ -436,7 +437,7 @@ def test_meetings_by_table_and_by_sort_are_those_written_out(floor: int) -> None
                     row = (d, float(value[a] * value[b]))
                     met.setdefault((int(slot[a]), int(slot[b])), []).append(row)
         enough = {pair: rows for pair, rows in sorted(met.items()) if len({d for d, _ in rows}) >= floor}
-        found = _census_pairs.Meetings(slot, start, n_live, (q_row, k_row, doc), floor)
+        found = meetings.Meetings(slot, start, n_live, (q_row, k_row, doc), floor)
         assert list(zip(found.q_slot.tolist(), found.k_slot.tolist(), strict=True)) == list(enough)
         assert found.count.tolist() == [len(rows) for rows in enough.values()]
         documents = [len({d for d, _ in rows}) if floor else 1 for rows in enough.values()]

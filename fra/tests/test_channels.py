@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 import fra
 from fra import stimuli
 from fra._best_effect import best_effect, mean_effect, restricted, upper_bounds
-from fra._channels import Arm, Arms, HeadOnArms, measure_arm, measure_arms, shifted_keys
-from fra._heads import FrozenLayer
+from fra._channels import Arms, HeadOnArms, measure_arms, shifted_keys
 from fra._nulls import (
     draw_atoms,
     matching_pursuit,
@@ -26,6 +25,8 @@ from fra._nulls import (
 )
 from fra._search import Search
 from fra._stripe_blocks import stripe_blocks
+from fra.core.coded import Arm, measure_arm
+from fra.core.frozen import FrozenLayer
 from fra.errors import FraError
 from fra.tests.models import D_VOCAB, tiny, tiny_sae
 

@@ -13,10 +13,11 @@ import torch
 from fra import cih, stimuli
 from fra import evidence as evidence_for
 from fra._channel_details import best_channel
-from fra._channels import measure_arm, measure_arms
+from fra._channels import measure_arms
 from fra._drawings import numbers
 from fra._examples import BEST
 from fra.claim import Claim, Outcome, judge
+from fra.core.coded import measure_arm
 from fra.induction import head_status
 from fra.tests import circuit
 

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from fra import cih, evidence, stimuli
-from fra._channels import Arm, Arms, measure_arm, measure_arms
-from fra._heads import FrozenLayer
+from fra._channels import Arms, measure_arms
 from fra._nulls import random_rotation, row_spread, scramble, stretch_to_match
 from fra.claim import Claim, Outcome, judge
+from fra.core.coded import Arm, measure_arm
+from fra.core.frozen import FrozenLayer
 from fra.induction import HeadStatus
 from fra.targets import Target, load_target
 from fra.tests.test_cih_circuit import BARS

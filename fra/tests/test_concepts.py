@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from fra._channels import Arm, measure_arm
 from fra._concept_claim import Concepts, LayerConcepts, best, concept_evidence, control, plain_mean
 from fra._concepts import ROWS, ConceptSearch, HeadOnText, Texts, example_of, texts
 from fra.claim import Claim, Outcome, judge
+from fra.core.coded import Arm, measure_arm
 from fra.tests import circuit
 from fra.tests.models import N_CTX, tiny, tiny_sae
 

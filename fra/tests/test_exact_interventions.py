@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fra import _ablation, _intervention, exactness, leaks
-from fra._channels import Arm, measure_arm
 from fra.claim import Claim, Outcome, judge
+from fra.core.coded import Arm, measure_arm
 from fra.errors import CannotLoad
 from fra.tests import circuit
 from fra.tests.intervening import HEAD, LAYER, double, hook_of

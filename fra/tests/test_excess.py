@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from fra import stimuli
-from fra._channels import Effects, measure_arm, measure_arms
+from fra._channels import Effects, measure_arms
 from fra._excess import FALSE_POSITIVES, SCRAMBLES, HeadNumbers, count, judged, layer_numbers, margins
 from fra.cih import Screen
 from fra.claim import Claim, Outcome, judge
+from fra.core.coded import measure_arm
 from fra.induction import HeadStatus
 from fra.tests import circuit
 

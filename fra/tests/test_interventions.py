@@ -11,8 +11,9 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 import fra
-from fra import _ablation, _output
+from fra import _ablation
 from fra import interventions as iv
+from fra.core import output as output_module
 from fra.tests.intervening import (
     ATTN,
     BRIDGE_SOFTMAX,
@@ -256,7 +257,7 @@ def test_output_terms_sum_to_the_models_own_head_output(kind: str) -> None:
     z, written = seen(model, Z, attn_out)
     total = torch.zeros_like(written[0])
     for head in range(z.shape[2]):
-        output = _output.resolve_output(model, sae, TOKENS[0], LAYER, head)
+        output = output_module.resolve_output(model, sae, TOKENS[0], LAYER, head)
         assert float((output.z() - z[0, :, head]).abs().max()) < max(tolerance(kind), BRIDGE_SOFTMAX)
         terms = output.terms("result")
         assert min(float(term.abs().max()) for term in terms.values()) > 1e-2  # b_V or b_dec, error: none is idle
@@ -271,7 +272,7 @@ def test_output_terms_sum_to_the_models_own_head_output(kind: str) -> None:
 def test_a_features_contribution_is_what_the_models_own_values_lack_without_it(kind: str) -> None:
     """Values from the model on an input without the feature, mixed by the model with its own pattern held."""
     model, sae = double(kind), sae_of(kind)
-    output = _output.resolve_output(model, sae, TOKENS[0], LAYER, HEAD)
+    output = output_module.resolve_output(model, sae, TOKENS[0], LAYER, HEAD)
     strongest = output.gains().abs().sum(0) * output.directions().norm(dim=-1)
     feature = int(output.live[int(strongest.argmax())])
     z, pattern = seen(model, Z, PATTERN)
@@ -307,7 +308,7 @@ def test_a_features_contribution_is_what_the_models_own_values_lack_without_it(k
 
 def test_signed_contributions_sum_along_a_direction_and_norms_do_not() -> None:
     model = double("gpt2")
-    output = _output.resolve_output(model, sae_of("gpt2"), TOKENS[0], LAYER, HEAD)
+    output = output_module.resolve_output(model, sae_of("gpt2"), TOKENS[0], LAYER, HEAD)
     direction = output.z() / output.z().norm(dim=-1, keepdim=True)
     terms = output.terms()
     rest = ((terms["bias"] + terms["error"]) * direction).sum(-1)
@@ -332,10 +333,10 @@ def test_a_head_without_any_output_term_is_a_zeroed_head(kind: str) -> None:
 
 def test_output_is_removed_as_this_pass_has_it_and_as_a_clean_pass_has_it() -> None:
     model, place = double("gpt2"), at("gpt2")
-    heads = [_output.resolve_output(model, sae_of("gpt2"), document, LAYER, HEAD) for document in TOKENS]
+    heads = [output_module.resolve_output(model, sae_of("gpt2"), document, LAYER, HEAD) for document in TOKENS]
     features = heads[0].live[:20]
     with model.hooks(fwd_hooks=[push()]):
-        pushed = [_output.resolve_output(model, sae_of("gpt2"), document, LAYER, HEAD) for document in TOKENS]
+        pushed = [output_module.resolve_output(model, sae_of("gpt2"), document, LAYER, HEAD) for document in TOKENS]
         z = seen(model, Z)[0][:, :, HEAD]
     expected = [torch.stack([sum(o.feature(int(f)) for f in features) for o in some]) for some in (pushed, heads)]
     assert float((expected[0] - expected[1]).abs().max()) > 1e-2

@@ -16,9 +16,9 @@ from scipy import stats as sps
 from fra import _pairs_evidence as evidence_for
 from fra import carried, cih, pairs, stimuli, swaps
 from fra._activity import FLOOR, Activity, halves, mean_while_live, summed
-from fra._channels import Arm, measure_arm
 from fra._prediction import PAIRS, _joint, _predict, predictions
 from fra.claim import Claim, Outcome, judge
+from fra.core.coded import Arm, measure_arm
 from fra.errors import CannotLoad
 from fra.pairs import STRONGEST, LayerPairs, Natural
 from fra.tests import circuit, models

@@ -11,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from fra import _ablation as iv
-from fra import _heads, patching
+from fra import patching
+from fra.core import frozen
 from fra.errors import FraError
 from fra.tests.intervening import LAYER, TOKENS, Z, double, logits, seen
 from fra.tests.models import model_folder, tiny_sae
@@ -176,7 +177,7 @@ def test_in_the_last_layer_both_paths_together_are_the_whole_change(kind: str) -
 
 
 def test_a_block_whose_hooks_do_not_add_up_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, own = double("gpt2"), _heads.read_hooks
+    model, own = double("gpt2"), frozen.read_hooks
 
     def normed(*given: Any) -> dict[str, torch.Tensor]:
         found = own(*given)

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from fra import _heads, _nulls, evidence, stimuli
-from fra import _qk as _qk_module
-from fra._channels import Arm, measure_arm, measure_arms
-from fra._heads import freeze
-from fra._qk import QKWeights
-from fra._resolve import resolve
+from fra import _nulls, evidence, stimuli
+from fra._channels import measure_arms
 from fra._screen import LayerScreen
 from fra.claim import Outcome, judge
+from fra.core import frozen as heads
+from fra.core import weights
+from fra.core.coded import Arm, measure_arm
+from fra.core.frozen import freeze
+from fra.core.resolve import resolve
+from fra.core.weights import QKWeights
 from fra.errors import FraError
 from fra.tests import circuit
 from fra.tests.models import random_tokens, tiny, tiny_sae
@@ -41,9 +43,9 @@ BUGS: dict[str, tuple[str, int, Change]] = {
 def test_wrong_weights_are_refused(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, layer, change = BUGS[bug]
     model, hook = tiny(kind), f"blocks.{layer}.hook_resid_pre"
-    right = _qk_module.qk_weights
+    right = weights.qk_weights
     freeze(model, random_tokens()[None], layer, hook)  # the right code goes through
-    monkeypatch.setattr(_heads, "qk_weights", lambda *args: change(right(*args)))
+    monkeypatch.setattr(heads, "qk_weights", lambda *args: change(right(*args)))
     with pytest.raises(FraError, match=r"cannot be reproduced|masks other keys"):
         freeze(model, random_tokens()[None], layer, hook)
 

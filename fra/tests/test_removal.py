@@ -17,13 +17,13 @@ import torch
 import fra
 from fra import _ablation, _intervention, removal, stimuli
 from fra import interventions as iv
-from fra._channels import measure_arm
 from fra._downstream import Downstream, Scene
 from fra._matched import Pool, displaced, matched_sets
 from fra._screen import HeadScreen
 from fra._search import Search
 from fra.cih import Screen
 from fra.claim import Claim, Outcome, judge
+from fra.core.coded import measure_arm
 from fra.errors import FraError
 from fra.induction import head_status
 from fra.removal_evidence import removal_evidence, selectivity_evidence

@@ -11,8 +11,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
 import fra
-from fra import _heads, _models
+from fra import _models
 from fra._processing import FLAGS, NAMED
+from fra.core import frozen as heads
 from fra.errors import FraError
 from fra.tests.models import (
     ARCHITECTURES,
@@ -182,11 +183,11 @@ def test_nan_in_weights_is_refused_at_loading_and_at_resolving(tmp_path: Any) ->
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2", "gpt_neo"])
 def test_a_padding_mask_is_not_mistaken_for_a_causal_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    frozen = _heads.freeze(tiny(kind), TOKENS[None], 1, "blocks.1.hook_resid_pre")
+    frozen = heads.freeze(tiny(kind), TOKENS[None], 1, "blocks.1.hook_resid_pre")
     scores = frozen.model_scores.clone()
     scores[..., 3] = torch.finfo(scores.dtype).min
-    padded = _heads.replace(
+    padded = heads.replace(
         frozen, model_scores=scores, pattern=scores.masked_fill(~frozen.mask, -torch.inf).softmax(-1)
     )
     with pytest.raises(FraError, match="masks other keys"):
-        _heads._check_frozen(padded, torch.float32)
+        heads._check_frozen(padded, torch.float32)

@@ -25,7 +25,7 @@ from sae_lens import (
 from sae_lens.saes.sae import SAEMetadata
 
 import fra
-from fra._heads import freeze
+from fra.core.frozen import freeze
 from fra.dictionaries.codes import ROWS_AT_ONCE, check_dictionary, codes
 from fra.dictionaries.hooks import attention_input_layer
 from fra.errors import FraError

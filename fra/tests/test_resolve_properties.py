@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fra
-from fra import _reductions
-from fra._heads import FrozenLayer, Rotary
-from fra._reductions import Entries
-from fra._resolve import ResolvedHead
+from fra.core import reductions
+from fra.core.frozen import FrozenLayer, Rotary
+from fra.core.reductions import Entries
+from fra.core.resolve import ResolvedHead
 from fra.dictionaries.codes import Codes
 from fra.errors import FraError
 from fra.tests.bench import workloads
@@ -209,7 +209,7 @@ def test_ties_go_by_ids(seed: int, n: int, elements: int) -> None:
     assert everything["value"].abs().duplicated().any()
     assert everything[ids].to_numpy().tolist() == truth
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_reductions, "TILE_ELEMENTS", elements)
+        patch.setattr(reductions, "TILE_ELEMENTS", elements)
         assert r.top(n)[ids].to_numpy().tolist() == truth[:n]
         found = r.channels("count", n=n).to_numpy().tolist()
     ranked = channels.assign(key=-channels["value"]).sort_values(["key", "q_feature", "k_feature"])
@@ -218,12 +218,12 @@ def test_ties_go_by_ids(seed: int, n: int, elements: int) -> None:
 
 @pytest.mark.parametrize("elements", [1, 10**6])
 def test_a_tie_in_a_later_tile_can_come_first(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_reductions, "TILE_ELEMENTS", elements)
+    monkeypatch.setattr(reductions, "TILE_ELEMENTS", elements)
     unit = torch.eye(2, dtype=torch.float64)
     q = Entries(torch.tensor([1, 1]), torch.tensor([0, 1]), unit, None, None)
     k = Entries(torch.tensor([0, 1]), torch.tensor([0, 0]), unit.flip(0), None, None)
     mask = torch.ones(2, 2, dtype=torch.bool).tril()
-    at_q, at_k, value = _reductions.top_terms(q, k, mask, 1, "abs", torch.float64)
+    at_q, at_k, value = reductions.top_terms(q, k, mask, 1, "abs", torch.float64)
     # Of two equal terms at query position 1, the one whose key stands at 0, although its query feature is the larger.
     assert (at_q.item(), at_k.item(), value.item()) == (1, 0, 1.0)
 
@@ -236,8 +236,8 @@ def test_the_number_of_threads_changes_nothing(by: Any, monkeypatch: pytest.Monk
     sides = [layer.directions(side, 0, every)[feature] * corpus.value[:, None] for side in ("query", "key")]
     q, k = (Entries(pos, feature, vector, None, None) for vector in sides)
     mask = torch.ones(48, 48, dtype=torch.bool).tril().triu(-20)
-    monkeypatch.setattr(_reductions, "_SAMPLED", 200)  # in two dimensions long pairs are strong pairs
-    monkeypatch.setattr(_reductions, "TILE_ELEMENTS", 5_000)
+    monkeypatch.setattr(reductions, "_SAMPLED", 200)  # in two dimensions long pairs are strong pairs
+    monkeypatch.setattr(reductions, "TILE_ELEMENTS", 5_000)
     terms = (q.vector @ k.vector.mT).masked_fill(~mask[pos][:, pos], -torch.inf)
     key = terms.abs().masked_fill(terms == -torch.inf, -1.0) if by == "abs" else terms
     strongest = key.flatten().topk(200)
@@ -245,7 +245,7 @@ def test_the_number_of_threads_changes_nothing(by: Any, monkeypatch: pytest.Monk
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            found.append(_reductions.top_terms(q, k, mask, 200, by, torch.float32))
+            found.append(reductions.top_terms(q, k, mask, 200, by, torch.float32))
     finally:
         torch.set_num_threads(before)
     for one, other in zip(*found, strict=True):
@@ -265,9 +265,9 @@ def test_chunk_size_changes_nothing(r: ResolvedHead, elements: int) -> None:
     )
     whole = [r.top(10), r.top(10, "value"), *(r.channels(reduce, n=5) for reduce in REDUCTIONS), r.channels()]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_reductions, "TILE_ELEMENTS", elements)
-        patch.setattr(_reductions, "_STRETCH", elements)
-        patch.setattr(_reductions, "_SAMPLED", elements)
+        patch.setattr(reductions, "TILE_ELEMENTS", elements)
+        patch.setattr(reductions, "_STRETCH", elements)
+        patch.setattr(reductions, "_SAMPLED", elements)
         cut = [r.top(10), r.top(10, "value"), *(r.channels(reduce, n=5) for reduce in REDUCTIONS), r.channels()]
     for left, right in zip(whole, cut, strict=True):
         pd.testing.assert_frame_equal(left, right)
@@ -355,7 +355,7 @@ def test_a_wide_dictionary_streams(rotary: str) -> None:
 def test_what_does_not_fit_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     r = make_head(1)
     n_channels, n_terms = len(r.channels()), r.to_sparse()._nnz()
-    monkeypatch.setattr(_reductions, "memory_budget", lambda: 1000)
+    monkeypatch.setattr(reductions, "memory_budget", lambda: 1000)
     tracemalloc.start()
     with pytest.raises(FraError, match=rf"{n_channels} live channels would take {n_channels * 64:,} bytes.* pass n="):
         r.channels()

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import fra
-from fra import _heads, _qk
-from fra._resolve import ResolvedHead
+from fra.core import frozen as heads
+from fra.core import weights
+from fra.core.resolve import ResolvedHead
 from fra.errors import FraError
 from fra.tests.models import tiny, tiny_sae
 from fra.tests.test_resolve_architectures import TOKENS, own_scores, yardstick
@@ -133,27 +134,27 @@ def test_the_dictionarys_normalisation_is_needed(
 def test_a_layer_whose_weights_are_misread_is_refused(
     kind: str, field: str, wrong: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = _qk._read_bridge
+    read = weights._read_bridge
 
     def misread(model: Any, layer: int) -> dict[str, Any]:
         raw = read(model, layer)
         return raw | {field: wrong(raw[field])}
 
-    monkeypatch.setattr(_qk, "_read_bridge", misread)
+    monkeypatch.setattr(weights, "_read_bridge", misread)
     with pytest.raises(FraError, match="cannot be reproduced from its weights"):
         fra.resolve(tiny(kind), tiny_sae(RESID), TOKENS, 1, 0)
 
 
 @pytest.mark.parametrize("window", [None, 4, 6])
 def test_a_window_that_is_misread_is_refused(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = _qk._read_bridge
-    monkeypatch.setattr(_qk, "_read_bridge", lambda model, layer: read(model, layer) | {"window": window})
+    read = weights._read_bridge
+    monkeypatch.setattr(weights, "_read_bridge", lambda model, layer: read(model, layer) | {"window": window})
     with pytest.raises(FraError, match="mask"):
         fra.resolve(tiny("gemma2"), tiny_sae(RESID), TOKENS, 1, 0)
 
 
 @pytest.mark.parametrize("kind", ["llama", "pythia"])
 def test_a_rotation_that_is_misread_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_heads, "rotary_of", lambda *args: None)
+    monkeypatch.setattr(heads, "rotary_of", lambda *args: None)
     with pytest.raises(FraError, match="cannot be reproduced from its weights"):
         fra.resolve(tiny(kind), tiny_sae(RESID), TOKENS, 1, 0)

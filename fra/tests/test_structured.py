@@ -11,7 +11,7 @@ import torch
 
 import fra
 from fra import structured
-from fra._channels import measure_arm
+from fra.core.coded import measure_arm
 from fra.errors import FraError
 from fra.structured import KINDS, Structured, main, strongest_channels
 from fra.targets import Target

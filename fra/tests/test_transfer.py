@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fra import stimuli
-from fra._channels import measure_arm, measure_arms
+from fra._channels import measure_arms
 from fra._search import Search
 from fra._transfer import Moved, move_layer, tihs, unseen_evidence, variant_evidence
 from fra._variants import (
@@ -26,6 +26,7 @@ from fra._variants import (
 )
 from fra.cih import Screen
 from fra.claim import Claim, Outcome, judge
+from fra.core.coded import measure_arm
 from fra.errors import CannotLoad
 from fra.evidence import outside
 from fra.induction import HeadStatus

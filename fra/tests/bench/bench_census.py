@@ -21,8 +21,8 @@ import pytest
 import torch
 
 import fra
-from fra._census_blocks import Side, causal_blocks
-from fra._reductions import Entries, top_terms
+from fra.core.blocks import Side, causal_blocks
+from fra.core.reductions import Entries, top_terms
 from fra.errors import FraError
 from fra.tests.bench import reference, workloads
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 from fra._census_corpus import Corpus
 from fra._census_observe import Layer
 from fra._census_result import Census
-from fra._heads import Rotary
-from fra._qk import QKWeights
+from fra.core.frozen import Rotary
+from fra.core.weights import QKWeights
 from fra.tests.models import build_tokenizer, folder, load_model
 
 

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._heads import FrozenLayer, Side, freeze
-from fra._qk import Model, check_layer_and_head
-from fra._reductions import Entries, Reduce, reduce_channels, refuse_beyond_memory, top_terms
+from fra.core.frozen import FrozenLayer, Side, freeze
+from fra.core.reductions import Entries, Reduce, reduce_channels, refuse_beyond_memory, top_terms
+from fra.core.weights import Model, check_layer_and_head
 from fra.dictionaries.codes import Codes, check_dictionary, codes, dictionary_hook
 from fra.errors import FraError
 

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._strongest import Strongest
-from fra._threads import each
+from fra.core.strongest import Strongest
+from fra.core.threads import each
 from fra.errors import FraError
 
 Reduce = Literal["sum", "abs", "max", "mean", "count"]

@@ -7,65 +7,20 @@ z_t = sum_i ( sum_s A(t,s) a_i(s) g_s / sigma_s ) d_i W_V + (bias) + (error), an
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._channels import Arm
-from fra._heads import freeze, read_hooks
-from fra._qk import Model, check_layer_and_head, raw_weights, working_dtype
-from fra._resolve import TERMS
+from fra.core.coded import Arm
+from fra.core.frozen import freeze, read_hooks
+from fra.core.resolve import TERMS
+from fra.core.weights import Model, OVWeights, check_layer_and_head, ov_weights
 from fra.dictionaries.codes import check_dictionary, codes, dictionary_hook
-from fra.dictionaries.hooks import attention_input_layer
 from fra.errors import FraError
 
 Space = Literal["z", "result"]
-
-
-@dataclass(frozen=True)
-class OVWeights:
-    """v = (input @ W_V + b_V) and result = z @ W_O for every head of a layer; centring and the norm's weight and bias
-    are folded into W_V and b_V, key-value heads repeated over their groups.
-    """
-
-    W_V: Float[Tensor, "n_heads d_model d_head"]
-    b_V: Float[Tensor, "n_heads d_head"]
-    W_O: Float[Tensor, "n_heads d_head d_model"]
-
-
-@torch.no_grad()
-def ov_weights(model: Model, layer: int, hook_name: str, dtype: torch.dtype | None = None) -> OVWeights:
-    """Value and output maps of every head of `layer`, as they read the activation at `hook_name`.
-
-    Raises FraError where the layer does not exist or the hook is not its attention input.
-    """
-    check_layer_and_head(model, layer)
-    if attention_input_layer(hook_name) != layer:
-        raise FraError(
-            f"{hook_name!r} is the attention input of layer {attention_input_layer(hook_name)}, not of layer {layer}."
-        )
-    raw = raw_weights(model, layer)
-    attn: Any = model.blocks[layer].attn
-    home, target = attn.W_V.device, working_dtype(model, dtype)
-    work = torch.device("cpu") if home.type == "mps" else home
-
-    def wide(tensor: Tensor) -> Tensor:
-        return tensor.detach().to(work, torch.float64)
-
-    groups = len(attn.W_O) // len(attn.W_V)
-    W = wide(attn.W_V).repeat_interleave(groups, dim=0)
-    b = wide(attn.W_V.new_zeros(len(attn.W_O), W.shape[-1])) if attn.b_V is None else wide(attn.b_V)
-    b = b.repeat_interleave(len(W) // len(b), dim=0)
-    if raw["ln_b"] is not None:
-        b = b + wide(raw["ln_b"]) @ W
-    if raw["ln_w"] is not None:
-        W = wide(raw["ln_w"])[:, None] * W
-    if raw["centred"]:
-        W = W - W.mean(dim=1, keepdim=True)
-    return OVWeights(W.to(home, target), b.to(home, target), attn.W_O.detach().to(home, target))
 
 
 def value_terms(

@@ -194,3 +194,46 @@ def qk_weights(model: Model, layer: int, hook_name: str, dtype: torch.dtype | No
         softcap=raw["softcap"],
         window=raw["window"],
     )
+
+
+@dataclass(frozen=True)
+class OVWeights:
+    """v = (input @ W_V + b_V) and result = z @ W_O for every head of a layer; centring and the norm's weight and bias
+    are folded into W_V and b_V, key-value heads repeated over their groups.
+    """
+
+    W_V: Float[Tensor, "n_heads d_model d_head"]
+    b_V: Float[Tensor, "n_heads d_head"]
+    W_O: Float[Tensor, "n_heads d_head d_model"]
+
+
+@torch.no_grad()
+def ov_weights(model: Model, layer: int, hook_name: str, dtype: torch.dtype | None = None) -> OVWeights:
+    """Value and output maps of every head of `layer`, as they read the activation at `hook_name`.
+
+    Raises FraError where the layer does not exist or the hook is not its attention input.
+    """
+    check_layer_and_head(model, layer)
+    if attention_input_layer(hook_name) != layer:
+        raise FraError(
+            f"{hook_name!r} is the attention input of layer {attention_input_layer(hook_name)}, not of layer {layer}."
+        )
+    raw = raw_weights(model, layer)
+    attn: Any = model.blocks[layer].attn
+    home, target = attn.W_V.device, working_dtype(model, dtype)
+    work = torch.device("cpu") if home.type == "mps" else home
+
+    def wide(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(work, torch.float64)
+
+    groups = len(attn.W_O) // len(attn.W_V)
+    W = wide(attn.W_V).repeat_interleave(groups, dim=0)
+    b = wide(attn.W_V.new_zeros(len(attn.W_O), W.shape[-1])) if attn.b_V is None else wide(attn.b_V)
+    b = b.repeat_interleave(len(W) // len(b), dim=0)
+    if raw["ln_b"] is not None:
+        b = b + wide(raw["ln_b"]) @ W
+    if raw["ln_w"] is not None:
+        W = wide(raw["ln_w"])[:, None] * W
+    if raw["centred"]:
+        W = W - W.mean(dim=1, keepdim=True)
+    return OVWeights(W.to(home, target), b.to(home, target), attn.W_O.detach().to(home, target))

@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._intervention import Channels
-from fra._qk import Model
-from fra._reductions import TILE_ELEMENTS, feature_tiles
-from fra._resolve import TERMS, ResolvedHead, resolve
-from fra._strongest import Strongest
+from fra.core.coded import Channels
+from fra.core.reductions import TILE_ELEMENTS, feature_tiles
+from fra.core.resolve import TERMS, ResolvedHead, resolve
+from fra.core.strongest import Strongest
+from fra.core.weights import Model
 from fra.errors import FraError
 
 _END = re.compile(r"""[.!?…]+["'”’»)\]]*\s+|\n+\s*""")

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._census_blocks import WORK_BYTES, add_at
+from fra.core.blocks import WORK_BYTES, add_at
 
 PAIR_BYTES = 40
 """Of one pair of entries while pairs of features are sorted out."""

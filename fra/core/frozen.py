@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 
-from fra._qk import Model, QKWeights, check_layer_and_head, qk_weights
+from fra.core.weights import Model, QKWeights, check_layer_and_head, qk_weights
 from fra.dictionaries.hooks import attention_input_layer
 from fra.errors import FraError
 

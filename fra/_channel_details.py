@@ -10,10 +10,11 @@ from jaxtyping import Int
 
 from fra._best_effect import MIN_LIVE_DOCUMENTS
 from fra._channels import Effects
-from fra._examples import BEST, Shown, counted, features_on
+from fra._examples import Shown
 from fra._screen import HeadScreen
 from fra.cih import Screen
 from fra.induction import HeadStatus
+from fra.report.pictures import BEST, counted, features_on
 from fra.verdicts import stats
 from fra.verdicts.claim import Condition
 

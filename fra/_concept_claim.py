@@ -25,7 +25,7 @@ from fra._concepts import (
     example_of,
     texts,
 )
-from fra._examples import BEST, ON_NATURAL, text_of
+from fra._examples import text_of
 from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
 from fra._screen import PLANTED_AT_LEAST
 from fra.cih import LONGEST_CONTEXT, has_dictionary
@@ -33,6 +33,7 @@ from fra.core.coded import Arm, measure_arm
 from fra.core.threads import each
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import CannotLoad
+from fra.report.pictures import BEST, ON_NATURAL
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.conditions import cluster_means, false_discovery, rank_condition, two_sided

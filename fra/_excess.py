@@ -18,7 +18,6 @@ from jaxtyping import Float
 from fra._best_effect import MIN_LIVE_DOCUMENTS
 from fra._channel_details import best_channel
 from fra._channels import Arms, Effects, HeadOnArms, measure_arms, on_device
-from fra._examples import BEST
 from fra._nulls import random_rotation, scramble, scrambled_arms, stretch_to_match
 from fra._screen import PLANTED_AT_LEAST
 from fra._search import Search, Stripe
@@ -26,6 +25,7 @@ from fra.cih import Design, Screen, documents
 from fra.core.coded import Arm, measure_arm
 from fra.core.threads import each
 from fra.induction import TIH_AT_LEAST
+from fra.report.pictures import BEST
 from fra.stimuli import Batch
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence

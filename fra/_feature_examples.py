@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._head_outputs import HeadOutputs, Live
-from fra._strips import AFTER, AROUND, BEFORE
 from fra.dictionaries.codes import dictionary_hook, neuronpedia
+from fra.report.tokens import AFTER, AROUND, BEFORE
 
 FEATURE = "a feature where it fires most"
 """What the example is called in a row of the ledger."""

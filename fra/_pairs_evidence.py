@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fra._examples import STRONGEST
 from fra._prediction import Prediction
 from fra.pairs import HeadPairs, LayerPairs
+from fra.report.pictures import STRONGEST
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.conditions import rank_condition

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from fra._examples import LONGEST, packed
+from fra._examples import LONGEST
+from fra.report.pictures import packed
 
 if TYPE_CHECKING:
     from fra.swaps import Scene

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from fra import stimuli
 from fra._best_effect import MIN_LIVE_DOCUMENTS
 from fra._channels import Arms, Effects, HeadOnArms, measure_arms, on_device, shifted_keys
-from fra._examples import BEST, Shown, first_example
+from fra._examples import Shown, first_example
 from fra._search import SET_SIZE, Search
 from fra._variants import ARMS, VariantSets, disjoint_halves, token_matches, variant_forms, variant_repeat
 from fra.cih import LONGEST_CONTEXT, Screen, has_dictionary, mean_prediction
@@ -26,6 +26,7 @@ from fra.core.coded import measure_arm
 from fra.core.threads import each
 from fra.errors import FraError
 from fra.evidence import outside
+from fra.report.pictures import BEST
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence, parse_head
 from fra.verdicts.conditions import as_share, cluster_means, false_discovery, rank_condition, two_sided

@@ -23,11 +23,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra import _head_outputs
-from fra._card_pages import Card, Example, write_pages
 from fra._head_outputs import Live
 from fra._own_tokens import direct_logits
 from fra.dictionaries.encoder import head_output_layer
 from fra.errors import FraError
+from fra.report.card_pages import Card, Example, write_pages
 from fra.stimuli import natural_documents
 
 if TYPE_CHECKING:

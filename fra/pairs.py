@@ -14,12 +14,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra._activity import FLOOR, Activity, halves, mean_while_live, summed
-from fra._examples import ON_NATURAL, example_on_text, text_of
+from fra._examples import example_on_text, text_of
 from fra._nulls import draw_atoms, random_atoms
 from fra._prediction import Prediction, predictions
 from fra.core.coded import Arm, measure_arm
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import CannotLoad
+from fra.report.pictures import ON_NATURAL
 from fra.verdicts.jackknife import Jackknifed, jackknifed
 from fra.verdicts.stats import seed_of
 

@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._examples import ON_NATURAL, example_on_text, text_of
-from fra._examples import STRONGEST as SHOWN
+from fra._examples import example_on_text, text_of
 from fra.carried import ATOMS, FEATURES, TOKENS, CarriedLayer, Entries, Texts, entries
 from fra.core.blocks import Side, reduce_blocks
 from fra.core.coded import Arm
@@ -24,6 +23,8 @@ from fra.core.frozen import FrozenLayer, freeze
 from fra.core.reductions import refuse_beyond_memory
 from fra.core.threads import each
 from fra.dictionaries.codes import Codes, codes, neuronpedia
+from fra.report.pictures import ON_NATURAL
+from fra.report.pictures import STRONGEST as SHOWN
 from fra.verdicts.samples import Measured, mean_of
 
 SHARE = 0.9

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fra import _card_links as card_links
 from fra import _head_outputs, attribution, cards
-from fra._card_pages import Card, Example, render_head, write_pages
 from fra._head_outputs import Live
 from fra._own_tokens import direct_logits
+from fra.report import card_links
+from fra.report.card_pages import Card, Example, render_head, write_pages
 from fra.stimuli import natural_documents
 from fra.targets import Target, load_target
 

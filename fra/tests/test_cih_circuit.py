@@ -14,11 +14,11 @@ from fra import cih, stimuli
 from fra import evidence as evidence_for
 from fra._channel_details import best_channel
 from fra._channels import measure_arms
-from fra._drawings import numbers
-from fra._examples import BEST
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import measure_arm
 from fra.induction import head_status
+from fra.report.drawings import numbers
+from fra.report.pictures import BEST
 from fra.tests import circuit
 
 SIZES = {"status": 24, "discovery": 60, "confirmation": 90, "sets": 30}

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fra import report
 from fra.claim import Condition, Evidence, judge
 from fra.errors import FraError
+from fra.report import page as report
 from fra.tests.test_claim import CLAIM, GOOD, INF, NAN, evidence
 from fra.verdicts import files
 from fra.verdicts import ledger as ledgers

@@ -12,14 +12,15 @@ import pytest
 import torch
 
 import fra
-from fra import _drawings as drawings
 from fra import _examples, causal_ranking, pairs, stimuli
 from fra._channels import measure_arms
-from fra._examples import example_on_text, first_example, packed, text_of
+from fra._examples import example_on_text, first_example, text_of
 from fra._feature_examples import FEATURE, feature_example
 from fra._head_outputs import observe
 from fra.core.coded import measure_arm
 from fra.family_evidence import shown
+from fra.report import drawings, pictures
+from fra.report.pictures import packed
 from fra.tests import circuit, families
 from fra.tests.models import random_tokens, tiny, tiny_sae
 from fra.verdicts.ledger import clean
@@ -222,7 +223,7 @@ def test_pairs_on_natural_text_show_their_strongest(monkeypatch: pytest.MonkeyPa
     for head, own in enumerate(heads):
         alone = example_on_text(arm, head, (often[0], often[1]), TOKENS, LENGTHS)
         assert alone is not None
-        assert own.picture == alone.picture(_examples.ON_NATURAL, str, None)
+        assert own.picture == alone.picture(pictures.ON_NATURAL, str, None)
 
 
 def test_tokens_without_a_tokenizer_are_their_ids() -> None:

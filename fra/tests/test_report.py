@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from fra import _card_links as card_links
-from fra import report
 from fra.claim import Condition
-from fra.report import GLYPHS, Axis, render
+from fra.report import card_links
+from fra.report import page as report
+from fra.report.page import GLYPHS, Axis, render
 from fra.tests.test_claim import BAD, CLAIM, GOOD, INF, OPEN, above, evidence, judge
 from fra.tests.test_ledger import make_ledger
 from fra.verdicts import ledger as ledgers

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from fra._drawings import numbers
 from fra._pair_means import PairMeans, Places, places
 from fra._swap_pictures import swap_picture
 from fra.carried import CarriedLayer, observe, texts
 from fra.dictionaries.tokens import TokenDictionary
 from fra.errors import FraError
+from fra.report.drawings import numbers
 from fra.swaps import READINGS, STRIDE, Scene, draw, exchanged, frequent, scene, telling, tune
 from fra.tests import models
 from fra.tests.test_carried import layer as tiny_layer

@@ -19,12 +19,11 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from fra import _card_links as card_links
-from fra import _drawings as drawings
-from fra._card_links import CardLinks
-from fra._strips import SHADES, shaded
-from fra._strips import visible as visible  # what the terminal prints needs it too
 from fra.errors import FraError
+from fra.report import card_links, drawings
+from fra.report.card_links import CardLinks
+from fra.report.tokens import SHADES, shaded
+from fra.report.tokens import visible as visible  # what the terminal prints needs it too
 from fra.verdicts import files
 from fra.verdicts import ledger as ledgers
 from fra.verdicts.claim import parse_head
@@ -204,7 +203,7 @@ def count(rows: Iterable[Row]) -> dict[str, int]:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("fra", "."),
+        loader=PackageLoader("fra.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

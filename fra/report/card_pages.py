@@ -16,9 +16,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fra import _card_links as card_links
-from fra._strips import AFTER, AROUND, BEFORE, SHADES, shaded, visible
-from fra.report import number
+from fra.report import card_links
+from fra.report.page import number
+from fra.report.tokens import AFTER, AROUND, BEFORE, SHADES, shaded, visible
 from fra.verdicts import files
 
 
@@ -82,7 +82,7 @@ class Card:
 @cache
 def _pages() -> Environment:
     environment = Environment(
-        loader=PackageLoader("fra", "."),
+        loader=PackageLoader("fra.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,0 +1,1 @@
+"""Pages made of ledger rows. No torch."""

@@ -1,0 +1,40 @@
+"""What a row shows beside its numbers: texts and features of examples, packed for the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from fra.report.drawings import FAINTEST
+
+BEST = "best channel on a document"
+"""What a head's example is called in a row of the ledger."""
+
+
+STRONGEST = "strongest channel on a document"
+
+
+ON_NATURAL = "natural: where a document of the target's text begins"
+
+
+def features_on(page: str, pair: Sequence[int]) -> list[str]:
+    """Addresses of features on Neuronpedia, each once."""
+    return list(dict.fromkeys(f"{page}/{int(feature)}" for feature in pair))
+
+
+def counted(tokens: Sequence[tuple[int, int]], text: Callable[[int], str]) -> list[str]:
+    """Token ids and how often they stand there, in words."""
+    return [f"{text(token)!r} x{times}" for token, times in tokens]
+
+
+def packed(values: Float[np.ndarray, "q_pos k_pos"]) -> list[str]:
+    """The lower triangle of a map as rows of text (`picture`)."""
+    least = FAINTEST * float(np.abs(values).max(initial=0.0))
+    rows = []
+    for t, row in enumerate(values.tolist()):
+        seen = [abs(v) >= least and v != 0 for v in row[: t + 1]]
+        last = max((s for s, there in enumerate(seen) if there), default=-1)
+        rows.append(" ".join(f"{v:.3g}" if there else "0" for v, there in zip(row[: last + 1], seen, strict=False)))
+    return rows

@@ -31,8 +31,8 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, natural, progress):
-    from fra.cih import has_dictionary
     from fra.exactness import DROPPED, errors, sums_evidence
+    from fra.targets.target import has_dictionary
 
     found = {}
     documents = natural(CLAIM.n)

@@ -65,9 +65,10 @@ CASES = (
 @pytest.fixture(scope="module")
 def evidence(target, natural, progress):
     from fra import gauges
-    from fra.cih import has_dictionary
+    from fra.targets import target as target_module
+    from fra.targets.target import has_dictionary
 
-    double = gauges.in_double(target)
+    double = target_module.in_double(target)
     found = {}
     for layer in filter(lambda layer: has_dictionary(target, layer), range(target.n_layers)):
         progress(f"Q13: layer {layer}")

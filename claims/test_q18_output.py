@@ -35,8 +35,8 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, natural, progress):
-    from fra.cih import has_dictionary
     from fra.exactness import OUTPUT_DROPPED, output_errors, sums_evidence
+    from fra.targets.target import has_dictionary
 
     found = {}
     documents = natural(CLAIM.n)

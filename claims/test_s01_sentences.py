@@ -41,9 +41,8 @@ LONGEST = 64
 @pytest.fixture(scope="module")
 def evidence(target, progress):
     from fra._sentence_identities import identities
-    from fra.cih import has_dictionary
     from fra.core.sentences import segments, sentence_starts
-    from fra.gauges import in_double
+    from fra.targets.target import has_dictionary, in_double
 
     double = in_double(target)
     texts = [document.text for document in target.documents()]

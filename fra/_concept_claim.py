@@ -25,21 +25,21 @@ from fra._concepts import (
     example_of,
     texts,
 )
-from fra._examples import text_of
 from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
 from fra._screen import PLANTED_AT_LEAST
-from fra.cih import LONGEST_CONTEXT, has_dictionary
+from fra.cih import LONGEST_CONTEXT
 from fra.core.coded import Arm, measure_arm
 from fra.core.threads import each
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import CannotLoad
 from fra.report.pictures import BEST, ON_NATURAL
+from fra.targets.target import has_dictionary, text_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.conditions import cluster_means, false_discovery, rank_condition, two_sided
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 DOCUMENTS = 100
 """Of discovery and of confirmation, where the target has so many texts."""

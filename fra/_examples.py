@@ -168,11 +168,6 @@ def live_tokens(arms: Arms, pairs: Tensor, top: int = 6) -> list[dict[str, Any]]
     return found
 
 
-def text_of(tokenizer: Any) -> Callable[[int], str]:
-    """A token's text by its id; the id itself where there is no tokenizer."""
-    return str if tokenizer is None else lambda token: str(tokenizer.decode([token]))
-
-
 def most_common(tokens: Int[Tensor, " n"], top: int = 6) -> list[tuple[int, int]]:
     """The most frequent tokens with how often they stand there; of equals the smaller id first."""
     ids, times = torch.unique(tokens, return_counts=True)

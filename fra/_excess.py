@@ -31,7 +31,7 @@ from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 CANDIDATES = 20
 """First channels of the search, of heads and scrambles alike; fifty for every scramble would take minutes."""

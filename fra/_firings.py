@@ -17,7 +17,7 @@ from fra import cih, stimuli
 from fra._head_outputs import HeadOutputs, Live, observe, padded
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 MIN_FIRINGS = 10
 """A feature counts as alive that fires this often on discovery documents: fewer say little about its heads."""

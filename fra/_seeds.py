@@ -34,7 +34,7 @@ from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.conditions import as_share, cluster_means, rank_condition, two_sided, weakest
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 FEWEST = 3
 RANDOM_MATCHINGS = 999

@@ -21,18 +21,19 @@ from fra._channels import Arms, Effects, HeadOnArms, measure_arms, on_device, sh
 from fra._examples import Shown, first_example
 from fra._search import SET_SIZE, Search
 from fra._variants import ARMS, VariantSets, disjoint_halves, token_matches, variant_forms, variant_repeat
-from fra.cih import LONGEST_CONTEXT, Screen, has_dictionary, mean_prediction
+from fra.cih import LONGEST_CONTEXT, Screen, mean_prediction
 from fra.core.coded import measure_arm
 from fra.core.threads import each
 from fra.errors import FraError
 from fra.evidence import outside
 from fra.report.pictures import BEST
+from fra.targets.target import has_dictionary
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence, parse_head
 from fra.verdicts.conditions import as_share, cluster_means, false_discovery, rank_condition, two_sided
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 DISCOVERY, MEASURED = 60, 60
 """Documents that channels are chosen on, and documents (of each arm) that they are measured on."""

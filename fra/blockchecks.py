@@ -23,7 +23,7 @@ from fra.dictionaries.blockdiag import (
 )
 from fra.frontier import Frontier, encode, head_of
 from fra.stimuli import natural_documents
-from fra.targets import Target
+from fra.targets.target import Target
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.stats import seed_of
 

@@ -31,7 +31,7 @@ from fra.report.card_pages import Card, Example, write_pages
 from fra.stimuli import natural_documents
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 EXAMPLES = 5
 """Examples of a feature, each from a document of its own."""
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quiet", action="store_true")
     options = parser.parse_args(argv)
-    from fra.targets import load_target
+    from fra.targets.target import load_target
 
     began = time.monotonic()
 

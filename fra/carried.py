@@ -27,7 +27,7 @@ from fra.errors import CannotLoad
 from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 FEATURES, ATOMS, TOKENS, SHUFFLED = "features", "random atoms", "token dictionary", "shuffled decoder"
 DICTIONARIES = (FEATURES, ATOMS, TOKENS, SHUFFLED)
@@ -215,7 +215,7 @@ class CarriedLayer:
 
 def carried_layer(target: Target, sets: Sets, layer: int) -> CarriedLayer | None:
     """The layer of a target; None where the target has no dictionary at its attention input."""
-    from fra.cih import has_dictionary
+    from fra.targets.target import has_dictionary
 
     if not has_dictionary(target, layer):
         return None

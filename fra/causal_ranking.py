@@ -18,17 +18,17 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from fra._downstream import Scene
-from fra._examples import Shown, example_on_text, text_of
-from fra.cih import has_dictionary
+from fra._examples import Shown, example_on_text
 from fra.core.coded import Arm, pair_couplings
 from fra.core.weights import Model
 from fra.dictionaries.codes import neuronpedia
+from fra.targets.target import has_dictionary, text_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.stats import ClusterMeans, seed_of
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 PREDICTORS = ("centred and softmax-weighted", "raw score", "activation alone")
 """|A (F - sum_u A F)| of the term by itself, = A (1 - A) |F|; |F|; a_i a_j."""

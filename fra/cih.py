@@ -27,9 +27,10 @@ from fra.core.weights import Model
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import FraError
 from fra.induction import HeadStatus, head_status
+from fra.targets.target import has_dictionary
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 STIMULI = ("repeated_random", "repeated_natural")
 LONGEST_CONTEXT = 128
@@ -168,15 +169,6 @@ def screen(
         controls,
         {layer: page for layer in wanted if (page := neuronpedia(target.dictionary_for(layer)[1])) is not None},
     )
-
-
-def has_dictionary(target: Target, layer: int) -> bool:
-    """Whether the target has a dictionary at the layer's attention input."""
-    try:
-        target.hook_for(layer)
-    except FraError:
-        return False
-    return True
 
 
 @torch.no_grad()

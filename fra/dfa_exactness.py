@@ -23,11 +23,12 @@ from fra.core.weights import Model, ov_weights
 from fra.dictionaries.encoder import own_pre_activation
 from fra.dictionaries.hooks import is_head_output
 from fra.errors import FraError
+from fra.targets.target import head_output_hooks
 from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.pooled import NO_DICTIONARY, head_output_hooks
+from fra.verdicts.pooled import NO_DICTIONARY
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 Errors = dict[str, float]
 """The largest error over the yardstick: `complete`, and one for each part left out."""

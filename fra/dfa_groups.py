@@ -13,17 +13,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._examples import text_of
 from fra._feature_examples import FEATURE, feature_example
 from fra._firings import Firings, corpus
 from fra.dfa_heads import Division, alive_features, divide
+from fra.targets.target import head_output_hooks, text_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.conditions import two_sided
-from fra.verdicts.pooled import NO_DICTIONARY, clustered, head_output_hooks
+from fra.verdicts.pooled import NO_DICTIONARY, clustered
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 TOP = 10
 """Features of a head that are compared, as in the top-ten cards of Kissane et al. 2024."""

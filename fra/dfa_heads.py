@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
-from fra._examples import text_of
 from fra._feature_examples import FEATURE, feature_example
 from fra._firings import MIN_FIRINGS, Firings, corpus
 from fra._head_outputs import Live
+from fra.targets.target import head_output_hooks, text_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.pooled import (
@@ -27,11 +27,10 @@ from fra.verdicts.pooled import (
     clustered_or_number,
     differences,
     evidence,
-    head_output_hooks,
 )
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 SPREAD_BELOW, SECOND_AT_LEAST = 0.5, 0.2
 """A feature is spread where its top head has less than half of the squares and its second at least a fifth."""

@@ -12,19 +12,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra import cih
-from fra._examples import text_of
 from fra._feature_examples import FEATURE, feature_example
 from fra._head_outputs import HeadOutputs, Live, observe
 from fra._own_tokens import own_tokens
 from fra.induction import head_status
 from fra.stimuli import Batch
+from fra.targets.target import text_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.conditions import false_discovery, two_sided
 from fra.verdicts.pooled import clustered
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 SHARE, MIN_FIRINGS, MASS = 0.6, 10, 0.5
 """An induction feature of a head: at least this share of its squared DFA, firings on discovery rows, and share of its

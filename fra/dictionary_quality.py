@@ -17,20 +17,13 @@ from torch.nn.functional import cross_entropy
 from fra._firings import Corpus, corpus, repeated_corpus
 from fra._intervention import Intervention
 from fra.dictionaries.encoder import encode
+from fra.targets.target import head_output_hooks
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.pooled import (
-    NO_DICTIONARY,
-    Measured,
-    by_dictionary,
-    clustered,
-    clustered_or_number,
-    evidence,
-    head_output_hooks,
-)
+from fra.verdicts.pooled import NO_DICTIONARY, Measured, by_dictionary, clustered, clustered_or_number, evidence
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 _DOCUMENTS_AT_ONCE = 32
 _ROWS_AT_ONCE = 1024

@@ -22,7 +22,7 @@ from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.pooled import NO_DICTIONARY, Measured, clustered, evidence
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 
 def widths(target: Target) -> dict[int, dict[int, Any]]:

@@ -21,7 +21,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra import cih, stimuli
-from fra._examples import text_of
 from fra._feature_examples import FEATURE, feature_example
 from fra._head_outputs import HeadOutputs, Live, observe
 from fra.core.weights import Model
@@ -29,10 +28,11 @@ from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import head_output_layer_of
 from fra.induction import HeadStatus, head_status
 from fra.patching import effective_decoder, readout
+from fra.targets.target import text_of
 from fra.verdicts.claim import parse_head
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 SHARE = 0.60
 CONTROL_SHARE = 0.10

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fra.errors import CannotLoad, FraError
 from fra.stimuli import natural_documents, natural_sources, repeated_natural
-from fra.targets import Target
+from fra.targets.target import Target
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.conditions import condition

@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stimulus", default="repeated_natural", choices=("natural", "repeated_natural"))
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(argv)
-    from fra.targets import load_target
+    from fra.targets.target import load_target
 
     try:
         target = load_target(options.target, device=options.device)

@@ -23,12 +23,12 @@ from fra.core.frozen import FrozenLayer, Side, freeze
 from fra.core.resolve import ResolvedHead
 from fra.core.weights import Model, raw_weights
 from fra.dictionaries.codes import Codes, codes, dictionary_hook
-from fra.errors import FraError
+from fra.targets.target import in_double
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    pass
 
 __all__ = [
     "STAYS",
@@ -110,17 +110,6 @@ def measure(
         for moved, control in zip(gauged, controls, strict=True):
             moved.by_document["model's own scores, another direction"] = control.by_document["model's own scores"]
     return found
-
-
-def in_double(target: Target) -> Target:
-    """The same target in float64, loaded when first used. Raises FraError on a device that has no float64."""
-    from fra.targets import Target
-
-    if target.device.startswith("mps"):
-        raise FraError("this device has no float64: use the CPU.")
-    double = Target(target.spec, target.folder, target.device, "float64")
-    double.model_folder = target.model_folder
-    return double
 
 
 def evidence(

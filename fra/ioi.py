@@ -25,7 +25,7 @@ from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.stats import Floats, seed_of
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 NAMES = (
     "Mary", "John", "Tom", "James", "Anna", "Paul", "Sarah", "Peter", "Alice", "George",

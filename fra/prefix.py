@@ -20,7 +20,7 @@ from fra.verdicts.claim import Claim, Condition, Evidence, parse_head
 from fra.verdicts.stats import Floats, seed_of
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 LONGEST_PREFIX = 9
 EXAMPLES = 120

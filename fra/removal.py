@@ -29,7 +29,7 @@ from fra.verdicts.claim import parse_head
 from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 MEASURES = ("logit", "loss", "KL")
 """Fall of the next token's logit (less the mean of all logits, which softmax ignores); rise of its loss, nats; KL of

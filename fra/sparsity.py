@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._examples import example_on_text, text_of
+from fra._examples import example_on_text
 from fra.carried import ATOMS, FEATURES, TOKENS, CarriedLayer, Entries, Texts, entries
 from fra.core.blocks import Side, reduce_blocks
 from fra.core.coded import Arm
@@ -25,6 +25,7 @@ from fra.core.threads import each
 from fra.dictionaries.codes import Codes, codes, neuronpedia
 from fra.report.pictures import ON_NATURAL
 from fra.report.pictures import STRONGEST as SHOWN
+from fra.targets.target import text_of
 from fra.verdicts.samples import Measured, mean_of
 
 SHARE = 0.9

@@ -18,8 +18,8 @@ from fra.errors import CannotLoad
 from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
-    from fra._documents import Document
-    from fra.targets import Target
+    from fra.targets.documents import Document
+    from fra.targets.target import Target
 
 SETS = ("status", "discovery", "confirmation", "sets")
 """Four disjoint sets: which heads are TIHs; choosing channels; every quoted number; the effect of sets."""

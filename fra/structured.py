@@ -25,15 +25,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fra.cih import has_dictionary
 from fra.core.coded import Arm, measure_arm, pair_couplings
 from fra.core.threads import each
 from fra.errors import FraError
-from fra.targets import load_target
+from fra.targets.target import has_dictionary, load_target
 from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 KINDS = ("brackets", "quotes", "names")
 _NAMES = ("John", "Mary", "Tom", "Anna", "James", "Lucy", "Paul", "Jane", "George", "Emma")

@@ -29,7 +29,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._examples import text_of
 from fra._pair_means import PairMeans, Places, places
 from fra._swap_pictures import SWAP, swap_picture
 from fra.carried import FEATURES, CarriedLayer, Texts, observe
@@ -38,6 +37,7 @@ from fra.core.threads import each
 from fra.dictionaries.codes import codes
 from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad
+from fra.targets.target import text_of
 from fra.verdicts.samples import Measured
 from fra.verdicts.stats import seed_of
 

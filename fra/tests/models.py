@@ -42,9 +42,9 @@ from transformers import (
     Qwen3Config,
 )
 
-from fra import _models
-from fra._processing import NAMED
 from fra.core.weights import Model
+from fra.targets import models as target_models
+from fra.targets.processing import NAMED
 
 D_VOCAB, N_CTX, D_MODEL, D_SAE = 300, 32, 32, 96
 WINDOW = 5
@@ -128,7 +128,7 @@ def build_model(kind: str, folder: Path, seed: int = 0) -> Path:
             "normalization_type": None,
             "init_weights": False,
         }
-        with _models._quiet():
+        with target_models._quiet():
             model: Any = HookedTransformer(HookedTransformerConfig.from_dict({**config, "device": "cpu"}))
     else:
         hf = _config(kind)
@@ -177,7 +177,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, folded: bool = False) -> Model:
     """The way a user loads it."""
-    return _models.load_model(folder, dtype=dtype, processing=NAMED["folded" if folded else "none"])
+    return target_models.load_model(folder, dtype=dtype, processing=NAMED["folded" if folded else "none"])
 
 
 @cache
@@ -291,7 +291,7 @@ def _train_batchtopk(common: dict[str, Any], k: int, folder: Path, activations: 
             n_batches_for_norm_estimate=2,
         )
         data = activations[torch.randint(len(activations), (steps + 4, batch))].to(getattr(torch, common["dtype"]))
-        with _models._quiet():
+        with target_models._quiet():
             SAETrainer(sae=sae, cfg=cfg, data_provider=iter(data)).fit()
     sae.save_inference_model(folder)
     return folder

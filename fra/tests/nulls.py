@@ -23,7 +23,8 @@ from fra.claim import Claim, judge
 from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
 from fra.induction import HeadStatus
-from fra.targets import Target, load_target
+from fra.targets import target as target_module
+from fra.targets.target import Target, load_target
 from fra.tests import circuit
 from fra.tests.test_cih_circuit import BARS, screened
 from fra.verdicts.stats import clopper_pearson, seed_of
@@ -110,7 +111,7 @@ def rates(target: Target, seeds: int, layers: Sequence[int] | None) -> None:
     print(
         "| null | claim | heads | SUPPORTED | 95 % interval | REFUTED | INCONCLUSIVE |\n|---|---|---|---|---|---|---|"
     )
-    layers = layers or [layer for layer in range(1, target.n_layers) if cih.has_dictionary(target, layer)]
+    layers = layers or [layer for layer in range(1, target.n_layers) if target_module.has_dictionary(target, layer)]
     batches = cih.documents(target, "repeated_random", cih.Design())
     counts: dict[tuple[str, str], Counter[str]] = {}
     for layer in layers:

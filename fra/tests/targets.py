@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fra
-from fra import _admission, targets
+from fra import targets
 from fra.errors import FraError
 from fra.tests.models import D_MODEL, build_sae
 
@@ -99,7 +99,7 @@ def one_sentence(error: BaseException) -> str:
     return text
 
 
-def refused(file: Path | str, *words: str, use: Callable[[targets.Target], Any] = _admission.admit) -> str:
+def refused(file: Path | str, *words: str, use: Callable[[targets.Target], Any] = targets.admit) -> str:
     """The sentence with which a target is refused, in which `words` must stand."""
     with pytest.raises(FraError) as caught:
         use(fra.load_target(file))

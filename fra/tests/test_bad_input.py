@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load, save_file
 
 import fra
-from fra import _admission
+from fra import targets
 from fra.core.frozen import freeze
 from fra.errors import FraError
 from fra.tests.models import D_MODEL, D_VOCAB, build_model, build_sae
@@ -50,7 +50,7 @@ def home(parts: Path, tmp_path: Path) -> Path:
 
 
 def test_the_sound_target_is_admitted(home: Path) -> None:
-    assert _admission.admit(fra.load_target(home / "tiny.toml")).dictionaries[0].explained_variance > 0.4
+    assert targets.admit(fra.load_target(home / "tiny.toml")).dictionaries[0].explained_variance > 0.4
 
 
 # Weights
@@ -205,7 +205,7 @@ def test_head_output_dictionary_for_qk_is_refused_even_where_the_width_fits(home
     edit_config(home / "sae", metadata={"hook_name": HEAD_OUTPUT})
     file = write_target(home, home / "model", {HEAD_OUTPUT: home / "sae"}, home / "text")
     target = fra.load_target(file)
-    assert _admission.admit(target).dictionaries[0].hook == HEAD_OUTPUT, "as what it is, it is welcome"
+    assert targets.admit(target).dictionaries[0].hook == HEAD_OUTPUT, "as what it is, it is welcome"
     refused(file, HEAD_OUTPUT, "head outputs", use=lambda target: target.dictionary_for(1))
     with pytest.raises(FraError, match="head outputs"):
         freeze(target.model, torch.arange(9)[None], 1, HEAD_OUTPUT)

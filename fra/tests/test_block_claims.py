@@ -16,7 +16,7 @@ from fra.claim import Claim, Outcome, judge
 from fra.dictionaries.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
 from fra.errors import FraError
 from fra.frontier import Frontier, Point, at, compare, exchange_rate, study
-from fra.targets import Target
+from fra.targets.target import Target
 from fra.tests.models import D_MODEL, build_sae, model_folder
 from fra.tests.targets import HEAD_OUTPUT, refused, write_target, write_text
 

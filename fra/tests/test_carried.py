@@ -331,7 +331,7 @@ def test_the_circuit_is_carried_by_its_features(wired: CarriedLayer) -> None:
 
 def test_sets_are_disjoint_and_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     """No document in two sets; every source is measured; equal names give equal sets; too little text is refused."""
-    from fra.targets import load_target
+    from fra.targets.target import load_target
 
     target = load_target("mini")
     parts = document_sets(target)

@@ -19,7 +19,7 @@ from fra.claim import Claim, Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
 from fra.induction import HeadStatus
-from fra.targets import Target, load_target
+from fra.targets.target import Target, load_target
 from fra.tests.test_cih_circuit import BARS
 
 LAYER = 1
@@ -90,7 +90,7 @@ def test_the_rescaled_twin_is_not_supported(target: Target, sets: dict[str, stim
     no channel.
     """
     from fixtures.mini.build.train_model import untrained
-    from fra._models import load_model
+    from fra.targets.models import load_model
 
     folder = target.model_folder
     assert folder is not None

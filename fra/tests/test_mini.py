@@ -14,10 +14,10 @@ from fixtures.mini.build.measure import detector_scores
 from fixtures.mini.build.train_model import tensors_hash, untrained
 from fixtures.mini.build.train_study import arms
 from fra import cih
-from fra._admission import admit
-from fra._target_file import read_target
 from fra.induction import head_status
-from fra.targets import Target, load_target
+from fra.targets.admission import admit
+from fra.targets.file import read_target
+from fra.targets.target import Target, load_target
 
 HOME = Path(__file__).parents[2] / "fixtures" / "mini"
 FIGURES = json.loads((HOME / "figures.json").read_text())

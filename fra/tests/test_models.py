@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fra._models import load_model
 from fra.errors import FraError
+from fra.targets.models import load_model
 from fra.tests.models import build_model, tiny
 
 

@@ -14,13 +14,14 @@ import torch
 import fra
 from fra import _examples, causal_ranking, pairs, stimuli
 from fra._channels import measure_arms
-from fra._examples import example_on_text, first_example, text_of
+from fra._examples import example_on_text, first_example
 from fra._feature_examples import FEATURE, feature_example
 from fra._head_outputs import observe
 from fra.core.coded import measure_arm
 from fra.family_evidence import shown
 from fra.report import drawings, pictures
 from fra.report.pictures import packed
+from fra.targets.target import text_of
 from fra.tests import circuit, families
 from fra.tests.models import random_tokens, tiny, tiny_sae
 from fra.verdicts.ledger import clean

@@ -11,10 +11,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
 import fra
-from fra import _models
-from fra._processing import FLAGS, NAMED
 from fra.core import frozen as heads
 from fra.errors import FraError
+from fra.targets import models as target_models
+from fra.targets.processing import FLAGS, NAMED
 from fra.tests.models import (
     ARCHITECTURES,
     NORMS_IN_FLOAT32,
@@ -92,8 +92,10 @@ def test_hooked_transformer_too(kind: str) -> None:
     folder = model_folder(kind)
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     for processing in NAMED.values():
-        with _models._quiet():
-            model = _models.load_hooked(folder, hf, "cpu", torch.float64, {flag: flag in processing for flag in FLAGS})
+        with target_models._quiet():
+            model = target_models.load_hooked(
+                folder, hf, "cpu", torch.float64, {flag: flag in processing for flag in FLAGS}
+            )
         # HookedTransformer's own norms keep double precision; its rotary table does not always.
         assert worst(model) <= 1e-12
 
@@ -114,7 +116,7 @@ def test_load_model_computes_what_the_files_say(kind: str) -> None:
 
 
 def test_half_precision_is_resolved_in_float32() -> None:
-    model = _models.load_model(model_folder("llama"), dtype=torch.bfloat16)
+    model = target_models.load_model(model_folder("llama"), dtype=torch.bfloat16)
     scores, attended = own_scores(model, 1)
     head = fra.resolve(model, tiny_sae("blocks.1.hook_resid_pre"), TOKENS, 1, 0)
     assert head.scores().dtype is torch.float32
@@ -174,7 +176,7 @@ def test_dictionary_of_another_layer_is_refused() -> None:
 
 
 def test_nan_in_weights_is_refused_at_loading_and_at_resolving(tmp_path: Any) -> None:
-    model = _models.load_model(build_model("gpt2", tmp_path))
+    model = target_models.load_model(build_model("gpt2", tmp_path))
     with torch.no_grad():
         model.blocks[1].attn.k.weight[0, 0] = torch.nan
     with pytest.raises(FraError, match="NaN"):

@@ -14,7 +14,7 @@ from fra import structured
 from fra.core.coded import measure_arm
 from fra.errors import FraError
 from fra.structured import KINDS, Structured, main, strongest_channels
-from fra.targets import Target
+from fra.targets.target import Target
 from fra.tests.models import N_CTX, tiny, tiny_sae
 
 HOOK = "blocks.1.ln1.hook_normalized"

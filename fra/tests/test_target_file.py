@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fra import _target_file
+from fra import targets
 from fra.errors import FraError
 from fra.tests.targets import NORMALIZED, one_sentence, refused, write_target
 
@@ -124,7 +124,7 @@ def _read(folder: Path, raw: bytes) -> bool:
     file = folder / "fuzz.toml"
     file.write_bytes(raw)
     try:
-        spec, where = _target_file.read_target(file)
+        spec, where = targets.read_target(file)
     except FraError as error:
         one_sentence(error)
         return False
@@ -154,7 +154,7 @@ def test_fuzz_structures(tmp_path: Path, table: dict[str, Any], change: list[tup
 @_FUZZ
 @given(data=st.data())
 def test_fuzz_damaged_presets(tmp_path: Path, data: st.DataObject) -> None:
-    raw = bytearray(sorted(_target_file.presets().items())[2][1].read_bytes())
+    raw = bytearray(sorted(targets.presets().items())[2][1].read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         start = data.draw(st.integers(0, len(raw)))
         raw[start : start + data.draw(st.integers(0, 20))] = data.draw(

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 import fra
-from fra import _admission, _target_file, targets
-from fra._processing import NAMED, check_agreement, declared_by, settle
+from fra import targets
 from fra.errors import CannotLoad, FraError
+from fra.targets.processing import NAMED, check_agreement, declared_by, settle
 from fra.tests.models import build_model
 from fra.tests.targets import (
     HEAD_OUTPUT,
@@ -55,7 +55,7 @@ def target(home: Path) -> targets.Target:
 
 def test_reading_a_target_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from fra._target_file import read_target; spec, folder = read_target('gpt2-small');"
+        "import sys; from fra.targets.file import read_target; spec, folder = read_target('gpt2-small');"
         "print(spec.size.n_layers, [m for m in ('torch', 'numpy', 'transformer_lens', 'sae_lens') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -63,9 +63,9 @@ def test_reading_a_target_imports_nothing_heavy() -> None:
 
 
 def test_every_preset_of_the_design_is_there() -> None:
-    assert set(_target_file.presets()) >= PRESETS
+    assert set(targets.presets()) >= PRESETS
     for name in PRESETS:
-        spec, folder = _target_file.read_target(name)
+        spec, folder = targets.read_target(name)
         assert spec.name == name
         assert folder.name == "targets"
 
@@ -75,10 +75,10 @@ def test_a_path_beats_a_name_and_the_working_directory_beats_the_package(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_target(tmp_path / "fixtures" / "targets", Path("m"), {}, "some/text").rename("fixtures/targets/mini.toml")
-    assert _target_file.read_target("mini")[0].name == "tiny"
+    assert targets.read_target("mini")[0].name == "tiny"
     write_target(tmp_path, Path("m"), {}, "some/text", size="[size]\nn_layers = 7\nn_heads = 1").rename("mini")
-    assert _target_file.read_target("mini")[0].size.n_layers == 7
-    assert _target_file.read_target("gelu-2l")[0].name == "gelu-2l"
+    assert targets.read_target("mini")[0].size.n_layers == 7
+    assert targets.read_target("gelu-2l")[0].name == "gelu-2l"
 
 
 @pytest.mark.parametrize("name", ON_HUB)
@@ -88,7 +88,7 @@ def test_presets_name_real_releases_of_their_model(name: str) -> None:
     from transformer_lens.loading_from_pretrained import make_model_alias_map
 
     alias = make_model_alias_map()
-    spec, _ = _target_file.read_target(name)
+    spec, _ = targets.read_target(name)
     pickled = name == "gelu-2l"
     for entry in spec.dictionary:
         known = get_pretrained_saes_directory()[str(entry.release)]
@@ -110,7 +110,7 @@ def test_presets_name_real_releases_of_their_model(name: str) -> None:
 def test_pickled_loaders_are_those_that_call_torch_load() -> None:
     from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
 
-    from fra._hub import PICKLED_LOADERS
+    from fra.targets.hub import PICKLED_LOADERS
 
     found = {
         name for name, loader in NAMED_PRETRAINED_SAE_LOADERS.items() if "torch.load(" in inspect.getsource(loader)
@@ -124,7 +124,7 @@ def test_presets_say_what_is_missing_without_a_hub(name: str) -> None:
     with pytest.raises(CannotLoad) as caught:
         _ = fra.load_target(name).model
     text = one_sentence(caught.value)
-    assert str(_target_file.read_target(name)[0].model.name) in text
+    assert str(targets.read_target(name)[0].model.name) in text
     assert time.monotonic() - started < 30, "a missing hub is noticed at once"
 
 
@@ -150,11 +150,11 @@ def test_resid_post_of_the_layer_before_is_the_attention_input(home: Path) -> No
     spec = write_target(home / "residual", home / "model", {h: home / "saes" / h for h in (before, own)}, home / "text")
     residual = fra.load_target(spec)
     assert [residual.hook_for(layer) for layer in (0, 1)] == [own, before]
-    assert {q.hook for q in _admission.admit(residual).dictionaries} == {before, own}
+    assert {q.hook for q in targets.admit(residual).dictionaries} == {before, own}
 
 
 def test_admission_measures_what_brute_force_measures(target: targets.Target) -> None:
-    report = _admission.admit(target)
+    report = targets.admit(target)
     model, n_ctx = target.model, 32
     by_hook = {q.hook: q for q in report.dictionaries}
     assert set(by_hook) == {NORMALIZED, HEAD_OUTPUT}
@@ -181,7 +181,7 @@ def test_admission_measures_what_brute_force_measures(target: targets.Target) ->
 def test_a_document_longer_than_the_context_is_cut(home: Path) -> None:
     long = write_text(home / "long", {"only": TEXT * 50})
     spec = write_target(home / "long_file", home / "model", {NORMALIZED: home / "saes" / NORMALIZED}, long)
-    report = _admission.admit(fra.load_target(spec))
+    report = targets.admit(fra.load_target(spec))
     assert report.dictionaries[0].positions == 31
 
 
@@ -251,8 +251,8 @@ def test_processing_agrees_where_it_reaches_the_hook(
 
 
 def test_what_processing_reaches_is_what_the_model_shows(home: Path) -> None:
-    """The table of fra._processing against the activations of the model itself, flag by flag."""
-    from fra._models import load_model
+    """The table of fra.targets.processing against the activations of the model itself, flag by flag."""
+    from fra.targets.models import load_model
 
     tokens = torch.arange(1, 12)[None]
     hooks = ("blocks.1.hook_resid_pre", NORMALIZED, HEAD_OUTPUT)
@@ -299,7 +299,7 @@ def _cached(cache: Path, repo: str, *, kind: str = "models") -> Path:
 _HUB_RUN = """
 import json, sys, torch, fra
 from fra import targets
-from fra._hub import dataset_texts
+from fra.targets.hub import dataset_texts
 from fra.errors import FraError
 torch.set_num_threads(1)
 t = fra.load_target(sys.argv[1])

@@ -15,9 +15,9 @@ from transformers import GPT2LMHeadModel
 import fra
 from fixtures.mini.build import expected, recipe, scrambled, train_dictionaries, twin
 from fixtures.mini.build.train_model import tensors_hash
-from fra._admission import admit, sample
 from fra.errors import FraError
-from fra.targets import Target
+from fra.targets.admission import admit, sample
+from fra.targets.target import Target
 from fra.tests.targets import one_sentence
 from fra.tests.test_claim import BAD, GOOD, evidence
 from fra.tests.test_ledger import make_ledger

@@ -8,20 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fra.dictionaries.hooks import is_head_output
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.stats import by_source
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    pass
 
 NO_DICTIONARY = "the target has no dictionary of head outputs (blocks.L.attn.hook_z)"
-
-
-def head_output_hooks(target: Target) -> list[str]:
-    """Hooks of the target's dictionaries of head outputs, by layer; none of them is loaded."""
-    return sorted((hook for hook in target.dictionaries if is_head_output(hook)), key=lambda hook: (len(hook), hook))
 
 
 @dataclass(frozen=True)

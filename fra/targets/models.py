@@ -16,10 +16,10 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig, loading
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fra._processing import FLAGS
-from fra._weights import check_model, first_line
 from fra.core.weights import Model
 from fra.errors import FraError
+from fra.targets.processing import FLAGS
+from fra.targets.weights import check_model, first_line
 
 TRANSFORMER_LENS_AUTHORS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
 
@@ -38,9 +38,9 @@ def load_model(
     the fields of HookedTransformerConfig, model.safetensors with HookedTransformer's parameter names, and tokenizer
     files; the latter is how models without LayerNorm are kept. Local weights are safetensors only.
 
-    processing: the flags of TransformerLens' weight processing that are on (fra._processing.FLAGS); none by default.
-    Raises FraError for a directory without configuration or weights, weights that are pickled, truncated, incomplete,
-    of other shapes or not finite, and an unknown processing.
+    processing: the flags of TransformerLens' weight processing that are on (fra.targets.processing.FLAGS); none by
+    default. Raises FraError for a directory without configuration or weights, weights that are pickled, truncated,
+    incomplete, of other shapes or not finite, and an unknown processing.
     """
     unknown = sorted(set(processing) - set(FLAGS))
     if unknown:

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from fra._processing import NAMED
 from fra.errors import FraError
+from fra.targets.processing import NAMED
 
-_BESIDE = Path(__file__).resolve().parent.parent
+_BESIDE = Path(__file__).resolve().parents[2]
 _FOLDER = Path("fixtures") / "targets"
 _TOO_LARGE = 1_000_000
 

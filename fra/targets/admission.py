@@ -18,7 +18,7 @@ from fra.dictionaries.hooks import attention_input_layer, is_head_output
 from fra.errors import FraError
 
 if TYPE_CHECKING:
-    from fra.targets import Target
+    from fra.targets.target import Target
 
 _DOCUMENTS = 8
 _TOKENS = 128

@@ -23,8 +23,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from fra._weights import first_line
 from fra.errors import CannotLoad, FraError
+from fra.targets.weights import first_line
 
 _MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
 PICKLED_LOADERS = frozenset({"connor_rob_hook_z", "goodfire", "deepseek_r1", "qwen_scope", "dictionary_learning_1"})
@@ -61,7 +61,7 @@ def is_transformer_lens_format(name: str) -> bool:
     """
     from transformer_lens.loading_from_pretrained import make_model_alias_map
 
-    from fra._models import TRANSFORMER_LENS_AUTHORS
+    from fra.targets.models import TRANSFORMER_LENS_AUTHORS
 
     return str(make_model_alias_map().get(name.lower(), name)).startswith(TRANSFORMER_LENS_AUTHORS)
 

@@ -5,34 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fra._documents import Document, read_documents
-from fra._processing import check_agreement, declared_by, describe, settle
-from fra._target_file import DictionaryTable, TargetSpec, find_target, presets, read_target
 from fra.dictionaries.hooks import is_head_output
-from fra.errors import CannotLoad, FraError
+from fra.errors import FraError
+from fra.targets.documents import Document, read_documents
+from fra.targets.file import DictionaryTable, TargetSpec, read_target
+from fra.targets.processing import check_agreement, declared_by, describe, settle
 
 if TYPE_CHECKING:
     import torch
 
-    from fra._admission import AdmissionReport
     from fra.core.weights import Model
-
-__all__ = [
-    "CannotLoad",
-    "Document",
-    "Target",
-    "TargetSpec",
-    "admit",
-    "find_target",
-    "load_target",
-    "presets",
-    "read_target",
-]
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -106,8 +93,8 @@ class Target:
     @cached_property
     def _metadata(self) -> dict[str, Mapping[str, Any]]:
         """Metadata of every dictionary, without its weights where the target does not need them."""
-        from fra._hub import dictionary_metadata
-        from fra._weights import SAE_CONFIG, read_json
+        from fra.targets.hub import dictionary_metadata
+        from fra.targets.weights import SAE_CONFIG, read_json
 
         found: dict[str, Mapping[str, Any]] = {}
         for entry in self.spec.dictionary:
@@ -153,9 +140,9 @@ class Target:
         """
         import torch
 
-        from fra._hub import fetch_transformer_lens_model
-        from fra._models import load_model
-        from fra._weights import LIBRARY_ERRORS, first_line
+        from fra.targets.hub import fetch_transformer_lens_model
+        from fra.targets.models import load_model
+        from fra.targets.weights import LIBRARY_ERRORS, first_line
 
         dtype: torch.dtype = getattr(torch, self.dtype)
         if self.model_folder is None:
@@ -201,9 +188,9 @@ class Target:
         from sae_lens import SAE
 
         import fra.dictionaries.blockdiag  # noqa: F401  registers its architecture with SAELens
-        from fra._hub import fetch_dictionary
-        from fra._weights import LIBRARY_ERRORS, check_dictionary_directory, first_line
         from fra.dictionaries.codes import check_dictionary, check_kind
+        from fra.targets.hub import fetch_dictionary
+        from fra.targets.weights import LIBRARY_ERRORS, check_dictionary_directory, first_line
 
         what = f"the dictionary at {entry.hook!r}"
         # Codes of a half-precision model are taken in single precision.
@@ -295,7 +282,7 @@ class Target:
 
     @cached_property
     def _fingerprint(self) -> str:
-        from fra._weights import SAE_CONFIG, SAE_WEIGHTS, hash_files, hash_tensors, model_files
+        from fra.targets.weights import SAE_CONFIG, SAE_WEIGHTS, hash_files, hash_tensors, model_files
 
         digest = hashlib.sha256()
         digest.update(f"{self.dtype} {describe(self.processing)} bos={self.prepend_bos}\n".encode())
@@ -339,8 +326,8 @@ def load_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | t
     if spec.local:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     target = Target(spec, folder, device, precision)
-    from fra._hub import fetch_model, is_transformer_lens_format
-    from fra._weights import check_dictionary_directory, check_model
+    from fra.targets.hub import fetch_model, is_transformer_lens_format
+    from fra.targets.weights import check_dictionary_directory, check_model
 
     for entry in (*spec.dictionary, *spec.seed, *spec.study):
         if entry.path is not None:
@@ -355,8 +342,31 @@ def load_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | t
     return target
 
 
-def admit(target: Target) -> AdmissionReport:
-    """The checks without which a target is not believed; see `fra._admission.admit`, which this is."""
-    from fra import _admission
+def has_dictionary(target: Target, layer: int) -> bool:
+    """Whether the target has a dictionary at the layer's attention input."""
+    try:
+        target.hook_for(layer)
+    except FraError:
+        return False
+    return True
 
-    return _admission.admit(target)
+
+def head_output_hooks(target: Target) -> list[str]:
+    """Hooks of the target's dictionaries of head outputs, by layer; none of them is loaded."""
+    return sorted((hook for hook in target.dictionaries if is_head_output(hook)), key=lambda hook: (len(hook), hook))
+
+
+def text_of(tokenizer: Any) -> Callable[[int], str]:
+    """A token's text by its id; the id itself where there is no tokenizer."""
+    return str if tokenizer is None else lambda token: str(tokenizer.decode([token]))
+
+
+def in_double(target: Target) -> Target:
+    """The same target in float64, loaded when first used. Raises FraError on a device that has no float64."""
+    from fra.targets.target import Target
+
+    if target.device.startswith("mps"):
+        raise FraError("this device has no float64: use the CPU.")
+    double = Target(target.spec, target.folder, target.device, "float64")
+    double.model_folder = target.model_folder
+    return double

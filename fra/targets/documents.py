@@ -32,7 +32,7 @@ def read_documents(target: str, given: str, folder: Path) -> list[Document]:
         return [_document(file) for file in files]
     if given.startswith((".", "/", "~")) or folder.exists():
         raise FraError(f"the text of {target!r} is missing: text.documents names {folder}, which is no directory.")
-    from fra._hub import dataset_texts
+    from fra.targets.hub import dataset_texts
 
     texts = dataset_texts(given, _DATASET_DOCUMENTS)
     if not texts:

@@ -18,7 +18,7 @@ from fra.core.coded import Arm, capped_scores, log_odds, measure_arm, pair_coupl
 from fra.core.frozen import Side
 from fra.core.weights import Model
 from fra.errors import CannotLoad
-from fra.stimuli import Batch
+from fra.stimuli.repeated import Batch
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra import stimuli
 from fra._concept_planting import plant_concepts
 from fra._concepts import (
     FLOOR_DOCUMENTS,
@@ -27,12 +26,13 @@ from fra._concepts import (
 )
 from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
 from fra._screen import PLANTED_AT_LEAST
-from fra.cih import LONGEST_CONTEXT
 from fra.core.coded import Arm, measure_arm
 from fra.core.threads import each
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import CannotLoad
 from fra.report.pictures import BEST, ON_NATURAL
+from fra.stimuli import sets
+from fra.stimuli.sets import LONGEST_CONTEXT
 from fra.targets.target import has_dictionary, text_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
@@ -128,7 +128,7 @@ def measure(target: Target, progress: Callable[[str], None] = lambda _: None) ->
     length = min(int(target.model.cfg.n_ctx), LONGEST_CONTEXT)
     start = [] if target.bos is None else [target.bos]
     encoded = [(d.source, (start + target.encode(d.text))[:length]) for d in documents]
-    parts = stimuli.split(len(encoded), (1, 1), (target.name, "natural", "concepts"))
+    parts = sets.split(len(encoded), (1, 1), (target.name, "natural", "concepts"))
     discovery, confirmation = (
         texts([encoded[k][1] for k in part[: n // 2]], [encoded[k][0] for k in part[: n // 2]], bool(start))
         for part in (np.random.default_rng(0).permutation(p) for p in parts)

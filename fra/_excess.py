@@ -21,12 +21,13 @@ from fra._channels import Arms, Effects, HeadOnArms, measure_arms, on_device
 from fra._nulls import random_rotation, scramble, scrambled_arms, stretch_to_match
 from fra._screen import PLANTED_AT_LEAST
 from fra._search import Search, Stripe
-from fra.cih import Design, Screen, documents
+from fra.cih import Screen
 from fra.core.coded import Arm, measure_arm
 from fra.core.threads import each
 from fra.induction import TIH_AT_LEAST
 from fra.report.pictures import BEST
-from fra.stimuli import Batch
+from fra.stimuli.repeated import Batch
+from fra.stimuli.sets import Design, documents
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 

@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra import cih, stimuli
 from fra._head_outputs import HeadOutputs, Live, observe, padded
+from fra.stimuli import natural
+from fra.stimuli import sets as document_sets
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -100,8 +101,8 @@ class Firings:
 
 def corpus(target: Target, n: int) -> Corpus:
     """n natural documents, halves drawn at random. Raises CannotLoad where the target has fewer texts."""
-    documents, sources = stimuli.natural_with_sources(target, n)
-    discovery, measured = stimuli.split(n, (1, 1), (target.name, "natural", "head outputs"))
+    documents, sources = natural.natural_with_sources(target, n)
+    discovery, measured = document_sets.split(n, (1, 1), (target.name, "natural", "head outputs"))
     tokens, real = padded(documents)
     return Corpus(tokens, real, tuple(sources[k] for k in measured), discovery, measured, documents)
 
@@ -110,7 +111,7 @@ def repeated_corpus(target: Target) -> Corpus:
     """Repeated natural documents: the discovery set for choosing, the confirmation set for measuring. Only positions
     that the first copy foretells count as real: those of the second but its first.
     """
-    sets = cih.documents(target, "repeated_natural", cih.Design())
+    sets = document_sets.documents(target, "repeated_natural", document_sets.Design())
     chosen, measured = sets["discovery"], sets["confirmation"]
     documents = [
         tokens[: 1 + 2 * int(period)]

@@ -25,7 +25,7 @@ from fra._stripe_blocks import stripe_blocks
 from fra.core.coded import Arm, pair_couplings
 from fra.core.threads import each
 from fra.errors import FraError
-from fra.stimuli import Batch
+from fra.stimuli.repeated import Batch
 from fra.verdicts.stats import seed_of
 
 SHIFTS = tuple(range(2, 42))

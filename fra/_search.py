@@ -22,7 +22,7 @@ from fra.core.frozen import Side
 from fra.core.meetings import Meetings
 from fra.core.threads import each
 from fra.errors import CannotLoad
-from fra.stimuli import Batch
+from fra.stimuli.repeated import Batch
 
 SET_SIZE = 50
 FLOOR_DOCUMENTS = 20

@@ -23,12 +23,13 @@ from fra._channels import Arms, HeadOnArms, measure_arms, on_device
 from fra._examples import Shown, first_example
 from fra._search import SET_SIZE, Search
 from fra._transfer import tihs
-from fra.cih import Design, Screen, documents
+from fra.cih import Screen
 from fra.core.coded import measure_arm
 from fra.core.threads import each
 from fra.dictionaries.codes import neuronpedia
 from fra.dictionaries.hooks import attention_input_layer
 from fra.evidence import outside
+from fra.stimuli.sets import Design, documents
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.conditions import as_share, cluster_means, rank_condition, two_sided, weakest

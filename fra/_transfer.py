@@ -15,18 +15,19 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from fra import stimuli
 from fra._best_effect import MIN_LIVE_DOCUMENTS
 from fra._channels import Arms, Effects, HeadOnArms, measure_arms, on_device, shifted_keys
 from fra._examples import Shown, first_example
 from fra._search import SET_SIZE, Search
-from fra._variants import ARMS, VariantSets, disjoint_halves, token_matches, variant_forms, variant_repeat
-from fra.cih import LONGEST_CONTEXT, Screen, mean_prediction
+from fra.cih import Screen
 from fra.core.coded import measure_arm
 from fra.core.threads import each
 from fra.errors import FraError
 from fra.evidence import outside
 from fra.report.pictures import BEST
+from fra.stimuli import repeated
+from fra.stimuli.sets import LONGEST_CONTEXT, mean_prediction
+from fra.stimuli.variants import ARMS, VariantSets, disjoint_halves, token_matches, variant_forms, variant_repeat
 from fra.targets.target import has_dictionary
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence, parse_head
@@ -117,8 +118,8 @@ def tihs(target: Target, screened: Screen, layer: int) -> list[int]:
 def _move(
     target: Target,
     screened: Screen,
-    discovery: stimuli.Batch,
-    arms: Mapping[str, stimuli.Batch],
+    discovery: repeated.Batch,
+    arms: Mapping[str, repeated.Batch],
     progress: Callable[[str], None],
     name: str,
     single: bool,
@@ -141,7 +142,7 @@ def _move(
 
 def _pool(target: Target) -> Int[np.ndarray, " n"]:
     special = [int(i) for i in target.tokenizer.all_special_ids]
-    return stimuli.token_pool(mean_prediction(target.model, target), special)
+    return repeated.token_pool(mean_prediction(target.model, target), special)
 
 
 def _context(target: Target) -> int:

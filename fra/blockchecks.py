@@ -22,7 +22,7 @@ from fra.dictionaries.blockdiag import (
     BlockDiagonalTrainingSAEConfig,
 )
 from fra.frontier import Frontier, encode, head_of
-from fra.stimuli import natural_documents
+from fra.stimuli.natural import natural_documents
 from fra.targets.target import Target
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.stats import seed_of

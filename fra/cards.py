@@ -28,7 +28,7 @@ from fra._own_tokens import direct_logits
 from fra.dictionaries.encoder import head_output_layer
 from fra.errors import FraError
 from fra.report.card_pages import Card, Example, write_pages
-from fra.stimuli import natural_documents
+from fra.stimuli.natural import natural_documents
 
 if TYPE_CHECKING:
     from fra.targets.target import Target

@@ -14,40 +14,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from fra import stimuli
 from fra._best_effect import best_effect
 from fra._channels import Arms, HeadOnArms, measure_arms, on_device
 from fra._screen import HeadScreen, LayerScreen, screen_head
 from fra.core.coded import Arm, measure_arm
 from fra.core.threads import ahead, each
-from fra.core.weights import Model
 from fra.dictionaries.codes import neuronpedia
-from fra.errors import FraError
 from fra.induction import HeadStatus, head_status
+from fra.stimuli import repeated
+from fra.stimuli.sets import Design, documents
 from fra.targets.target import has_dictionary
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
-
-STIMULI = ("repeated_random", "repeated_natural")
-LONGEST_CONTEXT = 128
-
-
-@dataclass(frozen=True)
-class Design:
-    """How many documents each set gets. Natural text is what there is: its sets get these shares of it."""
-
-    status: int = 60
-    discovery: int = 100
-    confirmation: int = 60
-    sets: int = 60
-
-    def sizes(self) -> tuple[int, ...]:
-        """In the order of stimuli.SETS."""
-        return self.status, self.discovery, self.confirmation, self.sets
 
 
 @dataclass(frozen=True)
@@ -66,46 +46,6 @@ class Screen:
     """Layer-0 heads on repeated_random: the best channel effect (nats) that the same search finds there."""
     pages: Mapping[int, str] = field(default_factory=dict)
     """By layer: the address on Neuronpedia below which its dictionary's features have pages, where it has one."""
-
-
-def documents(target: Target, stimulus: str, design: Design) -> dict[str, stimuli.Batch]:
-    """The four disjoint sets of one stimulus family, seeded from (target, stimulus).
-
-    Raises FraError for an unknown stimulus, too little text, or too short a context.
-    """
-    model = target.model
-    context = min(int(model.cfg.n_ctx), LONGEST_CONTEXT)
-    seed_parts = (target.name, stimulus)
-    if stimulus == "repeated_random":
-        pool = stimuli.token_pool(mean_prediction(model, target), _special_ids(target))
-        made = stimuli.repeated_random(sum(design.sizes()), pool, context, target.bos, seed_parts)
-    elif stimulus == "repeated_natural":
-        texts = [(doc.source, np.asarray(target.encode(doc.text), dtype=np.int64)) for doc in target.documents()]
-        made = stimuli.repeated_natural(texts, context, target.bos, seed_parts)
-    else:
-        raise FraError(f"there is no stimulus {stimulus!r} with a repeat: use {' or '.join(STIMULI)}")
-    parts = stimuli.split(len(made), design.sizes(), (*seed_parts, "split"))
-    return {name: stimuli.collate([made[n] for n in part]) for name, part in zip(stimuli.SETS, parts, strict=True)}
-
-
-def _special_ids(target: Target) -> list[int]:
-    return [int(i) for i in target.tokenizer.all_special_ids]
-
-
-@torch.no_grad()
-def mean_prediction(model: Model, target: Target, n: int = 32) -> Float[np.ndarray, " d_vocab"]:
-    """The model's mean next-token distribution on some of its target's documents: a smooth estimate of token
-    frequency.
-    """
-    total: Tensor | None = None
-    for doc in target.documents()[:: max(1, len(target.documents()) // n)]:
-        ids = target.encode(doc.text)[: min(int(model.cfg.n_ctx), LONGEST_CONTEXT) - 1]
-        start = [] if target.bos is None else [target.bos]
-        tokens = torch.tensor([start + ids], device=next(model.parameters()).device)
-        part = model(tokens)[0].float().softmax(-1).sum(0)
-        total = part if total is None else total + part
-    assert total is not None
-    return np.asarray(total.cpu().double())
 
 
 def screen(
@@ -173,7 +113,7 @@ def screen(
 
 @torch.no_grad()
 def screen_layer(
-    batch: stimuli.Batch,
+    batch: repeated.Batch,
     discovery: Arm,
     confirmation: Arms,
     sets: Arms,
@@ -198,7 +138,7 @@ def screen_layer(
 
 @torch.no_grad()
 def control_effects(
-    batch: stimuli.Batch, discovery: Arm, confirmation: Arms, heads: Sequence[int], *, seed_parts: Sequence[str]
+    batch: repeated.Batch, discovery: Arm, confirmation: Arms, heads: Sequence[int], *, seed_parts: Sequence[str]
 ) -> dict[str, float]:
     """The best channel effect of the search on heads that are controls: search and measurement, no nulls."""
     layer = LayerScreen(batch, discovery, confirmation, confirmation, seed_parts=seed_parts, shifts=())

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra import cih
 from fra._feature_examples import FEATURE, feature_example
 from fra._head_outputs import HeadOutputs, Live, observe
 from fra._own_tokens import own_tokens
 from fra.induction import head_status
-from fra.stimuli import Batch
+from fra.stimuli import sets
+from fra.stimuli.repeated import Batch
 from fra.targets.target import text_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
@@ -134,7 +134,7 @@ def source_evidence(
 ) -> dict[str, Evidence]:
     """D05 for every head: token induction heads whose layer has a dictionary of head outputs; others cannot run."""
     (stimulus,) = claim.stimuli
-    batches = cih.documents(target, stimulus, cih.Design())
+    batches = sets.documents(target, stimulus, sets.Design())
     status = head_status(target.model, batches["status"], target=target.name, stimulus=stimulus)
     family = [name for name in target.heads if status[name].status == "TIH"]
     found: dict[str, Evidence] = {}

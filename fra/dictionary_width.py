@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fra import cih
 from fra._head_outputs import observe
 from fra._own_tokens import own_tokens
 from fra.dfa_sources import documents_of, second_copy
 from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import is_head_output
-from fra.stimuli import Batch
+from fra.stimuli import sets
+from fra.stimuli.repeated import Batch
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.pooled import NO_DICTIONARY, Measured, clustered, evidence
@@ -80,7 +80,7 @@ def width_evidence(claim: Claim, target: Target, progress: Callable[[str], None]
         )
         return Evidence(claim=claim, head=None, cannot=why)
     (stimulus,) = claim.stimuli
-    batch = cih.documents(target, stimulus, cih.Design())["confirmation"]
+    batch = sets.documents(target, stimulus, sets.Design())["confirmation"]
     gain: dict[str, stats.ClusterMeans | float] = {}
     over: dict[str, stats.ClusterMeans | float] = {}
     numbers: dict[str, Any] = {}

@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra import cih, stimuli
 from fra._feature_examples import FEATURE, feature_example
 from fra._head_outputs import HeadOutputs, Live, observe
 from fra.core.weights import Model
@@ -28,6 +27,8 @@ from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import head_output_layer_of
 from fra.induction import HeadStatus, head_status
 from fra.patching import effective_decoder, readout
+from fra.stimuli import repeated
+from fra.stimuli import sets as document_sets
 from fra.targets.target import text_of
 from fra.verdicts.claim import parse_head
 
@@ -168,7 +169,7 @@ def select(
 
 
 def behaviour(
-    observed: HeadOutputs, documents: Sequence[stimuli.Planted], pairs: Sequence[tuple[int, int]]
+    observed: HeadOutputs, documents: Sequence[repeated.Planted], pairs: Sequence[tuple[int, int]]
 ) -> Behaviour:
     """The behaviour test of (feature, token) pairs on planted documents that were observed, in their order."""
     features = torch.tensor([f for f, _ in pairs], dtype=torch.long, device=observed.z.device)
@@ -219,8 +220,8 @@ class LayerFamilies:
     layer: int
     heads: list[int]
     """The layer's induction heads."""
-    discovery: stimuli.Batch
-    documents: stimuli.Batch
+    discovery: repeated.Batch
+    documents: repeated.Batch
     """For every quoted number: none of them chose anything."""
     pool: Int[np.ndarray, " n_pool"]
 
@@ -269,10 +270,10 @@ class LayerFamilies:
         tokens = sorted({t for own, both in pairs.values() for _, t in (*own, *both)} - special)
         if not tokens:
             return {}
-        planted = stimuli.repeated_planted(
+        planted = repeated.repeated_planted(
             tokens,
             self.pool,
-            min(int(self.model.cfg.n_ctx), cih.LONGEST_CONTEXT),
+            min(int(self.model.cfg.n_ctx), document_sets.LONGEST_CONTEXT),
             self.target.bos,
             (self.target.name, "repeated_planted", str(self.layer)),
             repeats=REPEATS,
@@ -326,17 +327,19 @@ def survey(target: Target, progress: Callable[[str], None] = lambda _: None) -> 
     dictionary; `repeated_natural` gives discovery documents and, from its other two sets, those of measurement.
     """
     progress("induction heads of head-output dictionaries")
-    model, design = target.model, cih.Design()
-    status_documents = cih.documents(target, "repeated_random", design)["status"]
+    model, design = target.model, document_sets.Design()
+    status_documents = document_sets.documents(target, "repeated_random", design)["status"]
     status = head_status(model, status_documents, target=target.name, stimulus="repeated_random")
     dictionaries = {head_output_layer_of(hook) for hook in target.dictionaries} - {None}
     tih = [parse_head(name) for name, s in status.items() if s.status == "TIH"]
     layers = sorted({layer for layer, _ in tih if layer in dictionaries})
-    pool = stimuli.token_pool(cih.mean_prediction(model, target), [int(i) for i in target.tokenizer.all_special_ids])
+    pool = repeated.token_pool(
+        document_sets.mean_prediction(model, target), [int(i) for i in target.tokenizer.all_special_ids]
+    )
     if not layers:
         return Families(target.name, status, {}, pool, target.known_tih, progress)
-    sets = cih.documents(target, "repeated_natural", design)
-    documents = stimuli.join(sets["confirmation"], sets["sets"])
+    sets = document_sets.documents(target, "repeated_natural", design)
+    documents = repeated.join(sets["confirmation"], sets["sets"])
     made = {
         n: LayerFamilies(target, n, [h for layer, h in tih if layer == n], sets["discovery"], documents, pool)
         for n in layers
@@ -344,6 +347,6 @@ def survey(target: Target, progress: Callable[[str], None] = lambda _: None) -> 
     return Families(target.name, status, made, pool, target.known_tih, progress)
 
 
-def whole(batch: stimuli.Batch) -> list[Int[Tensor, " pos"]]:
+def whole(batch: repeated.Batch) -> list[Int[Tensor, " pos"]]:
     """The batch's documents without their padding."""
     return [row[: 2 * int(p) + 1] for row, p in zip(batch.tokens, batch.periods, strict=True)]

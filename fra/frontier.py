@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.errors import CannotLoad, FraError
-from fra.stimuli import natural_documents, natural_sources, repeated_natural
+from fra.stimuli.natural import natural_documents, natural_sources
+from fra.stimuli.repeated import repeated_natural
 from fra.targets.target import Target
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence

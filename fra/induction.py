@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fra.core.weights import Model
 from fra.errors import FraError
-from fra.stimuli import Batch
+from fra.stimuli.repeated import Batch
 from fra.verdicts.stats import ClusterMeans, by_source, seed_of
 
 TIH_AT_LEAST = 0.20

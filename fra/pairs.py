@@ -50,7 +50,7 @@ def natural(target: Target, n: int, longest: int = 128) -> Natural:
 
     Raises CannotLoad where there are fewer.
     """
-    from fra.stimuli import natural_with_sources
+    from fra.stimuli.natural import natural_with_sources
 
     documents, sources = natural_with_sources(target, n, longest)
     width = max(map(len, documents))

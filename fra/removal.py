@@ -24,7 +24,8 @@ from fra._screen import SET_SIZES
 from fra._search import SET_SIZE, Search
 from fra.core.coded import measure_arm
 from fra.errors import FraError
-from fra.stimuli import Batch
+from fra.stimuli import sets as document_sets
+from fra.stimuli.repeated import Batch
 from fra.verdicts.claim import parse_head
 from fra.verdicts.stats import seed_of
 
@@ -164,7 +165,7 @@ def removals(
     Channels come from the discovery documents; random sets are compared on RANK_DOCUMENTS confirmation documents, where
     the equal suppression is found, too; all else is measured on DOCUMENTS of the sets documents.
     """
-    sets = cih.documents(target, screened.stimulus, cih.Design())
+    sets = document_sets.documents(target, screened.stimulus, document_sets.Design())
     by_layer: dict[int, list[int]] = {}
     for name in heads:
         layer, head = parse_head(name)

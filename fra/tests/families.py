@@ -10,9 +10,9 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
-from fra import stimuli
 from fra.family import Families, LayerFamilies
 from fra.induction import HeadStatus
+from fra.stimuli import repeated
 from fra.tests import circuit
 
 HOOK = "blocks.1.attn.hook_z"
@@ -69,10 +69,10 @@ def layer(n: int = 24, strength: float = 20.0, wrong: bool = True) -> LayerFamil
     )
     pool = np.arange(circuit.BOS)
     made = [
-        stimuli.repeated_random(n, pool, circuit.N_CTX, circuit.BOS, ("circuit", name))
+        repeated.repeated_random(n, pool, circuit.N_CTX, circuit.BOS, ("circuit", name))
         for name in ("discovery", "measurement")
     ]
-    discovery, documents = (stimuli.collate(part) for part in made)
+    discovery, documents = (repeated.collate(part) for part in made)
     return LayerFamilies(target, 1, [0], discovery, documents, pool)
 
 

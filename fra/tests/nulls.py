@@ -16,13 +16,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from fra import cih, evidence, stimuli
+from fra import cih, evidence
 from fra._channels import Arms, measure_arms, shifted_keys
 from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
 from fra.claim import Claim, judge
 from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
 from fra.induction import HeadStatus
+from fra.stimuli import repeated as stimuli
+from fra.stimuli import sets as document_sets
 from fra.targets import target as target_module
 from fra.targets.target import Target, load_target
 from fra.tests import circuit
@@ -112,7 +114,7 @@ def rates(target: Target, seeds: int, layers: Sequence[int] | None) -> None:
         "| null | claim | heads | SUPPORTED | 95 % interval | REFUTED | INCONCLUSIVE |\n|---|---|---|---|---|---|---|"
     )
     layers = layers or [layer for layer in range(1, target.n_layers) if target_module.has_dictionary(target, layer)]
-    batches = cih.documents(target, "repeated_random", cih.Design())
+    batches = document_sets.documents(target, "repeated_random", document_sets.Design())
     counts: dict[tuple[str, str], Counter[str]] = {}
     for layer in layers:
         own = measured(target, layer, batches)

@@ -16,7 +16,7 @@ from fra._head_outputs import Live
 from fra._own_tokens import direct_logits
 from fra.report import card_links
 from fra.report.card_pages import Card, Example, render_head, write_pages
-from fra.stimuli import natural_documents
+from fra.stimuli.natural import natural_documents
 from fra.targets.target import Target, load_target
 
 HOOK = "blocks.2.attn.hook_z"

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fra
-from fra import stimuli
 from fra._best_effect import best_effect, mean_effect, restricted, upper_bounds
 from fra._channels import Arms, HeadOnArms, measure_arms, shifted_keys
 from fra._nulls import (
@@ -28,6 +27,7 @@ from fra._stripe_blocks import stripe_blocks
 from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
 from fra.errors import FraError
+from fra.stimuli import repeated as stimuli
 from fra.tests.models import D_VOCAB, tiny, tiny_sae
 
 HEAD = 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fra import cih, stimuli
+from fra import cih
 from fra import evidence as evidence_for
 from fra._channel_details import best_channel
 from fra._channels import measure_arms
@@ -19,6 +19,7 @@ from fra.core.coded import measure_arm
 from fra.induction import head_status
 from fra.report.drawings import numbers
 from fra.report.pictures import BEST
+from fra.stimuli import repeated
 from fra.tests import circuit
 
 SIZES = {"status": 24, "discovery": 60, "confirmation": 90, "sets": 30}
@@ -45,10 +46,10 @@ def claim(bar: float) -> Claim:
 def screened(model, sae=None, off_by: int = 0) -> cih.Screen:
     """The screen of layer 1 of a circuit on repeated random documents; `off_by` moves the stripe, as a bug would."""
     pool = np.arange(48)
-    made = stimuli.repeated_random(sum(SIZES.values()), pool, circuit.N_CTX, circuit.BOS, ("circuit",))
+    made = repeated.repeated_random(sum(SIZES.values()), pool, circuit.N_CTX, circuit.BOS, ("circuit",))
     batches, start = {}, 0
     for name, n in SIZES.items():
-        batch = stimuli.collate(made[start : start + n])
+        batch = repeated.collate(made[start : start + n])
         batches[name] = dataclasses.replace(batch, row_key=batch.row_key + off_by)
         start += n
     status = head_status(model, batches["status"], target="circuit", stimulus="repeated_random")
@@ -64,7 +65,7 @@ def expected_effect() -> float:
     the control arm loses it at the key after the token's other place, one of the t keys that compete with the
     induction key.
     """
-    pool = stimuli.repeated_random(sum(SIZES.values()), np.arange(48), circuit.N_CTX, circuit.BOS, ("circuit",))
+    pool = repeated.repeated_random(sum(SIZES.values()), np.arange(48), circuit.N_CTX, circuit.BOS, ("circuit",))
     rows = [t for doc in pool[-SIZES["sets"] :] for t in range(doc.period + 1, 2 * doc.period + 1)]
     removed = (
         circuit.STRENGTH * (1 - 0.01) ** 2
@@ -159,8 +160,8 @@ def test_control_documents_have_no_induction_head() -> None:
     """Control against control: nothing is repeated, and the circuit's own induction head does not attend to the
     stripe.
     """
-    made = stimuli.repeated_random(40, np.arange(48), circuit.N_CTX, circuit.BOS, ("control",))
-    batch = stimuli.collate([dataclasses.replace(doc, tokens=doc.control) for doc in made])
+    made = repeated.repeated_random(40, np.arange(48), circuit.N_CTX, circuit.BOS, ("control",))
+    batch = repeated.collate([dataclasses.replace(doc, tokens=doc.control) for doc in made])
     status = head_status(circuit.model(), batch, target="circuit", stimulus="repeated_random")
     assert status["L1H0"].status != "TIH"
     assert status["L1H0"].stripes["induction"] < 0.05

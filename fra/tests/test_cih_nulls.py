@@ -12,18 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from fra import cih, evidence, stimuli
+from fra import cih, evidence
 from fra._channels import Arms, measure_arms
 from fra._nulls import random_rotation, row_spread, scramble, stretch_to_match
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
 from fra.induction import HeadStatus
+from fra.stimuli import repeated as stimuli
+from fra.stimuli import sets as document_sets
 from fra.targets.target import Target, load_target
 from fra.tests.test_cih_circuit import BARS
 
 LAYER = 1
-DESIGN = cih.Design(status=1, discovery=60, confirmation=60, sets=40)
+DESIGN = document_sets.Design(status=1, discovery=60, confirmation=60, sets=40)
 
 
 def claim(bar: float) -> Claim:
@@ -37,7 +39,7 @@ def target() -> Target:
 
 @pytest.fixture(scope="module")
 def sets(target: Target) -> dict[str, stimuli.Batch]:
-    return cih.documents(target, "repeated_random", DESIGN)
+    return document_sets.documents(target, "repeated_random", DESIGN)
 
 
 def screened(

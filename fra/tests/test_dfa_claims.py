@@ -12,14 +12,16 @@ import torch
 from scipy import stats as sps
 
 import fra
-from fra import _firings, cih, dfa_groups, dfa_heads, dfa_sources, dictionary_quality, dictionary_width, stimuli
+from fra import _firings, dfa_groups, dfa_heads, dfa_sources, dictionary_quality, dictionary_width
 from fra._firings import Corpus, Firings
 from fra._head_outputs import HeadOutputs, Live, observe, padded
 from fra._own_tokens import own_tokens
 from fra.claim import Claim, Outcome, judge
 from fra.dictionaries.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
 from fra.dictionaries.encoder import Encoder
-from fra.stimuli import Batch
+from fra.stimuli import repeated
+from fra.stimuli import sets as document_sets
+from fra.stimuli.repeated import Batch
 from fra.tests.models import ARCHITECTURES, D_MODEL, build_sae, model_folder, random_tokens, tiny, tiny_sae
 from fra.tests.targets import signed_axes, write_target, write_text
 from fra.verdicts.pooled import Measured, clustered, clustered_or_number, evidence, worst
@@ -278,13 +280,13 @@ def short_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
         assert stimulus == "repeated_natural"
         rng = np.random.default_rng(3)
         sets = {}
-        for name in stimuli.SETS:
+        for name in document_sets.SETS:
             passages = [rng.choice(np.arange(1, 250), int(rng.integers(8, 15)), replace=False) for _ in range(40)]
-            repeats = [stimuli.repeat(p, 0, rng, f"s{k % 25}") for k, p in enumerate(passages)]
-            sets[name] = stimuli.collate(repeats)
+            repeats = [repeated.repeat(p, 0, rng, f"s{k % 25}") for k, p in enumerate(passages)]
+            sets[name] = repeated.collate(repeats)
         return sets
 
-    monkeypatch.setattr(cih, "documents", documents)
+    monkeypatch.setattr(document_sets, "documents", documents)
 
 
 BARS = {"over shuffled blocks": 0.05}
@@ -439,7 +441,7 @@ def test_a_dictionary_that_never_fires_is_said_to() -> None:
 @pytest.mark.usefixtures("short_repeats")
 def test_tokens_found_are_counted_by_document(tmp_path: Path) -> None:
     made = target(tmp_path, build_sae("topk", D_MODEL, Z, tmp_path / "sae", reshape_activations="hook_z"))
-    batch = cih.documents(made, "repeated_natural", cih.Design())["confirmation"]
+    batch = document_sets.documents(made, "repeated_natural", document_sets.Design())["confirmation"]
     sae = made.dictionaries[Z]
     count, dealt, _ = dictionary_width.tokens_found(made, sae, batch, 0)
     o = observe(made.model, sae, dfa_sources.documents_of(batch))

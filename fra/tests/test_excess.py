@@ -7,13 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fra import stimuli
 from fra._channels import Effects, measure_arms
 from fra._excess import FALSE_POSITIVES, SCRAMBLES, HeadNumbers, count, judged, layer_numbers, margins
 from fra.cih import Screen
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import measure_arm
 from fra.induction import HeadStatus
+from fra.stimuli import repeated
 from fra.tests import circuit
 
 BARS = {"excess by the bars": 0.0, "effect": 0.1, "head contrast": 0.1, "attention": 0.02, "coverage": 0.002}
@@ -110,8 +110,8 @@ def test_margin_is_the_best_channels_smallest_ratio() -> None:
 
 def test_the_circuits_head_passes_both_tests_and_the_other_neither() -> None:
     model, sae = circuit.model(), circuit.dictionary()
-    made = stimuli.repeated_random(90, np.arange(48), circuit.N_CTX, circuit.BOS, ("excess",))
-    discovery, confirmation = stimuli.collate(made[:45]), stimuli.collate(made[45:])
+    made = repeated.repeated_random(90, np.arange(48), circuit.N_CTX, circuit.BOS, ("excess",))
+    discovery, confirmation = repeated.collate(made[:45]), repeated.collate(made[45:])
     arm = measure_arm(model, sae, discovery.tokens, 1, circuit.HOOK)
     arms = measure_arms(model, sae, confirmation, 1, circuit.HOOK)
     screen = Screen("circuit", "repeated_random", {}, {}, {}, str)

@@ -16,13 +16,14 @@ import torch
 from scipy import stats as sps
 
 import fra.family_effects as effects
-from fra import _ablation, _head_outputs, attribution, context, patching, prefix, stimuli
+from fra import _ablation, _head_outputs, attribution, context, patching, prefix
 from fra import _family_measures as measures
 from fra import _family_upstream as upstream
 from fra import family as family_module
 from fra import family_evidence as evidence
 from fra.claim import Claim, Condition, Outcome, judge
 from fra.family import Families, LayerFamilies, attribution_shares
+from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.families import HOOK, WRONG, families, layer
 from fra.tests.intervening import TOKENS, double
@@ -79,7 +80,7 @@ def test_attribution_shares_by_hand() -> None:
 
 def test_planted_tokens_stand_where_they_are_said_to_stand() -> None:
     tokens, pool = list(range(40, 60)), np.arange(50)
-    planted = stimuli.repeated_planted(tokens, pool, 41, 64, ("x",), repeats=5)
+    planted = repeated.repeated_planted(tokens, pool, 41, 64, ("x",), repeats=5)
     count = dict.fromkeys(tokens, 0)
     for p in planted:
         row, period = p.document.tokens.tolist(), p.document.period
@@ -90,7 +91,7 @@ def test_planted_tokens_stand_where_they_are_said_to_stand() -> None:
             assert [n for n, t in enumerate(row) if t == token] == [index + 1, period + index + 1]
             count[token] += 1
     assert set(count.values()) == {5}
-    joined = stimuli.join(*(stimuli.collate([p.document for p in part]) for part in (planted[:3], planted[3:])))
+    joined = repeated.join(*(repeated.collate([p.document for p in part]) for part in (planted[:3], planted[3:])))
     for number, p in enumerate(planted):
         assert joined.tokens[number, : len(p.document.tokens)].tolist() == p.document.tokens.tolist()
         rows = joined.row_doc == number

@@ -14,13 +14,15 @@ import torch
 from scipy import stats as sps
 
 from fra import _pairs_evidence as evidence_for
-from fra import carried, cih, pairs, stimuli, swaps
+from fra import carried, pairs, swaps
 from fra._activity import FLOOR, Activity, halves, mean_while_live, summed
 from fra._prediction import PAIRS, _joint, _predict, predictions
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.errors import CannotLoad
 from fra.pairs import STRONGEST, LayerPairs, Natural
+from fra.stimuli import natural as natural_module
+from fra.stimuli import repeated, sets
 from fra.tests import circuit, models
 from fra.tests.models import tiny_sae
 from fra.verdicts import jackknife
@@ -352,12 +354,12 @@ def test_too_little_text_is_no_mistake_of_the_claims() -> None:
     target.model = SimpleNamespace(cfg=SimpleNamespace(n_ctx=32))
     lacking: list[Callable[[], Any]] = [
         lambda: pairs.natural(target, 60),
-        lambda: stimuli.natural_sources(target, 4),
+        lambda: natural_module.natural_sources(target, 4),
         lambda: carried.document_sets(target),
         lambda: carried.texts([], 8),
-        lambda: cih.documents(target, "repeated_natural", cih.Design()),
-        lambda: stimuli.token_pool(np.ones(8)),
-        lambda: stimuli.periods(3, 4, np.random.default_rng(0)),
+        lambda: sets.documents(target, "repeated_natural", sets.Design()),
+        lambda: repeated.token_pool(np.ones(8)),
+        lambda: repeated.periods(3, 4, np.random.default_rng(0)),
         lambda: swaps.frequent(carried.texts([("a", [0, 1, 2])], 8)),
     ]
     for ask in lacking:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fra
-from fra import _examples, causal_ranking, pairs, stimuli
+from fra import _examples, causal_ranking, pairs
 from fra._channels import measure_arms
 from fra._examples import example_on_text, first_example
 from fra._feature_examples import FEATURE, feature_example
@@ -21,6 +21,7 @@ from fra.core.coded import measure_arm
 from fra.family_evidence import shown
 from fra.report import drawings, pictures
 from fra.report.pictures import packed
+from fra.stimuli import repeated
 from fra.targets.target import text_of
 from fra.tests import circuit, families
 from fra.tests.models import random_tokens, tiny, tiny_sae
@@ -121,8 +122,8 @@ def named(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_first_channel_that_is_live_is_shown_with_links(named: Any) -> None:
-    made = stimuli.repeated_random(6, np.arange(48), circuit.N_CTX, circuit.BOS, ("pictures",))
-    arms = measure_arms(circuit.model(), named, stimuli.collate(made), 1, circuit.HOOK)
+    made = repeated.repeated_random(6, np.arange(48), circuit.N_CTX, circuit.BOS, ("pictures",))
+    arms = measure_arms(circuit.model(), named, repeated.collate(made), 1, circuit.HOOK)
     token = int(made[0].tokens[3])
     never = circuit.PREVIOUS + circuit.BOS
     both = np.array([[never, never], [token, circuit.PREVIOUS + token]])

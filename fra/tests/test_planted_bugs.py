@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fra import _nulls, evidence, stimuli
+from fra import _nulls, evidence
 from fra._channels import measure_arms
 from fra._screen import LayerScreen
 from fra.claim import Outcome, judge
@@ -20,6 +20,7 @@ from fra.core.frozen import freeze
 from fra.core.resolve import resolve
 from fra.core.weights import QKWeights
 from fra.errors import FraError
+from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.models import random_tokens, tiny, tiny_sae
 from fra.tests.test_cih_circuit import claim, screened
@@ -67,9 +68,9 @@ def test_a_dictionary_of_another_hook_is_refused(hook: str, options: dict[str, s
         resolve(tiny("gpt2"), sae, random_tokens(), layer=0, head=0)
 
 
-def batches(seed: str, **sizes: int) -> dict[str, stimuli.Batch]:
+def batches(seed: str, **sizes: int) -> dict[str, repeated.Batch]:
     return {
-        name: stimuli.collate(stimuli.repeated_random(n, np.arange(48), circuit.N_CTX, circuit.BOS, (seed, name)))
+        name: repeated.collate(repeated.repeated_random(n, np.arange(48), circuit.N_CTX, circuit.BOS, (seed, name)))
         for name, n in sizes.items()
     }
 
@@ -77,9 +78,9 @@ def batches(seed: str, **sizes: int) -> dict[str, stimuli.Batch]:
 def test_choosing_on_the_documents_that_are_measured_is_refused() -> None:
     model, sae = circuit.model(), circuit.dictionary()
     sets = batches("overlap", discovery=40, sets=22)
-    mixed = stimuli.collate(
-        stimuli.repeated_random(40, np.arange(48), circuit.N_CTX, circuit.BOS, ("overlap", "discovery"))[-3:]
-        + stimuli.repeated_random(19, np.arange(48), circuit.N_CTX, circuit.BOS, ("overlap", "own"))
+    mixed = repeated.collate(
+        repeated.repeated_random(40, np.arange(48), circuit.N_CTX, circuit.BOS, ("overlap", "discovery"))[-3:]
+        + repeated.repeated_random(19, np.arange(48), circuit.N_CTX, circuit.BOS, ("overlap", "own"))
     )
     discovery = measure_arm(model, sae, sets["discovery"].tokens, 1, circuit.HOOK)
     wrong, right = (measure_arms(model, sae, batch, 1, circuit.HOOK) for batch in (mixed, sets["sets"]))

@@ -7,8 +7,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fra import stimuli
 from fra.induction import patterns, stripe_attention
+from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.suites import Suite, suite
 
@@ -43,7 +43,7 @@ CLAIMS = """
     @pytest.fixture(scope="module")
     def evidence():
         import numpy as np
-        from fra import stimuli
+        from fra.stimuli import repeated as stimuli
         from fra.induction import patterns, stripe_attention
         from fra.tests import circuit
 
@@ -69,7 +69,7 @@ CLAIMS = """
 
 def own_mean() -> float:
     """What L0H1 gives the induction key on documents of another seed."""
-    batch = stimuli.collate(stimuli.repeated_random(400, np.arange(48), circuit.N_CTX, circuit.BOS, ("others",)))
+    batch = repeated.collate(repeated.repeated_random(400, np.arange(48), circuit.N_CTX, circuit.BOS, ("others",)))
     rows = stripe_attention(patterns(circuit.model(), batch.tokens)[0, :, 1], batch)["induction"]
     by_document = [float(rows[batch.row_doc == d].mean()) for d in range(len(batch))]
     return float(np.mean(by_document))

@@ -76,7 +76,7 @@ def test_shapes_and_types_are_checked_while_the_suite_runs() -> None:
     import numpy as np
     from jaxtyping import TypeCheckError
 
-    from fra.stimuli import derange
+    from fra.stimuli.repeated import derange
 
     with pytest.raises(TypeCheckError):
         derange(np.zeros((2, 20), dtype=np.int64), np.random.default_rng(0))

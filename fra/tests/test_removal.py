@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import fra
-from fra import _ablation, _intervention, removal, stimuli
+from fra import _ablation, _intervention, removal
 from fra import interventions as iv
 from fra._downstream import Downstream, Scene
 from fra._matched import Pool, displaced, matched_sets
@@ -27,6 +27,7 @@ from fra.core.coded import measure_arm
 from fra.errors import FraError
 from fra.induction import head_status
 from fra.removal_evidence import removal_evidence, selectivity_evidence
+from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.intervening import HEAD, LAYER, hook_of, strong
 from fra.tests.models import random_tokens, tiny, tiny_sae
@@ -184,10 +185,10 @@ def circuit_with_constants() -> Any:
 @pytest.fixture(scope="module")
 def found() -> tuple[Screen, Mapping[str, removal.HeadRemoval]]:
     model, sae = circuit_with_constants(), circuit.dictionary()
-    made = stimuli.repeated_random(sum(SIZES.values()), np.arange(48), circuit.N_CTX, circuit.BOS, ("circuit",))
+    made = repeated.repeated_random(sum(SIZES.values()), np.arange(48), circuit.N_CTX, circuit.BOS, ("circuit",))
     sets, start = {}, 0
     for name, n in SIZES.items():
-        sets[name] = stimuli.collate(made[start : start + n])
+        sets[name] = repeated.collate(made[start : start + n])
         start += n
     status = head_status(model, sets["status"], target="circuit", stimulus="repeated_random")
     arm = measure_arm(model, sae, sets["discovery"].tokens, 1, circuit.HOOK)

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import fra
-from fra import stimuli
 from fra._channels import measure_arms
 from fra._search import Search
 from fra._seeds import AcrossSeeds, Found, across, measure, nearest, seeds_evidence, shared
@@ -20,6 +19,7 @@ from fra.cih import Screen
 from fra.claim import Claim, Condition, Outcome, judge
 from fra.core.coded import measure_arm
 from fra.induction import HeadStatus
+from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.models import model_folder
 from fra.tests.targets import NORMALIZED, refused, signed_axes, write_target, write_text
@@ -75,8 +75,8 @@ def found(dictionaries, monkeypatch: pytest.MonkeyPatch) -> dict[str, AcrossSeed
     strengths = 0.8 + 0.4 * torch.arange(circuit.D_VOCAB) / circuit.D_VOCAB
     with torch.no_grad():
         model.blocks[1].attn.W_Q[0, : circuit.D_VOCAB] *= strengths[:, None]
-    made = stimuli.repeated_random(90, np.arange(48), circuit.N_CTX, circuit.BOS, ("seeds",))
-    discovery, confirmation = stimuli.collate(made[:50]), stimuli.collate(made[50:])
+    made = repeated.repeated_random(90, np.arange(48), circuit.N_CTX, circuit.BOS, ("seeds",))
+    discovery, confirmation = repeated.collate(made[:50]), repeated.collate(made[50:])
     searches, arms = [], []
     for sae in dictionaries:
         searches.append(Search(discovery, measure_arm(model, sae, discovery.tokens, 1, circuit.HOOK)))

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fra import stimuli
 from fra.errors import FraError
 from fra.induction import STRIPES, contrast, head_status, stripe_attention
+from fra.stimuli import repeated as stimuli
+from fra.stimuli import sets
 from fra.tests import circuit
 
 
@@ -51,12 +52,12 @@ def test_a_passage_of_one_word_has_no_control() -> None:
 
 
 def test_sets_are_disjoint_and_seeded() -> None:
-    parts = stimuli.split(100, (1, 2, 3, 4), ("a",))
+    parts = sets.split(100, (1, 2, 3, 4), ("a",))
     flat = np.concatenate(parts)
     assert len(set(flat.tolist())) == len(flat) == 100
     assert [len(p) for p in parts] == [10, 20, 30, 40]
-    assert all((a == b).all() for a, b in zip(parts, stimuli.split(100, (1, 2, 3, 4), ("a",)), strict=True))
-    assert any((a[:5] != b[:5]).any() for a, b in zip(parts, stimuli.split(100, (1, 2, 3, 4), ("b",)), strict=True))
+    assert all((a == b).all() for a, b in zip(parts, sets.split(100, (1, 2, 3, 4), ("a",)), strict=True))
+    assert any((a[:5] != b[:5]).any() for a, b in zip(parts, sets.split(100, (1, 2, 3, 4), ("b",)), strict=True))
 
 
 def test_the_pool_leaves_out_extremes_and_special_tokens() -> None:

@@ -11,11 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from fra import stimuli
 from fra._channels import measure_arms
 from fra._search import Search
 from fra._transfer import Moved, move_layer, tihs, unseen_evidence, variant_evidence
-from fra._variants import (
+from fra.cih import Screen
+from fra.claim import Claim, Outcome, judge
+from fra.core.coded import measure_arm
+from fra.errors import CannotLoad
+from fra.evidence import outside
+from fra.induction import HeadStatus
+from fra.stimuli import repeated
+from fra.stimuli.variants import (
     Forms,
     VariantSets,
     disjoint_halves,
@@ -24,12 +30,6 @@ from fra._variants import (
     variant_forms,
     variant_repeat,
 )
-from fra.cih import Screen
-from fra.claim import Claim, Outcome, judge
-from fra.core.coded import measure_arm
-from fra.errors import CannotLoad
-from fra.evidence import outside
-from fra.induction import HeadStatus
 from fra.tests import circuit
 from fra.tests.models import build_tokenizer
 
@@ -115,14 +115,14 @@ def moved(model, sae, discovery, arms, lags=(3, 5, 7, 9)) -> dict[str, Moved]:
 
 
 @pytest.fixture(scope="module")
-def halves() -> tuple[stimuli.Batch, stimuli.Batch, stimuli.Batch]:
+def halves() -> tuple[repeated.Batch, repeated.Batch, repeated.Batch]:
     """Over tokens 0..63, so that the halves cut across the words' forms."""
     made = disjoint_halves(40, 40, np.arange(2 * PAIRED), circuit.N_CTX, circuit.BOS, ("halves",))
     return made
 
 
 def test_halves_share_no_token_and_pair_by_period(halves) -> None:
-    def passages(batch: stimuli.Batch) -> set[int]:
+    def passages(batch: repeated.Batch) -> set[int]:
         return {int(t) for row, p in zip(batch.tokens, batch.periods, strict=True) for t in row[1 : p + 1]}
 
     assert not (passages(halves[0]) | passages(halves[1])) & passages(halves[2])
@@ -130,7 +130,7 @@ def test_halves_share_no_token_and_pair_by_period(halves) -> None:
     assert bool((halves[1].periods == halves[2].periods).all())
 
 
-def swapped(batch: stimuli.Batch) -> stimuli.Batch:
+def swapped(batch: repeated.Batch) -> repeated.Batch:
     """Every token replaced by the other form of its word."""
 
     def other(tokens: torch.Tensor) -> torch.Tensor:
@@ -140,8 +140,8 @@ def swapped(batch: stimuli.Batch) -> stimuli.Batch:
 
 
 def test_channels_of_words_work_on_unseen_tokens_and_channels_of_tokens_do_not() -> None:
-    made = stimuli.repeated_random(100, np.arange(PAIRED), circuit.N_CTX, circuit.BOS, ("words",))
-    discovery, seen = stimuli.collate(made[:60]), stimuli.collate(made[60:])
+    made = repeated.repeated_random(100, np.arange(PAIRED), circuit.N_CTX, circuit.BOS, ("words",))
+    discovery, seen = repeated.collate(made[:60]), repeated.collate(made[60:])
     arms = {"seen": seen, "unseen": swapped(seen)}
     words = moved(words_circuit(), words_dictionary(), discovery, arms, lags=tuple(range(2, 26)))
     assert words["L1H0"].mean("seen") == pytest.approx(words["L1H0"].mean("unseen"), rel=1e-3)
@@ -214,7 +214,7 @@ def test_forms_are_read_from_the_tokenizer() -> None:
 
 
 def test_neighbours_have_the_variants_cosine_and_are_no_variants(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fra._variants.FEWEST_FORMS", 2)
+    monkeypatch.setattr("fra.stimuli.variants.FEWEST_FORMS", 2)
     pieces = [*(f"\u0120w{chr(97 + k)}" for k in range(6)), *(f"w{chr(97 + k)}" for k in range(6))]
     rng = np.random.default_rng(0)
     W_E = rng.normal(size=(12, 3))

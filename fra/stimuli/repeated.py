@@ -18,11 +18,8 @@ from fra.errors import CannotLoad
 from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
-    from fra.targets.documents import Document
-    from fra.targets.target import Target
+    pass
 
-SETS = ("status", "discovery", "confirmation", "sets")
-"""Four disjoint sets: which heads are TIHs; choosing channels; every quoted number; the effect of sets."""
 
 SHORTEST_PERIOD = 16
 _TRIES = 2_000
@@ -256,42 +253,3 @@ def repeated_natural(
         period = int(periods(1, longest, rng)[0])
         documents.append(repeat(ids[:period], bos, rng, source))
     return documents
-
-
-def natural_documents(target: Target, n: int, longest: int = 128) -> list[Int[Tensor, " _pos"]]:
-    """Token ids of n of the target's texts, spread over all of them: BOS first where the target has one, cut to the
-    context.
-
-    Raises CannotLoad where the target has fewer texts.
-    """
-    return natural_with_sources(target, n, longest)[0]
-
-
-def natural_sources(target: Target, n: int) -> list[str]:
-    """The sources of the documents that `natural_documents(target, n)` gives: clusters when they are resampled."""
-    return [text.source for text in _spread(target, n)]
-
-
-def natural_with_sources(
-    target: Target, n: int, longest: int = 128
-) -> tuple[list[Int[Tensor, " _pos"]], tuple[str, ...]]:
-    """The same documents with their sources: documents of one source are resampled together."""
-    longest = min(longest, int(target.model.cfg.n_ctx))
-    start = [] if target.bos is None else [target.bos]
-    chosen = _spread(target, n)
-    tokens = [torch.tensor((start + target.encode(text.text))[:longest]) for text in chosen]
-    return tokens, tuple(text.source for text in chosen)
-
-
-def _spread(target: Target, n: int) -> list[Document]:
-    texts = target.documents()
-    if len(texts) < n:
-        raise CannotLoad(f"{target.name!r} has {len(texts)} documents where {n} are needed: add text to text.documents")
-    return [texts[k * len(texts) // n] for k in range(n)]
-
-
-def split(n: int, shares: Sequence[int], seed_parts: Sequence[str]) -> list[Int[np.ndarray, " _m"]]:
-    """Indices 0..n-1, shuffled and cut into disjoint sets in proportion to `shares`."""
-    order = np.random.default_rng(seed_of(*seed_parts)).permutation(n)
-    cuts = np.cumsum(np.asarray(shares) * n // int(np.sum(shares)))
-    return [np.sort(part) for part in np.split(order, cuts)[: len(shares)]]

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 
 from fra.errors import CannotLoad
-from fra.stimuli import Batch, RepeatedDocument, collate, periods, repeat
+from fra.stimuli.repeated import Batch, RepeatedDocument, collate, periods, repeat
 from fra.verdicts.stats import seed_of
 
 ARMS = ("same", "variant", "neighbour", "unrelated")

@@ -1,0 +1,1 @@
+"""Documents that claims are measured on."""

@@ -1,0 +1,47 @@
+"""Natural documents of a target, with the sources that they come from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from fra.errors import CannotLoad
+
+if TYPE_CHECKING:
+    from fra.targets.documents import Document
+    from fra.targets.target import Target
+
+
+def natural_documents(target: Target, n: int, longest: int = 128) -> list[Int[Tensor, " _pos"]]:
+    """Token ids of n of the target's texts, spread over all of them: BOS first where the target has one, cut to the
+    context.
+
+    Raises CannotLoad where the target has fewer texts.
+    """
+    return natural_with_sources(target, n, longest)[0]
+
+
+def natural_sources(target: Target, n: int) -> list[str]:
+    """The sources of the documents that `natural_documents(target, n)` gives: clusters when they are resampled."""
+    return [text.source for text in _spread(target, n)]
+
+
+def natural_with_sources(
+    target: Target, n: int, longest: int = 128
+) -> tuple[list[Int[Tensor, " _pos"]], tuple[str, ...]]:
+    """The same documents with their sources: documents of one source are resampled together."""
+    longest = min(longest, int(target.model.cfg.n_ctx))
+    start = [] if target.bos is None else [target.bos]
+    chosen = _spread(target, n)
+    tokens = [torch.tensor((start + target.encode(text.text))[:longest]) for text in chosen]
+    return tokens, tuple(text.source for text in chosen)
+
+
+def _spread(target: Target, n: int) -> list[Document]:
+    texts = target.documents()
+    if len(texts) < n:
+        raise CannotLoad(f"{target.name!r} has {len(texts)} documents where {n} are needed: add text to text.documents")
+    return [texts[k * len(texts) // n] for k in range(n)]

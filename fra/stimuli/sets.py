@@ -1,0 +1,91 @@
+"""Documents of a target for the claims about induction, in four disjoint sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fra.core.weights import Model
+from fra.errors import FraError
+from fra.stimuli import repeated
+from fra.verdicts.stats import seed_of
+
+if TYPE_CHECKING:
+    from fra.targets.target import Target
+
+
+STIMULI = ("repeated_random", "repeated_natural")
+
+
+LONGEST_CONTEXT = 128
+
+
+@dataclass(frozen=True)
+class Design:
+    """How many documents each set gets. Natural text is what there is: its sets get these shares of it."""
+
+    status: int = 60
+    discovery: int = 100
+    confirmation: int = 60
+    sets: int = 60
+
+    def sizes(self) -> tuple[int, ...]:
+        """In the order of stimuli.SETS."""
+        return self.status, self.discovery, self.confirmation, self.sets
+
+
+def documents(target: Target, stimulus: str, design: Design) -> dict[str, repeated.Batch]:
+    """The four disjoint sets of one stimulus family, seeded from (target, stimulus).
+
+    Raises FraError for an unknown stimulus, too little text, or too short a context.
+    """
+    model = target.model
+    context = min(int(model.cfg.n_ctx), LONGEST_CONTEXT)
+    seed_parts = (target.name, stimulus)
+    if stimulus == "repeated_random":
+        pool = repeated.token_pool(mean_prediction(model, target), _special_ids(target))
+        made = repeated.repeated_random(sum(design.sizes()), pool, context, target.bos, seed_parts)
+    elif stimulus == "repeated_natural":
+        texts = [(doc.source, np.asarray(target.encode(doc.text), dtype=np.int64)) for doc in target.documents()]
+        made = repeated.repeated_natural(texts, context, target.bos, seed_parts)
+    else:
+        raise FraError(f"there is no stimulus {stimulus!r} with a repeat: use {' or '.join(STIMULI)}")
+    parts = split(len(made), design.sizes(), (*seed_parts, "split"))
+    return {name: repeated.collate([made[n] for n in part]) for name, part in zip(SETS, parts, strict=True)}
+
+
+def _special_ids(target: Target) -> list[int]:
+    return [int(i) for i in target.tokenizer.all_special_ids]
+
+
+@torch.no_grad()
+def mean_prediction(model: Model, target: Target, n: int = 32) -> Float[np.ndarray, " d_vocab"]:
+    """The model's mean next-token distribution on some of its target's documents: a smooth estimate of token
+    frequency.
+    """
+    total: Tensor | None = None
+    for doc in target.documents()[:: max(1, len(target.documents()) // n)]:
+        ids = target.encode(doc.text)[: min(int(model.cfg.n_ctx), LONGEST_CONTEXT) - 1]
+        start = [] if target.bos is None else [target.bos]
+        tokens = torch.tensor([start + ids], device=next(model.parameters()).device)
+        part = model(tokens)[0].float().softmax(-1).sum(0)
+        total = part if total is None else total + part
+    assert total is not None
+    return np.asarray(total.cpu().double())
+
+
+SETS = ("status", "discovery", "confirmation", "sets")
+"""Four disjoint sets: which heads are TIHs; choosing channels; every quoted number; the effect of sets."""
+
+
+def split(n: int, shares: Sequence[int], seed_parts: Sequence[str]) -> list[Int[np.ndarray, " _m"]]:
+    """Indices 0..n-1, shuffled and cut into disjoint sets in proportion to `shares`."""
+    order = np.random.default_rng(seed_of(*seed_parts)).permutation(n)
+    cuts = np.cumsum(np.asarray(shares) * n // int(np.sum(shares)))
+    return [np.sort(part) for part in np.split(order, cuts)[: len(shares)]]

@@ -10,7 +10,7 @@ from . import report as report
 from . import stimuli as stimuli
 from . import structured as structured
 from . import targets as targets
-from ._census import census as census
+from ._census.census import census as census
 from .claim import Claim as Claim
 from .claim import Evidence as Evidence
 from .claim import Verdict as Verdict

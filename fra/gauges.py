@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._census import census
+from fra._census.census import census
 from fra._gauges import basis, key_bias, mean_direction, norm, parameter, rank_one, turned, why_not
 from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer, Side, freeze

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fra import _ablation, _intervention, cih
 from fra import interventions as iv
-from fra._census import census
+from fra._census.census import census
 from fra._channels import on_device
 from fra._downstream import Downstream, Head, Scene
 from fra._matched import Pool, displaced, matched_sets

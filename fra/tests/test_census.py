@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import fra
-from fra import _census, _census_observe
-from fra._census import census
-from fra._census_result import Census
+from fra._census import census as whole_census
+from fra._census import observe as census_observe
+from fra._census.census import census
+from fra._census.result import Census
 from fra.errors import FraError
 from fra.tests.bench import workloads
 from fra.tests.models import D_SAE, D_VOCAB, N_CTX, NORMS_IN_FLOAT32, random_tokens, tiny, tiny_sae
@@ -91,7 +92,7 @@ def test_the_sensitivity_is_the_derivative_of_attention_in_the_gain_of_a_channel
 
 def test_padding_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     together = take("pythia", reduce=ALL, stripes=STRIPES)
-    monkeypatch.setattr(_census_observe, "_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(census_observe, "_TOKENS_AT_ONCE", 1)
     alone = take("pythia", reduce=ALL, stripes=STRIPES)
     assert together.n_positions == alone.n_positions == sum(map(len, DOCUMENTS))
     for where in ("all", "stripe", "off"):
@@ -157,7 +158,7 @@ def test_examples_of_merged_halves_are_the_strongest_terms_of_the_models_own_res
 
 def interrupt_once(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Lets the fourth batch of documents be interrupted; what is returned grows by every batch that is observed."""
-    observe, calls = _census_observe.Observer.observe, []
+    observe, calls = census_observe.Observer.observe, []
 
     def falls_over(self: Any, *args: Any) -> Any:
         calls.append(args)
@@ -165,12 +166,12 @@ def interrupt_once(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             raise KeyboardInterrupt
         return observe(self, *args)
 
-    monkeypatch.setattr(_census_observe.Observer, "observe", falls_over)
+    monkeypatch.setattr(census_observe.Observer, "observe", falls_over)
     return calls
 
 
 def test_an_interrupted_census_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_census_observe, "_TOKENS_AT_ONCE", 12)
+    monkeypatch.setattr(census_observe, "_TOKENS_AT_ONCE", 12)
     never = take("llama", reduce=ALL, stripes=STRIPES)
     calls = interrupt_once(monkeypatch)
     options: Any = {"reduce": ALL, "stripes": STRIPES, "checkpoint": tmp_path, "checkpoint_every": 2}
@@ -244,8 +245,8 @@ def test_what_does_not_fit_is_refused_before_it_is_allocated() -> None:
 
 def test_an_error_of_the_reading_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Breaking the scale of the norm breaks the agreement with `resolve`."""
-    right = _census_observe.live_entries
-    monkeypatch.setattr(_census_observe, "live_entries", lambda *args: (*right(*args)[:2], 1.01 * right(*args)[2]))
+    right = census_observe.live_entries
+    monkeypatch.setattr(census_observe, "live_entries", lambda *args: (*right(*args)[:2], 1.01 * right(*args)[2]))
     mine = take(heads=[1]).channels().drop(columns="head").sort_values(["q_feature", "k_feature"], ignore_index=True)
     expected = resolved("gpt2", "sum", 1)
     assert (mine["count"] == expected["count"]).all()
@@ -289,7 +290,7 @@ def test_bad_questions_get_one_sentence(tmp_path: Path) -> None:
     found = take(heads=[0, 2])
     questions: list[tuple[Any, str]] = [
         # Where types are not checked, as they are in this suite.
-        (lambda: _census._check_reduces(["total"], True), "reduce='total' is unknown: choose of sum, abs"),
+        (lambda: whole_census._check_reduces(["total"], True), "reduce='total' is unknown: choose of sum, abs"),
         (lambda: found._check(["total"], None, [0], "all"), "reduce='total' is unknown"),
         (lambda: found._check(["sum"], None, [0], "beside"), "where='beside' is unknown"),
         (lambda: found.channels("mass"), "was not asked for"),
@@ -317,4 +318,4 @@ def test_a_census_of_other_weights_is_not_loaded(tmp_path: Path) -> None:
 
 
 def test_it_is_public() -> None:
-    assert fra.census is _census.census
+    assert fra.census is whole_census.census

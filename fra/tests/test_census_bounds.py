@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fra import _census_bounds, _census_dense
-from fra._census_result import Census
+from fra._census import bounds, dense
+from fra._census.result import Census
 from fra.core.strongest import Strongest
 from fra.tests.bench import workloads
 from fra.tests.test_census_properties import (
@@ -37,7 +37,7 @@ def test_no_channel_is_stronger_than_its_bound(shape: dict[str, Any], where: str
         {head: census.layer.directions(side, head, live).norm(dim=1) for head in range(N_HEADS)}
         for side in ("query", "key")
     ]
-    steps = _census_bounds.staircase(census.corpus, sources, *norms)
+    steps = bounds.staircase(census.corpus, sources, *norms)
     at = {int(feature): place for place, feature in enumerate(live)}
     for number, (name, head) in enumerate(sources):
         assert steps.bounded((name, head))
@@ -48,10 +48,10 @@ def test_no_channel_is_stronger_than_its_bound(shape: dict[str, Any], where: str
 @pytest.fixture
 def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A column or two in a block, a few numbers in a tile: bounds are looked at everywhere."""
-    monkeypatch.setattr(_census_dense, "_COLUMNS", (1, 2))
-    monkeypatch.setattr(_census_dense, "_TERM_COLUMNS", 1)
-    monkeypatch.setattr(_census_dense, "_FIRST_SCANNED", 1)
-    monkeypatch.setattr(_census_dense, "_SCANNED_AT_ONCE", 2)
+    monkeypatch.setattr(dense, "_COLUMNS", (1, 2))
+    monkeypatch.setattr(dense, "_TERM_COLUMNS", 1)
+    monkeypatch.setattr(dense, "_FIRST_SCANNED", 1)
+    monkeypatch.setattr(dense, "_SCANNED_AT_ONCE", 2)
 
 
 @pytest.mark.usefixtures("_narrow")
@@ -85,7 +85,7 @@ def test_most_is_left_out_and_the_answer_is_that_of_everything(rotary: bool, mon
     layer = workloads.layer(300, 2, d_model=16, d_head=8, n_pos=40 if rotary else None)
     every = workloads.of(layer, corpus).strongest(("sum", "abs"), None)
     for name, value in {"_SAMPLED_FEATURES": 16, "_COLUMNS": (8, 64), "_TERM_COLUMNS": 8, "_STEP": 0.75}.items():
-        monkeypatch.setattr(_census_dense, name, value)
+        monkeypatch.setattr(dense, name, value)
     looked: list[int] = []
     right = Strongest.offer_tile
 

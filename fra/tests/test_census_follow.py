@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fra
-from fra import _census_follow, _census_observe
-from fra._census_follow import Followed
-from fra._census_result import Census
+from fra._census import follow as census_follow
+from fra._census import observe
+from fra._census.follow import Followed
+from fra._census.result import Census
 from fra.errors import FraError
 from fra.tests.models import D_SAE, tiny
 from fra.tests.test_census import DOCUMENTS, LAYER, interrupt_once, sae, take
@@ -52,7 +53,7 @@ def test_the_strongest_contributions_are_held_and_halves_merge(
     census = make_census(**shape, n_docs=4)
     nothing = Followed.nothing(CHANNELS, k, census.corpus.value)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_census_follow, "_PAIRS_AT_ONCE", pairs)
+        patch.setattr(census_follow, "_PAIRS_AT_ONCE", pairs)
         whole = nothing.see(census.layer, census.corpus)
         documents = [one_document(census.corpus, doc) for doc in range(4)]
         halves = [nothing, nothing]
@@ -103,7 +104,7 @@ def test_a_census_follows_channels_as_examples_find_them_afterwards(
 ) -> None:
     ids = strongest_ids(take(kind, heads=[1, 2]))
     options: Any = {"heads": [1, 2], "follow": ids, "n_examples": 3}
-    monkeypatch.setattr(_census_observe, "_TOKENS_AT_ONCE", 12)  # several batches
+    monkeypatch.setattr(observe, "_TOKENS_AT_ONCE", 12)  # several batches
     found = take(kind, **options)
     frame = found.followed()
     for head, i, j in ids.itertuples(index=False):
@@ -121,7 +122,7 @@ def test_a_census_follows_channels_as_examples_find_them_afterwards(
 
 
 def test_interrupted_and_resumed_it_holds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_census_observe, "_TOKENS_AT_ONCE", 12)
+    monkeypatch.setattr(observe, "_TOKENS_AT_ONCE", 12)
     pairs = strongest_ids(take(heads=[0]))[["q_feature", "k_feature"]].to_numpy()
     options: Any = {"follow": torch.tensor(pairs), "n_examples": 4}
     never = take(**options)

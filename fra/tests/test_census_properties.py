@@ -10,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fra import _census_corpus, _census_dense, _census_scan, _census_tables
-from fra._census_corpus import Corpus, concatenate
-from fra._census_observe import Layer
-from fra._census_result import Census
+from fra._census import corpus as census_corpus
+from fra._census import dense, scan, tables
+from fra._census.corpus import Corpus, concatenate
+from fra._census.observe import Layer
+from fra._census.result import Census
 from fra.core import blocks, meetings
 from fra.core.frozen import Rotary
 from fra.core.strongest import Strongest
@@ -200,13 +201,13 @@ def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Chunked: documents one at a time, a few numbers in each intermediate array; stripes by tables, which are
     otherwise sorted out channel by channel.
     """
-    monkeypatch.setattr(_census_scan.Scan, "_few_pairs", lambda _: request.param == "whole")
+    monkeypatch.setattr(scan.Scan, "_few_pairs", lambda _: request.param == "whole")
     if request.param == "chunked":
-        for module in (blocks, _census_tables, meetings):
+        for module in (blocks, tables, meetings):
             monkeypatch.setattr(module, "WORK_BYTES", 200)
-        monkeypatch.setattr(_census_tables, "_ROWS_AT_ONCE", 10)
-        monkeypatch.setattr(_census_tables, "_COLUMNS_AT_ONCE", 64)
-        monkeypatch.setattr(_census_tables, "_LOOPED_FROM", 0)
+        monkeypatch.setattr(tables, "_ROWS_AT_ONCE", 10)
+        monkeypatch.setattr(tables, "_COLUMNS_AT_ONCE", 64)
+        monkeypatch.setattr(tables, "_LOOPED_FROM", 0)
 
 
 shapes = st.fixed_dictionaries(
@@ -326,7 +327,7 @@ def test_documents_may_be_cut_and_joined_anywhere(shape: dict[str, Any]) -> None
 
 
 def one_document(corpus: Corpus, doc: int) -> Corpus:
-    part = _census_corpus.Part(corpus, doc, doc + 1)
+    part = census_corpus.Part(corpus, doc, doc + 1)
     return Corpus(
         number=torch.tensor([0]),
         length=corpus.length[doc : doc + 1],
@@ -353,14 +354,14 @@ def test_float32_is_the_definition_to_its_precision(rotary: str) -> None:
 def test_counts_beyond_what_float32_holds_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     census = make_census(2)
     expected = census.channels("count")
-    monkeypatch.setattr(_census_tables, "count_dtype", lambda _: torch.int64)
+    monkeypatch.setattr(tables, "count_dtype", lambda _: torch.int64)
     pd.testing.assert_frame_equal(census.channels("count"), expected)
 
 
 def test_a_table_that_lost_something_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     census = make_census(4)
     right = blocks.segments
-    monkeypatch.setattr(_census_tables, "segments", lambda *args: right(*args) * 0.99)
+    monkeypatch.setattr(tables, "segments", lambda *args: right(*args) * 0.99)
     with pytest.raises(ArithmeticError, match="adds up to"):
         census.channels("sum")
 
@@ -401,7 +402,7 @@ def test_a_threshold_from_the_busiest_features_loses_nothing(reduces: Any, monke
     told = []
     right = Strongest.expect
     monkeypatch.setattr(Strongest, "expect", lambda self, threshold: (told.append(threshold), right(self, threshold)))
-    monkeypatch.setattr(_census_dense, "_SAMPLED_FEATURES", 16)
+    monkeypatch.setattr(dense, "_SAMPLED_FEATURES", 16)
     for name, frame in workloads.of(layer, corpus).strongest(reduces, 9).items():
         pd.testing.assert_frame_equal(frame, plain[name], check_exact=True)
     assert told and min(told) > 0

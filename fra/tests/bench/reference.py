@@ -13,8 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fra._census_corpus import Corpus
-from fra._census_observe import Layer
+from fra._census.corpus import Corpus
+from fra._census.observe import Layer
 
 
 def channels(

@@ -10,9 +10,9 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig
 
-from fra._census_corpus import Corpus
-from fra._census_observe import Layer
-from fra._census_result import Census
+from fra._census.corpus import Corpus
+from fra._census.observe import Layer
+from fra._census.result import Census
 from fra.core.frozen import Rotary
 from fra.core.weights import QKWeights
 from fra.tests.models import build_tokenizer, folder, load_model

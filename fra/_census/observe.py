@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from fra._census_corpus import Corpus
+from fra._census.corpus import Corpus
 from fra.core.frozen import FrozenLayer, Rotary, Side, folded_gain, freeze, read_hooks, rotary_of
 from fra.core.weights import Model, QKWeights, check_layer_and_head, qk_weights
 from fra.dictionaries.codes import ROWS_AT_ONCE, check_dictionary, codes, dictionary_hook, encoded_rows

@@ -1,7 +1,7 @@
 """Tables over all live features, block by block of key features, scanned for the strongest channels.
 
 Position parts times couplings where terms have them, single terms elsewhere. Features stand in the order of
-`fra._census_bounds.Staircase`, and of a block only the query features are taken that can still have a channel among the
+`fra._census.bounds.Staircase`, and of a block only the query features are taken that can still have a channel among the
 strongest; the bounds of key features fall from block to block, until nothing is left.
 """
 
@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float, Num
 from torch import Tensor
 
-from fra._census_bounds import Staircase, staircase
-from fra._census_job import Job, Source, kind_of
-from fra._census_tables import Kind, Tables, Where, count_dtype, shared
+from fra._census.bounds import Staircase, staircase
+from fra._census.job import Job, Source, kind_of
+from fra._census.tables import Kind, Tables, Where, count_dtype, shared
 
 _TABLE_BYTES = 1 << 24
 """Of one position part: few enough that it is still in a cache when it is multiplied, head by head."""

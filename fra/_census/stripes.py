@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._census_corpus import Corpus
-from fra._census_observe import Layer
+from fra._census.corpus import Corpus
+from fra._census.observe import Layer
 from fra.core.blocks import add_at
 from fra.core.meetings import Meetings
 

@@ -10,12 +10,12 @@ from typing import Any, get_args
 import pandas as pd
 import torch
 
-from fra._census_corpus import Corpus, concatenate, read, write
-from fra._census_follow import Followed
-from fra._census_job import Ask, CensusReduce
-from fra._census_observe import Layer, Observer
-from fra._census_scan import Scan
-from fra._census_tables import Tables, Where
+from fra._census.corpus import Corpus, concatenate, read, write
+from fra._census.follow import Followed
+from fra._census.job import Ask, CensusReduce
+from fra._census.observe import Layer, Observer
+from fra._census.scan import Scan
+from fra._census.tables import Tables, Where
 from fra.core.weights import Model
 from fra.errors import FraError
 

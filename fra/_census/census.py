@@ -10,11 +10,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fra._census_corpus import Corpus, concatenate, read, write
-from fra._census_follow import Followed, channels_to_follow
-from fra._census_job import CensusReduce
-from fra._census_observe import Observer, check_documents, documents_digest, plan, stripe_lists
-from fra._census_result import NEED_INPUTS, NEED_STRIPES, Census
+from fra._census.corpus import Corpus, concatenate, read, write
+from fra._census.follow import Followed, channels_to_follow
+from fra._census.job import CensusReduce
+from fra._census.observe import Observer, check_documents, documents_digest, plan, stripe_lists
+from fra._census.result import NEED_INPUTS, NEED_STRIPES, Census
 from fra.core.weights import Model, check_layer_and_head
 from fra.errors import FraError
 

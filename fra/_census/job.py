@@ -9,10 +9,10 @@ from typing import Literal
 from jaxtyping import Num
 from torch import Tensor
 
-from fra._census_corpus import Corpus
-from fra._census_observe import Layer
-from fra._census_stripes import StripeChannels
-from fra._census_tables import Kind, Where
+from fra._census.corpus import Corpus
+from fra._census.observe import Layer
+from fra._census.stripes import StripeChannels
+from fra._census.tables import Kind, Where
 from fra.core.strongest import Strongest
 from fra.errors import FraError
 

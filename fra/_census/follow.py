@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._census_corpus import Corpus, Part
-from fra._census_observe import Layer
+from fra._census.corpus import Corpus, Part
+from fra._census.observe import Layer
 from fra.errors import FraError
 
 _ROWS_AT_ONCE = 2048

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._census_corpus import Corpus, Part
-from fra._census_job import Source
+from fra._census.corpus import Corpus, Part
+from fra._census.job import Source
 from fra.core.blocks import add_at
 from fra.core.strongest import Strongest
 

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
-from fra._census_corpus import Corpus, Part
-from fra._census_observe import Layer
+from fra._census.corpus import Corpus, Part
+from fra._census.observe import Layer
 from fra.core.blocks import WORK_BYTES, Side, add_at, reduce_blocks, segments
 
 Kind = Literal["sum", "abs", "max", "count", "contrast", "sensitivity", "mass"]

@@ -5,7 +5,6 @@ from . import errors as errors
 from . import gauges as gauges
 from . import induction as induction
 from . import interventions as interventions
-from . import patching as patching
 from . import report as report
 from . import stimuli as stimuli
 from . import structured as structured
@@ -19,6 +18,7 @@ from .core import sentences as sentences
 from .core.output import resolve_output as resolve_output
 from .core.resolve import resolve as resolve
 from .dictionaries import blockdiag as blockdiag
+from .interventions import patching as patching
 from .interventions import remove as remove
 from .targets import load_target as load_target
 from .verdicts import ledger as ledger

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._ablation import set_output
 from fra._head_outputs import HeadOutputs, Live
-from fra._intervention import Hook
 from fra.core.weights import Model
 from fra.dictionaries.encoder import encode
 from fra.family import LayerFamilies
-from fra.patching import ablate_features, losses, readout
+from fra.interventions.attach import Hook
+from fra.interventions.heads import set_output
+from fra.interventions.patching import ablate_features, losses, readout
 from fra.verdicts.stats import Floats, seed_of
 
 PAIRS = 48

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fra._ablation import set_output
 from fra._head_outputs import HeadOutputs
-from fra._intervention import Hook
 from fra.core.weights import Model
-from fra.patching import own_positions, patch_activation
+from fra.interventions.attach import Hook
+from fra.interventions.heads import set_output
+from fra.interventions.patching import own_positions, patch_activation
 from fra.verdicts.stats import Floats, seed_of
 
 PROMPTS = 100

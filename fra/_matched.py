@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._downstream import Head
+from fra.interventions.downstream import Head
 
 WINDOW = 40
 """A member is stood for by one of the WINDOW live channels nearest to it in mass."""

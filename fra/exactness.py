@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._intervention import Intervention
 from fra.core.coded import measure_arm
 from fra.core.output import ResolvedOutput, Space
 from fra.core.resolve import TERMS, ResolvedHead, resolve
 from fra.core.weights import Model, ov_weights
 from fra.dictionaries.codes import dictionary_hook
+from fra.interventions.attach import Intervention
 from fra.verdicts.claim import Claim, Condition, Evidence
 
 DROPPED = (*(f"{side} {term}" for side in ("query", "key") for term in TERMS), "scale")

@@ -26,7 +26,7 @@ from fra.core.weights import Model
 from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import head_output_layer_of
 from fra.induction import HeadStatus, head_status
-from fra.patching import effective_decoder, readout
+from fra.interventions.patching import effective_decoder, readout
 from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets
 from fra.targets.target import text_of

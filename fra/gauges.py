@@ -17,12 +17,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra._census.census import census
-from fra._gauges import basis, key_bias, mean_direction, norm, parameter, rank_one, turned, why_not
 from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer, Side, freeze
 from fra.core.resolve import ResolvedHead
 from fra.core.weights import Model, raw_weights
 from fra.dictionaries.codes import Codes, codes, dictionary_hook
+from fra.interventions.gauges import basis, key_bias, mean_direction, norm, parameter, rank_one, turned, why_not
 from fra.targets.target import in_double
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.stats import seed_of

@@ -19,7 +19,7 @@ from fra._head_outputs import observe
 from fra.core.weights import Model
 from fra.dictionaries.codes import dictionary_hook
 from fra.errors import FraError
-from fra.patching import ablate_features, own_positions
+from fra.interventions.patching import ablate_features, own_positions
 from fra.verdicts.bounds import MATCHED, above_share, columns_tested
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.stats import Floats, seed_of

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra import _ablation, _intervention
 from fra import interventions as iv
 from fra.core.coded import Arm, measure_arm
 from fra.core.weights import Model
@@ -46,9 +45,7 @@ def texts(documents: list[Int[Tensor, " pos"]], cut: int) -> Texts:
     return Texts(tokens, torch.cat([tokens[:, :cut], later[:, cut:]], dim=1), other, cut)
 
 
-def every_intervention(
-    model: Model, sae: Any, arm: Arm, head: int, text: Texts
-) -> dict[str, _intervention.Intervention]:
+def every_intervention(model: Model, sae: Any, arm: Arm, head: int, text: Texts) -> dict[str, iv.Intervention]:
     """One of each kind of intervention at one head, each of them strong, by name.
 
     `arm`: the documents at the head's layer. Features are live before the cut and after it.
@@ -69,12 +66,12 @@ def every_intervention(
         "scale key features": iv.scale_features(model, features, "key", **place),
         "remove from the output": iv.remove_output(model, features, terms=("error", "bias"), **place),
         "scale in the output": iv.scale_output(model, features, 5.0, **place),
-        "zero ablation": _ablation.zero_ablate(model, **where),
-        "mean ablation": _ablation.mean_ablate(model, text.other, **where),
-        "patched output": _ablation.patch_output(model, text.other, **where),
-        "patched pattern": _ablation.patch_pattern(model, text.other, **where),
+        "zero ablation": iv.zero_ablate(model, **where),
+        "mean ablation": iv.mean_ablate(model, text.other, **where),
+        "patched output": iv.patch_output(model, text.other, **where),
+        "patched pattern": iv.patch_pattern(model, text.other, **where),
     }
-    frozen = _ablation.freeze_scales(model, text.other, layer=layer)
+    frozen = iv.freeze_scales(model, text.other, layer=layer)
     return made | ({"frozen scales": frozen} if frozen.hooks else {})  # a model without norms has none to freeze
 
 
@@ -102,7 +99,7 @@ def _live_channels(arm: Arm, cut: int) -> tuple[Int[Tensor, "n 2"], Int[Tensor, 
     return channels, torch.unique(channels)
 
 
-def unmasked(model: Model, layer: int, head: int) -> _intervention.Intervention:
+def unmasked(model: Model, layer: int, head: int) -> iv.Intervention:
     """The mistake: a head's scores overwritten above the diagonal, too."""
 
     def edit(scores: Tensor, hook: Any) -> Tensor:
@@ -110,7 +107,7 @@ def unmasked(model: Model, layer: int, head: int) -> _intervention.Intervention:
         scores[:, head] = 0.0
         return scores
 
-    return _intervention.Intervention(model, [], [(f"blocks.{layer}.attn.hook_attn_scores", edit)])
+    return iv.Intervention(model, [], [(f"blocks.{layer}.attn.hook_attn_scores", edit)])
 
 
 @dataclass(frozen=True)
@@ -147,7 +144,7 @@ def _logits(model: Callable[..., Tensor], tokens: Tensor) -> Float[Tensor, "batc
     return model(tokens)
 
 
-def _earlier(model: Model, intervention: _intervention.Intervention, text: Texts) -> tuple[int, Tensor]:
+def _earlier(model: Model, intervention: iv.Intervention, text: Texts) -> tuple[int, Tensor]:
     """How many logits before the cut differ between the two texts, and the logits of the first."""
     with intervention:
         one, two = _logits(model, text.tokens), _logits(model, text.changed)

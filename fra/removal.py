@@ -14,16 +14,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra import _ablation, _intervention, cih
-from fra import interventions as iv
+from fra import cih
 from fra._census.census import census
 from fra._channels import on_device
-from fra._downstream import Downstream, Head, Scene
 from fra._matched import Pool, displaced, matched_sets
 from fra._screen import SET_SIZES
 from fra._search import SET_SIZE, Search
 from fra.core.coded import measure_arm
 from fra.errors import FraError
+from fra.interventions import attach, scores
+from fra.interventions import heads as whole_heads
+from fra.interventions.downstream import Downstream, Head, Scene
 from fra.stimuli import sets as document_sets
 from fra.stimuli.repeated import Batch
 from fra.verdicts.claim import parse_head
@@ -101,7 +102,7 @@ class Part:
     def share(self, head: int, pairs: Int[Tensor, "n 2"]) -> Float[Tensor, "batch pos pos"]:
         """What these channels add to the head's scores."""
         arm = self.scene.arm
-        return iv._channels(pairs.to(arm.frozen.x.device))(arm, head)
+        return scores.channel_share(pairs.to(arm.frozen.x.device))(arm, head)
 
     def mean_output(self, head: Head) -> Float[Tensor, " d_head"]:
         """The head's mean output over all positions but BOS and padding."""
@@ -132,7 +133,7 @@ class Reader:
         return values.gather(1, self.next[:, None])[:, 0]
 
     @torch.no_grad()
-    def read(self, *changes: _intervention.Intervention) -> Float[np.ndarray, "n_documents copies measures"]:
+    def read(self, *changes: attach.Intervention) -> Float[np.ndarray, "n_documents copies measures"]:
         """Sums by document and copy, under these interventions."""
         with ExitStack() as stack:
             for change in changes:
@@ -255,11 +256,11 @@ def measure(
 
 def _everything(
     target: Target, part: Part, head: int, chosen: Chosen, mean: Tensor, equal: float
-) -> Iterator[tuple[str, tuple[_intervention.Intervention, ...]]]:
+) -> Iterator[tuple[str, tuple[attach.Intervention, ...]]]:
     """What is done to one head, by name."""
     own = part.scene.head(head)
     taken = part.share(head, chosen.ranked[:SET_SIZE])
-    frozen = _ablation.freeze_scales(target.model, part.tokens, layer=part.scene.arm.frozen.layer)
+    frozen = whole_heads.freeze_scales(target.model, part.tokens, layer=part.scene.arm.frozen.layer)
     to_mean = own.by(mean - own.z)
     for size in SET_SIZES:
         share = taken if size == SET_SIZE else part.share(head, chosen.ranked[:size])

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 import fra
-from fra import _intervention as iv
+from fra import interventions as iv
 from fra.tests.models import NORMS_IN_FLOAT32, random_tokens, tiny, tiny_sae
 
 LAYER, HEAD = 1, 2  # a sliding window in Gemma and GPT-Neo; the second key-value head under GQA

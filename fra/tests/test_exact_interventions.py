@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from fra import _ablation, _intervention, exactness, leaks
+from fra import exactness, leaks
+from fra import interventions as iv
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.errors import CannotLoad
@@ -36,7 +37,7 @@ def test_no_intervention_looks_ahead_and_an_unmasked_patch_does(kind: str) -> No
 def test_one_leaking_intervention_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model, every = tiny("gpt2"), leaks.every_intervention
 
-    def with_a_leak(*args: Any) -> dict[str, _intervention.Intervention]:
+    def with_a_leak(*args: Any) -> dict[str, iv.Intervention]:
         made = every(*args)
         return {"zero ablation": made["zero ablation"], "mine": leaks.unmasked(model, LAYER, HEAD)}
 
@@ -124,7 +125,7 @@ def test_a_heads_result_is_its_output_through_its_own_weights() -> None:
     tokens = random_tokens(16, 1)
     with torch.no_grad():
         _, out = exactness._own_outputs(model, tokens, LAYER, 4)
-    z = _ablation.head_outputs(model, tokens[None], layer=LAYER, head=HEAD)[0]
+    z = iv.head_outputs(model, tokens[None], layer=LAYER, head=HEAD)[0]
     attention: Any = model.blocks[LAYER].attn
     torch.testing.assert_close(out[HEAD] - out[-1], z @ attention.W_O[HEAD].detach())
     assert float((out[0] - out[1]).abs().max()) > 1e-3

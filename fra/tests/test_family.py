@@ -16,13 +16,14 @@ import torch
 from scipy import stats as sps
 
 import fra.family_effects as effects
-from fra import _ablation, _head_outputs, attribution, context, patching, prefix
 from fra import _family_measures as measures
 from fra import _family_upstream as upstream
+from fra import _head_outputs, attribution, context, interventions, prefix
 from fra import family as family_module
 from fra import family_evidence as evidence
 from fra.claim import Claim, Condition, Outcome, judge
 from fra.family import Families, LayerFamilies, attribution_shares
+from fra.interventions import patching
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.families import HOOK, WRONG, families, layer
@@ -122,7 +123,7 @@ def test_ablated_heads_are_those_of_the_models_own_hooks() -> None:
     at, _ = measures.firing(at_hand.observed, np.arange(2 * circuit.D_VOCAB))
     for head in (0, 1):
         value = measures.head_means(at_hand.found)[head]
-        with _ablation.set_output(at_hand.model, value, layer=1, head=head), torch.no_grad():
+        with interventions.set_output(at_hand.model, value, layer=1, head=head), torch.no_grad():
             z = at_hand.model.run_with_cache(at_hand.documents.tokens, names_filter=[HOOK])[1][HOOK]
         gone = at_hand.dictionary.encode(z.flatten(2))[at.doc, at.pos, at.feature] == 0
         assert torch.equal(measures.turned_off(at_hand, at, head, value), gone)
@@ -224,7 +225,7 @@ def test_patching_upstream_is_each_prompts_own() -> None:
     for n in (0, 5):
         rows = patching.own_positions([int(few.at[n])], few.clean.shape[1])
         one, other = few.clean[n : n + 1], few.corrupted[n : n + 1]
-        patch = _ablation.patch_output(model, other, layer=0, head=2, rows=rows)
+        patch = interventions.patch_output(model, other, layer=0, head=2, rows=rows)
         with patch:
             truth = attribution.pre_activation(model, sae, one[0], few.feature[n : n + 1])[-1, 0]
         assert got.noised["L0H2"][n] == pytest.approx(float(truth), abs=1e-9)

@@ -7,9 +7,10 @@ from functools import cache
 import pytest
 import torch
 
-from fra import _gauges, gauges
+from fra import gauges
 from fra.errors import FraError
 from fra.gauges import STAYS, Moved
+from fra.interventions import gauges
 from fra.tests import models
 
 LAYER = 1
@@ -59,14 +60,14 @@ def test_each_edit_changes_the_weights_and_takes_the_change_back() -> None:
     logits = model(tokens)
     c = torch.randn(4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     W = model.blocks[LAYER].attn.W_K.clone()
-    with _gauges.mean_direction(model, LAYER, c):
+    with gauges.mean_direction(model, LAYER, c):
         assert float((model.blocks[LAYER].attn.W_K - W).detach().abs().max()) > 0.1
         assert torch.allclose(model(tokens), logits, atol=1e-12)
-    with pytest.raises(RuntimeError, match="on purpose"), _gauges.key_bias(model, LAYER, c):
+    with pytest.raises(RuntimeError, match="on purpose"), gauges.key_bias(model, LAYER, c):
         raise RuntimeError("on purpose")
     ones = torch.ones(32, dtype=torch.float64)
     ones[3] = 2.0  # no direction but that of the mean is idle
-    with _gauges.rank_one(model, LAYER, ones, c):
+    with gauges.rank_one(model, LAYER, ones, c):
         assert float((model(tokens) - logits).detach().abs().max()) > 1e-4
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -84,7 +85,7 @@ def test_each_edit_changes_the_weights_and_takes_the_change_back() -> None:
 )
 def test_where_there_is_no_such_gauge(kind: str, gauge: str, why: str) -> None:
     model = models.tiny(kind, torch.float64)
-    assert why in (_gauges.why_not(model, LAYER, gauge) or "")
+    assert why in (gauges.why_not(model, LAYER, gauge) or "")
     with pytest.raises(FraError, match=why):
         getattr(gauges, gauge)(model, LAYER, torch.ones((4, 8, 8) if gauge == "basis" else (4, 8), dtype=torch.float64))
 
@@ -93,11 +94,11 @@ def test_a_key_bias_is_no_gauge_where_rotary_positions_turn_it() -> None:
     v = torch.ones(4, 8, dtype=torch.float64)
     model = models.tiny("pythia", torch.float64)  # a quarter of 8 dimensions turn
     with pytest.raises(FraError, match="rotary"):
-        _gauges.key_bias(model, LAYER, v)
+        gauges.key_bias(model, LAYER, v)
     v[:, :2] = 0.0
     tokens = models.random_tokens(12)[None]
     before = model(tokens)
-    with _gauges.key_bias(model, LAYER, v):
+    with gauges.key_bias(model, LAYER, v):
         assert torch.allclose(model(tokens), before, atol=1e-12)
 
 

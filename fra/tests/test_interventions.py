@@ -11,9 +11,9 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 import fra
-from fra import _ablation
-from fra import interventions as iv
 from fra.core import output as output_module
+from fra.interventions import heads as whole_heads
+from fra.interventions import scores as iv
 from fra.tests.intervening import (
     ATTN,
     BRIDGE_SOFTMAX,
@@ -232,7 +232,7 @@ def test_a_removal_sees_what_a_removal_in_an_earlier_layer_has_changed() -> None
 
 def test_near_saturation_the_score_before_the_cap_is_computed_anew() -> None:
     """In float32 tanh rounds to one there, and its inverse to infinity."""
-    from fra._intervention import before_cap
+    from fra.interventions.attach import before_cap
 
     frozen = resolved("gemma2")[0].frozen.to(torch.float32)
     own = frozen.scores(HEAD) * 8
@@ -326,7 +326,7 @@ def test_a_head_without_any_output_term_is_a_zeroed_head(kind: str) -> None:
     with iv.remove_output(model, [], terms=("feature", "bias", "error"), **at(kind)):
         z, nothing = seen(model, Z)[0], logits(model)
     assert float(z[:, :, HEAD].abs().max()) < max(tolerance(kind), BRIDGE_SOFTMAX)
-    with _ablation.zero_ablate(model, layer=LAYER, head=HEAD):
+    with whole_heads.zero_ablate(model, layer=LAYER, head=HEAD):
         torch.testing.assert_close(logits(model), nothing, atol=1e-4, rtol=0)
     assert float((logits(model) - nothing).abs().max()) > 1e-2
 
@@ -370,19 +370,19 @@ def test_ablation_and_patching_are_the_same_edits_made_by_hand(kind: str) -> Non
         return lambda own: own[:, rows, HEAD].copy_(torch.as_tensor(value).expand_as(own[:, rows, HEAD]))
 
     cases = [
-        (_ablation.zero_ablate(model, **place), by_hand(Z, put(0.0))),
-        (_ablation.zero_ablate(model, **place, rows=[4, 5, 6]), by_hand(Z, put(0.0, slice(4, 7)))),
-        (_ablation.zero_ablate(model, **place, share=0.25), by_hand(Z, lambda own: own[:, :, HEAD].mul_(0.75))),
-        (_ablation.mean_ablate(model, other, **place), by_hand(Z, put(z[:, :, HEAD].mean((0, 1))))),
+        (whole_heads.zero_ablate(model, **place), by_hand(Z, put(0.0))),
+        (whole_heads.zero_ablate(model, **place, rows=[4, 5, 6]), by_hand(Z, put(0.0, slice(4, 7)))),
+        (whole_heads.zero_ablate(model, **place, share=0.25), by_hand(Z, lambda own: own[:, :, HEAD].mul_(0.75))),
+        (whole_heads.mean_ablate(model, other, **place), by_hand(Z, put(z[:, :, HEAD].mean((0, 1))))),
         (
-            _ablation.mean_ablate(model, other, **place, reference_rows=counted),
+            whole_heads.mean_ablate(model, other, **place, reference_rows=counted),
             by_hand(Z, put(z[:, :, HEAD][counted].mean(0))),
         ),
-        (_ablation.mean_ablate(model, other, **place, by_position=True), by_hand(Z, put(z[:, :, HEAD].mean(0)))),
-        (_ablation.patch_output(model, other, **place), by_hand(Z, put(z[:, :, HEAD]))),
-        (_ablation.patch_output(model, other, **place, rows=[15]), by_hand(Z, put(z[:, 15:, HEAD], slice(15, 16)))),
+        (whole_heads.mean_ablate(model, other, **place, by_position=True), by_hand(Z, put(z[:, :, HEAD].mean(0)))),
+        (whole_heads.patch_output(model, other, **place), by_hand(Z, put(z[:, :, HEAD]))),
+        (whole_heads.patch_output(model, other, **place, rows=[15]), by_hand(Z, put(z[:, 15:, HEAD], slice(15, 16)))),
         (
-            _ablation.patch_pattern(model, other, **place),
+            whole_heads.patch_pattern(model, other, **place),
             by_hand(PATTERN, lambda own: own[:, HEAD].copy_(pattern[:, HEAD])),
         ),
     ]
@@ -399,7 +399,7 @@ def test_frozen_scales_hold_downstream_only(kind: str) -> None:
     scales = [name for name in model.hook_dict if name.endswith("hook_scale") and name.startswith(("blocks", "ln_f"))]
     changed = torch.stack([random_tokens(16, seed) for seed in (7, 8)])
     before = dict(zip(scales, seen(model, *scales), strict=True))
-    with _ablation.freeze_scales(model, TOKENS, layer=0):
+    with whole_heads.freeze_scales(model, TOKENS, layer=0):
         held = dict(zip(scales, seen(model, *scales, tokens=changed), strict=True))
         output = logits(model, changed)
         (stream,) = seen(model, f"blocks.{LAYER}.hook_resid_post", tokens=changed)

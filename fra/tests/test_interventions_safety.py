@@ -15,7 +15,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
 import fra
-from fra import _ablation, _intervention
 from fra import interventions as iv
 from fra.errors import FraError
 from fra.tests.intervening import (
@@ -38,7 +37,7 @@ from fra.tests.models import ARCHITECTURES, D_SAE, N_CTX, model_folder, random_t
 # ---- never a look ahead
 
 
-def everything(kind: str, dtype: torch.dtype) -> list[_intervention.Intervention]:
+def everything(kind: str, dtype: torch.dtype) -> list[iv.Intervention]:
     """One of each kind of intervention, each of them strong."""
     model, place = tiny(kind, dtype), at(kind)
     other = torch.stack([random_tokens(16, seed) for seed in (7, 8)])
@@ -57,15 +56,15 @@ def everything(kind: str, dtype: torch.dtype) -> list[_intervention.Intervention
         iv.scale_features(model, features[::2], "key", **place),
         iv.remove_output(model, features[::2], terms=("error", "bias"), **place),
         iv.scale_output(model, features[::2], 5.0, **place),
-        _ablation.zero_ablate(model, **head),
-        _ablation.mean_ablate(model, other, **head),
-        _ablation.patch_output(model, other, **head),
-        _ablation.patch_pattern(model, other, **head),
-        _ablation.freeze_scales(model, other, layer=LAYER),
+        iv.zero_ablate(model, **head),
+        iv.mean_ablate(model, other, **head),
+        iv.patch_output(model, other, **head),
+        iv.patch_pattern(model, other, **head),
+        iv.freeze_scales(model, other, layer=LAYER),
     ]
 
 
-def leaks(model: Any, interventions: list[_intervention.Intervention]) -> list[int]:
+def leaks(model: Any, interventions: list[iv.Intervention]) -> list[int]:
     """Which interventions let a logit at or before position 10 feel the tokens after it, to the last bit."""
     changed = TOKENS.clone()
     changed[:, 11:] = torch.stack([random_tokens(16, seed)[11:] for seed in (3, 4)])
@@ -79,7 +78,7 @@ def leaks(model: Any, interventions: list[_intervention.Intervention]) -> list[i
     return found
 
 
-def unmasked(model: Any) -> _intervention.Intervention:
+def unmasked(model: Any) -> iv.Intervention:
     """The classic mistake: scores overwritten above the diagonal, too."""
 
     def edit(scores: torch.Tensor, hook: Any) -> torch.Tensor:
@@ -87,7 +86,7 @@ def unmasked(model: Any) -> _intervention.Intervention:
         scores[:, HEAD] = 0.0
         return scores
 
-    return _intervention.Intervention(model, [], [(SCORES, edit)])
+    return iv.Intervention(model, [], [(SCORES, edit)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -147,7 +146,7 @@ def test_a_list_of_hooks_does_the_same(kind: str, folded: bool) -> None:
     for intervention in (
         fra.remove(model, channels, **at(kind)),
         iv.scale_output(model, features, 3.0, **at(kind)),
-        _ablation.zero_ablate(model, layer=LAYER, head=HEAD, share=0.5),
+        iv.zero_ablate(model, layer=LAYER, head=HEAD, share=0.5),
     ):
         with intervention:
             within = logits(model)
@@ -231,7 +230,7 @@ BAD: list[tuple[str, Callable[[Any, dict[str, Any]], Any]]] = [
     ("no column 'k_feature'", lambda m, p: fra.remove(m, pd.DataFrame({"q_feature": [1]}), **p)),
     ("layer 5 is out of range", lambda m, p: fra.remove(m, [[0, 0]], **{**p, "layer": 5})),
     ("head 4 is out of range", lambda m, p: fra.remove(m, [[0, 0]], **{**p, "head": 4})),
-    ("head 4 is out of range", lambda m, p: _ablation.zero_ablate(m, layer=0, head=4)),
+    ("head 4 is out of range", lambda m, p: iv.zero_ablate(m, layer=0, head=4)),
     ("attention input of layer 1, not of layer 0", lambda m, p: fra.remove(m, [[0, 0]], **{**p, "layer": 0})),
     ("attention input of layer 1, not of layer 0", lambda m, p: iv.remove_output(m, [0], **{**p, "layer": 0})),
     ("not a SAELens dictionary", lambda m, p: fra.remove(m, [[0, 0]], **{**p, "dictionary": 3})),
@@ -242,8 +241,8 @@ BAD: list[tuple[str, Callable[[Any, dict[str, Any]], Any]]] = [
     ("'row' does not say where", lambda m, p: fra.remove(m, [[0, 0]], **p, row=[3])),
     ("'key' does not say where", lambda m, p: iv.remove_output(m, [0], **p, key=[3])),
     ("there are no features", lambda m, p: iv.remove_output(m, [], **p)),
-    ("no reference position", lambda m, p: _ablation.mean_ablate(m, TOKENS, layer=0, head=0, reference_rows=[])),
-    ("no hook 'blocks.9.nothing'", lambda m, p: _intervention.Intervention(m, [], [("blocks.9.nothing", explode)])),
+    ("no reference position", lambda m, p: iv.mean_ablate(m, TOKENS, layer=0, head=0, reference_rows=[])),
+    ("no hook 'blocks.9.nothing'", lambda m, p: iv.Intervention(m, [], [("blocks.9.nothing", explode)])),
     ("outside the vocabulary", lambda m, p: fra.remove(m, [[0, 0]], **p, clean=TOKENS + 10_000)),
 ]
 BAD_IN_THE_PASS: list[tuple[str, Callable[[Any, dict[str, Any]], Any]]] = [
@@ -251,10 +250,10 @@ BAD_IN_THE_PASS: list[tuple[str, Callable[[Any, dict[str, Any]], Any]]] = [
     (r"keys has shape \[1, 5\]", lambda m, p: fra.remove(m, [[0, 0]], **p, keys=torch.ones(5, dtype=torch.bool))),
     ("Boolean mask", lambda m, p: fra.remove(m, [[0, 0]], **p, entries=torch.ones(16, 16))),
     ("documents of the same shape", lambda m, p: fra.remove(m, [[0, 0]], **p, clean=TOKENS[:, :9])),
-    ("documents of the same shape", lambda m, p: _ablation.patch_output(m, TOKENS[:, :9], layer=1, head=0)),
-    ("documents of the same shape", lambda m, p: _ablation.patch_pattern(m, TOKENS[:, :9], layer=1, head=0)),
-    ("documents of the same shape", lambda m, p: _ablation.freeze_scales(m, TOKENS[:, :9], layer=1)),
-    ("documents of the same shape", lambda m, p: _ablation.set_output(m, torch.zeros(7).double(), layer=1, head=0)),
+    ("documents of the same shape", lambda m, p: iv.patch_output(m, TOKENS[:, :9], layer=1, head=0)),
+    ("documents of the same shape", lambda m, p: iv.patch_pattern(m, TOKENS[:, :9], layer=1, head=0)),
+    ("documents of the same shape", lambda m, p: iv.freeze_scales(m, TOKENS[:, :9], layer=1)),
+    ("documents of the same shape", lambda m, p: iv.set_output(m, torch.zeros(7).double(), layer=1, head=0)),
 ]
 
 

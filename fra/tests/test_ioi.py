@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from fra import ioi, patching
+from fra import ioi
 from fra.claim import Claim, Outcome, judge
 from fra.errors import FraError
+from fra.interventions import patching
 from fra.tests.models import tiny, tiny_sae
 
 FILE = Path(__file__).parents[2] / "claims" / "test_d15_ioi.py"

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fra import _ablation as iv
-from fra import patching
+from fra import interventions as iv
 from fra.core import frozen
 from fra.errors import FraError
+from fra.interventions import patching
 from fra.tests.intervening import LAYER, TOKENS, Z, double, logits, seen
 from fra.tests.models import model_folder, tiny_sae
 

@@ -15,9 +15,7 @@ import pytest
 import torch
 
 import fra
-from fra import _ablation, _intervention, removal
-from fra import interventions as iv
-from fra._downstream import Downstream, Scene
+from fra import removal
 from fra._matched import Pool, displaced, matched_sets
 from fra._screen import HeadScreen
 from fra._search import Search
@@ -26,6 +24,9 @@ from fra.claim import Claim, Outcome, judge
 from fra.core.coded import measure_arm
 from fra.errors import FraError
 from fra.induction import head_status
+from fra.interventions import attach, scores
+from fra.interventions import heads as whole_heads
+from fra.interventions.downstream import Downstream, Scene
 from fra.removal_evidence import removal_evidence, selectivity_evidence
 from fra.stimuli import repeated
 from fra.tests import circuit
@@ -47,17 +48,17 @@ def test_the_rest_of_the_model_does_what_the_whole_does(kind: str) -> None:
     heads = [fra.resolve(model, sae, document, LAYER, HEAD) for document in TOKENS]
     channels = strong(heads, 30)
     own = scene.head(HEAD)
-    taken = iv._channels(channels)(scene.arm, HEAD)
-    changes: dict[str, tuple[_intervention.Intervention, _intervention.Intervention]] = {
+    taken = scores.channel_share(channels)(scene.arm, HEAD)
+    changes: dict[str, tuple[attach.Intervention, attach.Intervention]] = {
         "removed": (
             fra.remove(model, channels, layer=LAYER, head=HEAD, dictionary=sae),
             own.without(taken),
         ),
         "twice": (
-            iv.scale(model, channels, -1.0, layer=LAYER, head=HEAD, dictionary=sae),
+            scores.scale(model, channels, -1.0, layer=LAYER, head=HEAD, dictionary=sae),
             own.without(2 * taken),
         ),
-        "zero": (_ablation.zero_ablate(model, layer=LAYER, head=HEAD), own.by(-own.z)),
+        "zero": (whole_heads.zero_ablate(model, layer=LAYER, head=HEAD), own.by(-own.z)),
     }
     with torch.no_grad():
         plain = model(TOKENS)
@@ -102,12 +103,12 @@ def test_random_sets_are_live_near_in_mass_and_move_as_much() -> None:
     table = fra.census(model, sae, list(TOKENS), LAYER, [HEAD], "mass").channels()
     members = table[["q_feature", "k_feature"]].to_numpy()[5:50:5]
     pool = Pool(table, members)
-    taken = iv._channels(torch.tensor(members))(scene.arm, HEAD)
+    taken = scores.channel_share(torch.tensor(members))(scene.arm, HEAD)
     rows = torch.ones(2, 16, dtype=torch.bool)
     rows[:, 0] = False
     target = float(displaced(own, taken, rows).sum())
     rng = np.random.default_rng(0)
-    found = matched_sets(own, lambda some: iv._channels(some)(scene.arm, HEAD), pool, target, rows, 20, rng)
+    found = matched_sets(own, lambda some: scores.channel_share(some)(scene.arm, HEAD), pool, target, rows, 20, rng)
     assert len(found) == 20
     mass = {(int(q), int(k)): float(v) for q, k, v in table[["q_feature", "k_feature", "value"]].to_numpy()}
     own_pairs = {tuple(map(int, pair)) for pair in members}
@@ -115,7 +116,7 @@ def test_random_sets_are_live_near_in_mass_and_move_as_much() -> None:
         pairs = [tuple(map(int, pair)) for pair in one.pairs]
         assert len(set(pairs)) == len(members) and not own_pairs & set(pairs)
         assert abs(float(displaced(own, one.taken, rows).sum()) / target - 1) < 0.02
-        again = one.scale * iv._channels(torch.tensor(one.pairs))(scene.arm, HEAD)
+        again = one.scale * scores.channel_share(torch.tensor(one.pairs))(scene.arm, HEAD)
         assert float((again - one.taken).abs().max()) == 0
     drawn = np.median([[np.log(mass[tuple(map(int, p))]) for p in one.pairs] for one in found])
     assert abs(drawn - np.median([np.log(mass[pair]) for pair in own_pairs])) < 0.2
@@ -135,7 +136,7 @@ def test_what_no_live_set_can_move_is_not_matched() -> None:
     weak = table.iloc[-40:]
     pool = Pool(pd.concat([table.iloc[:3], weak]), table[["q_feature", "k_feature"]].to_numpy()[:3])
     rows = torch.ones(2, 16, dtype=torch.bool)
-    share = lambda some: iv._channels(some)(scene.arm, HEAD)  # noqa: E731
+    share = lambda some: scores.channel_share(some)(scene.arm, HEAD)  # noqa: E731
     assert matched_sets(scene.head(HEAD), share, pool, 20.0, rows, 5, np.random.default_rng(0)) == []
 
 

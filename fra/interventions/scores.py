@@ -1,13 +1,4 @@
-"""Changing what a head does inside a forward pass: channels of its scores, features of its output, or the whole head.
-
-Every function returns an `Intervention`: a context manager (`with fra.remove(...): model(tokens)`) that also carries
-its list of hooks (`.hooks`). What is taken away is computed from the activation that stands at the dictionary's hook in
-the very pass that is changed, so it is right under other interventions, too; `clean=tokens` takes it from a pass of its
-own without any hooks. No change ever touches a masked entry: no logit depends on later tokens under any of them.
-
-The norm's scale and a QK-norm's gain of the head's own layer are those of the pass: removing a channel leaves them as
-they are. Scales further down adapt; `freeze_scales` holds them. Gradients take what is removed as a constant.
-"""
+"""Interventions on a head's scores and on its output by feature: channels, blocks, features."""
 
 from __future__ import annotations
 
@@ -19,64 +10,25 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fra._ablation import (
-    freeze_scales,
-    head_outputs,
-    mean_ablate,
-    patch_output,
-    patch_pattern,
-    set_output,
-    zero_ablate,
-)
-from fra._intervention import (
-    Hook,
+from fra.core.coded import Arm, Channels
+from fra.core.frozen import Side, freeze
+from fra.core.output import value_features, value_terms
+from fra.core.resolve import TERMS
+from fra.core.weights import Model, check_layer_and_head, ov_weights, qk_weights
+from fra.dictionaries.codes import check_dictionary, codes, dictionary_hook
+from fra.errors import FraError
+from fra.interventions.arguments import Where, channel_pairs, check_where, chosen_entries, feature_ids
+from fra.interventions.attach import (
     Intervention,
     Pass,
-    Positions,
-    Where,
     before_cap,
-    channel_pairs,
     check_layer,
-    check_where,
-    chosen_entries,
-    feature_ids,
     fitting,
     frozen_in_pass,
     layer_names,
     unhooked,
     with_head,
 )
-from fra.core.coded import Arm, Channels
-from fra.core.frozen import Side, freeze
-from fra.core.output import ResolvedOutput, resolve_output, value_features, value_terms
-from fra.core.resolve import TERMS
-from fra.core.weights import Model, check_layer_and_head, ov_weights, qk_weights
-from fra.dictionaries.codes import check_dictionary, codes, dictionary_hook
-from fra.errors import FraError
-
-__all__ = [
-    "Channels",
-    "Hook",
-    "Intervention",
-    "Positions",
-    "ResolvedOutput",
-    "Where",
-    "freeze_scales",
-    "head_outputs",
-    "keep_only",
-    "mean_ablate",
-    "patch_output",
-    "patch_pattern",
-    "remove",
-    "remove_output",
-    "resolve_output",
-    "scale",
-    "scale_blocks",
-    "scale_features",
-    "scale_output",
-    "set_output",
-    "zero_ablate",
-]
 
 _PAIRS_AT_ONCE = 64
 
@@ -117,7 +69,7 @@ def scale(
     pairs = channel_pairs(channels, dictionary)
     if len(pairs) == 0:
         raise FraError("there are no channels to change: give at least one pair of feature ids.")
-    share = _channels(pairs)
+    share = channel_share(pairs)
     return _change_scores(model, share, factor, layer, head, dictionary, where)
 
 
@@ -134,7 +86,7 @@ def keep_only(
     out). Terms with a bias or an error on either side stay: `scale_blocks` removes those. Otherwise as `remove`.
     """
     pairs = channel_pairs(channels, dictionary)
-    kept, block = _channels(pairs), _blocks([("feature", "feature")])
+    kept, block = channel_share(pairs), _blocks([("feature", "feature")])
 
     def share(arm: Arm, head: int) -> Tensor:
         return block(arm, head) - kept(arm, head)
@@ -273,7 +225,7 @@ Share = Callable[[Arm, int], Tensor]
 """What an intervention is about: a part of one head's scores, [batch, q_pos, k_pos], before softcap."""
 
 
-def _channels(pairs: Int[Tensor, "n 2"]) -> Share:
+def channel_share(pairs: Int[Tensor, "n 2"]) -> Share:
     """The sum of F_ij over these pairs."""
 
     def share(arm: Arm, head: int) -> Tensor:

@@ -15,12 +15,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._intervention import Intervention, Positions, chosen_positions, fitting, unhooked
 from fra.core.frozen import check_tokens, read_hooks
 from fra.core.weights import Model, check_layer_and_head
 from fra.dictionaries.codes import check_kind, check_scaling, dictionary_hook, gain_and_offset
 from fra.dictionaries.encoder import encode, head_output_layer
 from fra.errors import FraError
+from fra.interventions.arguments import Positions, chosen_positions
+from fra.interventions.attach import Intervention, fitting, unhooked
 
 __all__ = [
     "ablate_features",

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._intervention import Intervention, Positions, chosen_positions, fitting, unhooked, with_head
 from fra.core.frozen import check_tokens, read_hooks
 from fra.core.weights import Model, check_layer_and_head
 from fra.errors import FraError
+from fra.interventions.arguments import Positions, chosen_positions
+from fra.interventions.attach import Intervention, fitting, unhooked, with_head
 
 
 def set_output(

@@ -14,12 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache
 
-from fra._intervention import Intervention, unhooked
 from fra.core.coded import Arm, measure_arm
 from fra.core.output import value_terms
 from fra.core.weights import Model, OVWeights, ov_weights
 from fra.dictionaries.codes import dictionary_hook
 from fra.errors import FraError
+from fra.interventions.attach import Intervention, unhooked
 
 _ROUNDING = 1e-5
 """Of the largest logit; the products of a GPU may differ by as much from one shape to another."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._head_outputs import HeadOutputs, Live
+from fra.attribution.head_outputs import HeadOutputs, Live
 from fra.core.weights import Model
 from fra.dictionaries.encoder import encode
 from fra.family import LayerFamilies

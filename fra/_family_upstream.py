@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fra._head_outputs import HeadOutputs
+from fra.attribution.head_outputs import HeadOutputs
 from fra.core.weights import Model
 from fra.interventions.attach import Hook
 from fra.interventions.heads import set_output

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._head_outputs import HeadOutputs, Live, observe, padded
+from fra.attribution.head_outputs import HeadOutputs, Live, observe, padded
 from fra.stimuli import natural
 from fra.stimuli import sets as document_sets
 

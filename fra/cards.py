@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra import _head_outputs
-from fra._head_outputs import Live
-from fra._own_tokens import direct_logits
+from fra import attribution
+from fra.attribution.head_outputs import Live
+from fra.attribution.own_tokens import direct_logits
 from fra.dictionaries.encoder import head_output_layer
 from fra.errors import FraError
 from fra.report.card_pages import Card, Example, write_pages
@@ -54,7 +54,7 @@ def firings(target: Target, sae: Any, documents: Sequence[Int[Tensor, " pos"]]) 
     parts, positions = [], 0
     for start in range(0, len(documents), _DOCUMENTS_AT_ONCE):
         some = documents[start : start + _DOCUMENTS_AT_ONCE]
-        live = _head_outputs.observe(target.model, sae, some).live
+        live = attribution.observe(target.model, sae, some).live
         live = live.where(live.pos > 0)  # the first position, often a sink, fires like no other
         parts.append(Live(live.doc + start, live.pos, live.feature, live.value))
         positions += sum(len(doc) - 1 for doc in some)
@@ -88,7 +88,7 @@ def sources_of(
         here = torch.nonzero((at.doc >= start) & (at.doc < start + _DOCUMENTS_AT_ONCE))[:, 0]
         if not len(here):
             continue
-        observed = _head_outputs.observe(target.model, sae, documents[start : start + _DOCUMENTS_AT_ONCE])
+        observed = attribution.observe(target.model, sae, documents[start : start + _DOCUMENTS_AT_ONCE])
         some = Live(at.doc[here] - start, at.pos[here], at.feature[here], at.value[here])
         rows = observed.sources(some).cpu().numpy()
         for number, row, pos in zip(here.tolist(), rows, some.pos.tolist(), strict=True):

@@ -16,9 +16,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fra import _head_outputs as _head_outputs_module
-from fra import _recursive, exactness
-from fra._head_outputs import HeadOutputs, Live
+from fra import attribution, exactness
+from fra.attribution.head_outputs import HeadOutputs, Live
 from fra.core.weights import Model, ov_weights
 from fra.dictionaries.encoder import own_pre_activation
 from fra.dictionaries.hooks import is_head_output
@@ -51,7 +50,7 @@ def _firing(at: Live, hook: str) -> Live:
 def head_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> Errors:
     """DFA by head plus the bias against the dictionary's own pre-activation: every position, every feature."""
     sae = target.dictionaries[hook]
-    o = _head_outputs_module.observe(target.model, sae, tokens)
+    o = attribution.observe(target.model, sae, tokens)
     truth = own_pre_activation(sae, o.z[0])
     features = torch.arange(o.encoder.d_sae, device=o.z.device)
     by_head, bias = o.by_head(features)[0], o.bias(features)
@@ -75,7 +74,7 @@ def source_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> Err
     place), and under grouped queries the key-value heads (each query head reads the next group's).
     """
     sae = target.dictionaries[hook]
-    o = _head_outputs_module.observe(target.model, sae, tokens)
+    o = attribution.observe(target.model, sae, tokens)
     at, bias = _firing(o.live, hook), o.encoder.bias[o.live.feature]
     truth = own_pre_activation(sae, o.z[0])[at.pos, at.feature]
     size = dataclasses.replace(
@@ -114,7 +113,7 @@ def recursive_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> 
     left out in turn. The yardstick is the sum of absolute terms.
     """
     sae, model = target.dictionaries[hook], target.model
-    o = _head_outputs_module.observe(model, sae, tokens)
+    o = attribution.observe(model, sae, tokens)
     late = torch.nonzero(o.live.pos >= len(tokens) // 2)[:, 0]
     chosen = torch.zeros(len(o.live), dtype=torch.bool, device=late.device)
     chosen[late[:: max(1, len(late) // _ENTRIES)][:_ENTRIES]] = True
@@ -122,7 +121,7 @@ def recursive_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> 
     truth = own_pre_activation(sae, o.z[0])[at.pos, at.feature]
     found: Errors = {"complete": 0.0}
     for given in _routes(target, o.encoder.layer):
-        trace = _recursive.recursive(model, sae, tokens, at, given)
+        trace = attribution.recursive(model, sae, tokens, at, given)
         yardstick = torch.stack([term.value.abs().sum(1) for term in trace.terms]).sum(0)
         found = exactness.largest([found, {"complete": _largest(trace.total() - truth, yardstick)}])
         for component in trace.components():

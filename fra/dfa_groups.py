@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._feature_examples import FEATURE, feature_example
 from fra._firings import Firings, corpus
+from fra.attribution.examples import FEATURE, feature_example
 from fra.dfa_heads import Division, alive_features, divide
 from fra.targets.target import head_output_hooks, text_of
 from fra.verdicts import stats

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._feature_examples import FEATURE, feature_example
-from fra._head_outputs import HeadOutputs, Live, observe
-from fra._own_tokens import own_tokens
+from fra.attribution.examples import FEATURE, feature_example
+from fra.attribution.head_outputs import HeadOutputs, Live, observe
+from fra.attribution.own_tokens import own_tokens
 from fra.induction import head_status
 from fra.stimuli import sets
 from fra.stimuli.repeated import Batch

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fra._head_outputs import observe
-from fra._own_tokens import own_tokens
+from fra.attribution.head_outputs import observe
+from fra.attribution.own_tokens import own_tokens
 from fra.dfa_sources import documents_of, second_copy
 from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import is_head_output

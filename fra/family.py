@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._feature_examples import FEATURE, feature_example
-from fra._head_outputs import HeadOutputs, Live, observe
+from fra.attribution.examples import FEATURE, feature_example
+from fra.attribution.head_outputs import HeadOutputs, Live, observe
 from fra.core.weights import Model
 from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import head_output_layer_of
@@ -286,7 +286,7 @@ class LayerFamilies:
 
     def picture(self, feature: int, heads: Mapping[str, int | None], at: Live | None = None) -> dict[str, Any]:
         """{FEATURE: the feature where it fires most on measurement documents, with its source through some heads}
-        (`fra._feature_examples.feature_example`); empty where it never fires there.
+        (`fra.attribution.examples.feature_example`); empty where it never fires there.
         """
         text = text_of(self.target.tokenizer)
         found = feature_example(self.observed, self.dictionary, self.documents.tokens, feature, text, heads, at)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._head_outputs import observe
+from fra.attribution.head_outputs import observe
 from fra.core.weights import Model
 from fra.dictionaries.codes import dictionary_hook
 from fra.errors import FraError

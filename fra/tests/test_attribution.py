@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from fra import _head_outputs, attribution
-from fra._head_outputs import Live
+from fra import attribution
+from fra.attribution.head_outputs import Live
 from fra.errors import FraError
 from fra.tests.models import ARCHITECTURES, random_tokens, tiny, tiny_sae
 
@@ -65,7 +65,7 @@ def own(sae: Any, z: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_both_sums_are_the_dictionarys_own_pre_activation(kind: str, folded: bool) -> None:
     model, sae = tiny(kind, DOUBLE, folded), head_sae()
-    o = _head_outputs.observe(model, sae, TOKENS)
+    o = attribution.observe(model, sae, TOKENS)
     truth = own(sae, seen(model, Z))
     by_head, by_source, bias = o.by_head(FEATURES), o.by_source(FEATURES), o.bias(FEATURES)
     # Gemma's patterns come from a softmax in float32: hook_z is made of the pattern that hook_pattern shows.
@@ -83,7 +83,7 @@ def test_both_sums_are_the_dictionarys_own_pre_activation(kind: str, folded: boo
 @pytest.mark.parametrize(("kind", "options"), KINDS, ids=lambda value: str(value))
 def test_every_kind_of_dictionary(kind: str, options: dict[str, Any]) -> None:
     model, sae = tiny("llama", DOUBLE), head_sae(kind, **options)
-    o = _head_outputs.observe(model, sae, TOKENS)
+    o = attribution.observe(model, sae, TOKENS)
     z = seen(model, Z)
     truth = own(sae, z)
     torch.testing.assert_close(o.by_head(FEATURES).sum(2) + o.bias(FEATURES), truth, rtol=0, atol=1e-9)
@@ -119,7 +119,7 @@ def test_against_loops_in_double_precision(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3", "gpt_neo", "no_layernorm"])
 def test_a_source_is_worth_what_the_model_loses_without_it(kind: str) -> None:
     model, sae = tiny(kind, DOUBLE), head_sae()
-    o = _head_outputs.observe(model, sae, TOKENS)
+    o = attribution.observe(model, sae, TOKENS)
 
     def without(v: torch.Tensor, hook: Any) -> torch.Tensor:
         v = v.clone()
@@ -132,7 +132,7 @@ def test_a_source_is_worth_what_the_model_loses_without_it(kind: str) -> None:
 
 
 def test_entries_are_cells_of_the_rectangles() -> None:
-    o = _head_outputs.observe(tiny("qwen3", DOUBLE), head_sae(normalize_activations="constant_norm_rescale"), TOKENS)
+    o = attribution.observe(tiny("qwen3", DOUBLE), head_sae(normalize_activations="constant_norm_rescale"), TOKENS)
     at, every = o.live, o.by_source(FEATURES)
     cells = every[at.doc, at.pos, :, at.feature]
     torch.testing.assert_close(o.sources(at), cells)
@@ -157,18 +157,18 @@ def test_entries_are_cells_of_the_rectangles() -> None:
 def test_documents_of_unequal_length_are_what_they_are_alone() -> None:
     model, sae = tiny("gpt2", DOUBLE), head_sae()
     documents = [random_tokens(9, 3), random_tokens(14, 4)]
-    o = _head_outputs.observe(model, sae, documents)
+    o = attribution.observe(model, sae, documents)
     assert o.real.sum(1).tolist() == [9, 14]
     for number, document in enumerate(documents):
         alone = attribution.by_head(model, sae, document, FEATURES)
         torch.testing.assert_close(o.by_head(FEATURES)[number, : len(document)], alone)
-        own_live = _head_outputs.observe(model, sae, document).live
+        own_live = attribution.observe(model, sae, document).live
         here = o.live.where(o.live.doc == number)
         assert torch.equal(here.pos, own_live.pos) and torch.equal(here.feature, own_live.feature)
 
 
 def test_nothing_to_attribute() -> None:
-    o = _head_outputs.observe(tiny("gpt2"), head_sae(), TOKENS)
+    o = attribution.observe(tiny("gpt2"), head_sae(), TOKENS)
     none = o.live.where(o.live.value < 0)
     assert o.entries_by_head(none).shape == (0, 4) and o.sources(none).shape == (0, 16)
     assert o.top_sources(none)[0].shape == (0, 1)
@@ -177,16 +177,13 @@ def test_nothing_to_attribute() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            lambda m, s: _head_outputs.observe(m, tiny_sae("blocks.1.ln1.hook_normalized"), TOKENS),
-            "one of head outputs",
-        ),
-        (lambda m, s: _head_outputs.observe(m, s, TOKENS.float()), "tokens must be integer ids"),
-        (lambda m, s: _head_outputs.observe(m, s, []), "not nothing"),
-        (lambda m, s: _head_outputs.observe(m, s, TOKENS + 300), "outside the vocabulary"),
+        (lambda m, s: attribution.observe(m, tiny_sae("blocks.1.ln1.hook_normalized"), TOKENS), "one of head outputs"),
+        (lambda m, s: attribution.observe(m, s, TOKENS.float()), "tokens must be integer ids"),
+        (lambda m, s: attribution.observe(m, s, []), "not nothing"),
+        (lambda m, s: attribution.observe(m, s, TOKENS + 300), "outside the vocabulary"),
         (lambda m, s: attribution.by_head(m, s, TOKENS[0], torch.tensor([96])), "feature 96 is out of range"),
         (lambda m, s: attribution.by_source(m, s, TOKENS[0], FEATURES, head=4), "head 4 is out of range"),
-        (lambda m, s: _head_outputs.observe(m, tiny_sae("blocks.7.attn.hook_z"), TOKENS), "layer 7 is out of range"),
+        (lambda m, s: attribution.observe(m, tiny_sae("blocks.7.attn.hook_z"), TOKENS), "layer 7 is out of range"),
     ],
 )
 def test_bad_input_is_refused_in_a_sentence(change: Any, message: str) -> None:
@@ -200,20 +197,20 @@ def test_an_encoder_that_is_not_linear_in_the_heads_is_refused() -> None:
     handle = sae.hook_sae_input.register_forward_hook(lambda module, inputs, output: output.abs())
     try:
         with pytest.raises(FraError, match="is not a linear map of the head outputs"):
-            _head_outputs.observe(tiny("gpt2", DOUBLE), sae, TOKENS)
+            attribution.observe(tiny("gpt2", DOUBLE), sae, TOKENS)
     finally:
         handle.remove()
 
 
 def test_scaling_that_was_not_folded_in_is_refused() -> None:
     with pytest.raises(FraError, match="was trained on rescaled activations"):
-        _head_outputs.observe(
+        attribution.observe(
             tiny("gpt2"), head_sae("standard", normalize_activations="expected_average_only_in"), TOKENS
         )
 
 
 def test_what_would_not_fit_is_refused_before_it_is_made() -> None:
-    o = _head_outputs.observe(tiny("gpt2"), head_sae(), TOKENS)
+    o = attribution.observe(tiny("gpt2"), head_sae(), TOKENS)
     many = torch.zeros(1, dtype=torch.long).expand(2**28)
     with pytest.raises(FraError, match="ask for fewer entries"):
         o.sources(Live(many, many, many, torch.zeros(1).expand(2**28)))

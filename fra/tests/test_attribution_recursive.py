@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from fra import _head_outputs, _recursive
-from fra._head_outputs import Live
+from fra.attribution import head_outputs
+from fra.attribution import upstream as upstream_module
+from fra.attribution.head_outputs import Live
 from fra.dictionaries import encoder as encoder_module
 from fra.errors import FraError
 from fra.tests.models import ARCHITECTURES, random_tokens, tiny, tiny_sae
@@ -28,7 +29,7 @@ SAE_HOOK = f"blocks.{LAYER}.attn.hook_z"
 
 def entries(model: Any, sae: Any, n: int = 6) -> tuple[Live, torch.Tensor]:
     """A few entries late in the document, and what their pre-activations are."""
-    o = _head_outputs.observe(model, sae, TOKENS)
+    o = head_outputs.observe(model, sae, TOKENS)
     last = o.live.where(o.live.pos >= 9)
     at = last.where(torch.arange(len(last)) % max(1, len(last) // n) == 0)
     return at, o.pre_activation(at.feature)[0, at.pos, torch.arange(len(at))]
@@ -51,7 +52,7 @@ def test_terms_sum_to_the_pre_activation(kind: str, folded: bool) -> None:
     model, sae = tiny(kind, DOUBLE, folded), dictionary(SAE_HOOK)
     at, truth = entries(model, sae)
     for hooks in upstream(kind).values():
-        trace = _recursive.recursive(model, sae, TOKENS, at, {hook: dictionary(hook) for hook in hooks})
+        trace = upstream_module.recursive(model, sae, TOKENS, at, {hook: dictionary(hook) for hook in hooks})
         torch.testing.assert_close(trace.total(), truth, rtol=0, atol=2e-5)
         biases = {"b_V", "b_O"} if kind in ("gpt2", "pythia", "gpt_neo", "no_layernorm") and not folded else set()
         for component in {"feature", "bias", "error", "embed", "encoder bias", "mlp", *biases} & set(
@@ -70,7 +71,7 @@ def test_every_kind_of_dictionary_on_the_way(options: dict[str, Any]) -> None:
     at, truth = entries(model, sae)
     hooks = ["blocks.0.attn.hook_z", f"blocks.{LAYER}.ln1.hook_normalized"]
     for hook in hooks:
-        trace = _recursive.recursive(model, sae, TOKENS, at, {hook: dictionary(hook, **options)})
+        trace = upstream_module.recursive(model, sae, TOKENS, at, {hook: dictionary(hook, **options)})
         torch.testing.assert_close(trace.total(), truth, rtol=0, atol=1e-9)
 
 
@@ -81,7 +82,7 @@ def test_a_term_is_the_derivative_of_the_frozen_model(kind: str) -> None:
     """
     model, sae = tiny(kind, DOUBLE), dictionary(SAE_HOOK)
     at, _ = entries(model, sae, 3)
-    trace = _recursive.recursive(model, sae, TOKENS, at)
+    trace = upstream_module.recursive(model, sae, TOKENS, at)
     names = [n for n in model.hook_dict if n.endswith(("hook_pattern", "hook_scale"))]
     _, clean = model.run_with_cache(TOKENS[None])
     held = [(n, lambda old, hook, n=n: clean[n]) for n in names if n in clean and ".ln2" not in n]
@@ -115,4 +116,4 @@ def test_a_dictionary_that_is_not_upstream_is_refused() -> None:
     model, sae = tiny("gpt2", DOUBLE), dictionary(SAE_HOOK)
     at, _ = entries(model, sae)
     with pytest.raises(FraError, match="does not lie upstream"):
-        _recursive.recursive(model, sae, TOKENS, at, {SAE_HOOK: sae})
+        upstream_module.recursive(model, sae, TOKENS, at, {SAE_HOOK: sae})

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fra import _head_outputs, attribution, cards
-from fra._head_outputs import Live
-from fra._own_tokens import direct_logits
+from fra import attribution, cards
+from fra.attribution.head_outputs import Live
+from fra.attribution.own_tokens import direct_logits
 from fra.report import card_links
 from fra.report.card_pages import Card, Example, render_head, write_pages
 from fra.stimuli.natural import natural_documents
@@ -63,7 +63,7 @@ def test_sources_add_up_to_what_the_feature_sees(target: Target, made: dict[int,
             document = documents[texts.index(list(example.tokens))]
             feature = torch.tensor([card.feature])
             seen = attribution.pre_activation(target.model, sae, document, feature)[example.pos, 0]
-            bias = _head_outputs.observe(target.model, sae, document).bias(feature)[0]
+            bias = attribution.observe(target.model, sae, document).bias(feature)[0]
             assert sum(example.sources) == pytest.approx(float(seen - bias), abs=1e-3)
             assert len(example.sources) == example.pos + 1
             checked += 1

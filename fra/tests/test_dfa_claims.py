@@ -14,8 +14,8 @@ from scipy import stats as sps
 import fra
 from fra import _firings, dfa_groups, dfa_heads, dfa_sources, dictionary_quality, dictionary_width
 from fra._firings import Corpus, Firings
-from fra._head_outputs import HeadOutputs, Live, observe, padded
-from fra._own_tokens import own_tokens
+from fra.attribution.head_outputs import HeadOutputs, Live, observe, padded
+from fra.attribution.own_tokens import own_tokens
 from fra.claim import Claim, Outcome, judge
 from fra.dictionaries.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
 from fra.dictionaries.encoder import Encoder

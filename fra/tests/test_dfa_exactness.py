@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import fra
-from fra import _head_outputs, _recursive, dfa_exactness
+from fra import dfa_exactness
+from fra.attribution import head_outputs, upstream
 from fra.claim import Claim, Outcome, judge
 from fra.errors import FraError
 from fra.tests.models import D_MODEL, build_sae, model_folder, random_tokens
@@ -74,7 +75,7 @@ def test_attribution_is_exact_in_single_precision(kind: str, tmp_path: Path) -> 
 
 def test_a_missing_part_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = target("gpt2", tmp_path)
-    observe = _head_outputs.observe
+    observe = head_outputs.observe
 
     def without_bias(*args: Any) -> Any:
         o = observe(*args)
@@ -84,14 +85,14 @@ def test_a_missing_part_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         patch.setattr(dfa_exactness.attribution, "observe", without_bias)
         found = outcomes(made)
     assert found["head"] == found["source"] == Outcome.REFUTED
-    freeze = _recursive._freeze
+    freeze = upstream._freeze
 
     def without_mlp(*args: Any) -> Any:
         layers, embedded = freeze(*args)
         return [dataclasses.replace(layer, mlp=0 * layer.mlp) for layer in layers], embedded
 
     with monkeypatch.context() as patch:
-        patch.setattr(_recursive, "_freeze", without_mlp)
+        patch.setattr(upstream, "_freeze", without_mlp)
         assert outcomes(made) == {
             "head": Outcome.SUPPORTED,
             "source": Outcome.SUPPORTED,
@@ -125,7 +126,7 @@ def test_yardstick_is_the_sum_of_absolute_products(tmp_path: Path) -> None:
     made = target("gpt2", tmp_path)
     hook = "blocks.1.attn.hook_z"
     sae, tokens = made.dictionaries[hook], DOCUMENTS[0]
-    o = _head_outputs.observe(made.model, sae, tokens)
+    o = head_outputs.observe(made.model, sae, tokens)
     z, W = o.z[0].flatten(1).double(), sae.W_enc.detach().double()
     constant = (sae.b_enc - sae.b_dec @ sae.W_enc).detach().double()
     off = torch.zeros(18, 96).double()

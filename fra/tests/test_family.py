@@ -18,7 +18,7 @@ from scipy import stats as sps
 import fra.family_effects as effects
 from fra import _family_measures as measures
 from fra import _family_upstream as upstream
-from fra import _head_outputs, attribution, context, interventions, prefix
+from fra import attribution, context, interventions, prefix
 from fra import family as family_module
 from fra import family_evidence as evidence
 from fra.claim import Claim, Condition, Outcome, judge
@@ -67,7 +67,7 @@ def test_selection_finds_the_heads_features_and_their_tokens() -> None:
 def test_attribution_shares_by_hand() -> None:
     model = tiny("gpt2", torch.float64)
     sae = tiny_sae("blocks.1.attn.hook_z", dtype="float64")
-    o = _head_outputs.observe(model, sae, TOKENS)
+    o = attribution.observe(model, sae, TOKENS)
     shares, rows = attribution_shares(o)
     acts = sae.encode(o.z.flatten(2)).to_dense()
     feature = int((acts[:, 1:] > 0).sum((0, 1)).argmax())
@@ -184,7 +184,7 @@ def test_specificity_by_a_loop() -> None:
 @pytest.mark.parametrize(("kind", "at_layer"), [("gpt2", 0), ("gpt2", 1), ("gemma2", 0)])
 def test_path_changes_are_those_of_the_interventions(kind: str, at_layer: int) -> None:
     model, sae = tiny(kind), tiny_sae(f"blocks.{at_layer}.attn.hook_z")
-    o = _head_outputs.observe(model, sae, TOKENS)
+    o = attribution.observe(model, sae, TOKENS)
     features = torch.unique(o.live.feature)[:6].numpy()
     pairs = measures.chosen_pairs(o, features, ("x",))
     assert len(pairs) >= 4
@@ -213,7 +213,7 @@ def test_path_changes_are_those_of_the_interventions(kind: str, at_layer: int) -
 
 def test_patching_upstream_is_each_prompts_own() -> None:
     model, sae = double("gpt2"), tiny_sae("blocks.1.attn.hook_z", dtype="float64")
-    o = _head_outputs.observe(model, sae, TOKENS)
+    o = attribution.observe(model, sae, TOKENS)
     given = upstream.prompts(np.array([3, 7]), np.array([40, 41]), np.arange(1, 300), 0, ("x",))
     for row, other, at, feature in zip(given.clean, given.corrupted, given.at.tolist(), given.feature, strict=True):
         assert int(row[at]) == {3: 40, 7: 41}[int(feature)]

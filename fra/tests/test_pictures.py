@@ -15,8 +15,8 @@ import fra
 from fra import _examples, causal_ranking, pairs
 from fra._channels import measure_arms
 from fra._examples import example_on_text, first_example
-from fra._feature_examples import FEATURE, feature_example
-from fra._head_outputs import observe
+from fra.attribution.examples import FEATURE, feature_example
+from fra.attribution.head_outputs import observe
 from fra.core.coded import measure_arm
 from fra.family_evidence import shown
 from fra.report import drawings, pictures

@@ -25,7 +25,7 @@ L0 = 24
 SCRIPT = """
 import json, sys, time, torch
 from fra.dictionaries.encoder import Encoder
-from fra._head_outputs import HeadOutputs, Live
+from fra.attribution.head_outputs import HeadOutputs, Live
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 what, docs, n_pos, n_features, per_row = json.loads(sys.argv[1])

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._head_outputs import HeadOutputs, Live
+from fra.attribution.head_outputs import HeadOutputs, Live
 from fra.dictionaries.codes import dictionary_hook, neuronpedia
 from fra.report.tokens import AFTER, AROUND, BEFORE
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._recursive import norm_weight
+from fra.attribution.upstream import norm_weight
 from fra.core.weights import Model
 from fra.dictionaries.encoder import head_output_layer
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from fra._head_outputs import Live, observe
+from fra.attribution.head_outputs import Live, observe
 from fra.core.weights import Model, OVWeights, ov_weights
 from fra.dictionaries.codes import Codes, codes, gain_and_offset
 from fra.dictionaries.encoder import encode, encoder

@@ -1,0 +1,9 @@
+from .forms import by_head as by_head
+from .forms import by_source as by_source
+from .forms import pre_activation as pre_activation
+from .head_outputs import HeadOutputs as HeadOutputs
+from .head_outputs import Live as Live
+from .head_outputs import observe as observe
+from .upstream import Term as Term
+from .upstream import Trace as Trace
+from .upstream import recursive as recursive

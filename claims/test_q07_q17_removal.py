@@ -62,7 +62,7 @@ SELECTIVE = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, screens, progress):
-    from fra.cih import families
+    from fra.induction.cih import families
     from fra.removal import removals
     from fra.removal_evidence import removal_evidence, selectivity_evidence
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from fra._best_effect import MIN_LIVE_DOCUMENTS
-from fra._channels import Effects
-from fra._examples import Shown
-from fra._screen import HeadScreen
-from fra.cih import Screen
-from fra.induction import HeadStatus
+from fra.induction.best_effect import MIN_LIVE_DOCUMENTS
+from fra.induction.channels import Effects
+from fra.induction.cih import Screen
+from fra.induction.examples import Shown
+from fra.induction.screen import HeadScreen
+from fra.induction.status import HeadStatus
 from fra.report.pictures import BEST, counted, features_on
 from fra.verdicts import stats
 from fra.verdicts.claim import Condition

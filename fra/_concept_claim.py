@@ -24,12 +24,12 @@ from fra._concepts import (
     example_of,
     texts,
 )
-from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
-from fra._screen import PLANTED_AT_LEAST
 from fra.core.coded import Arm, measure_arm
 from fra.core.threads import each
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import CannotLoad
+from fra.induction.nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
+from fra.induction.screen import PLANTED_AT_LEAST
 from fra.report.pictures import BEST, ON_NATURAL
 from fra.stimuli import sets
 from fra.stimuli.sets import LONGEST_CONTEXT

@@ -20,9 +20,9 @@ from jaxtyping import Bool, Float, Int
 from scipy import sparse
 from torch import Tensor
 
-from fra._examples import Shown, example_on_text
 from fra.core.coded import Arm, pair_couplings
 from fra.core.frozen import FrozenLayer
+from fra.induction.examples import Shown, example_on_text
 from fra.verdicts.stats import seed_of
 
 CANDIDATES = 20

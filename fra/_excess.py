@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from fra._best_effect import MIN_LIVE_DOCUMENTS
 from fra._channel_details import best_channel
-from fra._channels import Arms, Effects, HeadOnArms, measure_arms, on_device
-from fra._nulls import random_rotation, scramble, scrambled_arms, stretch_to_match
-from fra._screen import PLANTED_AT_LEAST
-from fra._search import Search, Stripe
-from fra.cih import Screen
 from fra.core.coded import Arm, measure_arm
 from fra.core.threads import each
-from fra.induction import TIH_AT_LEAST
+from fra.induction.best_effect import MIN_LIVE_DOCUMENTS
+from fra.induction.channels import Arms, Effects, HeadOnArms, measure_arms, on_device
+from fra.induction.cih import Screen
+from fra.induction.nulls import random_rotation, scramble, scrambled_arms, stretch_to_match
+from fra.induction.screen import PLANTED_AT_LEAST
+from fra.induction.search import Search, Stripe
+from fra.induction.status import TIH_AT_LEAST
 from fra.report.pictures import BEST
 from fra.stimuli.repeated import Batch
 from fra.stimuli.sets import Design, documents

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from fra._examples import LONGEST
+from fra.induction.examples import LONGEST
 from fra.report.pictures import packed
 
 if TYPE_CHECKING:

@@ -17,13 +17,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra import _nulls
 from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer, freeze, read_hooks
 from fra.core.weights import Model
 from fra.dictionaries.codes import Codes, codes
 from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad
+from fra.induction import nulls
 from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
@@ -190,8 +190,8 @@ class CarriedLayer:
                 made = codes(self.sae, x)
             elif name == ATOMS:
                 own = self.codes(FEATURES)
-                atoms = _nulls.draw_atoms(len(own.decoder), self.generator("atoms"), x)
-                made = _nulls.random_atoms(Arm(self.frozen, own), atoms).codes
+                atoms = nulls.draw_atoms(len(own.decoder), self.generator("atoms"), x)
+                made = nulls.random_atoms(Arm(self.frozen, own), atoms).codes
             elif name == TOKENS:
                 made = self.token_dictionary.codes(x, self.sets.measured.tokens.to(x.device))
             else:

@@ -17,10 +17,10 @@ from jaxtyping import Float, Int
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from fra._examples import Shown, example_on_text
 from fra.core.coded import Arm, pair_couplings
 from fra.core.weights import Model
 from fra.dictionaries.codes import neuronpedia
+from fra.induction.examples import Shown, example_on_text
 from fra.interventions.downstream import Scene
 from fra.targets.target import has_dictionary, text_of
 from fra.verdicts import stats

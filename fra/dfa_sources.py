@@ -14,7 +14,7 @@ from torch import Tensor
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import HeadOutputs, Live, observe
 from fra.attribution.own_tokens import own_tokens
-from fra.induction import head_status
+from fra.induction.status import head_status
 from fra.stimuli import sets
 from fra.stimuli.repeated import Batch
 from fra.targets.target import text_of

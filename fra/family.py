@@ -25,7 +25,7 @@ from fra.attribution.head_outputs import HeadOutputs, Live, observe
 from fra.core.weights import Model
 from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import head_output_layer_of
-from fra.induction import HeadStatus, head_status
+from fra.induction.status import HeadStatus, head_status
 from fra.interventions.patching import effective_decoder, readout
 from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets

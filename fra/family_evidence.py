@@ -12,7 +12,7 @@ from scipy import stats as sps
 from fra._family_measures import by_document, firing, head_means, turned_off
 from fra.dictionaries.codes import dictionary_hook, neuronpedia
 from fra.family import Behaviour, Families, LayerFamilies
-from fra.induction import HeadStatus
+from fra.induction.status import HeadStatus
 from fra.targets.target import text_of
 from fra.verdicts import stats
 from fra.verdicts.bounds import MATCHED, columns_tested, difference, least_power

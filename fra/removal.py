@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra import cih
 from fra._census.census import census
-from fra._channels import on_device
 from fra._matched import Pool, displaced, matched_sets
-from fra._screen import SET_SIZES
-from fra._search import SET_SIZE, Search
 from fra.core.coded import measure_arm
 from fra.errors import FraError
+from fra.induction import cih
+from fra.induction.channels import on_device
+from fra.induction.screen import SET_SIZES
+from fra.induction.search import SET_SIZE, Search
 from fra.interventions import attach, scores
 from fra.interventions import heads as whole_heads
 from fra.interventions.downstream import Downstream, Head, Scene

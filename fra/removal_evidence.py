@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float
 
 from fra._channel_details import best_channel
-from fra._screen import SET_SIZES
-from fra.cih import Screen, families
 from fra.evidence import outside
+from fra.induction.cih import Screen, families
+from fra.induction.screen import SET_SIZES
 from fra.removal import (
     CIH,
     COPIES,

@@ -11,7 +11,7 @@ from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from fra.family import Families, LayerFamilies
-from fra.induction import HeadStatus
+from fra.induction.status import HeadStatus
 from fra.stimuli import repeated
 from fra.tests import circuit
 

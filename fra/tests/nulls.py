@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from fra import cih, evidence
-from fra._channels import Arms, measure_arms, shifted_keys
-from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
+from fra import evidence
 from fra.claim import Claim, judge
 from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
-from fra.induction import HeadStatus
+from fra.induction import cih
+from fra.induction.channels import Arms, measure_arms, shifted_keys
+from fra.induction.nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
+from fra.induction.status import HeadStatus
 from fra.stimuli import repeated as stimuli
 from fra.stimuli import sets as document_sets
 from fra.targets import target as target_module

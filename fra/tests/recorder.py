@@ -163,7 +163,7 @@ class Recorder:
         """Samples asked for a p outside the deciding functions: Q12, whose conditions are corrected as one head's of
         three, Q17, which holds ratios below a bar, and the status of heads.
         """
-        from fra.induction import NOT_TIH_AT_MOST, TIH_AT_LEAST
+        from fra.induction.status import NOT_TIH_AT_MOST, TIH_AT_LEAST
 
         groups: dict[tuple[str, str], dict[str, tuple[Any, float]]] = {}
         for means, bar in self._asked.values():

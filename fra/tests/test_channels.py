@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fra
-from fra._best_effect import best_effect, mean_effect, restricted, upper_bounds
-from fra._channels import Arms, HeadOnArms, measure_arms, shifted_keys
-from fra._nulls import (
+from fra.core.coded import Arm, measure_arm
+from fra.core.frozen import FrozenLayer
+from fra.errors import FraError
+from fra.induction.best_effect import best_effect, mean_effect, restricted, upper_bounds
+from fra.induction.channels import Arms, HeadOnArms, measure_arms, shifted_keys
+from fra.induction.nulls import (
     draw_atoms,
     matching_pursuit,
     random_atoms,
@@ -22,11 +25,8 @@ from fra._nulls import (
     scramble,
     stretch_to_match,
 )
-from fra._search import Search
-from fra._stripe_blocks import stripe_blocks
-from fra.core.coded import Arm, measure_arm
-from fra.core.frozen import FrozenLayer
-from fra.errors import FraError
+from fra.induction.search import Search
+from fra.induction.stripe_blocks import stripe_blocks
 from fra.stimuli import repeated as stimuli
 from fra.tests.models import D_VOCAB, tiny, tiny_sae
 

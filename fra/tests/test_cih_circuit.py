@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from fra import cih
 from fra import evidence as evidence_for
 from fra._channel_details import best_channel
-from fra._channels import measure_arms
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import measure_arm
-from fra.induction import head_status
+from fra.induction import cih
+from fra.induction.channels import measure_arms
+from fra.induction.status import head_status
 from fra.report.drawings import numbers
 from fra.report.pictures import BEST
 from fra.stimuli import repeated

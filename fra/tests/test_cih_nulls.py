@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from fra import cih, evidence
-from fra._channels import Arms, measure_arms
-from fra._nulls import random_rotation, row_spread, scramble, stretch_to_match
+from fra import evidence
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
-from fra.induction import HeadStatus
+from fra.induction import cih
+from fra.induction.channels import Arms, measure_arms
+from fra.induction.nulls import random_rotation, row_spread, scramble, stretch_to_match
+from fra.induction.status import HeadStatus
 from fra.stimuli import repeated as stimuli
 from fra.stimuli import sets as document_sets
 from fra.targets.target import Target, load_target

@@ -13,7 +13,7 @@ from fixtures.mini.build import recipe
 from fixtures.mini.build.measure import detector_scores
 from fixtures.mini.build.train_model import tensors_hash, untrained
 from fixtures.mini.build.train_study import arms
-from fra.induction import head_status
+from fra.induction.status import head_status
 from fra.stimuli import sets as document_sets
 from fra.targets.admission import admit
 from fra.targets.file import read_target

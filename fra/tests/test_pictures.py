@@ -12,13 +12,14 @@ import pytest
 import torch
 
 import fra
-from fra import _examples, causal_ranking, pairs
-from fra._channels import measure_arms
-from fra._examples import example_on_text, first_example
+from fra import causal_ranking, pairs
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import observe
 from fra.core.coded import measure_arm
 from fra.family_evidence import shown
+from fra.induction import examples
+from fra.induction.channels import measure_arms
+from fra.induction.examples import example_on_text, first_example
 from fra.report import drawings, pictures
 from fra.report.pictures import packed
 from fra.stimuli import repeated
@@ -56,7 +57,7 @@ def test_natural_text_is_shown_where_the_channel_does_most(monkeypatch: pytest.M
     for doc, n in enumerate(LENGTHS):
         F[doc, n:] = 0
     for longest in (48, 9):
-        monkeypatch.setattr(_examples, "LONGEST", longest)
+        monkeypatch.setattr(examples, "LONGEST", longest)
         doc, query, _ = np.unravel_index(np.abs(F[:, :longest]).argmax(), F[:, :longest].shape)
         found = example_on_text(arm, HEAD, pair, TOKENS, LENGTHS)
         assert found is not None
@@ -64,7 +65,7 @@ def test_natural_text_is_shown_where_the_channel_does_most(monkeypatch: pytest.M
         assert found.example.tokens.tolist() == TOKENS[doc, :n].tolist()
         assert np.abs(found.example.contribution - F[doc, :n, :n]).max() < 1e-6
         assert np.abs(found.example.pattern - pattern[doc, :n, :n]).max() < 1e-6
-    monkeypatch.setattr(_examples, "LONGEST", 1)  # nothing lies so early: the earliest that there is
+    monkeypatch.setattr(examples, "LONGEST", 1)  # nothing lies so early: the earliest that there is
     first = int(np.flatnonzero(np.abs(F).max((0, 2)) > 0)[0])
     only = example_on_text(arm, HEAD, pair, TOKENS, LENGTHS)
     assert only is not None

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fra import _nulls, evidence
-from fra._channels import measure_arms
-from fra._screen import LayerScreen
+from fra import evidence
 from fra.claim import Outcome, judge
 from fra.core import frozen as heads
 from fra.core import weights
@@ -20,6 +18,9 @@ from fra.core.frozen import freeze
 from fra.core.resolve import resolve
 from fra.core.weights import QKWeights
 from fra.errors import FraError
+from fra.induction import nulls
+from fra.induction.channels import measure_arms
+from fra.induction.screen import LayerScreen
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.models import random_tokens, tiny, tiny_sae
@@ -96,11 +97,11 @@ def test_a_dead_scramble_is_refused() -> None:
         model.blocks[1].attn.W_K[0] = 0.0
     frozen = freeze(model, batches("dead", one=2)["one"].tokens, 1, circuit.HOOK)
     with pytest.raises(FraError, match="dead"):
-        _nulls.stretch_to_match(frozen, 0, torch.eye(frozen.W_k.shape[-1]))
+        nulls.stretch_to_match(frozen, 0, torch.eye(frozen.W_k.shape[-1]))
 
 
 def test_dead_random_atoms_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fra._screen.draw_atoms", lambda n, generator, like: torch.zeros_like(like))
+    monkeypatch.setattr("fra.induction.screen.draw_atoms", lambda n, generator, like: torch.zeros_like(like))
     model, sae = circuit.model(), circuit.dictionary()
     sets = batches("atoms", discovery=40, sets=22)
     discovery = measure_arm(model, sae, sets["discovery"].tokens, 1, circuit.HOOK)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fra.induction import patterns, stripe_attention
+from fra.induction.status import patterns, stripe_attention
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.suites import Suite, suite
@@ -44,7 +44,7 @@ CLAIMS = """
     def evidence():
         import numpy as np
         from fra.stimuli import repeated as stimuli
-        from fra.induction import patterns, stripe_attention
+        from fra.induction.status import patterns, stripe_attention
         from fra.tests import circuit
 
         found = {}

@@ -17,13 +17,13 @@ import torch
 import fra
 from fra import removal
 from fra._matched import Pool, displaced, matched_sets
-from fra._screen import HeadScreen
-from fra._search import Search
-from fra.cih import Screen
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import measure_arm
 from fra.errors import FraError
-from fra.induction import head_status
+from fra.induction.cih import Screen
+from fra.induction.screen import HeadScreen
+from fra.induction.search import Search
+from fra.induction.status import head_status
 from fra.interventions import attach, scores
 from fra.interventions import heads as whole_heads
 from fra.interventions.downstream import Downstream, Scene

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import fra
-from fra._channels import measure_arms
-from fra._search import Search
 from fra._seeds import AcrossSeeds, Found, across, measure, nearest, seeds_evidence, shared
-from fra.cih import Screen
 from fra.claim import Claim, Condition, Outcome, judge
 from fra.core.coded import measure_arm
-from fra.induction import HeadStatus
+from fra.induction.channels import measure_arms
+from fra.induction.cih import Screen
+from fra.induction.search import Search
+from fra.induction.status import HeadStatus
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.models import model_folder

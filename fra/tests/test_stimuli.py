@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fra.errors import FraError
-from fra.induction import STRIPES, contrast, head_status, stripe_attention
+from fra.induction.status import STRIPES, contrast, head_status, stripe_attention
 from fra.stimuli import repeated as stimuli
 from fra.stimuli import sets
 from fra.tests import circuit

@@ -1,5 +1,5 @@
-"""One screen of a layer's heads for induction channels: search, effects, nulls, sets, power. Numbers only; fra.cih
-judges them.
+"""One screen of a layer's heads for induction channels: search, effects, nulls, sets, power. Numbers only;
+fra.induction.cih judges them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from scipy.spatial import cKDTree
 from scipy.stats import t as student
 from torch import Tensor
 
-from fra._best_effect import MIN_LIVE_DOCUMENTS, best_effect, mean_effect
-from fra._channels import Arms, Effects, HeadOnArms, shifted_keys
-from fra._examples import Example, example, live_tokens
-from fra._nulls import draw_atoms, random_atoms, random_rotation, scramble, scrambled_arms, stretch_to_match
-from fra._planting import Planting
-from fra._search import FLOOR_DOCUMENTS, SET_SIZE, Search, Stripe
-from fra._stripe_blocks import stripe_blocks
 from fra.core.coded import Arm, pair_couplings
 from fra.core.threads import each
 from fra.errors import FraError
+from fra.induction.best_effect import MIN_LIVE_DOCUMENTS, best_effect, mean_effect
+from fra.induction.channels import Arms, Effects, HeadOnArms, shifted_keys
+from fra.induction.examples import Example, example, live_tokens
+from fra.induction.nulls import draw_atoms, random_atoms, random_rotation, scramble, scrambled_arms, stretch_to_match
+from fra.induction.planting import Planting
+from fra.induction.search import FLOOR_DOCUMENTS, SET_SIZE, Search, Stripe
+from fra.induction.stripe_blocks import stripe_blocks
 from fra.stimuli.repeated import Batch
 from fra.verdicts.stats import seed_of
 

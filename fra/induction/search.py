@@ -16,12 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._channels import shifted_keys
 from fra.core.coded import Arm, pair_couplings
 from fra.core.frozen import Side
 from fra.core.meetings import Meetings
 from fra.core.threads import each
 from fra.errors import CannotLoad
+from fra.induction.channels import shifted_keys
 from fra.stimuli.repeated import Batch
 
 SET_SIZE = 50

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._channels import Arms
 from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer
 from fra.dictionaries.codes import Codes, decoded
 from fra.errors import FraError
+from fra.induction.channels import Arms
 
 _SPREAD_DOCUMENTS = 20
 

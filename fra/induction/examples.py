@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._channels import Arms
 from fra.core.coded import Arm, pair_couplings
+from fra.induction.channels import Arms
 from fra.report.pictures import counted, features_on, packed
 
 LONGEST = 48

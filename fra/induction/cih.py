@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fra._best_effect import best_effect
-from fra._channels import Arms, HeadOnArms, measure_arms, on_device
-from fra._screen import HeadScreen, LayerScreen, screen_head
 from fra.core.coded import Arm, measure_arm
 from fra.core.threads import ahead, each
 from fra.dictionaries.codes import neuronpedia
-from fra.induction import HeadStatus, head_status
+from fra.induction.best_effect import best_effect
+from fra.induction.channels import Arms, HeadOnArms, measure_arms, on_device
+from fra.induction.screen import HeadScreen, LayerScreen, screen_head
+from fra.induction.status import HeadStatus, head_status
 from fra.stimuli import repeated
 from fra.stimuli.sets import Design, documents
 from fra.targets.target import has_dictionary

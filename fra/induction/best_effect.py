@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._channels import Effects, HeadOnArms
 from fra.core.coded import pair_couplings
+from fra.induction.channels import Effects, HeadOnArms
 
 MIN_LIVE_DOCUMENTS = 20
 _FIRST = 2

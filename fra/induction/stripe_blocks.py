@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fra._channels import HeadOnArms
 from fra.core.frozen import Side
+from fra.induction.channels import HeadOnArms
 
 
 def stripe_blocks(on_arms: HeadOnArms) -> dict[str, float]:

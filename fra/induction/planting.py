@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._channels import HeadOnArms
 from fra.core.coded import Arm, capped_scores, log_odds, pair_couplings
+from fra.induction.channels import HeadOnArms
 
 
 class Planting:

@@ -30,9 +30,9 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, natural):
-    from fra import dfa_exactness
+    from fra.measures.identities import d02_d03_d17_exactness
 
-    return dfa_exactness.evidence(CLAIM, target, natural(CLAIM.n), dfa_exactness.recursive_errors)
+    return d02_d03_d17_exactness.evidence(CLAIM, target, natural(CLAIM.n), d02_d03_d17_exactness.recursive_errors)
 
 
 def test_d17(evidence, verdict):

@@ -31,7 +31,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, natural, progress):
-    from fra.exactness import DROPPED, errors, sums_evidence
+    from fra.measures.identities.q01_q18_exactness import DROPPED, errors, sums_evidence
     from fra.targets.target import has_dictionary
 
     found = {}

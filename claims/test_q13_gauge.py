@@ -64,7 +64,7 @@ CASES = (
 
 @pytest.fixture(scope="module")
 def evidence(target, natural, progress):
-    from fra import gauges
+    from fra.measures.identities import q13_gauges
     from fra.targets import target as target_module
     from fra.targets.target import has_dictionary
 
@@ -74,10 +74,10 @@ def evidence(target, natural, progress):
         progress(f"Q13: layer {layer}")
         _, sae = double.dictionary_for(layer)
         documents = [tokens[:64] for tokens in natural(MEAN.n)]  # identities: longer ones would only take longer
-        moved = gauges.measure(double.model, sae, documents, layer, (target.name, f"layer {layer}"))
+        moved = q13_gauges.measure(double.model, sae, documents, layer, (target.name, f"layer {layer}"))
         for k in range(target.n_heads):
             for claim, gauge, headline in CASES:
-                found[claim.id, f"L{layer}H{k}"] = gauges.evidence(claim, gauge, headline, moved, layer, k)
+                found[claim.id, f"L{layer}H{k}"] = q13_gauges.evidence(claim, gauge, headline, moved, layer, k)
     return found
 
 

@@ -35,7 +35,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, natural, progress):
-    from fra.exactness import OUTPUT_DROPPED, output_errors, sums_evidence
+    from fra.measures.identities.q01_q18_exactness import OUTPUT_DROPPED, output_errors, sums_evidence
     from fra.targets.target import has_dictionary
 
     found = {}

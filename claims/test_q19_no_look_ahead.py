@@ -33,7 +33,7 @@ CUT, LENGTH = 12, 24
 @pytest.fixture(scope="module")
 def evidence(target, natural, progress):
     from fra.errors import CannotLoad
-    from fra.leaks import leaks, texts
+    from fra.measures.identities.q19_leaks import leaks, texts
     from fra.targets.target import has_dictionary
 
     text = texts([document[:LENGTH] for document in natural(3 * CLAIM.n)], CUT)

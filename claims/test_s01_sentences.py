@@ -40,8 +40,8 @@ LONGEST = 64
 
 @pytest.fixture(scope="module")
 def evidence(target, progress):
-    from fra._sentence_identities import identities
     from fra.core.sentences import segments, sentence_starts
+    from fra.measures.identities.s01_sentences import identities
     from fra.targets.target import has_dictionary, in_double
 
     double = in_double(target)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import fra
-from fra import dfa_exactness
 from fra.attribution import head_outputs, upstream
 from fra.claim import Claim, Outcome, judge
 from fra.errors import FraError
+from fra.measures.identities import d02_d03_d17_exactness
 from fra.tests.models import D_MODEL, build_sae, model_folder, random_tokens
 from fra.tests.targets import write_target, write_text
 
@@ -51,13 +51,13 @@ def target(kind: str, folder: Path, hooks: tuple[str, ...] | None = None) -> Any
 
 def outcomes(made: Any) -> dict[str, Outcome]:
     designs = {
-        "head": (claim(1e-6, 1e-5), dfa_exactness.head_errors),
-        "source": (claim(1e-6, 1e-5), dfa_exactness.source_errors),
-        "recursive": (claim(1e-5, 1e-4), dfa_exactness.recursive_errors),
+        "head": (claim(1e-6, 1e-5), d02_d03_d17_exactness.head_errors),
+        "source": (claim(1e-6, 1e-5), d02_d03_d17_exactness.source_errors),
+        "recursive": (claim(1e-5, 1e-4), d02_d03_d17_exactness.recursive_errors),
     }
     found = {}
     for name, (own, errors) in designs.items():
-        found[name] = judge(own, dfa_exactness.evidence(own, made, DOCUMENTS, errors)).outcome
+        found[name] = judge(own, d02_d03_d17_exactness.evidence(own, made, DOCUMENTS, errors)).outcome
     return found
 
 
@@ -65,10 +65,10 @@ def outcomes(made: Any) -> dict[str, Outcome]:
 def test_attribution_is_exact_in_single_precision(kind: str, tmp_path: Path) -> None:
     made = target(kind, tmp_path)
     assert set(outcomes(made).values()) == {Outcome.SUPPORTED}
-    rows = dfa_exactness.source_errors(made, "blocks.1.attn.hook_z", DOCUMENTS[0])
+    rows = d02_d03_d17_exactness.source_errors(made, "blocks.1.attn.hook_z", DOCUMENTS[0])
     assert ("key-value head" in rows) == (kind in ("llama", "gemma2"))
     assert ("b_V" in rows) == (kind in ("gpt2", "no_layernorm"))
-    traced = dfa_exactness.recursive_errors(made, "blocks.1.attn.hook_z", DOCUMENTS[0])
+    traced = d02_d03_d17_exactness.recursive_errors(made, "blocks.1.attn.hook_z", DOCUMENTS[0])
     expected = {"embed", "encoder bias", "feature", "bias", "error"}
     assert expected <= set(traced)
 
@@ -82,7 +82,7 @@ def test_a_missing_part_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return dataclasses.replace(o, encoder=dataclasses.replace(o.encoder, bias=o.encoder.bias * 0.99))
 
     with monkeypatch.context() as patch:
-        patch.setattr(dfa_exactness.attribution, "observe", without_bias)
+        patch.setattr(d02_d03_d17_exactness.attribution, "observe", without_bias)
         found = outcomes(made)
     assert found["head"] == found["source"] == Outcome.REFUTED
     freeze = upstream._freeze
@@ -105,19 +105,19 @@ def test_a_silent_head_leaves_nothing_out_and_a_silent_dictionary_is_refused(tmp
     made, own = target("gpt2", tmp_path, (hook,)), claim(1e-6, 1e-5)
     with torch.no_grad():
         made.dictionaries[hook].W_enc.view(4, -1, made.dictionaries[hook].cfg.d_sae)[2] = 0
-    assert "head 2" not in dfa_exactness.head_errors(made, hook, DOCUMENTS[0])
+    assert "head 2" not in d02_d03_d17_exactness.head_errors(made, hook, DOCUMENTS[0])
     assert outcomes(made)["head"] == Outcome.SUPPORTED
     with torch.no_grad():
         made.dictionaries[hook].b_enc.fill_(-1e3)
-    for errors in (dfa_exactness.source_errors, dfa_exactness.recursive_errors):
+    for errors in (d02_d03_d17_exactness.source_errors, d02_d03_d17_exactness.recursive_errors):
         with pytest.raises(FraError, match=r"no feature .* fires in a document"):
-            dfa_exactness.evidence(own, made, DOCUMENTS, errors)
+            d02_d03_d17_exactness.evidence(own, made, DOCUMENTS, errors)
 
 
 def test_without_a_dictionary_of_head_outputs_it_cannot_run(tmp_path: Path) -> None:
     made = target("gpt2", tmp_path, ("blocks.1.ln1.hook_normalized",))
     own = claim(1e-6, 1e-5)
-    found = judge(own, dfa_exactness.evidence(own, made, DOCUMENTS, dfa_exactness.head_errors))
+    found = judge(own, d02_d03_d17_exactness.evidence(own, made, DOCUMENTS, d02_d03_d17_exactness.head_errors))
     assert found.outcome == Outcome.CANNOT_RUN and "no dictionary of head outputs" in found.reason
 
 
@@ -134,5 +134,5 @@ def test_yardstick_is_the_sum_of_absolute_products(tmp_path: Path) -> None:
         for f in range(0, 96, 7):
             products = sum(abs(float(z[t, d] * W[d, f])) for d in range(32)) + abs(float(constant[f]))
             off[t, f] = abs(float(constant[f])) / products
-    found = dfa_exactness.head_errors(made, hook, tokens)
+    found = d02_d03_d17_exactness.head_errors(made, hook, tokens)
     assert found["bias"] >= float(off.max()) * 0.999

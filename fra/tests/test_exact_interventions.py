@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from fra import exactness, leaks
 from fra import interventions as iv
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.errors import CannotLoad
+from fra.measures.identities import q01_q18_exactness, q19_leaks
 from fra.tests import circuit
 from fra.tests.intervening import HEAD, LAYER, double, hook_of
 from fra.tests.models import random_tokens, tiny, tiny_sae
@@ -21,13 +21,13 @@ KINDS = ["gpt2", "gemma2", "no_layernorm"]  # test_interventions_safety has ever
 CUT = 9
 
 
-def six(n: int = 18) -> leaks.Texts:
-    return leaks.texts([random_tokens(n, seed) for seed in range(6)], CUT)
+def six(n: int = 18) -> q19_leaks.Texts:
+    return q19_leaks.texts([random_tokens(n, seed) for seed in range(6)], CUT)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_intervention_looks_ahead_and_an_unmasked_patch_does(kind: str) -> None:
-    found = leaks.leaks(tiny(kind), tiny_sae(hook_of(kind)), six(), LAYER, [0, HEAD])
+    found = q19_leaks.leaks(tiny(kind), tiny_sae(hook_of(kind)), six(), LAYER, [0, HEAD])
     for seen in found.values():
         assert len(seen.changed) >= 13 and set(seen.changed.values()) == {0}
         assert seen.inert == []
@@ -35,14 +35,14 @@ def test_no_intervention_looks_ahead_and_an_unmasked_patch_does(kind: str) -> No
 
 
 def test_one_leaking_intervention_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, every = tiny("gpt2"), leaks.every_intervention
+    model, every = tiny("gpt2"), q19_leaks.every_intervention
 
     def with_a_leak(*args: Any) -> dict[str, iv.Intervention]:
         made = every(*args)
-        return {"zero ablation": made["zero ablation"], "mine": leaks.unmasked(model, LAYER, HEAD)}
+        return {"zero ablation": made["zero ablation"], "mine": q19_leaks.unmasked(model, LAYER, HEAD)}
 
-    monkeypatch.setattr(leaks, "every_intervention", with_a_leak)
-    seen = leaks.leaks(model, tiny_sae(hook_of("gpt2")), six(), LAYER, [HEAD])[HEAD]
+    monkeypatch.setattr(q19_leaks, "every_intervention", with_a_leak)
+    seen = q19_leaks.leaks(model, tiny_sae(hook_of("gpt2")), six(), LAYER, [HEAD])[HEAD]
     assert seen.changed["zero ablation"] == 0 and seen.changed["mine"] == seen.unmasked > 0
 
 
@@ -68,21 +68,21 @@ def test_channels_are_those_of_one_document_and_without_any_the_layer_says_so() 
         return set(arm.codes.feature[arm.codes.row == doc * pos + at].tolist())
 
     key_of_first = arm.codes.row == CUT - 2  # the first document has nothing at this key: the second serves
-    channels, features = leaks._live_channels(without(key_of_first), CUT)
+    channels, features = q19_leaks._live_channels(without(key_of_first), CUT)
     before = channels[: len(channels) // 2]
     assert set(before[:, 0].tolist()) <= live(1, CUT - 1) and set(before[:, 1].tolist()) <= live(1, CUT - 2)
     assert set(features.tolist()) == set(channels.flatten().tolist())
     with pytest.raises(CannotLoad, match=f"no document of layer {LAYER} has live features at both positions 8 and 7"):
-        leaks._live_channels(without(arm.codes.row % pos == CUT - 2), CUT)
+        q19_leaks._live_channels(without(arm.codes.row % pos == CUT - 2), CUT)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "llama"])
 def test_signed_terms_make_the_output_of_every_head(kind: str) -> None:
-    found = exactness.output_errors(tiny(kind), tiny_sae(hook_of(kind)), random_tokens(16, 1), LAYER)
+    found = q01_q18_exactness.output_errors(tiny(kind), tiny_sae(hook_of(kind)), random_tokens(16, 1), LAYER)
     assert len(found) == 4
     for row in found.values():
         assert max(row["z"], row["result"]) < 1e-6
-        assert min(row[term] for term in exactness.OUTPUT_DROPPED) > 1e-3
+        assert min(row[term] for term in q01_q18_exactness.OUTPUT_DROPPED) > 1e-3
         assert row["norms"] > 0.05
 
 
@@ -92,7 +92,7 @@ EXACT = Claim(
     h0="h",
     bar=1e-6,
     above=False,
-    bars={exactness.LEFT_OUT: 1e-5},
+    bars={q01_q18_exactness.LEFT_OUT: 1e-5},
     statistic="t/1",
     stimuli=("natural",),
     n=3,
@@ -103,20 +103,24 @@ EXACT = Claim(
 def test_a_term_that_a_head_does_not_have_is_not_asked_for() -> None:
     """The hand-built circuit has no biases: leaving them out changes nothing, which is no fault of the check."""
     tokens = torch.arange(1, 20)
-    row = exactness.errors(circuit.model(), circuit.dictionary(), tokens, 1, 0)
+    row = q01_q18_exactness.errors(circuit.model(), circuit.dictionary(), tokens, 1, 0)
     assert "query bias" not in row and row["query feature"] > 1e-3
-    found = exactness.sums_evidence(EXACT, "L1H0", [row], ("complete",), exactness.DROPPED, {})
+    found = q01_q18_exactness.sums_evidence(EXACT, "L1H0", [row], ("complete",), q01_q18_exactness.DROPPED, {})
     assert judge(EXACT, found).outcome is Outcome.SUPPORTED
-    (output, _) = exactness.output_errors(circuit.model(), circuit.dictionary(), tokens, 1).values()
+    (output, _) = q01_q18_exactness.output_errors(circuit.model(), circuit.dictionary(), tokens, 1).values()
     assert "bias" not in output and output["feature"] > 1e-3
-    found = exactness.sums_evidence(EXACT, "L1H0", [output], ("z", "result"), exactness.OUTPUT_DROPPED, {})
+    found = q01_q18_exactness.sums_evidence(
+        EXACT, "L1H0", [output], ("z", "result"), q01_q18_exactness.OUTPUT_DROPPED, {}
+    )
     assert judge(EXACT, found).outcome is Outcome.SUPPORTED
 
 
 @pytest.mark.parametrize("nan_first", [True, False])
 def test_an_error_that_is_no_number_does_not_vanish_in_a_maximum(nan_first: bool) -> None:
     rows = [{"complete": float("nan"), "scale": 1.0}, {"complete": 1e-8, "scale": 1.0}]
-    found = exactness.sums_evidence(EXACT, "L0H0", rows[:: 1 if nan_first else -1], ("complete",), ("scale",), {})
+    found = q01_q18_exactness.sums_evidence(
+        EXACT, "L0H0", rows[:: 1 if nan_first else -1], ("complete",), ("scale",), {}
+    )
     assert judge(EXACT, found).outcome is Outcome.INCONCLUSIVE
 
 
@@ -124,7 +128,7 @@ def test_a_heads_result_is_its_output_through_its_own_weights() -> None:
     model = double("gpt2")
     tokens = random_tokens(16, 1)
     with torch.no_grad():
-        _, out = exactness._own_outputs(model, tokens, LAYER, 4)
+        _, out = q01_q18_exactness._own_outputs(model, tokens, LAYER, 4)
     z = iv.head_outputs(model, tokens[None], layer=LAYER, head=HEAD)[0]
     attention: Any = model.blocks[LAYER].attn
     torch.testing.assert_close(out[HEAD] - out[-1], z @ attention.W_O[HEAD].detach())

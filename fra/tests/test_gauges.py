@@ -7,10 +7,10 @@ from functools import cache
 import pytest
 import torch
 
-from fra import gauges
 from fra.errors import FraError
-from fra.gauges import STAYS, Moved
 from fra.interventions import gauges
+from fra.measures.identities import q13_gauges
+from fra.measures.identities.q13_gauges import STAYS, Moved
 from fra.tests import models
 
 LAYER = 1
@@ -21,7 +21,7 @@ HOOK = "blocks.1.ln1.hook_normalized"
 def measured(kind: str, folded: bool = False, hook: str = HOOK) -> dict[str, list[Moved] | str]:
     documents = [models.random_tokens(14, seed) for seed in range(2)]
     sae = models.tiny_sae(hook, dtype="float64")
-    return gauges.measure(models.tiny(kind, torch.float64, folded), sae, documents, LAYER, ("test", kind))
+    return q13_gauges.measure(models.tiny(kind, torch.float64, folded), sae, documents, LAYER, ("test", kind))
 
 
 def moved(found: dict[str, list[Moved] | str], gauge: str) -> list[Moved]:
@@ -87,7 +87,9 @@ def test_where_there_is_no_such_gauge(kind: str, gauge: str, why: str) -> None:
     model = models.tiny(kind, torch.float64)
     assert why in (gauges.why_not(model, LAYER, gauge) or "")
     with pytest.raises(FraError, match=why):
-        getattr(gauges, gauge)(model, LAYER, torch.ones((4, 8, 8) if gauge == "basis" else (4, 8), dtype=torch.float64))
+        getattr(q13_gauges, gauge)(
+            model, LAYER, torch.ones((4, 8, 8) if gauge == "basis" else (4, 8), dtype=torch.float64)
+        )
 
 
 def test_a_key_bias_is_no_gauge_where_rotary_positions_turn_it() -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from fra import resolve
-from fra._sentence_identities import identities
 from fra.core.sentences import Sensitivity, segments, sensitivity, sentence_starts
 from fra.errors import FraError
+from fra.measures.identities.s01_sentences import identities
 from fra.tests import models
 
 LAYER, HEAD = 0, 2

@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from fra import attribution, exactness
+from fra import attribution
 from fra.attribution.head_outputs import HeadOutputs, Live
 from fra.core.weights import Model, ov_weights
 from fra.dictionaries.encoder import own_pre_activation
 from fra.dictionaries.hooks import is_head_output
 from fra.errors import FraError
+from fra.measures.identities import q01_q18_exactness
 from fra.targets.target import head_output_hooks
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.pooled import NO_DICTIONARY
@@ -123,11 +124,11 @@ def recursive_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> 
     for given in _routes(target, o.encoder.layer):
         trace = attribution.recursive(model, sae, tokens, at, given)
         yardstick = torch.stack([term.value.abs().sum(1) for term in trace.terms]).sum(0)
-        found = exactness.largest([found, {"complete": _largest(trace.total() - truth, yardstick)}])
+        found = q01_q18_exactness.largest([found, {"complete": _largest(trace.total() - truth, yardstick)}])
         for component in trace.components():
             if any(bool(term.value.any()) for term in trace.terms if term.component == component):
                 off = _largest(trace.without(component) - truth, yardstick)
-                found = exactness.largest([found, {component: off}])
+                found = q01_q18_exactness.largest([found, {component: off}])
     return found
 
 
@@ -155,7 +156,7 @@ def evidence(
     hooks = head_output_hooks(target)
     if not hooks:
         return Evidence(claim=claim, head=None, cannot=NO_DICTIONARY)
-    found = {hook: exactness.largest(errors(target, hook, tokens) for tokens in documents) for hook in hooks}
+    found = {hook: q01_q18_exactness.largest(errors(target, hook, tokens) for tokens in documents) for hook in hooks}
     complete = float(np.max([row["complete"] for row in found.values()]))
     (control,) = claim.bars
     least = min(value for row in found.values() for name, value in row.items() if name != "complete")

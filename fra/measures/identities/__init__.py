@@ -1,0 +1,1 @@
+"""What holds by algebra, and what must break it."""

@@ -51,7 +51,7 @@ RANDOM, NATURAL = (
 
 @pytest.fixture(scope="module")
 def evidence(screens):
-    from fra.evidence import set_evidence
+    from fra.measures.channels.q04_q05_sets import set_evidence
 
     return {claim.id: set_evidence(claim, screens(claim.stimuli[0])) for claim in (RANDOM, NATURAL)}
 

@@ -49,7 +49,7 @@ RANDOM, NATURAL = (
 
 @pytest.fixture(scope="module")
 def evidence(screens):
-    from fra.evidence import channel_evidence
+    from fra.measures.channels.q04_q05_sets import channel_evidence
 
     return {claim.id: channel_evidence(claim, screens(claim.stimuli[0])) for claim in (RANDOM, NATURAL)}
 

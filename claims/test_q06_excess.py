@@ -39,7 +39,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, screens, progress):
-    from fra._excess import excess_evidence
+    from fra.measures.channels.q06_excess import excess_evidence
 
     return excess_evidence(CLAIM, target, screens(CLAIM.stimuli[0]), progress)
 

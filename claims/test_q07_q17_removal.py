@@ -63,8 +63,8 @@ SELECTIVE = Claim(
 @pytest.fixture(scope="module")
 def evidence(target, screens, progress):
     from fra.induction.cih import families
-    from fra.removal import removals
-    from fra.removal_evidence import removal_evidence, selectivity_evidence
+    from fra.measures.channels.q07_q17_evidence import removal_evidence, selectivity_evidence
+    from fra.measures.channels.q07_q17_removal import removals
 
     screened = screens(REMOVAL.stimuli[0])
     found = removals(target, screened, families(screened)["TIH"], progress=progress)

@@ -32,10 +32,10 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, screens, progress):
-    from fra import _transfer
+    from fra.measures.channels import q08_q16_transfer
 
     screened = screens("repeated_random")
-    return _transfer.variant_evidence(CLAIM, screened, *_transfer.variants(target, screened, progress))
+    return q08_q16_transfer.variant_evidence(CLAIM, screened, *q08_q16_transfer.variants(target, screened, progress))
 
 
 def test_q08(head, evidence, verdict):

@@ -30,10 +30,10 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, screens, progress):
-    from fra import _transfer
+    from fra.measures.channels import q08_q16_transfer
 
     screened = screens("repeated_random")
-    return _transfer.unseen_evidence(CLAIM, screened, _transfer.unseen_tokens(target, screened, progress))
+    return q08_q16_transfer.unseen_evidence(CLAIM, screened, q08_q16_transfer.unseen_tokens(target, screened, progress))
 
 
 def test_q16(head, evidence, verdict):

@@ -39,10 +39,10 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, screens, progress):
-    from fra import _seeds
+    from fra.measures.channels import q20_seeds
 
     screened = screens(CLAIM.stimuli[0])
-    return _seeds.seeds_evidence(CLAIM, screened, *_seeds.measure(target, screened, progress))
+    return q20_seeds.seeds_evidence(CLAIM, screened, *q20_seeds.measure(target, screened, progress))
 
 
 def test_q20(head, evidence, verdict):

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from fra import evidence
 from fra.claim import Claim, judge
 from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
@@ -24,6 +23,7 @@ from fra.induction import cih
 from fra.induction.channels import Arms, measure_arms, shifted_keys
 from fra.induction.nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
 from fra.induction.status import HeadStatus
+from fra.measures.channels import q04_q05_sets
 from fra.stimuli import repeated as stimuli
 from fra.stimuli import sets as document_sets
 from fra.targets import target as target_module
@@ -104,7 +104,7 @@ def verdicts(sets: Sets, heads: Sequence[int], claim: Claim, seed: str) -> Itera
     names = [f"L{layer}H{head}" for head in heads]
     status = {name: HeadStatus(name, role, 0.0, 0.0, 0.0, {}) for name in names}
     screen = cih.Screen("null", "repeated_random", status, found, {}, str)
-    of_family = evidence.set_evidence if claim.id == "Q04" else evidence.channel_evidence
+    of_family = q04_q05_sets.set_evidence if claim.id == "Q04" else q04_q05_sets.channel_evidence
     for own in of_family(claim, screen).values():
         yield judge(claim, own).outcome.value
 
@@ -146,7 +146,7 @@ def power(strengths: Sequence[float]) -> None:
             one = dataclasses.replace(
                 found, status=found.status | {"L1H0": status}, heads={"L1H0": found.heads["L1H0"]}
             )
-            of_family = evidence.set_evidence if claim.id == "Q04" else evidence.channel_evidence
+            of_family = q04_q05_sets.set_evidence if claim.id == "Q04" else q04_q05_sets.channel_evidence
             own = of_family(claim, one)["L1H0"]
             verdict = judge(claim, own)
             shown = f"{verdict.headline.effect:.2f}" if claim.id == "Q04" else own.detail["expressed"]

@@ -40,7 +40,8 @@ class Decision:
     """One condition of a claim for its whole family, as it was decided."""
 
     kind: str
-    """Which function decides: `two_sided` (fra.evidence), `worst` (fra.verdicts.pooled) or `jackknife` (fra.verdicts.jackknife)."""
+    """Which function decides: `two_sided` (fra.verdicts.conditions), `worst` (fra.verdicts.pooled) or `jackknife`
+    (fra.verdicts.jackknife)."""
     claim: str
     name: str
     bar: float

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from fra import evidence as evidence_for
-from fra._channel_details import best_channel
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import measure_arm
 from fra.induction import cih
 from fra.induction.channels import measure_arms
 from fra.induction.status import head_status
+from fra.measures.channels import q04_q05_sets as evidence_for
+from fra.measures.channels.details import best_channel
 from fra.report.drawings import numbers
 from fra.report.pictures import BEST
 from fra.stimuli import repeated

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fra import evidence
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
@@ -20,6 +19,7 @@ from fra.induction import cih
 from fra.induction.channels import Arms, measure_arms
 from fra.induction.nulls import random_rotation, row_spread, scramble, stretch_to_match
 from fra.induction.status import HeadStatus
+from fra.measures.channels import q04_q05_sets
 from fra.stimuli import repeated as stimuli
 from fra.stimuli import sets as document_sets
 from fra.targets.target import Target, load_target
@@ -81,10 +81,10 @@ def test_scrambled_heads_are_not_supported(target: Target, sets: dict[str, stimu
         return frozen
 
     as_others = screened(sets, discovery, arms, heads, change, "not a TIH")
-    for name, own in evidence.channel_evidence(claim(0.1), as_others).items():
+    for name, own in q04_q05_sets.channel_evidence(claim(0.1), as_others).items():
         assert judge(claim(0.1), own).outcome is not Outcome.SUPPORTED, name
     as_tih = screened(sets, discovery, arms, heads, change, "TIH")
-    for name, own in evidence.set_evidence(claim(0.5), as_tih).items():
+    for name, own in q04_q05_sets.set_evidence(claim(0.5), as_tih).items():
         assert judge(claim(0.5), own).outcome is not Outcome.SUPPORTED, name
 
 
@@ -117,5 +117,5 @@ def test_the_rescaled_twin_is_not_supported(target: Target, sets: dict[str, stim
         return dataclasses.replace(frozen, W_k=W_k, b_k=b_k)
 
     found = screened(sets, discovery, arms, heads, change, "not a TIH")
-    for name, own in evidence.channel_evidence(claim(0.1), found).items():
+    for name, own in q04_q05_sets.channel_evidence(claim(0.1), found).items():
         assert judge(claim(0.1), own).outcome is not Outcome.SUPPORTED, name

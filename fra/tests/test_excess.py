@@ -7,12 +7,20 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fra._excess import FALSE_POSITIVES, SCRAMBLES, HeadNumbers, count, judged, layer_numbers, margins
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import measure_arm
 from fra.induction.channels import Effects, measure_arms
 from fra.induction.cih import Screen
 from fra.induction.status import HeadStatus
+from fra.measures.channels.q06_excess import (
+    FALSE_POSITIVES,
+    SCRAMBLES,
+    HeadNumbers,
+    count,
+    judged,
+    layer_numbers,
+    margins,
+)
 from fra.stimuli import repeated
 from fra.tests import circuit
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from fra import evidence
 from fra.claim import Outcome, judge
 from fra.core import frozen as heads
 from fra.core import weights
@@ -21,6 +20,7 @@ from fra.errors import FraError
 from fra.induction import nulls
 from fra.induction.channels import measure_arms
 from fra.induction.screen import LayerScreen
+from fra.measures.channels import q04_q05_sets
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.models import random_tokens, tiny, tiny_sae
@@ -118,7 +118,7 @@ def test_couplings_without_their_scale_turn_the_verdict(monkeypatch: pytest.Monk
         found = screened(circuit.model(strength=0.4))
         tih = found.status | {"L1H0": dataclasses.replace(found.status["L1H0"], status="TIH")}
         return judge(
-            claim(0.5), evidence.set_evidence(claim(0.5), dataclasses.replace(found, status=tih))["L1H0"]
+            claim(0.5), q04_q05_sets.set_evidence(claim(0.5), dataclasses.replace(found, status=tih))["L1H0"]
         ).outcome
 
     assert verdict() is Outcome.REFUTED

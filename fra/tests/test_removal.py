@@ -15,8 +15,6 @@ import pytest
 import torch
 
 import fra
-from fra import removal
-from fra._matched import Pool, displaced, matched_sets
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import measure_arm
 from fra.errors import FraError
@@ -27,7 +25,9 @@ from fra.induction.status import head_status
 from fra.interventions import attach, scores
 from fra.interventions import heads as whole_heads
 from fra.interventions.downstream import Downstream, Scene
-from fra.removal_evidence import removal_evidence, selectivity_evidence
+from fra.measures.channels import q07_q17_removal
+from fra.measures.channels.q07_q17_evidence import removal_evidence, selectivity_evidence
+from fra.measures.channels.q07_q17_matched import Pool, displaced, matched_sets
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.intervening import HEAD, LAYER, hook_of, strong
@@ -150,7 +150,7 @@ Q07 = Claim(
     bar=0.1,
     bars={"loss": 0.02}
     | dict.fromkeys(("beyond a tenth of the head's", "over the top set by plain sum"), 0.0)
-    | {f"over random live sets: {name}": 0.95 for name in (*removal.MEASURES, "logit per attention moved")},
+    | {f"over random live sets: {name}": 0.95 for name in (*q07_q17_removal.MEASURES, "logit per attention moved")},
     statistic="t/1",
     stimuli=("repeated_random",),
     n=40,
@@ -184,7 +184,7 @@ def circuit_with_constants() -> Any:
 
 
 @pytest.fixture(scope="module")
-def found() -> tuple[Screen, Mapping[str, removal.HeadRemoval]]:
+def found() -> tuple[Screen, Mapping[str, q07_q17_removal.HeadRemoval]]:
     model, sae = circuit_with_constants(), circuit.dictionary()
     made = repeated.repeated_random(sum(SIZES.values()), np.arange(48), circuit.N_CTX, circuit.BOS, ("circuit",))
     sets, start = {}, 0
@@ -199,17 +199,17 @@ def found() -> tuple[Screen, Mapping[str, removal.HeadRemoval]]:
     object.__setattr__(screen, "pairs", pairs.numpy())
     screened = Screen("circuit", "repeated_random", status, {"L1H0": screen}, SIZES, str)
     target: Any = SimpleNamespace(model=model, name="circuit", dictionary_for=lambda layer: (circuit.HOOK, sae))
-    chosen = removal.choose(target, screened, sets["discovery"], 1, [0])
-    measured = removal.measure(target, sets, 1, chosen, draws=removal.DRAWS, seed_parts=("circuit",))
+    chosen = q07_q17_removal.choose(target, screened, sets["discovery"], 1, [0])
+    measured = q07_q17_removal.measure(target, sets, 1, chosen, draws=q07_q17_removal.DRAWS, seed_parts=("circuit",))
     object.__setattr__(screen, "pairs", pairs.numpy() + 60)
     with pytest.raises(FraError, match="the screen of L1H0"):
-        removal.choose(target, screened, sets["discovery"], 1, [0])
+        q07_q17_removal.choose(target, screened, sets["discovery"], 1, [0])
     return screened, measured
 
 
-def beaten(one: removal.HeadRemoval) -> removal.HeadRemoval:
+def beaten(one: q07_q17_removal.HeadRemoval) -> q07_q17_removal.HeadRemoval:
     """As if random sets had been found, and had done nothing: in the circuit no other live set moves any attention."""
-    n = removal.DRAWS
+    n = q07_q17_removal.DRAWS
     return dataclasses.replace(one, draws=np.zeros((n, 3)), draws_displaced=np.ones((n, 2)), scales=np.ones(n))
 
 
@@ -218,13 +218,13 @@ def test_the_circuits_channels_do_what_they_were_built_for(found: Any) -> None:
     one = measured["L1H0"]
     per_row = {name: sums.sum(0) / one.rows.sum() for name, sums in one.outcomes.items()}
     # the head writes 5 x its attention to the copied token on that token's logit, and nothing else does
-    assert 4 < per_row[removal.ZERO][0, 0] < 5
-    assert per_row[removal.CIH][0, 0] > 0.8 * per_row[removal.ZERO][0, 0]
-    assert abs(per_row["1 channels"][0, 0] - per_row[removal.CIH][0, 0] / 48) < 0.05
-    assert per_row["500 channels"] == pytest.approx(per_row[removal.CIH], abs=0.1)
-    assert per_row[removal.ON_STRIPE][0] == pytest.approx(per_row[removal.CIH][0], abs=0.1)
-    assert np.abs(per_row[removal.OFF_STRIPE][0]).max() < 0.1 > np.abs(per_row[removal.SUM][0]).max()
-    assert per_row[removal.FROZEN] == pytest.approx(per_row[removal.CIH])  # it has no norm
+    assert 4 < per_row[q07_q17_removal.ZERO][0, 0] < 5
+    assert per_row[q07_q17_removal.CIH][0, 0] > 0.8 * per_row[q07_q17_removal.ZERO][0, 0]
+    assert abs(per_row["1 channels"][0, 0] - per_row[q07_q17_removal.CIH][0, 0] / 48) < 0.05
+    assert per_row["500 channels"] == pytest.approx(per_row[q07_q17_removal.CIH], abs=0.1)
+    assert per_row[q07_q17_removal.ON_STRIPE][0] == pytest.approx(per_row[q07_q17_removal.CIH][0], abs=0.1)
+    assert np.abs(per_row[q07_q17_removal.OFF_STRIPE][0]).max() < 0.1 > np.abs(per_row[q07_q17_removal.SUM][0]).max()
+    assert per_row[q07_q17_removal.FROZEN] == pytest.approx(per_row[q07_q17_removal.CIH])  # it has no norm
     assert one.displaced[0] > 0.7 and one.displaced[1] < 0.01
     assert len(one.draws) == 0
     given = judge(Q07, removal_evidence(Q07, screened, measured)["L1H0"])
@@ -238,7 +238,7 @@ def test_random_sets_that_do_as_much_for_what_they_move_leave_it_open(found: Any
     """They do a hair less, and move less on the second copy: the rank of the logit alone would have let it pass."""
     screened, measured = found
     one = measured["L1H0"]
-    n = removal.DRAWS
+    n = q07_q17_removal.DRAWS
     close = dataclasses.replace(
         one,
         draws=np.tile(one.observed * 0.999, (n, 1)),
@@ -258,7 +258,7 @@ def test_selectivity_is_judged_against_the_crude_way(found: Any) -> None:
     one = measured["L1H0"]
     given = judge(Q17, selectivity_evidence(Q17, screened, measured)["L1H0"])
     per_row = {name: sums.sum(0) for name, sums in one.outcomes.items()}
-    assert per_row[removal.EQUAL][0, 0] == pytest.approx(per_row[removal.CIH][0, 0], rel=0.15)
+    assert per_row[q07_q17_removal.EQUAL][0, 0] == pytest.approx(per_row[q07_q17_removal.CIH][0, 0], rel=0.15)
     assert given.headline is not None and given.headline.effect < 0.01
     assert given.outcome is Outcome.SUPPORTED, given.reason
     # a set that does as much where nothing is to be copied is not selective

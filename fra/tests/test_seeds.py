@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import fra
-from fra._seeds import AcrossSeeds, Found, across, measure, nearest, seeds_evidence, shared
 from fra.claim import Claim, Condition, Outcome, judge
 from fra.core.coded import measure_arm
 from fra.induction.channels import measure_arms
 from fra.induction.cih import Screen
 from fra.induction.search import Search
 from fra.induction.status import HeadStatus
+from fra.measures.channels.q20_seeds import AcrossSeeds, Found, across, measure, nearest, seeds_evidence, shared
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.models import model_folder
@@ -70,7 +70,7 @@ def screen() -> Screen:
 
 
 def found(dictionaries, monkeypatch: pytest.MonkeyPatch) -> dict[str, AcrossSeeds]:
-    monkeypatch.setattr("fra._seeds.RANDOM_EFFECTS", 24)  # for time: the least rank p is 0.04
+    monkeypatch.setattr("fra.measures.channels.q20_seeds.RANDOM_EFFECTS", 24)  # for time: the least rank p is 0.04
     model = circuit.model()
     strengths = 0.8 + 0.4 * torch.arange(circuit.D_VOCAB) / circuit.D_VOCAB
     with torch.no_grad():

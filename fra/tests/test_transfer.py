@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from fra._transfer import Moved, move_layer, tihs, unseen_evidence, variant_evidence
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import measure_arm
 from fra.errors import CannotLoad
-from fra.evidence import outside
 from fra.induction.channels import measure_arms
 from fra.induction.cih import Screen
 from fra.induction.search import Search
 from fra.induction.status import HeadStatus
+from fra.measures.channels.q04_q05_sets import outside
+from fra.measures.channels.q08_q16_transfer import Moved, move_layer, tihs, unseen_evidence, variant_evidence
 from fra.stimuli import repeated
 from fra.stimuli.variants import (
     Forms,

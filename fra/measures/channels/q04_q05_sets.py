@@ -7,11 +7,11 @@ from functools import partial
 
 import numpy as np
 
-from fra._channel_details import channel_detail, live_candidates, set_detail, status_detail
 from fra.induction.best_effect import mean_effect
 from fra.induction.cih import Screen, families
 from fra.induction.screen import PLANTED_AT_LEAST, HeadScreen
 from fra.induction.search import SET_SIZE
+from fra.measures.channels.details import channel_detail, live_candidates, set_detail, status_detail
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.conditions import cluster_means, exact, false_discovery, rank_condition, two_sided

@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra._census.census import census
-from fra._matched import Pool, displaced, matched_sets
 from fra.core.coded import measure_arm
 from fra.errors import FraError
 from fra.induction import cih
@@ -23,8 +22,9 @@ from fra.induction.channels import on_device
 from fra.induction.screen import SET_SIZES
 from fra.induction.search import SET_SIZE, Search
 from fra.interventions import attach, scores
-from fra.interventions import heads as whole_heads
 from fra.interventions.downstream import Downstream, Head, Scene
+from fra.interventions.heads import freeze_scales
+from fra.measures.channels.q07_q17_matched import Pool, displaced, matched_sets
 from fra.stimuli import sets as document_sets
 from fra.stimuli.repeated import Batch
 from fra.verdicts.claim import parse_head
@@ -260,7 +260,7 @@ def _everything(
     """What is done to one head, by name."""
     own = part.scene.head(head)
     taken = part.share(head, chosen.ranked[:SET_SIZE])
-    frozen = whole_heads.freeze_scales(target.model, part.tokens, layer=part.scene.arm.frozen.layer)
+    frozen = freeze_scales(target.model, part.tokens, layer=part.scene.arm.frozen.layer)
     to_mean = own.by(mean - own.z)
     for size in SET_SIZES:
         share = taken if size == SET_SIZE else part.share(head, chosen.ranked[:size])

@@ -18,12 +18,12 @@ from jaxtyping import Float, Int
 from fra.core.coded import measure_arm
 from fra.core.threads import each
 from fra.errors import FraError
-from fra.evidence import outside
 from fra.induction.best_effect import MIN_LIVE_DOCUMENTS
 from fra.induction.channels import Arms, Effects, HeadOnArms, measure_arms, on_device, shifted_keys
 from fra.induction.cih import Screen
 from fra.induction.examples import Shown, first_example
 from fra.induction.search import SET_SIZE, Search
+from fra.measures.channels.q04_q05_sets import outside
 from fra.report.pictures import BEST
 from fra.stimuli import repeated
 from fra.stimuli.sets import LONGEST_CONTEXT, mean_prediction

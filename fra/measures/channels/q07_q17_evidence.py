@@ -8,20 +8,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from fra._channel_details import best_channel
-from fra.evidence import outside
 from fra.induction.cih import Screen, families
 from fra.induction.screen import SET_SIZES
-from fra.removal import (
-    CIH,
-    COPIES,
-    DRAWS,
-    EQUAL,
-    MEAN,
-    MEASURES,
-    SUM,
-    HeadRemoval,
-)
+from fra.measures.channels.details import best_channel
+from fra.measures.channels.q04_q05_sets import outside
+from fra.measures.channels.q07_q17_removal import CIH, COPIES, DRAWS, EQUAL, MEAN, MEASURES, SUM, HeadRemoval
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.conditions import cluster_means, false_discovery, rank_condition, two_sided

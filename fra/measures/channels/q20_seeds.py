@@ -19,16 +19,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._transfer import tihs
 from fra.core.coded import measure_arm
 from fra.core.threads import each
 from fra.dictionaries.codes import neuronpedia
 from fra.dictionaries.hooks import attention_input_layer
-from fra.evidence import outside
 from fra.induction.channels import Arms, HeadOnArms, measure_arms, on_device
 from fra.induction.cih import Screen
 from fra.induction.examples import Shown, first_example
 from fra.induction.search import SET_SIZE, Search
+from fra.measures.channels.q04_q05_sets import outside
+from fra.measures.channels.q08_q16_transfer import tihs
 from fra.stimuli.sets import Design, documents
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence

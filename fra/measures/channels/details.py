@@ -114,6 +114,7 @@ def _spread(values: np.ndarray) -> dict[str, float | None]:
 
 
 def status_detail(status: HeadStatus) -> dict[str, Any]:
+    """A head's status with the numbers behind it."""
     return {"status": status.status, "contrast": status.contrast, "low": status.lower, "high": status.upper} | {
         f"attention: {name}": value for name, value in status.stripes.items()
     }
@@ -123,6 +124,7 @@ _BLOCK_NAMES = {"f": "feature", "b": "bias", "e": "error"}
 
 
 def set_detail(screened: Screen, h: str, carried: float, effect: stats.ClusterMeans, level: float) -> dict[str, Any]:
+    """What stands beside the verdict on a head's CIH set: other sizes, marginals, what its blocks carry."""
     s = screened.heads[h]
     contrast = float(s.contrast.sum() / s.set_rows.sum())
     return {

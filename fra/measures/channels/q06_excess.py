@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from fra._channel_details import best_channel
 from fra.core.coded import Arm, measure_arm
 from fra.core.threads import each
 from fra.induction.best_effect import MIN_LIVE_DOCUMENTS
@@ -25,6 +24,7 @@ from fra.induction.nulls import random_rotation, scramble, scrambled_arms, stret
 from fra.induction.screen import PLANTED_AT_LEAST
 from fra.induction.search import Search, Stripe
 from fra.induction.status import TIH_AT_LEAST
+from fra.measures.channels.details import best_channel
 from fra.report.pictures import BEST
 from fra.stimuli.repeated import Batch
 from fra.stimuli.sets import Design, documents

@@ -32,7 +32,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, carried, progress):
-    from fra.fidelity import carrying
+    from fra.measures.scores.q02_q14_fidelity import carrying
     from fra.verdicts.samples import paired_evidence
 
     found = {}

@@ -45,7 +45,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, carried, progress):
-    from fra.sparsity import sparsity
+    from fra.measures.scores.q03_q15_sparsity import sparsity
     from fra.verdicts.samples import paired_evidence
 
     found = {}

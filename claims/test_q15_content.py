@@ -35,7 +35,7 @@ CLAIM = Claim(
 @pytest.fixture(scope="module")
 def evidence(target, carried, progress):
     from fra.claim import Evidence
-    from fra.sparsity import content
+    from fra.measures.scores.q03_q15_sparsity import content
     from fra.verdicts.samples import paired_evidence
 
     if target.bos is None:

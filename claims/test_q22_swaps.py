@@ -41,7 +41,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, carried, progress):
-    from fra.swaps import telling
+    from fra.measures.scores.q22_swaps import telling
     from fra.verdicts.samples import paired_evidence
 
     found = {}

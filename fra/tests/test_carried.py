@@ -10,7 +10,12 @@ import torch
 from scipy import stats as sps
 
 from fra import resolve
-from fra.carried import (
+from fra.claim import Claim, Outcome, judge
+from fra.core.frozen import FrozenLayer, freeze
+from fra.dictionaries.codes import codes
+from fra.dictionaries.tokens import learn, shrinkage
+from fra.errors import FraError
+from fra.measures.scores.layer import (
     ATOMS,
     DICTIONARIES,
     FEATURES,
@@ -21,13 +26,8 @@ from fra.carried import (
     document_sets,
     texts,
 )
-from fra.claim import Claim, Outcome, judge
-from fra.core.frozen import FrozenLayer, freeze
-from fra.dictionaries.codes import codes
-from fra.dictionaries.tokens import learn, shrinkage
-from fra.errors import FraError
-from fra.fidelity import carried_part, carrying, fits, real_entries, strongest, truncation
-from fra.sparsity import (
+from fra.measures.scores.q02_q14_fidelity import carried_part, carrying, fits, real_entries, strongest, truncation
+from fra.measures.scores.q03_q15_sparsity import (
     concentration,
     content,
     document,

@@ -14,12 +14,14 @@ import torch
 from scipy import stats as sps
 
 from fra import _pairs_evidence as evidence_for
-from fra import carried, pairs, swaps
+from fra import pairs
 from fra._activity import FLOOR, Activity, halves, mean_while_live, summed
 from fra._prediction import PAIRS, _joint, _predict, predictions
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.errors import CannotLoad
+from fra.measures.scores import layer as carried
+from fra.measures.scores import q22_swaps
 from fra.pairs import STRONGEST, LayerPairs, Natural
 from fra.stimuli import natural as natural_module
 from fra.stimuli import repeated, sets
@@ -360,7 +362,7 @@ def test_too_little_text_is_no_mistake_of_the_claims() -> None:
         lambda: sets.documents(target, "repeated_natural", sets.Design()),
         lambda: repeated.token_pool(np.ones(8)),
         lambda: repeated.periods(3, 4, np.random.default_rng(0)),
-        lambda: swaps.frequent(carried.texts([("a", [0, 1, 2])], 8)),
+        lambda: q22_swaps.frequent(carried.texts([("a", [0, 1, 2])], 8)),
     ]
     for ask in lacking:
         with pytest.raises(CannotLoad):  # fixtures.verdict makes CANNOT_RUN of it

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from fra._pair_means import PairMeans, Places, places
-from fra._swap_pictures import swap_picture
-from fra.carried import CarriedLayer, observe, texts
 from fra.dictionaries.tokens import TokenDictionary
 from fra.errors import FraError
+from fra.measures.scores.layer import CarriedLayer, observe, texts
+from fra.measures.scores.q22_pair_means import PairMeans, Places, places
+from fra.measures.scores.q22_picture import swap_picture
+from fra.measures.scores.q22_scene import READINGS, STRIDE, Scene, exchanged, scene
+from fra.measures.scores.q22_swaps import draw, frequent, telling, tune
 from fra.report.drawings import numbers
-from fra.swaps import READINGS, STRIDE, Scene, draw, exchanged, frequent, scene, telling, tune
 from fra.tests import models
 from fra.tests.test_carried import layer as tiny_layer
 from fra.tests.test_carried import sets

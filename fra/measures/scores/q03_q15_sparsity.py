@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra.carried import ATOMS, FEATURES, TOKENS, CarriedLayer, Entries, Texts, entries
 from fra.core.blocks import Side, reduce_blocks
 from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer, freeze
@@ -23,6 +22,7 @@ from fra.core.reductions import refuse_beyond_memory
 from fra.core.threads import each
 from fra.dictionaries.codes import Codes, codes, neuronpedia
 from fra.induction.examples import example_on_text
+from fra.measures.scores.layer import ATOMS, FEATURES, TOKENS, CarriedLayer, Entries, Texts, entries
 from fra.report.pictures import ON_NATURAL
 from fra.report.pictures import STRONGEST as SHOWN
 from fra.targets.target import text_of

@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra.carried import ATOMS, FEATURES, SHUFFLED, TOKENS, CarriedLayer
 from fra.core.frozen import FrozenLayer, Side
 from fra.core.threads import each
 from fra.dictionaries.codes import Codes
+from fra.measures.scores.layer import ATOMS, FEATURES, SHUFFLED, TOKENS, CarriedLayer
 from fra.verdicts.samples import Measured
 
 KS = (1, 2, 4, 8, 16)

@@ -13,7 +13,7 @@ from fra.induction.examples import LONGEST
 from fra.report.pictures import packed
 
 if TYPE_CHECKING:
-    from fra.swaps import Scene
+    from fra.measures.scores.q22_scene import Scene
 
 SWAP = "the swap that changes most, on a document"
 """What the picture is called in a row of the ledger."""

@@ -1,0 +1,1 @@
+"""What features carry of a layer's scores, and what predicts them."""

@@ -29,7 +29,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(layer_pairs):
-    from fra._pairs_evidence import self_channels
+    from fra.measures.pairs.q09_q10_q11_evidence import self_channels
 
     return self_channels(CLAIM, layer_pairs(CLAIM.n))
 

@@ -31,7 +31,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(layer_pairs):
-    from fra._pairs_evidence import prediction
+    from fra.measures.pairs.q09_q10_q11_evidence import prediction
 
     return prediction(CLAIM, layer_pairs(CLAIM.n))
 

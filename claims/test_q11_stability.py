@@ -34,7 +34,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(layer_pairs):
-    from fra._pairs_evidence import stability
+    from fra.measures.pairs.q09_q10_q11_evidence import stability
 
     return stability(CLAIM, layer_pairs(CLAIM.n))
 

@@ -33,7 +33,7 @@ LENGTH = 40
 
 @pytest.fixture(scope="module")
 def evidence(target, natural, progress):
-    from fra.causal_ranking import ranking_evidence
+    from fra.measures.pairs.q12_causal_ranking import ranking_evidence
 
     return ranking_evidence(CLAIM, target, natural(CLAIM.n), LENGTH, progress=progress)
 

@@ -45,7 +45,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, progress):
-    from fra._concept_claim import concept_evidence, measure
+    from fra.measures.pairs.q21_concepts import concept_evidence, measure
 
     return concept_evidence(CLAIM, target, measure(target, progress))
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import fra
-from fra import causal_ranking as cr
 from fra.claim import Claim, Outcome, judge
+from fra.measures.pairs import q12_causal_ranking as cr
 from fra.tests.intervening import LAYER, hook_of
 from fra.tests.models import random_tokens, tiny, tiny_sae
 

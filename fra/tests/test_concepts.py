@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from fra._concept_claim import Concepts, LayerConcepts, best, concept_evidence, control, plain_mean
-from fra._concepts import ROWS, ConceptSearch, HeadOnText, Texts, example_of, texts
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import Arm, measure_arm
+from fra.measures.pairs.q21_concepts import Concepts, LayerConcepts, best, concept_evidence, control, plain_mean
+from fra.measures.pairs.q21_search import ROWS, ConceptSearch, HeadOnText, Texts, example_of, texts
 from fra.tests import circuit
 from fra.tests.models import N_CTX, tiny, tiny_sae
 
@@ -79,7 +79,7 @@ def brute(
 @pytest.mark.parametrize(("kind", "lag"), [("gpt2", 1), ("gpt2", 3), ("gemma2", 1), ("pythia", 1)])
 def test_effect_is_that_of_a_loop_over_keys(kind: str, lag: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Softcap, window and rotary embeddings included."""
-    monkeypatch.setattr("fra._concepts.ROWS", 10_000)
+    monkeypatch.setattr("fra.measures.pairs.q21_search.ROWS", 10_000)
     text = random_texts(12, 1, vocabulary=12)
     hook = "blocks.1.hook_resid_pre" if kind == "gemma2" else HOOK
     arm = measure_arm(tiny(kind), tiny_sae(hook), text.tokens, 1, hook)
@@ -97,7 +97,7 @@ def test_effect_is_that_of_a_loop_over_keys(kind: str, lag: int, monkeypatch: py
         mean, count = brute(text, arm, 2, (int(pairs[0, 0]), int(pairs[0, 1])), lag, within=4)
         assert near.weight.sum() == pytest.approx(count)
         assert plain_mean(near)[0] == pytest.approx(mean, abs=2e-5)
-        monkeypatch.setattr("fra._concepts.FLOOR_DOCUMENTS", 1)
+        monkeypatch.setattr("fra.measures.pairs.q21_search.FLOOR_DOCUMENTS", 1)
         first, finer = control(HeadOnText(text, arm, 2), pairs)
         means = HeadOnText(text, arm, 2).channels(pairs).mean()
         strongest = tuple(pairs[int(means.argmax())].tolist())

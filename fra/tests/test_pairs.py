@@ -13,16 +13,16 @@ import pytest
 import torch
 from scipy import stats as sps
 
-from fra import _pairs_evidence as evidence_for
-from fra import pairs
-from fra._activity import FLOOR, Activity, halves, mean_while_live, summed
-from fra._prediction import PAIRS, _joint, _predict, predictions
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.errors import CannotLoad
+from fra.measures.pairs import q09_q10_q11_evidence as evidence_for
+from fra.measures.pairs import q09_q11_pairs
+from fra.measures.pairs.activity import FLOOR, Activity, halves, mean_while_live, summed
+from fra.measures.pairs.q09_q11_pairs import STRONGEST, LayerPairs, Natural
+from fra.measures.pairs.q10_prediction import PAIRS, _joint, _predict, predictions
 from fra.measures.scores import layer as carried
 from fra.measures.scores import q22_swaps
-from fra.pairs import STRONGEST, LayerPairs, Natural
 from fra.stimuli import natural as natural_module
 from fra.stimuli import repeated, sets
 from fra.tests import circuit, models
@@ -102,10 +102,10 @@ def test_lists_with_and_without_a_source_are_those_of_an_enumeration() -> None:
     own, documents = activity("gpt2")
     loose = Activity(own.arm, documents.lengths, documents.sources, own.first, floor=1)
     assert len(loose.live) > len(own.live), "no feature is rare here"
-    (found,) = pairs._Lists(own, ("test",)).heads([2])
-    (without,) = pairs._Lists(loose, ("test",), floor=1).stability([2])
-    measured = pairs.measure_arm_pairs(own.arm, documents, ("test",)).pairs[2]
-    assert isinstance(measured, pairs.HeadPairs)
+    (found,) = q09_q11_pairs._Lists(own, ("test",)).heads([2])
+    (without,) = q09_q11_pairs._Lists(loose, ("test",), floor=1).stability([2])
+    measured = q09_q11_pairs.measure_arm_pairs(own.arm, documents, ("test",)).pairs[2]
+    assert isinstance(measured, q09_q11_pairs.HeadPairs)
     assert measured.stable_any is not None and measured.stable_any.estimate == without.estimate
     for at, jackknifed, floor in ((own, found.stable, FLOOR), (loose, without, 1)):
         lists, share = by_hand(at, 2, None, floor)
@@ -185,7 +185,9 @@ def written(coupling: torch.Tensor, shuffle_second_half: bool = False) -> LayerP
     pattern = frozen.pattern.clone()
     pattern[:, 1] = frozen.scores(1).softmax(-1)
     arm = Arm(dataclasses.replace(frozen, pattern=pattern), arm.codes)
-    return pairs.measure_arm_pairs(arm, Natural(torch.from_numpy(texts), (circuit.N_CTX,) * 60, sources), ("planted",))
+    return q09_q11_pairs.measure_arm_pairs(
+        arm, Natural(torch.from_numpy(texts), (circuit.N_CTX,) * 60, sources), ("planted",)
+    )
 
 
 def claim(bar: float, **bars: float) -> Claim:
@@ -229,7 +231,7 @@ def test_lists_are_not_stable_where_the_text_changes_between_halves() -> None:
 
 def stable_lists(any_: float, atoms: float) -> dict[str, Outcome]:
     """Condition by condition, what is said of a head with a Jaccard of 0.9 that hardly varies."""
-    flat = lambda value: jackknife.jackknifed(value, [value] * 30, pairs._LEAST)  # noqa: E731
+    flat = lambda value: jackknife.jackknifed(value, [value] * 30, q09_q11_pairs._LEAST)  # noqa: E731
     lists: dict[str, Any] = {"stable": flat(0.9), "stable_any": flat(any_), "stable_atoms": flat(atoms)}
     lists["stable_shuffled"] = [0.1] * 40
     own = dataclasses.replace(planted("random").pairs[1], **lists)  # type: ignore[type-var, arg-type]
@@ -299,7 +301,7 @@ def test_what_does_not_vary_is_not_certain() -> None:
 
 def test_rotary_heads_are_left_out_of_the_lists_and_not_of_the_correlation() -> None:
     own, documents = activity("pythia")
-    found = pairs.measure_arm_pairs(own.arm, documents, ("test",))
+    found = q09_q11_pairs.measure_arm_pairs(own.arm, documents, ("test",))
     assert isinstance(found.pairs, str)
     assert len(found.predictions) == own.arm.frozen.n_heads
     evidence = evidence_for.self_channels(SELF, {1: found})
@@ -322,7 +324,7 @@ def test_a_layer_with_too_few_live_pairs_cannot_run_and_says_so_while_others_are
     documents = some_text(16)  # no pair is live in twenty of sixteen documents
     sae = tiny_sae("blocks.1.hook_resid_pre", dtype="float64")
     arm = measure_arm(models.tiny("gpt2", torch.float64), sae, documents.tokens, 1, "blocks.1.hook_resid_pre")
-    few = pairs.measure_arm_pairs(arm, documents, ("test",))
+    few = q09_q11_pairs.measure_arm_pairs(arm, documents, ("test",))
     found = outcomes({0: few, 1: planted("self")})
     for verdicts in found.values():
         assert {v.outcome for h, v in verdicts.items() if h[:2] == "L0"} == {Outcome.CANNOT_RUN}
@@ -333,8 +335,8 @@ def test_a_layer_with_too_few_live_pairs_cannot_run_and_says_so_while_others_are
 
 def test_a_layer_with_too_many_live_features_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     own, documents = activity("gpt2")
-    monkeypatch.setattr("fra._activity._TABLE_CELLS", 16)
-    found = outcomes({0: pairs.measure_arm_pairs(own.arm, documents, ("test",))})
+    monkeypatch.setattr("fra.measures.pairs.activity._TABLE_CELLS", 16)
+    found = outcomes({0: q09_q11_pairs.measure_arm_pairs(own.arm, documents, ("test",))})
     reasons = {v.reason for verdicts in found.values() for v in verdicts.values()}
     assert reasons == {f"{len(own.live)} live features make too large a table of pairs (4 would fit)"}
 
@@ -343,7 +345,7 @@ def test_only_halves_need_pairs_in_either_half() -> None:
     documents = some_text()
     sources = tuple("a" if k < 44 else "b" for k in range(N))  # one half has four documents
     own = dataclasses.replace(documents, sources=sources)
-    found = outcomes({0: pairs.measure_arm_pairs(activity("gpt2")[0].arm, own, ("test",))})
+    found = outcomes({0: q09_q11_pairs.measure_arm_pairs(activity("gpt2")[0].arm, own, ("test",))})
     assert {v.outcome for v in found["Q11"].values()} == {Outcome.CANNOT_RUN}
     assert found["Q11"]["L0H0"].reason.startswith("only ")
     assert "in 10 documents of either half" in found["Q11"]["L0H0"].reason
@@ -355,7 +357,7 @@ def test_too_little_text_is_no_mistake_of_the_claims() -> None:
     target: Any = SimpleNamespace(name="tiny", documents=lambda: texts, bos=0, encode=lambda text: [1, 2, 3])
     target.model = SimpleNamespace(cfg=SimpleNamespace(n_ctx=32))
     lacking: list[Callable[[], Any]] = [
-        lambda: pairs.natural(target, 60),
+        lambda: q09_q11_pairs.natural(target, 60),
         lambda: natural_module.natural_sources(target, 4),
         lambda: carried.document_sets(target),
         lambda: carried.texts([], 8),

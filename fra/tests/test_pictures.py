@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import fra
-from fra import causal_ranking, pairs
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import observe
 from fra.core.coded import measure_arm
@@ -20,6 +19,7 @@ from fra.family_evidence import shown
 from fra.induction import examples
 from fra.induction.channels import measure_arms
 from fra.induction.examples import example_on_text, first_example
+from fra.measures.pairs import q09_q11_pairs, q12_causal_ranking
 from fra.report import drawings, pictures
 from fra.report.pictures import packed
 from fra.stimuli import repeated
@@ -194,7 +194,7 @@ def test_rows_about_a_family_show_a_feature_of_it_with_a_link() -> None:
 
 def test_the_term_that_changed_a_loss_most_is_shown(named: Any) -> None:
     model, sae, tokens = tiny("gpt2"), tiny_sae(HOOK), random_tokens(18)
-    terms = causal_ranking.measure_terms(model, sae, tokens, 1, np.random.default_rng(0), 2)
+    terms = q12_causal_ranking.measure_terms(model, sae, tokens, 1, np.random.default_rng(0), 2)
     at = int(np.abs(terms.changed[:, 0]).argmax())
     assert terms.shown is not None
     one = terms.shown.example
@@ -205,7 +205,7 @@ def test_the_term_that_changed_a_loss_most_is_shown(named: Any) -> None:
     assert one.contribution[row, key] != 0
     assert np.abs(one.contribution - truth.numpy()).max() < 1e-5 * float(truth.abs().max())
     target: Any = SimpleNamespace(tokenizer=None, dictionary_for=lambda layer: (HOOK, named))
-    (shown_as,) = causal_ranking._largest(target, 0.5, 1, terms).values()
+    (shown_as,) = q12_causal_ranking._largest(target, 0.5, 1, terms).values()
     assert shown_as["document"].startswith(f"L1H{head}:")
     assert shown_as["term"].startswith(f"query {row}, key {key}:")
     assert shown_as["pages"][0] == f"{PAGES}/{one.pair[0]}"
@@ -215,14 +215,16 @@ def test_pairs_on_natural_text_show_their_strongest(monkeypatch: pytest.MonkeyPa
     model, sae = tiny("gpt2"), tiny_sae(HOOK)
     arm = measure_arm(model, sae, TOKENS, 1, HOOK)
     often = torch.bincount(arm.codes.feature).topk(2).indices.tolist()
-    heads = [object.__new__(pairs.HeadPairs) for _ in range(4)]  # of what is measured, only the strongest is asked for
+    heads = [
+        object.__new__(q09_q11_pairs.HeadPairs) for _ in range(4)
+    ]  # of what is measured, only the strongest is asked for
     for own in heads:
         own.strongest = [(often[0], often[1])]
-    layer = object.__new__(pairs.LayerPairs)
+    layer = object.__new__(q09_q11_pairs.LayerPairs)
     object.__setattr__(layer, "pairs", heads)
-    monkeypatch.setattr(pairs, "measure_arm_pairs", lambda *_: layer)
+    monkeypatch.setattr(q09_q11_pairs, "measure_arm_pairs", lambda *_: layer)
     target: Any = SimpleNamespace(name="t", model=model, tokenizer=None, dictionary_for=lambda _: (HOOK, sae))
-    pairs.measure_layer(target, pairs.Natural(TOKENS, LENGTHS, ("a", "b", "c")), 1)
+    q09_q11_pairs.measure_layer(target, q09_q11_pairs.Natural(TOKENS, LENGTHS, ("a", "b", "c")), 1)
     for head, own in enumerate(heads):
         alone = example_on_text(arm, head, (often[0], often[1]), TOKENS, LENGTHS)
         assert alone is not None

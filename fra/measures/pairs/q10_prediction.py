@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from scipy import stats as sps
 from torch import Tensor
 
-from fra._activity import FLOOR, Activity
 from fra.errors import CannotLoad
+from fra.measures.pairs.activity import FLOOR, Activity
 from fra.verdicts.jackknife import Jackknifed, jackknifed
 from fra.verdicts.stats import seed_of
 

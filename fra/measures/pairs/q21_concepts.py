@@ -14,8 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._concept_planting import plant_concepts
-from fra._concepts import (
+from fra.core.coded import Arm, measure_arm
+from fra.core.threads import each
+from fra.dictionaries.codes import neuronpedia
+from fra.errors import CannotLoad
+from fra.induction.nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
+from fra.induction.screen import PLANTED_AT_LEAST
+from fra.measures.pairs.q21_planting import plant_concepts
+from fra.measures.pairs.q21_search import (
     FLOOR_DOCUMENTS,
     ConceptEffects,
     ConceptSearch,
@@ -24,12 +30,6 @@ from fra._concepts import (
     example_of,
     texts,
 )
-from fra.core.coded import Arm, measure_arm
-from fra.core.threads import each
-from fra.dictionaries.codes import neuronpedia
-from fra.errors import CannotLoad
-from fra.induction.nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
-from fra.induction.screen import PLANTED_AT_LEAST
 from fra.report.pictures import BEST, ON_NATURAL
 from fra.stimuli import sets
 from fra.stimuli.sets import LONGEST_CONTEXT

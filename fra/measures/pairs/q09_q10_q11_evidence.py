@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fra._prediction import Prediction
-from fra.pairs import HeadPairs, LayerPairs
+from fra.measures.pairs.q09_q11_pairs import HeadPairs, LayerPairs
+from fra.measures.pairs.q10_prediction import Prediction
 from fra.report.pictures import STRONGEST
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence

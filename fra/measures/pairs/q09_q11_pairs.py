@@ -13,13 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra._activity import FLOOR, Activity, halves, mean_while_live, summed
-from fra._prediction import Prediction, predictions
 from fra.core.coded import Arm, measure_arm
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import CannotLoad
 from fra.induction.examples import example_on_text
 from fra.induction.nulls import draw_atoms, random_atoms
+from fra.measures.pairs.activity import FLOOR, Activity, halves, mean_while_live, summed
+from fra.measures.pairs.q10_prediction import Prediction, predictions
 from fra.report.pictures import ON_NATURAL
 from fra.targets.target import text_of
 from fra.verdicts.jackknife import Jackknifed, jackknifed

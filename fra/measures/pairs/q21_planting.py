@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy.stats import t as student
 from torch import Tensor
 
-from fra._concepts import CANDIDATES, ConceptEffects, ConceptStripe, HeadOnText
+from fra.measures.pairs.q21_search import CANDIDATES, ConceptEffects, ConceptStripe, HeadOnText
 from fra.verdicts.stats import seed_of
 
 _PLANTED, _TRIED, _STEPS = 12, 60, 6

@@ -1,0 +1,1 @@
+"""Pairs of features on natural text."""

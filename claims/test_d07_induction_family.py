@@ -54,7 +54,7 @@ TOKEN = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(families):
-    from fra.family_evidence import behaviour_evidence, token_evidence
+    from fra.measures.families.d07_behaviour import behaviour_evidence, token_evidence
 
     return {FAMILY.id: behaviour_evidence(FAMILY, families), TOKEN.id: token_evidence(TOKEN, families)}
 

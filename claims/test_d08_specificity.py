@@ -55,14 +55,14 @@ LOCAL, CONTEXT = (
 
 @pytest.fixture(scope="module")
 def evidence(families):
-    from fra.family_effects import specificity_evidence
+    from fra.measures.families.d08_context import specificity_evidence
 
     return specificity_evidence(INDUCTION, families)
 
 
 @pytest.fixture(scope="module")
 def context(families):
-    from fra.context import context_evidence
+    from fra.measures.families.d08_context import context_evidence
 
     kinds = {LOCAL.id: (LOCAL, "local"), CONTEXT.id: (CONTEXT, "long-range")}
     return {name: context_evidence(claim, families, kind) for name, (claim, kind) in kinds.items()}

@@ -32,7 +32,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(families):
-    from fra.family_effects import own_token_evidence
+    from fra.measures.families.d09_d10_paths import own_token_evidence
 
     return own_token_evidence(CLAIM, families)
 

@@ -31,7 +31,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(families):
-    from fra.family_effects import path_evidence
+    from fra.measures.families.d09_d10_paths import path_evidence
 
     return path_evidence(CLAIM, families)
 

@@ -35,7 +35,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(families):
-    from fra.family_effects import upstream_evidence
+    from fra.measures.families.d11_patching import upstream_evidence
 
     return upstream_evidence(CLAIM, families)
 

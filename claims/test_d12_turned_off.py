@@ -34,7 +34,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(families):
-    from fra.family_evidence import ablation_evidence
+    from fra.measures.families.d12_turned_off import ablation_evidence
 
     return ablation_evidence(CLAIM, families)
 

@@ -31,7 +31,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(families):
-    from fra.family_effects import polysemantic_evidence
+    from fra.measures.families.d13_polysemantic import polysemantic_evidence
 
     return polysemantic_evidence(CLAIM, families)
 

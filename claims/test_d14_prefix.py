@@ -35,7 +35,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, families):
-    from fra.prefix import prefix_evidence
+    from fra.measures.families.d14_prefix import prefix_evidence
 
     return prefix_evidence(CLAIM, target, families)
 

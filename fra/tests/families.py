@@ -10,8 +10,8 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
-from fra.family import Families, LayerFamilies
 from fra.induction.status import HeadStatus
+from fra.measures.families.families import Families, LayerFamilies
 from fra.stimuli import repeated
 from fra.tests import circuit
 

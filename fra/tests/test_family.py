@@ -15,15 +15,23 @@ import pytest
 import torch
 from scipy import stats as sps
 
-import fra.family_effects as effects
-from fra import _family_measures as measures
-from fra import _family_upstream as upstream
-from fra import attribution, context, interventions, prefix
-from fra import family as family_module
-from fra import family_evidence as evidence
+from fra import attribution, interventions
 from fra.claim import Claim, Condition, Outcome, judge
-from fra.family import Families, LayerFamilies, attribution_shares
 from fra.interventions import patching
+from fra.measures.families import (
+    d07_behaviour,
+    d08_context,
+    d09_d10_paths,
+    d11_patching,
+    d12_turned_off,
+    d13_polysemantic,
+    d14_prefix,
+    measures,
+)
+from fra.measures.families import d11_patching as upstream
+from fra.measures.families import families as families_of
+from fra.measures.families import rows as evidence
+from fra.measures.families.families import Families, LayerFamilies, attribution_shares
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.families import HOOK, WRONG, families, layer
@@ -106,7 +114,7 @@ def test_behaviour_counts_hits_false_fires_and_other_tokens() -> None:
     assert not own.passes[~planted].any()
     wrong = np.isin(own.features, WRONG)[planted]
     assert wrong.sum() == len(WRONG)
-    own = family_module.Behaviour(*(part[planted] for part in vars(own).values()))
+    own = families_of.Behaviour(*(part[planted] for part in vars(own).values()))
     assert bool((own.hits == 12).all())  # every one fires before the second occurrence
     assert bool((own.firsts[wrong] == 12).all())  # those fire before the first, too
     assert bool((own.firsts[~wrong] == 0).all())
@@ -237,34 +245,34 @@ def test_patching_upstream_is_each_prompts_own() -> None:
 
 
 def test_prefixes_are_the_same_examples_and_end_where_they_should() -> None:
-    e = prefix.prefix_examples(np.arange(64), 64, ("x",), n=30)
+    e = d14_prefix.prefix_examples(np.arange(64), 64, ("x",), n=30)
     rows = [row.tolist() for row in e.tokens[4]]
     key = int(e.key[4])
     for k, row in enumerate(rows, 1):
         assert row[-k:] == row[key - k : key]
-        assert row[: -prefix.LONGEST_PREFIX] == rows[0][: -prefix.LONGEST_PREFIX]
-        assert k == prefix.LONGEST_PREFIX or row[-k - 1] != row[key - k - 1]
+        assert row[: -d14_prefix.LONGEST_PREFIX] == rows[0][: -d14_prefix.LONGEST_PREFIX]
+        assert k == d14_prefix.LONGEST_PREFIX or row[-k - 1] != row[key - k - 1]
         assert len(set(row)) == len(row) - k
     apart = [torch.nonzero(part[4] != e.tokens[4, -1])[:, 0].tolist() for part in (e.before, e.unrelated)]
     assert apart[0] == [len(rows[0]) - 2]
-    assert key < apart[1][0] < len(rows[0]) - prefix.LONGEST_PREFIX
+    assert key < apart[1][0] < len(rows[0]) - d14_prefix.LONGEST_PREFIX
     assert len({int(k) for k in e.key}) > 3
-    got = prefix.prefix_attention(made().model, e, [(1, 0), (1, 1)])
+    got = d14_prefix.prefix_attention(made().model, e, [(1, 0), (1, 1)])
     assert got.at[0].min() > 0.99
     assert got.at[1].max() < 1e-3
     assert np.abs(got.slopes()).max() < 1e-3
-    line = prefix.PrefixAttention(["a"], np.arange(9.0)[None, None] * 0.3 + 5, np.zeros((1, 1)), np.zeros((1, 1)))
+    line = d14_prefix.PrefixAttention(["a"], np.arange(9.0)[None, None] * 0.3 + 5, np.zeros((1, 1)), np.zeros((1, 1)))
     assert line.slopes() == pytest.approx(0.3)
 
 
 def test_rows_after_a_word_by_a_loop() -> None:
     tokens = torch.stack([random_tokens(40, seed) % 12 for seed in (3, 4, 5)])
     stops = tokens == 7
-    anywhere, near = context.after_word(tokens, 2, None), context.after_word(tokens, 2, stops)
+    anywhere, near = d08_context.after_word(tokens, 2, None), d08_context.after_word(tokens, 2, stops)
     for b, row in enumerate(tokens.tolist()):
         for t in range(40):
             assert bool(anywhere[b, t]) == (2 in row[:t])
-            back = [u for u in range(max(0, t - context.NEAR), t) if row[u] == 2 and 7 not in row[u + 1 : t + 1]]
+            back = [u for u in range(max(0, t - d08_context.NEAR), t) if row[u] == 2 and 7 not in row[u + 1 : t + 1]]
             assert bool(near[b, t]) == bool(back)
     assert 0 < int(near.sum()) < int(anywhere.sum())
 
@@ -279,16 +287,16 @@ def test_a_context_feature_is_found_with_its_word() -> None:
         second.W_Q[1, token, 0] = 20.0 * circuit.D_VOCAB**0.5
         second.W_K[1, 9, 0] = 1.0
     after_nine.target.tokenizer.decode = lambda ids: f"w{ids[0]}"
-    features, words = context.context_features(after_nine)["long-range"]
+    features, words = d08_context.context_features(after_nine)["long-range"]
     assert features.tolist() == [circuit.D_VOCAB + 9]
     assert words.tolist() == [9]
-    assert not len(context.context_features(after_nine)["local"][0])
-    found = context.context_evidence(claim("D08.context"), families(after_nine), "long-range")
+    assert not len(d08_context.context_features(after_nine)["local"][0])
+    found = d08_context.context_evidence(claim("D08.context"), families(after_nine), "long-range")
     (conditions,) = found.candidates.values()
     by_name = {c.name: c for c in conditions}
     assert by_name["precision of the upper fifth"].effect > 0.9  # it fires on the word itself, too
     assert by_name["over permuted documents"].effect > 0.2
-    none = context.context_evidence(claim("D08.local"), families(after_nine), "local")
+    none = d08_context.context_evidence(claim("D08.local"), families(after_nine), "local")
     assert judge(claim("D08.local"), none).outcome is Outcome.INCONCLUSIVE
 
 
@@ -297,24 +305,24 @@ def test_a_context_feature_is_found_with_its_word() -> None:
 
 def test_the_circuit_has_a_family_and_its_claims_say_so() -> None:
     made_of = {
-        "D07": evidence.behaviour_evidence,
-        "D07.token": evidence.token_evidence,
-        "D09": effects.own_token_evidence,
-        "D10": effects.path_evidence,
-        "D12": evidence.ablation_evidence,
+        "D07": d07_behaviour.behaviour_evidence,
+        "D07.token": d07_behaviour.token_evidence,
+        "D09": d09_d10_paths.own_token_evidence,
+        "D10": d09_d10_paths.path_evidence,
+        "D12": d12_turned_off.ablation_evidence,
     }
     for name, build in made_of.items():
         found = build(claim(name), whole())
         verdict = judge(claim(name), found["L1H0"])
         assert verdict.outcome is Outcome.SUPPORTED, f"{name}: {verdict.reason}"
         assert judge(claim(name), found["L1H1"]).outcome is Outcome.CANNOT_RUN
-    d11 = effects.upstream_evidence(claim("D11"), whole())["L1H0"].detail
+    d11 = d11_patching.upstream_evidence(claim("D11"), whole())["L1H0"].detail
     assert d11["previous-token head"] == "L0H0"
     assert d11["share by noising and denoising"]["L0H0"] == pytest.approx([1, 1])
     assert d11["share by noising and denoising"]["L0H1"] == pytest.approx([0, 0])
-    d08 = effects.specificity_evidence(claim("D08"), whole())["L1H0"]
+    d08 = d08_context.specificity_evidence(claim("D08"), whole())["L1H0"]
     assert [c.name for c in d08.candidates["the family"] if not c.holds(0.05)] == ["missed"]  # it misses nothing
-    d13 = effects.polysemantic_evidence(claim("D13"), whole())["L1H0"]
+    d13 = d13_polysemantic.polysemantic_evidence(claim("D13"), whole())["L1H0"]
     assert d13.undecided == "no feature of the selection fails induction for sure"
 
 
@@ -325,7 +333,7 @@ def test_what_refutes_a_family_is_tested_at_a_third_of_the_level() -> None:
     fields = {"repeats": np.full(len(every), 12), "hits": np.where(every < 1, 12, 0), "firsts": np.zeros_like(every)}
     own = dataclasses.replace(own, **fields)  # one passes
     made.__dict__["behaviours"] = {0: (own, both, n)}
-    (conditions,) = evidence.behaviour_evidence(claim("D07"), families(made))["L1H0"].candidates.values()
+    (conditions,) = d07_behaviour.behaviour_evidence(claim("D07"), families(made))["L1H0"].candidates.values()
     share, matched, *_ = conditions
     k, total = int(own.passes.sum()), int((own.repeats > 9).sum())
     assert k == 1 < total / 2
@@ -343,7 +351,7 @@ def test_features_with_too_few_repeats_are_left_out() -> None:
     own, both, n = made.behaviours[0]
     few = dataclasses.replace(own, repeats=np.where(np.arange(len(own.repeats)) == 0, 9, own.repeats))
     made.__dict__["behaviours"] = {0: (few, both, n)}
-    found = evidence.behaviour_evidence(claim("D07"), families(made))["L1H0"]
+    found = d07_behaviour.behaviour_evidence(claim("D07"), families(made))["L1H0"]
     (repeats,) = [c for c in found.candidates["the selection"] if c.name == "repeats a feature"]
     assert repeats.effect == 12 and repeats.holds(0.05)
     assert found.detail["passed"].endswith(f"of {int((few.repeats > 9).sum())}")
@@ -354,17 +362,17 @@ def test_without_another_head_there_is_no_control() -> None:
     made.heads = [0, 1]
     own, *rest = made.behaviours[0]
     made.behaviours[0] = (dataclasses.replace(own, hits=np.zeros_like(own.hits)), *rest)
-    d13 = effects.polysemantic_evidence(claim("D13"), families(made))["L1H0"]
+    d13 = d13_polysemantic.polysemantic_evidence(claim("D13"), families(made))["L1H0"]
     assert "no other to compare with" in str(d13.undecided)
     alone = families()
     one = dataclasses.replace(alone, status={h: s for h, s in alone.status.items() if h != "L0H1"})
-    assert "one head stands upstream" in str(effects.upstream_evidence(claim("D11"), one)["L1H0"].undecided)
+    assert "one head stands upstream" in str(d11_patching.upstream_evidence(claim("D11"), one)["L1H0"].undecided)
 
 
 def test_an_unselected_layer_has_nothing_to_say() -> None:
     other = layer(strength=0.0)
     found = families(other)
-    for name, build in (("D07", evidence.behaviour_evidence), ("D12", evidence.ablation_evidence)):
+    for name, build in (("D07", d07_behaviour.behaviour_evidence), ("D12", d12_turned_off.ablation_evidence)):
         outcome = judge(claim(name), build(claim(name), found)["L1H0"]).outcome
         assert outcome in (Outcome.INCONCLUSIVE, Outcome.REFUTED)
 
@@ -454,7 +462,7 @@ def test_power_is_the_least_among_the_conditions_that_fail() -> None:
 
 
 def test_fishers_power_is_a_sum_over_outcomes() -> None:
-    power = evidence._fisher_power(20, 20, 1, 0.5, 0.05)
+    power = d07_behaviour._fisher_power(20, 20, 1, 0.5, 0.05)
     draws = np.random.default_rng(0).binomial(20, 0.5, 4000)
     p = [sps.fisher_exact([[k, 20 - k], [1, 19]], alternative="greater")[1] for k in range(21)]
     assert power == pytest.approx(np.mean(np.asarray(p)[draws] <= 0.05), abs=0.02)
@@ -465,6 +473,6 @@ def any_target(**fields: Any) -> Families:
 
 
 def test_no_heads_is_no_row() -> None:
-    assert evidence.behaviour_evidence(claim("D07"), any_target()) == {}
-    said = prefix.prefix_evidence(claim("D14"), None, any_target())  # type: ignore[arg-type]
+    assert d07_behaviour.behaviour_evidence(claim("D07"), any_target()) == {}
+    said = d14_prefix.prefix_evidence(claim("D14"), None, any_target())  # type: ignore[arg-type]
     assert judge(claim("D14"), said).outcome is Outcome.CANNOT_RUN

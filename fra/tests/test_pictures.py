@@ -15,10 +15,10 @@ import fra
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import observe
 from fra.core.coded import measure_arm
-from fra.family_evidence import shown
 from fra.induction import examples
 from fra.induction.channels import measure_arms
 from fra.induction.examples import example_on_text, first_example
+from fra.measures.families.rows import shown
 from fra.measures.pairs import q09_q11_pairs, q12_causal_ranking
 from fra.report import drawings, pictures
 from fra.report.pictures import packed

@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from fra._family_measures import Specificity, specificity
-from fra.family import CONTROL_SHARE, Families, LayerFamilies, attribution_shares
+from fra.measures.families.families import CONTROL_SHARE, Families, LayerFamilies, attribution_shares
+from fra.measures.families.measures import Specificity, specificity, strict_induction
+from fra.measures.families.rows import NO_FAMILY, Measured, family_of, per_head
 from fra.verdicts.bounds import columns_tested
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.stats import Floats, by_source
@@ -147,3 +148,37 @@ def context_evidence(claim: Claim, families: Families, kind: str) -> Evidence:
 def _is_mark(layer: LayerFamilies, token: int) -> bool:
     text = str(layer.target.tokenizer.decode([token])).strip()
     return bool(text) and set(text) <= PUNCTUATION
+
+
+def specificity_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
+    """D08: the family's activations against strict induction of each feature's token."""
+
+    def measure(layer: LayerFamilies, head: int) -> Measured:
+        selection, passed, detail = family_of(layer, head)
+        n = len(layer.documents)
+        if not len(passed):
+            return Measured({}, (), n, detail=detail, undecided=NO_FAMILY)
+        tokens = layer.documents.tokens.to(layer.observed.z.device)
+        proxies = list(strict_induction(tokens, selection.tokens[passed]))
+        s = specificity(layer, selection.features[passed], proxies)
+        if not s.upper.sum() or not s.wanted.sum():
+            return Measured({}, (), n, detail=detail, undecided="the family hardly fires on these documents")
+        return Measured(
+            {
+                "precision of the upper fifth": (s.upper_right, s.upper),
+                "over permuted documents": (s.upper_right - s.upper_permuted, s.upper),
+                "activation mass": (s.mass_right, s.mass),
+                "missed": (s.missed, s.wanted),
+            },
+            layer.documents.sources,
+            n,
+            detail=detail
+            | {
+                "precision by fifth of activation": s.precision_by_fifth,
+                "recall": 1 - float(s.missed.sum() / s.wanted.sum()),
+                "correlation with the proxy, mean over features": s.correlation,
+            },
+            ranges={"precision of the upper fifth": (0.0, 1.0), "activation mass": (0.0, 1.0), "missed": (0.0, 1.0)},
+        )
+
+    return per_head(claim, families, measure, headline="precision of the upper fifth", null=0.0)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fra.core.weights import Model
 from fra.errors import CannotLoad
-from fra.family import Families
+from fra.measures.families.families import Families
 from fra.verdicts import stats
 from fra.verdicts.bounds import columns_tested, least_power
 from fra.verdicts.claim import Claim, Condition, Evidence, parse_head

@@ -14,10 +14,10 @@ from torch import Tensor
 from fra.attribution.head_outputs import HeadOutputs, Live
 from fra.core.weights import Model
 from fra.dictionaries.encoder import encode
-from fra.family import LayerFamilies
 from fra.interventions.attach import Hook
 from fra.interventions.heads import set_output
 from fra.interventions.patching import ablate_features, losses, readout
+from fra.measures.families.families import LayerFamilies
 from fra.verdicts.stats import Floats, seed_of
 
 PAIRS = 48

@@ -1,0 +1,1 @@
+"""Families of head-output features of an induction head."""

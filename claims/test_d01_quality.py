@@ -45,7 +45,7 @@ NATURAL, REPEATED = (
 
 @pytest.fixture(scope="module")
 def evidence(target, progress):
-    from fra.dictionary_quality import quality_evidence
+    from fra.measures.head_outputs.d01_quality import quality_evidence
 
     return {claim.id: quality_evidence(claim, target, progress) for claim in (NATURAL, REPEATED)}
 

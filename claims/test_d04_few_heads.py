@@ -42,7 +42,7 @@ SPREAD = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, progress):
-    from fra.dfa_heads import dominance_evidence
+    from fra.measures.head_outputs.d04_d06_heads import dominance_evidence
 
     return dominance_evidence(DOMINATED, SPREAD, target, progress)
 

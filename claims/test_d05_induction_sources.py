@@ -37,7 +37,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, progress):
-    from fra.dfa_sources import source_evidence
+    from fra.measures.head_outputs.d05_sources import source_evidence
 
     return source_evidence(CLAIM, target, progress)
 

@@ -32,7 +32,7 @@ PLAIN, OUTPUT = (
 
 @pytest.fixture(scope="module")
 def evidence(target, progress):
-    from fra.dfa_heads import norm_evidence
+    from fra.measures.head_outputs.d04_d06_heads import norm_evidence
 
     return norm_evidence((PLAIN, OUTPUT), target, progress)
 

@@ -37,7 +37,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, progress):
-    from fra.ioi import ioi_evidence
+    from fra.measures.head_outputs.d15_ioi import ioi_evidence
 
     return ioi_evidence(CLAIM, target, progress)
 

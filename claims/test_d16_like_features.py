@@ -28,7 +28,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, progress):
-    from fra.dfa_groups import group_evidence
+    from fra.measures.head_outputs.d16_groups import group_evidence
 
     return group_evidence(CLAIM, target, progress)
 

@@ -28,7 +28,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, progress):
-    from fra.dictionary_width import width_evidence
+    from fra.measures.head_outputs.d18_width import width_evidence
 
     return width_evidence(CLAIM, target, progress)
 

@@ -12,13 +12,14 @@ import torch
 from scipy import stats as sps
 
 import fra
-from fra import _firings, dfa_groups, dfa_heads, dfa_sources, dictionary_quality, dictionary_width
-from fra._firings import Corpus, Firings
 from fra.attribution.head_outputs import HeadOutputs, Live, observe, padded
 from fra.attribution.own_tokens import own_tokens
 from fra.claim import Claim, Outcome, judge
 from fra.dictionaries.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
 from fra.dictionaries.encoder import Encoder
+from fra.measures.head_outputs import corpus as head_output_corpus
+from fra.measures.head_outputs import d01_quality, d04_d06_heads, d05_sources, d16_groups, d18_width
+from fra.measures.head_outputs.corpus import Corpus, Firings
 from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets
 from fra.stimuli.repeated import Batch
@@ -60,12 +61,12 @@ def blocks_of(heads: list[int], seed: int = 1, size: float = 3.0) -> torch.Tenso
 
 def test_shuffled_blocks_keep_norms_and_leave_no_block_in_place() -> None:
     weight = torch.randn(N_HEADS, D_HEAD, 50, dtype=torch.float64)
-    shuffled = _firings.shuffle_blocks(weight, 3)
+    shuffled = head_output_corpus.shuffle_blocks(weight, 3)
     torch.testing.assert_close(shuffled.norm(dim=1), weight.norm(dim=1))
     unit, own = (torch.nn.functional.normalize(x, dim=1) for x in (shuffled, weight))
     match = torch.einsum("hdf,gdf->fhg", unit, own) > 1 - 1e-9
     assert bool((match.sum(2) == 1).all()) and not bool(match.diagonal(dim1=1, dim2=2).any())
-    assert torch.equal(_firings.shuffle_blocks(weight, 3), shuffled)
+    assert torch.equal(head_output_corpus.shuffle_blocks(weight, 3), shuffled)
 
 
 def test_squares_and_shares_by_hand() -> None:
@@ -80,10 +81,10 @@ def test_squares_and_shares_by_hand() -> None:
         if doc in documents:
             expected[list(documents).index(doc), feature] += by_head[doc, pos, :, feature] ** 2
     torch.testing.assert_close(squares, expected)
-    division = dfa_heads.divide(firings, dfa_heads.alive_features(firings))
+    division = d04_d06_heads.divide(firings, d04_d06_heads.alive_features(firings))
     assert division.top.tolist() == [0, 1, 2, 3, 0, 1]
     torch.testing.assert_close(division.share, expected.sum(0) / expected.sum((0, 2))[:, None])
-    sums, counts = dfa_heads.top_share(firings, division)
+    sums, counts = d04_d06_heads.top_share(firings, division)
     assert float(sums.sum() / counts.sum()) > 0.8
 
 
@@ -114,28 +115,28 @@ def test_spread_features_that_move_the_same_tokens_agree() -> None:
     same = Firings(firings.corpus, HeadOutputs(o.encoder, o.z, values, alike, o.gain, o.real, o.live), firings.live)
     for each, low, high in ((same, 0.999, 1.0), (firings, 0.0, 0.6)):
         share = torch.tensor([[0.45, 0.44, 0.06, 0.05]] * 6, dtype=torch.float64)
-        division = dfa_heads.Division(torch.arange(6), share, torch.ones(6, dtype=torch.float64))
-        (sums, counts), n = dfa_heads.agreement(each, division)
+        division = d04_d06_heads.Division(torch.arange(6), share, torch.ones(6, dtype=torch.float64))
+        (sums, counts), n = d04_d06_heads.agreement(each, division)
         assert n == 6 and low <= sums.sum() / counts.sum() <= high
         assert counts.sum() == pytest.approx(6)
-    dominated = dfa_heads.Division(torch.arange(6), torch.eye(4)[[0] * 6].double(), torch.ones(6).double())
-    assert dfa_heads.agreement(firings, dominated)[1] == 0
+    dominated = d04_d06_heads.Division(torch.arange(6), torch.eye(4)[[0] * 6].double(), torch.ones(6).double())
+    assert d04_d06_heads.agreement(firings, dominated)[1] == 0
 
 
 def test_rank_correlations_are_scipys() -> None:
     a, b = torch.randn(20, 8), torch.randn(20, 8)
     expected = [sps.spearmanr(x, y).statistic for x, y in zip(a.numpy(), b.numpy(), strict=True)]
-    np.testing.assert_allclose(dfa_heads.rank_correlations(a, b).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(d04_d06_heads.rank_correlations(a, b).numpy(), expected, atol=1e-12)
     a[:, 2:], b[:, [0, 1, 3, 4, 5, 6]] = 0, 0  # a block-diagonal dictionary has one head, or few
     expected = [sps.spearmanr(x, y).statistic for x, y in zip(a.numpy(), b.numpy(), strict=True)]
-    np.testing.assert_allclose(dfa_heads.rank_correlations(a, b).numpy(), expected, atol=1e-12)
-    assert not bool(dfa_heads.rank_correlations(torch.zeros(3, 8), b[:3]).any())
+    np.testing.assert_allclose(d04_d06_heads.rank_correlations(a, b).numpy(), expected, atol=1e-12)
+    assert not bool(d04_d06_heads.rank_correlations(torch.zeros(3, 8), b[:3]).any())
 
 
 def test_pairs_that_fire_together_are_counted_as_by_hand() -> None:
     live = (torch.rand(3, 11, 9) < 0.4).double()
     groups = torch.tensor([[0, 1, 2, 3], [4, 8, 6, 5]])
-    both, either = dfa_groups.together(live, groups)
+    both, either = d16_groups.together(live, groups)
     for number, group in enumerate(groups.tolist()):
         for doc in range(3):
             pairs = [(i, j) for k, i in enumerate(group) for j in group[k + 1 :]]
@@ -147,18 +148,18 @@ def test_pairs_that_fire_together_are_counted_as_by_hand() -> None:
     expected = [
         np.mean([float(unit[i] @ unit[j]) for k, i in enumerate(g) for j in g[k + 1 :]]) for g in groups.tolist()
     ]
-    np.testing.assert_allclose(dfa_groups.cosines(decoder, groups), expected, rtol=1e-5)
+    np.testing.assert_allclose(d16_groups.cosines(decoder, groups), expected, rtol=1e-5)
 
 
 def test_controls_of_a_group_belong_to_other_heads_and_fire_about_as_often() -> None:
     g = torch.Generator().manual_seed(0)
     share = torch.rand(200, N_HEADS, generator=g)
     share = share / share.sum(1, keepdim=True)
-    division = dfa_heads.Division(torch.arange(200), share, torch.ones(200))
+    division = d04_d06_heads.Division(torch.arange(200), share, torch.ones(200))
     count = torch.arange(1, 201) ** 2
-    own = dfa_groups.own_features(division, 2)
+    own = d16_groups.own_features(division, 2)
     assert bool((share[own, 2] >= share[:, 2].sort().values[-10]).all())
-    drawn, again = dfa_groups.random_heads(division, own, 2, count, np.random.default_rng(0), 2)
+    drawn, again = d16_groups.random_heads(division, own, 2, count, np.random.default_rng(0), 2)
     assert not torch.equal(drawn, again)
     assert len(drawn) == 10 == len(set(drawn.tolist()))
     assert bool((division.top[drawn] != 2).all())
@@ -170,7 +171,7 @@ def test_sources_of_a_firing_by_hand() -> None:
     o = firings.outputs
     tokens = torch.randint(0, 4, (4, 12))
     own = torch.tensor([1, 2, 3])
-    found = dfa_sources.sources(o, tokens, firings.live, own[firings.live.feature], 1)
+    found = d05_sources.sources(o, tokens, firings.live, own[firings.live.feature], 1)
     every = o.by_source(torch.arange(3), 1)
     for k in range(0, len(firings.live), 5):
         doc, t, f = (int(x[k]) for x in (firings.live.doc, firings.live.pos, firings.live.feature))
@@ -191,13 +192,13 @@ def test_the_rise_is_the_slope_of_the_quarters() -> None:
     rng = np.random.default_rng(0)
     quarter, doc = rng.integers(0, 4, 400), rng.integers(0, 12, 400)
     share = 0.2 + 0.1 * quarter + 0.01 * rng.normal(size=400)
-    values = dfa_sources.rise(share, quarter, doc, 12)
+    values = d05_sources.rise(share, quarter, doc, 12)
     means = [share[quarter == q].mean() for q in range(4)]
     assert values.mean() == pytest.approx(3 * np.polyfit(range(4), means, 1)[0])
-    assert np.isnan(dfa_sources.rise(share, np.zeros(400, dtype=int), doc, 12)).all()
+    assert np.isnan(d05_sources.rise(share, np.zeros(400, dtype=int), doc, 12)).all()
     before = Live(*(torch.zeros(100, dtype=torch.long) for _ in range(3)), torch.arange(100.0))
     now = Live(*(torch.zeros(4, dtype=torch.long) for _ in range(3)), torch.tensor([3.0, 30.0, 60.0, 200.0]))
-    assert dfa_sources.quarters(before, now, 1).tolist() == [0, 1, 2, 3]
+    assert d05_sources.quarters(before, now, 1).tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -296,23 +297,23 @@ BARS = {"over shuffled blocks": 0.05}
 def test_a_random_model_and_dictionary_support_nothing(tmp_path: Path) -> None:
     made = target(tmp_path, build_sae("topk", D_MODEL, Z, tmp_path / "sae", reshape_activations="hook_z"))
     few = {"n": 60, "min_documents": 20}
-    found = dfa_heads.dominance_evidence(claim_of(bars=BARS, **few), claim_of(id="T02", bar=0.1, **few), made)
+    found = d04_d06_heads.dominance_evidence(claim_of(bars=BARS, **few), claim_of(id="T02", bar=0.1, **few), made)
     names = {"over permuted heads": 0.25, "over another feature's decoder": 0.1}
-    found |= dfa_heads.norm_evidence(
+    found |= d04_d06_heads.norm_evidence(
         (claim_of(id="T03", bars=names, **few), claim_of(id="T04", bars=names, **few)), made
     )
     cosine = {"decoder cosine over random heads": 0.05}
-    found |= dfa_groups.group_evidence(claim_of(bar=0.05, bars=cosine, **few), made)
-    quality = dict.fromkeys(dictionary_quality.CONDITIONS, 0.1)
-    found["D01"] = dictionary_quality.quality_evidence(claim_of(id="T06", bar=0.9, bars=quality, **few), made)
-    sources = dict.fromkeys(dfa_sources.CONDITIONS, 0.25)
+    found |= d16_groups.group_evidence(claim_of(bar=0.05, bars=cosine, **few), made)
+    quality = dict.fromkeys(d01_quality.CONDITIONS, 0.1)
+    found["D01"] = d01_quality.quality_evidence(claim_of(id="T06", bar=0.9, bars=quality, **few), made)
+    sources = dict.fromkeys(d05_sources.CONDITIONS, 0.25)
     own = claim_of(bars=sources, stimuli=("repeated_natural",), **few)
-    found |= {f"D05 {head}": row for head, row in dfa_sources.source_evidence(own, made).items()}
+    found |= {f"D05 {head}": row for head, row in d05_sources.source_evidence(own, made).items()}
     outcomes = {name: judge(row.claim, row).outcome for name, row in found.items()}
     assert Outcome.SUPPORTED not in outcomes.values(), outcomes
     assert outcomes["L0H0"] == Outcome.CANNOT_RUN and outcomes["D05 L1H0"] == Outcome.CANNOT_RUN
     assert outcomes["D01"] == Outcome.REFUTED
-    again = dfa_heads.dominance_evidence(claim_of(bars=BARS, **few), claim_of(id="T02", bar=0.1, **few), made)
+    again = d04_d06_heads.dominance_evidence(claim_of(bars=BARS, **few), claim_of(id="T02", bar=0.1, **few), made)
     assert again["T01"].candidates == found["T01"].candidates
 
 
@@ -325,7 +326,7 @@ def test_a_dictionary_that_is_right_by_construction_is_good_enough(tmp_path: Pat
         "over an untrained dictionary": 0.1,
         "L0 over width": 0.95,
     }
-    found = dictionary_quality.quality_evidence(claim_of(bar=0.9, bars=bars, n=60), made)
+    found = d01_quality.quality_evidence(claim_of(bar=0.9, bars=bars, n=60), made)
     conditions = {c.name: c for c in found.candidates["every dictionary"]}
     assert conditions["loss recovered (zero)"].effect > 0.95, found.detail
     assert conditions["over an untrained dictionary"].holds(0.05)
@@ -338,7 +339,7 @@ def test_a_dictionary_that_is_right_by_construction_is_good_enough(tmp_path: Pat
 @pytest.mark.usefixtures("short_repeats")
 def test_only_what_the_first_copy_foretells_counts_on_repeated_text(tmp_path: Path) -> None:
     made = target(tmp_path, build_sae("topk", D_MODEL, Z, tmp_path / "sae", reshape_activations="hook_z"))
-    corpus = _firings.repeated_corpus(made)
+    corpus = head_output_corpus.repeated_corpus(made)
     assert len(corpus.discovery) == len(corpus.measured) == 40 == len(corpus.sources)
     for tokens, real, document in zip(corpus.tokens, corpus.real, corpus.documents, strict=True):
         period = (len(document) - 1) // 2
@@ -346,9 +347,9 @@ def test_only_what_the_first_copy_foretells_counts_on_repeated_text(tmp_path: Pa
         counted = torch.nonzero(real)[:, 0]
         assert counted.tolist() == list(range(period + 2, 2 * period + 1))
         assert all(int(tokens[t - 1]) == int(tokens[t - 1 - period]) for t in counted.tolist())
-    bars = dict.fromkeys(dictionary_quality.CONDITIONS, 0.1)
+    bars = dict.fromkeys(d01_quality.CONDITIONS, 0.1)
     own = claim_of(bar=0.9, bars=bars, stimuli=("repeated_natural",))
-    found = dictionary_quality.quality_evidence(own, made)
+    found = d01_quality.quality_evidence(own, made)
     assert found.n == 40 and len(found.candidates["every dictionary"]) == 5
 
 
@@ -356,23 +357,23 @@ def test_losses_are_the_models_own(tmp_path: Path) -> None:
     made = target(tmp_path, None)
     documents, _ = padded([random_tokens(9, 1), random_tokens(13, 2)])
     real = padded([random_tokens(9, 1), random_tokens(13, 2)])[1]
-    own = dictionary_quality.losses(made, documents, real, Z, None)
+    own = d01_quality.losses(made, documents, real, Z, None)
     with torch.no_grad():
         for number, tokens in enumerate((random_tokens(9, 1), random_tokens(13, 2))):
             log_p = made.model(tokens[None])[0].log_softmax(-1)
             expected = -sum(float(log_p[t, tokens[t + 1]]) for t in range(len(tokens) - 1))
             assert own[number] == pytest.approx(expected, rel=1e-5)
-    gone = dictionary_quality.losses(made, documents, real, Z, torch.zeros(2, 13, D_MODEL))
+    gone = d01_quality.losses(made, documents, real, Z, torch.zeros(2, 13, D_MODEL))
     assert not np.allclose(gone, own)
 
 
 def test_principal_components_and_the_untrained_dictionary() -> None:
     g = torch.Generator().manual_seed(0)
     low = torch.randn(200, 3, generator=g) @ torch.randn(3, 12, generator=g) + 5
-    assert torch.allclose(dictionary_quality.principal(low, low, 3), low, atol=1e-3)
-    assert not torch.allclose(dictionary_quality.principal(low, low, 2), low, atol=1e-1)
+    assert torch.allclose(d01_quality.principal(low, low, 3), low, atol=1e-3)
+    assert not torch.allclose(d01_quality.principal(low, low, 2), low, atol=1e-1)
     sae = tiny_sae(Z, dtype="float64", reshape_activations="hook_z")
-    other = dictionary_quality.untrained(sae, 7)
+    other = d01_quality.untrained(sae, 7)
     assert torch.equal(other.b_dec, sae.b_dec) and not bool(other.b_enc.any())
     cosine = torch.nn.functional.cosine_similarity(other.W_dec.detach().flatten(), sae.W_dec.detach().flatten(), dim=0)
     assert abs(float(cosine)) < 0.1
@@ -384,7 +385,7 @@ def test_principal_components_and_the_untrained_dictionary() -> None:
 def test_the_untrained_dictionary_of_blocks_is_tied_block_by_block() -> None:
     config = BlockDiagonalSAEConfig(d_in=D_MODEL, d_sae=2 * D_MODEL, n_heads=4, k=2)
     sae = BlockDiagonalSAE(config)
-    other = dictionary_quality.untrained(sae, 7)
+    other = d01_quality.untrained(sae, 7)
     encoder, decoder = (part.detach() for part in (other.W_enc_blocks, other.W_dec_blocks))
     assert encoder.shape == decoder.mT.shape
     unit = [torch.nn.functional.normalize(part.flatten(), dim=0) for part in (encoder.mT, decoder)]
@@ -397,12 +398,12 @@ def test_two_widths_are_compared_and_one_cannot_be(tmp_path: Path) -> None:
     narrow = build_sae("topk", D_MODEL, Z, tmp_path / "narrow", d_sae=48, reshape_activations="hook_z")
     made = target(tmp_path, narrow)
     own = claim_of(bar=1.0, bars={"over equal-L0 shuffles": 0.5}, stimuli=("repeated_natural",), n=60, min_documents=5)
-    one = judge(own, dictionary_width.width_evidence(own, made))
+    one = judge(own, d18_width.width_evidence(own, made))
     assert one.outcome == Outcome.CANNOT_RUN and "one width only" in one.reason
     wide = tiny_sae(Z, d_sae=192, reshape_activations="hook_z")
     made.dictionaries = {Z: made.dictionaries[Z], f"wide {Z}": wide}
-    assert dictionary_width.widths(made) == {1: {48: made.dictionaries[Z], 192: wide}}
-    found = dictionary_width.width_evidence(own, made)
+    assert d18_width.widths(made) == {1: {48: made.dictionaries[Z], 192: wide}}
+    found = d18_width.width_evidence(own, made)
     assert judge(own, found).outcome in (Outcome.REFUTED, Outcome.INCONCLUSIVE)
     numbers = found.detail["by dictionary"]
     assert numbers["layer 1, 192 features"]["L0"] == pytest.approx(6, abs=0.01)
@@ -419,10 +420,10 @@ def test_widths_are_those_of_the_studys_arm_where_it_has_one(tmp_path: Path) -> 
     entries = [f'[[study]]\narm = "{arm}"\nhook = "{Z}"\npath = "{arm}{d_sae}"\n' for arm, d_sae in arms]
     place.write_text(place.read_text() + "".join(entries))
     made = fra.load_target(place)
-    assert {layer: sorted(of) for layer, of in dictionary_width.widths(made).items()} == {1: [48, 64, 192]}
-    assert all(int(sae.cfg.d_sae) == width for width, sae in dictionary_width.widths(made)[1].items())
+    assert {layer: sorted(of) for layer, of in d18_width.widths(made).items()} == {1: [48, 64, 192]}
+    assert all(int(sae.cfg.d_sae) == width for width, sae in d18_width.widths(made)[1].items())
     own = claim_of(bar=1.0, bars={"over equal-L0 shuffles": 0.5}, stimuli=("repeated_natural",), n=60, min_documents=5)
-    found = dictionary_width.width_evidence(own, made)
+    found = d18_width.width_evidence(own, made)
     numbers = found.detail["by dictionary"]
     assert list(numbers) == [f"layer 1, {d_sae} features" for d_sae in (48, 64, 192)]
     gain = numbers["layer 1, 192 features"]["tokens a document"] - numbers["layer 1, 48 features"]["tokens a document"]
@@ -443,8 +444,8 @@ def test_tokens_found_are_counted_by_document(tmp_path: Path) -> None:
     made = target(tmp_path, build_sae("topk", D_MODEL, Z, tmp_path / "sae", reshape_activations="hook_z"))
     batch = document_sets.documents(made, "repeated_natural", document_sets.Design())["confirmation"]
     sae = made.dictionaries[Z]
-    count, dealt, _ = dictionary_width.tokens_found(made, sae, batch, 0)
-    o = observe(made.model, sae, dfa_sources.documents_of(batch))
+    count, dealt, _ = d18_width.tokens_found(made, sae, batch, 0)
+    o = observe(made.model, sae, d05_sources.documents_of(batch))
     own = own_tokens(made.model, sae)
 
     def by_hand(own: list[int]) -> list[int]:

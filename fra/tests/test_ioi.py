@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from fra import ioi
 from fra.claim import Claim, Outcome, judge
 from fra.errors import FraError
 from fra.interventions import patching
+from fra.measures.head_outputs import d15_ioi
 from fra.tests.models import tiny, tiny_sae
 
 FILE = Path(__file__).parents[2] / "claims" / "test_d15_ioi.py"
@@ -41,7 +41,7 @@ class Words:
 
 def test_prompts_say_what_they_should() -> None:
     encode = Words()
-    made = {word: ioi.ioi_prompts(encode, 0, ("x",), word, n=40) for word in ioi.CONJUNCTIONS}
+    made = {word: d15_ioi.ioi_prompts(encode, 0, ("x",), word, n=40) for word in d15_ioi.CONJUNCTIONS}
     base = made[" and"]
     assert int(base.io_first.sum()) == 20
     for n in range(40):
@@ -62,36 +62,36 @@ def test_prompts_say_what_they_should() -> None:
 
 def test_a_tokenizer_that_cannot_take_them_says_so() -> None:
     letters: Any = lambda text: [ord(c) for c in text]  # noqa: E731
-    assert ioi.lacking(letters) == "0 of the 20 names are single tokens for this target, where 8 are needed"
+    assert d15_ioi.lacking(letters) == "0 of the 20 names are single tokens for this target, where 8 are needed"
     with pytest.raises(FraError, match="single tokens"):
-        ioi.ioi_prompts(letters, 0, ("x",))
+        d15_ioi.ioi_prompts(letters, 0, ("x",))
     joined = Words()
 
     def joins(text: str) -> list[int]:
         return joined(text.replace(" went to", "_went_to") if text.startswith("Then") else text)
 
     with pytest.raises(FraError, match="joins words"):
-        ioi.ioi_prompts(joins, 0, ("x",))
+        d15_ioi.ioi_prompts(joins, 0, ("x",))
     target: Any = SimpleNamespace(
         name="tiny", dictionaries={"blocks.1.attn.hook_z": None}, encode=letters, model=None, bos=0
     )
-    assert judge(CLAIM, ioi.ioi_evidence(CLAIM, target)).outcome is Outcome.CANNOT_RUN
+    assert judge(CLAIM, d15_ioi.ioi_evidence(CLAIM, target)).outcome is Outcome.CANNOT_RUN
     target.encode = joins
-    joined_words = judge(CLAIM, ioi.ioi_evidence(CLAIM, target))
+    joined_words = judge(CLAIM, d15_ioi.ioi_evidence(CLAIM, target))
     assert joined_words.outcome is Outcome.CANNOT_RUN and "joins words" in joined_words.reason
     target.dictionaries = {"blocks.1.ln1.hook_normalized": None}
-    assert "no dictionary of head outputs" in str(judge(CLAIM, ioi.ioi_evidence(CLAIM, target)).reason)
+    assert "no dictionary of head outputs" in str(judge(CLAIM, d15_ioi.ioi_evidence(CLAIM, target)).reason)
 
 
 def test_features_are_taken_out_at_each_prompts_own_s2() -> None:
     model, sae = tiny("gpt2"), tiny_sae("blocks.0.attn.hook_z")
-    prompts = ioi.ioi_prompts(Words(), 0, ("x",), n=36)  # more than one batch
+    prompts = d15_ioi.ioi_prompts(Words(), 0, ("x",), n=36)  # more than one batch
     z = model.run_with_cache(prompts.tokens, names_filter=["blocks.0.attn.hook_z"])[1]["blocks.0.attn.hook_z"]
     acts = sae.encode(z.flatten(2)).to_dense()
     every = torch.arange(36)
     feature = int((acts[every, prompts.s2] > 0).sum(0).argmax())
-    found = ioi.ablated_at_s2(model, sae, prompts, [feature])
-    clean = ioi.logit_differences(model, prompts)
+    found = d15_ioi.ablated_at_s2(model, sae, prompts, [feature])
+    clean = d15_ioi.logit_differences(model, prompts)
     for n in (0, 35):
         tokens = prompts.tokens[n : n + 1]
         rows = patching.own_positions(prompts.s2[n : n + 1], tokens.shape[1])
@@ -103,7 +103,7 @@ def test_features_are_taken_out_at_each_prompts_own_s2() -> None:
     union = torch.zeros_like(prompts.tokens, dtype=torch.bool)
     union[:, prompts.s2.unique()] = True
     with patching.ablate_features(model, [feature], sae, rows=union[:32]):
-        wrong = ioi.logit_differences(model, prompts.part(slice(0, 32)))
+        wrong = d15_ioi.logit_differences(model, prompts.part(slice(0, 32)))
     assert np.abs(wrong - found[:32]).max() > 1e-4, "the union of positions would not be noticed"
 
 
@@ -112,23 +112,23 @@ def test_a_model_that_prefers_the_indirect_object_is_measured_and_another_is_not
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     encode, base = Words(), tiny("gpt2")
-    ioi.ioi_prompts(encode, 0, ("x",))  # all words have their ids now
+    d15_ioi.ioi_prompts(encode, 0, ("x",))  # all words have their ids now
     sae = tiny_sae("blocks.0.attn.hook_z")
     target: Any = SimpleNamespace(
         name="tiny", model=base, dictionaries={"blocks.0.attn.hook_z": sae}, encode=encode, bos=0, n_layers=2
     )
-    found = ioi.ioi_evidence(CLAIM, target)
+    found = d15_ioi.ioi_evidence(CLAIM, target)
     assert found.undecided is not None
     assert "does not prefer" in found.undecided
-    chosen = ioi.choose(base, sae, ioi.ioi_prompts(encode, 0, ("x",), n=12))
+    chosen = d15_ioi.choose(base, sae, d15_ioi.ioi_prompts(encode, 0, ("x",), n=12))
     assert chosen is not None
-    assert len(chosen.few) == len(chosen.matched) == ioi.FEW
+    assert len(chosen.few) == len(chosen.matched) == d15_ioi.FEW
     assert not set(chosen.few) & set(chosen.matched)
     assert min(chosen.falls[i] for i in chosen.few) >= max(v for i, v in chosen.falls.items() if i not in chosen.few)
 
-    own = ioi.logit_differences
-    monkeypatch.setattr(ioi, "logit_differences", lambda *given: own(*given) + 30.0)
-    found = ioi.ioi_evidence(CLAIM, target)
+    own = d15_ioi.logit_differences
+    monkeypatch.setattr(d15_ioi, "logit_differences", lambda *given: own(*given) + 30.0)
+    found = d15_ioi.ioi_evidence(CLAIM, target)
     if found.undecided is None:
         (conditions,) = found.candidates.values()
         assert [c.name for c in conditions] == ["few features, beyond half of all", *CLAIM.bars]
@@ -139,19 +139,19 @@ def test_a_model_that_prefers_the_indirect_object_is_measured_and_another_is_not
 @torch.no_grad()
 def test_every_feature_at_s2_is_what_is_live_on_the_measured_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
     encode, model, sae = Words(), tiny("gpt2"), tiny_sae("blocks.0.attn.hook_z")
-    prompts = ioi.ioi_prompts(encode, 0, ("tiny", "ioi"))
-    measured = prompts.part(slice(ioi.CHOOSING, None))
-    own, whole = ioi.logit_differences, torch.arange(sae.cfg.d_sae)
-    truth = own(model, measured) - ioi.ablated_at_s2(model, sae, measured, whole)  # what is not live adds nothing
-    some = ioi.choose(model, sae, prompts.part(slice(0, 4)))
+    prompts = d15_ioi.ioi_prompts(encode, 0, ("tiny", "ioi"))
+    measured = prompts.part(slice(d15_ioi.CHOOSING, None))
+    own, whole = d15_ioi.logit_differences, torch.arange(sae.cfg.d_sae)
+    truth = own(model, measured) - d15_ioi.ablated_at_s2(model, sae, measured, whole)  # what is not live adds nothing
+    some = d15_ioi.choose(model, sae, prompts.part(slice(0, 4)))
     assert some is not None
-    monkeypatch.setattr(ioi, "choose", lambda *_: dataclasses.replace(some, joint=1.0))
-    monkeypatch.setattr(ioi, "logit_differences", lambda *given: own(*given) + 30.0)
+    monkeypatch.setattr(d15_ioi, "choose", lambda *_: dataclasses.replace(some, joint=1.0))
+    monkeypatch.setattr(d15_ioi, "logit_differences", lambda *given: own(*given) + 30.0)
     target: Any = SimpleNamespace(
         name="tiny", model=model, dictionaries={"blocks.0.attn.hook_z": sae}, encode=encode, bos=0, n_layers=2
     )
-    found = ioi.ioi_evidence(CLAIM, target)
+    found = d15_ioi.ioi_evidence(CLAIM, target)
     assert found.detail["fall by ablation"]["every"] == pytest.approx(truth.mean(), abs=1e-5)
-    live, total = ioi.at_s2(model, sae, prompts.part(slice(0, 4)))
-    assert (live > 0).sum() < (ioi.at_s2(model, sae, measured)[0] > 0).sum(), "four prompts show all there is"
+    live, total = d15_ioi.at_s2(model, sae, prompts.part(slice(0, 4)))
+    assert (live > 0).sum() < (d15_ioi.at_s2(model, sae, measured)[0] > 0).sum(), "four prompts show all there is"
     assert torch.equal(live > 0, total != 0)

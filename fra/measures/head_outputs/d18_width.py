@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fra.attribution.head_outputs import observe
 from fra.attribution.own_tokens import own_tokens
-from fra.dfa_sources import documents_of, second_copy
 from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import is_head_output
+from fra.measures.head_outputs.d05_sources import documents_of, second_copy
 from fra.stimuli import sets
 from fra.stimuli.repeated import Batch
 from fra.verdicts import stats

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fra._firings import Corpus, corpus, repeated_corpus
 from fra.dictionaries.encoder import encode
 from fra.interventions.attach import Intervention
+from fra.measures.head_outputs.corpus import Corpus, corpus, repeated_corpus
 from fra.targets.target import head_output_hooks
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence

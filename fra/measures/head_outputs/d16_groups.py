@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra._firings import Firings, corpus
 from fra.attribution.examples import FEATURE, feature_example
-from fra.dfa_heads import Division, alive_features, divide
+from fra.measures.head_outputs.corpus import Firings, corpus
+from fra.measures.head_outputs.d04_d06_heads import Division, alive_features, divide
 from fra.targets.target import head_output_hooks, text_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
-from fra._firings import MIN_FIRINGS, Firings, corpus
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import Live
+from fra.measures.head_outputs.corpus import MIN_FIRINGS, Firings, corpus
 from fra.targets.target import head_output_hooks, text_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence

@@ -1,0 +1,1 @@
+"""Dictionaries of head outputs: their quality, their heads, their sources."""

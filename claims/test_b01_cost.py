@@ -29,7 +29,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target):
-    from fra.blockchecks import cost_evidence
+    from fra.measures.block_diagonal.b01_b02_blocks import cost_evidence
 
     return cost_evidence(CLAIM, target)
 

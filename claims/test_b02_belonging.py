@@ -32,7 +32,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, frontier):
-    from fra.blockchecks import belonging_evidence
+    from fra.measures.block_diagonal.b01_b02_blocks import belonging_evidence
 
     return belonging_evidence(CLAIM, target, frontier(120))
 

@@ -34,7 +34,7 @@ WIDTH, WEIGHTS = (
 
 @pytest.fixture(scope="module")
 def evidence(frontier):
-    from fra.frontier import compare
+    from fra.measures.block_diagonal.b03_b04_b07_compare import compare
 
     found = {}
     for claim, arm in ((WIDTH, "block-width"), (WEIGHTS, "block-parameters")):

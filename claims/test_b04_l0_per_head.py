@@ -34,7 +34,7 @@ CLAIM = Claim(
 def evidence(target, frontier):
     from dataclasses import replace
 
-    from fra.frontier import compare, exchange_rate
+    from fra.measures.block_diagonal.b03_b04_b07_compare import compare, exchange_rate
 
     study, arms = frontier(CLAIM.n, *CLAIM.stimuli), ("dense-l1", "block-l1")
     found = compare(CLAIM, study, *arms, control="dense-l1", b_over_a=target.n_heads**0.5)

@@ -44,7 +44,7 @@ COVERED = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(frontier):
-    from fra.likeness import covering_evidence, redundancy_evidence
+    from fra.measures.block_diagonal.b05_likeness import covering_evidence, redundancy_evidence
 
     study = frontier(REDUNDANT.n)
     return {REDUNDANT.id: redundancy_evidence(REDUNDANT, study), COVERED.id: covering_evidence(COVERED, study)}

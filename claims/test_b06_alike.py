@@ -31,7 +31,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(frontier):
-    from fra.alikeness import alikeness_evidence, outside
+    from fra.measures.block_diagonal.b06_alikeness import alikeness_evidence, outside
 
     study = frontier(CLAIM.n)
     found = alikeness_evidence(CLAIM, study)

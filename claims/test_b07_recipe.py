@@ -42,7 +42,7 @@ ALONE = ("block-no-head-scale", "block-no-tied-init", "block-no-zero-biases")
 
 @pytest.fixture(scope="module")
 def evidence(frontier):
-    from fra.frontier import compare
+    from fra.measures.block_diagonal.b03_b04_b07_compare import compare
 
     study = frontier(START.n, *START.stimuli)
     shared = {"effect_of_interest": 0.02}

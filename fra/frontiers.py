@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from fra.errors import FraError
-from fra.frontier import NO_STUDY, Frontier, study
+from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, study
 from fra.verdicts.files import check_writable, write_text
 
 COLUMNS = ("arm", "point", "d_sae", "weights", "head", "L0", "explained", "cost", "cost at zero", "loss recovered")

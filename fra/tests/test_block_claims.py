@@ -11,11 +11,13 @@ import torch
 from sae_lens.saes.sae import SAEMetadata
 
 import fra
-from fra import alikeness, blockchecks, frontier, frontiers, likeness
+from fra import frontiers
 from fra.claim import Claim, Outcome, judge
 from fra.dictionaries.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
 from fra.errors import FraError
-from fra.frontier import Frontier, Point, at, compare, exchange_rate, study
+from fra.measures.block_diagonal import b01_b02_blocks, b03_b04_b07_compare, b05_likeness, b06_alikeness, frontier
+from fra.measures.block_diagonal.b03_b04_b07_compare import at, compare, exchange_rate
+from fra.measures.block_diagonal.frontier import Frontier, Point, study
 from fra.targets.target import Target
 from fra.tests.models import D_MODEL, build_sae, model_folder
 from fra.tests.targets import HEAD_OUTPUT, refused, write_target, write_text
@@ -27,7 +29,7 @@ TEXTS = {f"{s}-{k}": f"{w} and {v} make more than {w}, said {v}. " * (2 + k) for
 
 def claim(**options: Any) -> Claim:
     base = {"id": "T", "title": "t", "h0": "h", "bar": 0.0, "statistic": "t/1", "stimuli": ("natural",), "n": 120}
-    return Claim(**{**base, "min_documents": 5, "bars": {frontier.DENSE: 0.5}, **options})
+    return Claim(**{**base, "min_documents": 5, "bars": {b03_b04_b07_compare.DENSE: 0.5}, **options})
 
 
 def block_folder(folder: Path, seed: int = 0, **options: Any) -> Path:
@@ -170,7 +172,7 @@ DENSE = [(8.0, 0.80), (16.0, 0.85), (32.0, 0.90)]
 )
 def test_arms_are_compared_at_equal_sparsity(lost: float, outcome: str) -> None:
     arms = {"dense": DENSE, "block-width": [(l0 * 1.3, r + 0.05 * np.log2(1.3) - lost) for l0, r in DENSE]}
-    c = claim(bar=-0.02, bars={frontier.DENSE: 0.5})
+    c = claim(bar=-0.02, bars={b03_b04_b07_compare.DENSE: 0.5})
     found = compare(c, Planted(arms), "block-width", "dense", control="dense", effect_of_interest=0.0)
     assert judge(c, found).outcome == outcome
     (condition,) = found.candidates["block-width over dense"]
@@ -226,7 +228,7 @@ def test_exchange_rate_of_sparsities(rho: float, outcome: str) -> None:
 
 def test_jaccard_is_that_of_sets() -> None:
     live = (torch.rand(5, 7, 6, generator=torch.Generator().manual_seed(0)) < 0.4).float()
-    found = likeness.jaccard(live, live)
+    found = b05_likeness.jaccard(live, live)
     at_ = [{(d, t) for d in range(5) for t in range(7) if live[d, t, f]} for f in range(6)]
     for i in range(6):
         for j in range(6):
@@ -264,7 +266,7 @@ class Twins(Planted):
 def test_twins_in_other_heads_are_found_and_only_they() -> None:
     c = claim(bar=0.1, bars={})
     for share, outcome in ((1.0, "SUPPORTED"), (0.0, "REFUTED")):
-        found = likeness.redundancy_evidence(c, Twins(share))
+        found = b05_likeness.redundancy_evidence(c, Twins(share))
         assert judge(c, found).outcome == outcome, found.candidates
         (condition,) = found.candidates["best match in another head"]
         # All features of heads 0 and 1 are twins: half of the layer matches to 1, the rest by chance.
@@ -276,12 +278,12 @@ def test_twins_in_other_heads_are_found_and_only_they() -> None:
 
 def test_a_dense_feature_that_covers_a_set() -> None:
     c = claim(bar=0.5, bars={"Jaccard over shuffled": 0.1})
-    found = likeness.covering_evidence(c, Twins(1.0))
+    found = b05_likeness.covering_evidence(c, Twins(1.0))
     assert judge(c, found).outcome == "INCONCLUSIVE"  # eight sets, ten are needed
     twins = Twins(1.0)
     twins._z[:, :, 3] = twins._z[:, :, 2]
     twins._z *= torch.rand(twins._z.shape, generator=torch.Generator().manual_seed(2)) < 0.9
-    found = likeness.covering_evidence(c, twins)
+    found = b05_likeness.covering_evidence(c, twins)
     assert found.detail["sets"] == 2 * D_HEAD
     assert judge(c, found).outcome == "SUPPORTED"
     # One of two twins fires in 0.99 of their places, and each of the dense dictionary's features in 0.9.
@@ -289,15 +291,15 @@ def test_a_dense_feature_that_covers_a_set() -> None:
 
 
 def test_sequences_are_shuffled_between_sources() -> None:
-    firings = likeness.Firings(
+    firings = b05_likeness.Firings(
         torch.zeros(60, 2, 1), torch.ones(60, 2, dtype=torch.bool), [str(k // 2) for k in range(60)]
     )
     rolls = firings.rolls(0)
-    assert len(set(rolls)) == likeness.SHUFFLES
+    assert len(set(rolls)) == b05_likeness.SHUFFLES
     assert not {0, 1, 59} & set(rolls)  # neighbours share a source
 
 
-def _profiles(alike: float, seed: int = 0) -> alikeness.Profiles:
+def _profiles(alike: float, seed: int = 0) -> b06_alikeness.Profiles:
     """Eight heads of 40 features; those of head h lean to a direction of its own for a share `alike` of them."""
     rng = np.random.default_rng(seed)
     own = np.repeat(np.arange(8), 40)
@@ -305,17 +307,17 @@ def _profiles(alike: float, seed: int = 0) -> alikeness.Profiles:
     which = np.where(rng.random(320) < alike, own, rng.integers(0, 8, 320))
     direction = centres[which] + rng.normal(size=(320, 24))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    return alikeness.Profiles(direction, direction + 0.3 * rng.normal(size=(30, 320, 24)), own)
+    return b06_alikeness.Profiles(direction, direction + 0.3 * rng.normal(size=(30, 320, 24)), own)
 
 
 @pytest.mark.parametrize(("alike", "outcome"), [(1.0, "SUPPORTED"), (0.0, "REFUTED")])
 def test_heads_that_keep_to_one_kind_of_token(monkeypatch: pytest.MonkeyPatch, alike: float, outcome: str) -> None:
-    monkeypatch.setattr(alikeness, "profiles", lambda *_: _profiles(alike))
+    monkeypatch.setattr(b06_alikeness, "profiles", lambda *_: _profiles(alike))
     planted = Planted({})
     planted.hook, planted.target.n_heads = HEAD_OUTPUT, 8  # type: ignore[misc]
     planted.target.study = lambda arm: [None]  # type: ignore[method-assign]
-    c = claim(bar=0.25, above=False, bars={alikeness.OVER_RANDOM: 0.95})
-    found = alikeness.alikeness_evidence(c, planted)
+    c = claim(bar=0.25, above=False, bars={b06_alikeness.OVER_RANDOM: 0.95})
+    found = b06_alikeness.alikeness_evidence(c, planted)
     said = [judge(c, evidence).outcome for evidence in found.values()]
     assert len(said) == 8
     assert said.count(Outcome(outcome)) >= 7, said
@@ -325,7 +327,7 @@ def test_heads_that_keep_to_one_kind_of_token(monkeypatch: pytest.MonkeyPatch, a
 
 def test_margin_is_to_the_other_members_against_the_rest() -> None:
     found, members = _profiles(0.5), np.arange(40)
-    margin = alikeness.margins(found, members)
+    margin = b06_alikeness.margins(found, members)
     others = [m for m in members if m != 3]
     rest = [m for m in range(320) if m not in members]
     towards = found.direction[others].mean(0) - found.direction[rest].mean(0)
@@ -336,12 +338,12 @@ def test_profile_is_the_mean_embedding_where_a_feature_fires(target: Target) -> 
     measured = study(target, 12)
     assert measured is not None
     sae = target.study("block-width")[2]
-    found = alikeness.profiles(measured, sae)
+    found = b06_alikeness.profiles(measured, sae)
     table = target.model.W_E.detach()
     tokens = [t[1:] for t in measured.selection]
     mean = torch.cat([table[t] for t in tokens]).mean(0)
     acts = [sae.encode(z[1:]) for z in measured.head_outputs(measured.selection)]
-    alive = [f for f in range(sae.cfg.d_sae) if sum(int((a[:, f] > 0).sum()) for a in acts) >= likeness.ALIVE]
+    alive = [f for f in range(sae.cfg.d_sae) if sum(int((a[:, f] > 0).sum()) for a in acts) >= b05_likeness.ALIVE]
     f = alive[3]
     total = torch.zeros_like(mean)
     for a, t in zip(acts, tokens, strict=True):
@@ -356,7 +358,7 @@ def test_cost_counts_what_is_there(target: Target) -> None:
     c = claim(
         bar=1e-9, above=False, n=1, min_documents=1, bars={"masked dense dictionary: distance from 1 / n_heads": 0.5}
     )
-    found = blockchecks.cost_evidence(c, target)
+    found = b01_b02_blocks.cost_evidence(c, target)
     assert judge(c, found).outcome == "SUPPORTED"
     d_sae = 4 * D_MODEL
     assert found.detail["block-diagonal"]["weights"] == 2 * D_MODEL * d_sae // HEADS
@@ -372,34 +374,34 @@ def test_belonging_and_what_breaks_it(target: Target, monkeypatch: pytest.Monkey
     }
     c = claim(bar=1.0, above=False, n=3, min_documents=3, bars=bars)
     measured = study(target, 12)
-    found = blockchecks.belonging_evidence(c, target, measured)
+    found = b01_b02_blocks.belonging_evidence(c, target, measured)
     assert judge(c, found).outcome == "SUPPORTED"
     assert found.detail["dictionaries"] == 2
     assert found.detail["share of features that change under a global TopK, off-block weights zero"] > 0.2
     whole = BlockDiagonalSAE.pre_activations
     mixed = lambda self, x: whole(self, x) + 1e-6 * x.sum(-1, keepdim=True)  # noqa: E731
     monkeypatch.setattr(BlockDiagonalSAE, "pre_activations", mixed)
-    assert judge(c, blockchecks.belonging_evidence(c, target, measured)).outcome == "REFUTED"
+    assert judge(c, b01_b02_blocks.belonging_evidence(c, target, measured)).outcome == "REFUTED"
 
 
 def test_a_dictionary_comes_back_to_its_own_device(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    load = blockchecks.SAE.load_from_disk
+    load = b01_b02_blocks.SAE.load_from_disk
 
     def loaded(path: Path, device: str = "") -> Any:
         asked.append(device)
         return load(path)
 
-    monkeypatch.setattr(blockchecks.SAE, "load_from_disk", loaded)
+    monkeypatch.setattr(b01_b02_blocks.SAE, "load_from_disk", loaded)
     sae = BlockDiagonalSAE(BlockDiagonalSAEConfig(d_in=D_MODEL, d_sae=D_MODEL, n_heads=HEADS, k=1))
-    blockchecks.round_trip(sae)
+    b01_b02_blocks.round_trip(sae)
     assert asked == [str(sae.b_dec.device)] * 2
 
 
 def test_off_block_weights_are_counted() -> None:
     sae = BlockDiagonalSAE(BlockDiagonalSAEConfig(d_in=D_MODEL, d_sae=D_MODEL, n_heads=HEADS, k=1))
-    assert blockchecks.off_block(sae, HEADS) == 0
-    assert blockchecks.off_block(sae, 2 * HEADS) == 2 * HEADS * 2 * (D_HEAD // 2) ** 2
+    assert b01_b02_blocks.off_block(sae, HEADS) == 0
+    assert b01_b02_blocks.off_block(sae, 2 * HEADS) == 2 * HEADS * 2 * (D_HEAD // 2) ** 2
 
 
 def test_a_study_is_checked_when_it_is_read(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from fra.frontier import NO_STUDY, Frontier, head_of
-from fra.likeness import ALIVE, Firings, firings
+from fra.measures.block_diagonal.b05_likeness import ALIVE, Firings, firings
+from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, head_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.stats import by_source

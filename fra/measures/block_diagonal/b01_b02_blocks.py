@@ -21,7 +21,7 @@ from fra.dictionaries.blockdiag import (
     BlockDiagonalTrainingSAE,
     BlockDiagonalTrainingSAEConfig,
 )
-from fra.frontier import Frontier, encode, head_of
+from fra.measures.block_diagonal.frontier import Frontier, encode, head_of
 from fra.stimuli.natural import natural_documents
 from fra.targets.target import Target
 from fra.verdicts.claim import Claim, Condition, Evidence

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra.frontier import NO_STUDY, Frontier, encode, head_of
+from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, encode, head_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.conditions import condition

@@ -1,0 +1,1 @@
+"""Block-diagonal dictionaries beside dense ones."""

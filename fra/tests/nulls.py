@@ -29,7 +29,7 @@ from fra.stimuli import sets as document_sets
 from fra.targets import target as target_module
 from fra.targets.target import Target, load_target
 from fra.tests import circuit
-from fra.tests.test_cih_circuit import BARS, screened
+from fra.tests.induction.test_cih_circuit import BARS, screened
 from fra.verdicts.stats import clopper_pearson, seed_of
 
 Sets = tuple[stimuli.Batch, Arm, Arms, Arms]

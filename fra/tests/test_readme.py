@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from fra.tests.models import D_MODEL, build_model
-from fra.tests.targets import signed_axes
+from fra.tests.tiny_targets import signed_axes
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,329 @@
+"""The page: self-contained, safe to open, and a function of the ledger alone."""
+
+import html
+import html.parser
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from fra.claim import Condition
+from fra.report import card_links
+from fra.report import page as report
+from fra.report.page import GLYPHS, Axis, render
+from fra.tests.verdicts.test_claim import BAD, CLAIM, GOOD, INF, OPEN, above, evidence, judge
+from fra.tests.verdicts.test_ledger import make_ledger
+from fra.verdicts import ledger as ledgers
+from fra.verdicts.ledger import bare_row, row_of
+
+HOSTILE = "<script>alert(1)</script>\" onload='x' {{ 7 * 7 }}\u202e\x00"
+
+
+class Page(html.parser.HTMLParser):
+    """Every tag with its attributes, the texts, and whether tags are closed in order."""
+
+    VOID = ("meta", "line", "circle", "path", "link", "img", "br")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags, self.text, self.open = [], "", []
+        self.feed(text)
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str, **attributes: str) -> list[dict]:
+        return [a for t, a in self.tags if t == tag and attributes.items() <= a.items()]
+
+
+def full_ledger():
+    detail = {
+        "channels": [{"q_feature": 3, "tokens": [HOSTILE, " the"]}, {"q_feature": 4, "tokens": []}],
+        "nulls": {"scrambled": {"max": 0.29}, "lags": {"max": 0.1}},
+        HOSTILE: [[1, 2], {"a": None}],
+        "flag": True,
+    }
+    ledger = make_ledger(
+        evidence((GOOD,), head="L0H0", detail=detail),
+        evidence((BAD,), head="L0H1", power=0.9),
+        evidence((OPEN,), head="L1H0"),
+        evidence(cannot=f"no dictionary {HOSTILE}", head="L1H2", n=0),
+        evidence((above(1.5, low=1.2, high=INF),), head=None),
+        model=HOSTILE,
+    )
+    broken = bare_row(CLAIM, "L1H1", "tiny", "BROKEN", f"KeyError: {HOSTILE}")
+    turned = row_of(judge(CLAIM, evidence((GOOD,), head="L2H0")), "tiny", overturned=f"was refuted {HOSTILE}")
+    return ledger.model_copy(update={"verdicts": sorted([*ledger.verdicts, broken, turned], key=lambda r: r.key)})
+
+
+def test_every_word_of_the_ledger_is_data():
+    text = render(full_ledger())
+    page = Page(text)
+    assert not page.all("script")
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert page.text.count("<script>alert(1)</script>") >= 6, "the hostile token is shown, as text"
+    assert "{{ 7 * 7 }}" in page.text
+    assert "\u202e" not in text
+    assert "\x00" not in text
+    assert "\\u202e" in page.text, "a direction character is shown as an escape"
+
+
+def test_nothing_is_loaded_from_elsewhere():
+    text = render(full_ledger())
+    page = Page(text)
+    addresses = [a[name] for _, a in page.tags for name in ("src", "href", "action", "data") if name in a]
+    assert addresses
+    assert all(address.startswith("#") for address in addresses)
+    assert not re.search(r"url\(|@import|https?:", text)
+    [policy] = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
+    assert "default-src 'none'" in policy["content"]
+
+
+def test_the_grid_shows_each_head_by_glyph_and_word():
+    page = Page(render(full_ledger()))
+    titles = {a["title"]: a["class"] for a in page.all("td") if "title" in a}
+    assert titles == {
+        "L0H0 SUPPORTED": "SUPPORTED",
+        "L0H1 REFUTED": "REFUTED",
+        "L1H0 INCONCLUSIVE": "INCONCLUSIVE",
+        "L1H1 BROKEN": "BROKEN",
+        "L1H2 CANNOT_RUN": "CANNOT_RUN",
+        "L2H0 SUPPORTED, overturned": "SUPPORTED",
+    }
+    assert len(set(GLYPHS.values())) == len(GLYPHS) == len(ledgers.WORDS), "the glyph alone tells the verdict"
+    for link in page.all("a"):
+        assert any(a.get("id") == link["href"][1:].replace("%3A", ":") for _, a in page.tags), link
+
+
+def test_numbers_reasons_and_detail_are_there():
+    text = Page(render(full_ledger())).text
+    for piece in (
+        "E <= 1",
+        "mean/1",
+        "power",
+        "0.9",
+        "q_feature",
+        "scrambled",
+        "0.29",
+        "family",
+        "was refuted",
+        "KeyError",
+    ):
+        assert piece in text, piece
+    assert "[1.2, ∞]" in text
+
+
+def test_the_drawing_puts_the_interval_on_its_side_of_the_bar():
+    rows = [row_of(judge(CLAIM, e), "t") for e in (evidence((above(2, low=1.5, high=3),)), evidence((above(1e9),)))]
+    axis = Axis.over(rows[:1])
+    at = axis.drawing(rows[0])
+    assert at["bar"] < at["low"] < at["effect"] < at["high"]
+    assert not at["open_low"]
+    assert not at["open_high"]
+    cut = axis.drawing(rows[1])
+    assert cut["open_high"], "no upper bound: an arrow"
+    assert cut["effect"] <= 260, "never outside of the drawing"
+    assert axis.drawing(bare_row(CLAIM, "L0H0", "t", "BROKEN", "x")) is None
+
+
+@pytest.mark.parametrize("effect", [1.0, 0.0, -1e308, 1e308, 5e-324])
+def test_the_drawing_survives_any_number(effect):
+    condition = Condition("effect", effect, -1.7e308, 1.7e308, 1.0, 0.5, 0.5)
+    row = row_of(judge(CLAIM, evidence((condition,))), "t")
+    at = Axis.over([row]).drawing(row)
+    assert all(0 <= at[name] <= 260 for name in ("low", "high", "effect", "bar"))
+
+
+def test_the_page_rebuilt_from_the_file_is_the_same(tmp_path, capsys):
+    source, page = tmp_path / "ledger.json", tmp_path / "out" / "page.html"
+    ledgers.write(full_ledger(), source)
+    assert report.main([str(source), "-o", str(page)]) == 0
+    assert page.read_text(encoding="utf-8") == render(full_ledger())
+    assert "wrote" in capsys.readouterr().out
+
+
+def test_an_unreadable_ledger_is_exit_code_2_and_one_sentence(tmp_path, capsys):
+    page = tmp_path / "page.html"
+    assert report.main([str(tmp_path / "missing.json"), "-o", str(page)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "cannot be read" in said
+    assert not page.exists()
+    (tmp_path / "bad.json").write_text("{")
+    command = [sys.executable, "-m", "fra.report", str(tmp_path / "bad.json"), "-o", str(page)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert not page.exists()
+
+
+ROWS = [[2.0], [0.0, -1.0], [0.01, 0.5, None]]
+
+
+@pytest.mark.parametrize("rows", [ROWS, ["2", "0 -1", "0 0.5"]], ids=["numbers", "text"])
+def test_maps_are_drawn_and_their_words_are_data(rows):
+    maps = {"channel": HOSTILE, "tokens": ["a", HOSTILE, "c"], "maps": {HOSTILE: rows}}
+    not_maps = [
+        {"tokens": ["a"], "maps": {"m": []}},
+        {"tokens": ["a"], "maps": {"m": ["1 x"]}},
+        {"tokens": 1, "maps": {}},
+    ]
+    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"map": maps, "not maps": not_maps}))))
+    assert not page.all("script")
+    assert page.text.count("<script>alert(1)</script>") >= 4, "name, channel, token, and the strongest entry"
+    cells = [a for a in page.all("path") if "fill-opacity" in a or "stroke-opacity" in a]
+    assert sorted((a["fill"], a.get("fill-opacity") or a["stroke-opacity"]) for a in cells) == [
+        ("none", "0.5"),
+        ("var(--SUPPORTED)", "0.25"),
+        ("var(--SUPPORTED)", "1.0"),
+    ], "opacity is the share of the largest; a negative cell is hollow; what cannot be seen is not drawn"
+    shown = [
+        t
+        for t in re.findall(
+            r"<text[^>]*>([^<]*)</text>", render(make_ledger(evidence((GOOD,), head="L0H0", detail={"map": maps})))
+        )
+        if "script" in t
+    ]
+    assert [html.unescape(t) for t in shown] == ["<script>al\u2026"] * 2, "long tokens are cut, and seen to be"
+    at = {a.get("fill-opacity"): [float(x) for x in re.match(r"M(\S+) (\S+?)h", a["d"]).groups()] for a in cells}
+    (x, y), (right, below) = at["1.0"], at["0.25"]
+    assert (right - x, below - y) == (11, 22), "row 2, column 1"
+    assert "c (2) to" in page.text, "the strongest entries are told in words"
+    assert page.text.count("darkest") == 1, "what is no map is no drawing"
+
+
+def test_cells_of_one_opacity_are_one_path():
+    rows = [[1.0 if s % 2 else 0.5 for s in range(t + 1)] for t in range(40)]
+    page = Page(
+        render(make_ledger(evidence((GOOD,), head="L0H0", detail={"m": {"tokens": ["a"] * 40, "maps": {"m": rows}}})))
+    )
+    cells = [a["d"] for a in page.all("path") if "fill-opacity" in a]
+    assert [d.count("M") for d in cells] == [sum(t // 2 + 1 for t in range(40)), sum((t + 1) // 2 for t in range(40))]
+
+
+def test_curves_are_drawn_and_their_words_are_data():
+    curve = {"x": [1, 50, 500], "curves": {HOSTILE: [0.1, 0.5, None], "atoms": [0.0, -0.2, 0.1]}}
+    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"curve": curve}))))
+    assert not page.all("script")
+    lines = page.all("polyline")
+    assert [len(a["points"].split()) for a in lines] == [2, 3], "a point for each number"
+    assert len({a["stroke-dasharray"] for a in lines}) == 2, "lines are told apart without colour"
+
+
+def strip(**changes):
+    fires = {"tokens": [HOSTILE, "b", "c", "d"], "values": "0.5 1 0 -2", "marked": 1}
+    return {"feature": 7, "dictionary": HOOK, "strips": {HOSTILE: fires | changes}}
+
+
+HOOK = "blocks.1.attn.hook_z"
+
+
+def test_strips_are_shaded_tokens_and_their_words_are_data():
+    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"strip": strip()}))))
+    assert not page.all("script")
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    shades = [(a["class"], a["title"]) for a in page.all("i")]
+    assert shades == [("p2", "0.5"), ("p5", "1"), ("n10", "-2")], "what is negative is bracketed by its class"
+    assert page.text.count("<script>alert(1)</script>") == 2, "name and token"
+    for wrong in ({"values": "1 2 3"}, {"values": "1 2 3 x"}, {"marked": "1"}, {"tokens": [1, 2, 3, 4]}):
+        assert not Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"s": strip(**wrong)})))).all("i")
+    for odd in ({"values": "nan inf -inf 1"}, {"marked": 99}, {"marked": -5}):
+        assert Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"s": strip(**odd)})))).all("i")
+
+
+def test_whatever_stands_in_a_drawing_the_page_is_made():
+    maps = {
+        "tokens": [],
+        "maps": {},
+        "dictionary": {"a": 1},
+        "feature": [1],
+        "pages": {"x": None},
+        "items": 1,
+        "get": 2,
+    }
+    odd = {"strips": {}, "dictionary": [], "feature": {"a": [HOSTILE]}, "tokens": None}
+    rows = [{"feature": [1]}, {"feature": {"b": 2}}]
+    detail = {"dictionary": [HOSTILE], "m": maps, "s": odd, "both": {"a": maps, "b": odd}, "rows": rows, "empty": {}}
+    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail=detail))))
+    assert not page.all("script")
+    assert page.text.count("Queries down") == 2
+
+
+def test_drawings_come_before_tables_and_several_stand_by_name():
+    maps = {"tokens": ["a"], "maps": {"attention": ["1"]}}
+    detail = {"some table": [{"a": 1}, {"a": 2}], "pictures": {"seed 1": maps, "seed 2": maps}}
+    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail=detail))))
+    assert page.text.count("darkest") == 2
+    for earlier, later in (("pictures", "seed 1"), ("seed 2", "1 candidate"), ("1 candidate", "some table")):
+        assert page.text.index(earlier) < page.text.index(later)
+
+
+def test_only_addresses_on_neuronpedia_are_links():
+    good = "https://www.neuronpedia.org/gpt2-small/5-res-jb/17"
+    bad = ["https://elsewhere.org/x", "https://www.neuronpedia.org/'onclick=1", "javascript:alert(1)", f"{good}\n"]
+    page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"pages": [good, *bad]}))))
+    assert [a["href"] for a in page.all("a") if not a["href"].startswith("#")] == [good]
+    assert "https://elsewhere.org/x" in page.text
+    assert page.text.count("gpt2-small/5-res-jb/17") == 2, (
+        "without the part that all share; the one that is no link whole"
+    )
+
+
+def test_cards_beside_the_page_are_linked(tmp_path, capsys):
+    """Cards of the ledger's own target and weights, relative to the page; any other are left alone."""
+    model = f"model, sha256 {'ab' * 32}"
+    table = [{"feature": 7, "hits": 1}, {"feature": 8, "hits": 2}]
+    detail = {"strip": strip(), "dictionary": HOOK, "features": table}
+    ledger = make_ledger(evidence((GOOD,), head="L0H0", detail=detail), model=model)
+    source, page = tmp_path / "ledger.json", tmp_path / "out" / "report.html"
+    ledgers.write(ledger, source)
+    name, mark = ledger.header.target, "ab" * 32
+
+    def links(*args):
+        assert report.main([str(source), "-o", str(page), *args]) == 0
+        return [a["href"] for a in Page(page.read_text(encoding="utf-8")).all("a") if not a["href"].startswith("#")]
+
+    assert links() == []
+    card_links.write(tmp_path / "out" / "cards" / "a b", name, mark, HOOK, {"L1H0.html": [7], "L1H1.html": [9]})
+    index, card = "cards/a%20b/index.html", "cards/a%20b/L1H0.html#f7"
+    assert links() == [index, card, card], "the index, the strip's feature, the table's; feature 8 has no card"
+    elsewhere = tmp_path / "more"
+    card_links.write(elsewhere / "z", name, mark, HOOK, {"L1H0.html": [8]})
+    assert links("--cards", str(elsewhere)) == ["../more/z/index.html", "../more/z/L1H0.html#f8"]
+    card_links.write(tmp_path / "out" / "cards" / "a b", name, "cd" * 32, HOOK, {"L1H0.html": [7]})
+    assert links() == [], "of other weights"
+    card_links.write(tmp_path / "out" / "cards" / "a b", "another", mark, HOOK, {"L1H0.html": [7]})
+    assert links() == []
+    capsys.readouterr()
+    assert report.main([str(source), "-o", str(page), "--cards", str(tmp_path / "none")]) == 2
+    for wrong in (
+        "{",
+        "[]",
+        '{"target": "t"}',
+        json.dumps({"target": name, "fingerprint": mark, "hook": HOOK, "pages": {"javascript:x": [7]}}),
+    ):
+        (tmp_path / "out" / "cards" / "a b" / "features.json").write_text(wrong)
+        assert report.main([str(source), "-o", str(page)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 5
+    assert "there is no folder" in said[0]
+    assert all("make the cards again" in line for line in said[1:])
+
+
+def test_an_empty_ledger_has_a_page():
+    assert "holds no verdicts" in Page(render(make_ledger())).text

@@ -1,0 +1,265 @@
+"""The recorder and the replay behind FAMILIES.md, on samples whose answers are known (CLAIMS M01)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats as sps
+
+from fra.claim import Claim
+from fra.errors import FraError
+from fra.tests import calibration, rates, replay
+from fra.tests.recorder import Recorder
+from fra.tests.replay import Replay, at_far_end, decide
+from fra.tests.samples import Decision, Sample, load, load_all, save
+from fra.tests.suite.test_verdict_plugin import suite  # noqa: F401
+from fra.tests.together import Together
+from fra.verdicts import bounds, jackknife, stats
+from fra.verdicts import conditions as conditions_module
+from fra.verdicts import pooled as pooled_conditions
+from fra.verdicts.samples import Measured, paired_evidence
+from fra.verdicts.stats import ClusterMeans
+
+CLAIM = Claim(
+    id="X01",
+    title="a claim",
+    h0="E <= 0.5",
+    bar=0.5,
+    bars={"over a control": 0.1, "loss": 0.2},
+    statistic="made/1",
+    stimuli=("made",),
+    n=40,
+)
+
+
+def family(shape: str, heads: int, n_docs: int, seed: int, *, bar: float = 0.0, share: int = 1, n: int = 1) -> Decision:
+    sums, counts, _ = calibration.sample(shape, n_docs, heads * n, np.random.default_rng(seed))
+    samples = {f"L0H{h}": Sample(sums[:, h * n :][:, :n], counts[:, h * n :][:, :n]) for h in range(heads)}
+    return Decision("two_sided", "X01", "effect", bar, 0.05, share, samples, n > 1)
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch):
+    monkeypatch.setattr(replay, "N_BOOT", 400)
+
+
+def replayed(decision: Decision, draws: int, seed: int = 0) -> Replay:
+    made = Replay([decision], draws)
+    made.run(seed)
+    return made
+
+
+def at_most(k: int, n: int, rate: float) -> bool:
+    return bool(sps.binomtest(k, n, rate, alternative="greater").pvalue > 1e-3)
+
+
+@pytest.mark.parametrize("simultaneous", [False, True])
+def test_a_part_of_many_samples_is_the_sample_by_itself_moved(simultaneous):
+    rng = np.random.default_rng(0)
+    several = [Sample(rng.exponential(1.0, (25, n)), np.ones((25, n))) for n in (1, 3, 2)]
+    several[1].counts[:24, 1] = several[1].sums[:24, 1] = 0.0  # one live document: it cannot be tested
+    together = Together(several, slice(None), seed=5, n_boot=499)
+    for k, sample in enumerate(several):
+        moved = np.linspace(0.3, 0.4, sample.sums.shape[1])
+        own = ClusterMeans(sample.sums + moved * sample.counts, sample.counts, seed=5, n_boot=499)
+        part = together.part(k, moved)
+        np.testing.assert_allclose(part.estimate, own.estimate)
+        np.testing.assert_allclose(part.se, own.se)
+        for bar in (1.0, 1.3):
+            np.testing.assert_array_equal(part.p_above(bar, simultaneous), own.p_above(bar, simultaneous))
+            np.testing.assert_array_equal(part.p_below(bar, simultaneous), own.p_below(bar, simultaneous))
+        np.testing.assert_allclose(part.lower(0.02, simultaneous), own.lower(0.02, simultaneous))
+        np.testing.assert_allclose(part.upper(0.02, simultaneous), own.upper(0.02, simultaneous))
+        found, expected = (stats.detectable(m, 0.02, simultaneous=simultaneous) for m in (part, own))
+        np.testing.assert_allclose(found, expected)
+
+
+def test_a_symmetric_family_errs_at_about_its_level_in_both_directions():
+    counts = replayed(family("normal", 6, 40, 1), 200).counts[0]
+    for wrong in (int(counts.above[0]), counts.below):
+        assert at_most(wrong, 200, 0.05)
+        assert wrong >= 2  # not right by never rejecting
+    assert counts.covered / counts.draws > 0.97  # each head's bounds are at a sixth of the level
+
+
+def test_a_skewed_family_is_safe_above_and_held_below():
+    counts = replayed(family("exponential, 30 % zeros", 6, 40, 2), 200).counts[0]
+    assert counts.above[0] <= 0.04 * 200
+    assert at_most(counts.below, 200, 0.05)
+
+
+def test_a_document_unlike_all_others_is_missed_by_a_third_of_the_draws_and_refutes_wrongly():
+    """The known limit (CALIBRATION.md, "one in ten large"): what a draw does not hold, no test can see."""
+    sums = np.concatenate([np.random.default_rng(2).normal(0.0, 0.1, 39), [20.0]])[:, None]
+    decision = Decision("two_sided", "X01", "effect", 0.0, 0.05, 1, {"L0H0": Sample(sums, np.ones((40, 1)))})
+    counts = replayed(decision, 100).counts[0]
+    assert counts.below == pytest.approx(100 * (1 - 1 / 40) ** 40, abs=15)
+    assert counts.heads_below.tolist() == [counts.below]
+
+
+def test_the_replay_sees_a_test_that_errs_too_often(monkeypatch):
+    decision = family("lognormal, 30 % zeros", 1, 20, 1)
+    held = replayed(decision, 400).counts[0].below
+    monkeypatch.setattr(stats, "_guarded", lambda s, n: (s, n))
+    bare = replayed(decision, 400).counts[0].below
+    assert at_most(held, 400, 0.05)
+    assert not at_most(bare, 400, 0.05)
+
+
+def test_power_is_what_detectable_says_and_grows():
+    decision = family("normal", 4, 40, 4)
+    counts = replayed(decision, 150).counts[0]
+    for said, sample in zip(counts.detectable, decision.samples.values(), strict=True):
+        own = stats.detectable(ClusterMeans(sample.sums, seed=1), 0.05 / 4, simultaneous=False)  # Holm's first step
+        assert said == pytest.approx(float(own[0]), rel=0.1)
+    half, one, two = (counts.power(k) for k in (0.5, 1.0, 2.0))
+    assert half < 0.5
+    assert one == pytest.approx(0.8, abs=0.07)
+    assert two > 0.99
+    assert counts.strength == pytest.approx(counts.detectable, rel=0.15)
+
+
+def test_the_far_end_keeps_the_range_and_puts_the_mean_at_the_bar():
+    rng = np.random.default_rng(6)
+    rows = np.arange(1.0, 31)[:, None]
+    sample = Sample(np.where(rows % 10 == 0, 0.05, 1.0) * rows, rows)  # moved down to 0.8, some would be negative
+    draws = [at_far_end(sample, rng.integers(30, size=30), 0.8, (0.0, 1.0), rng) for _ in range(3_000)]
+    values = np.concatenate([d.sums / d.counts for d in draws])
+    assert values.min() >= 0 and values.max() <= 1
+    assert sum(d.sums.sum() for d in draws) / sum(d.counts.sum() for d in draws) == pytest.approx(0.8, abs=0.01)
+    decision = Decision("two_sided", "X01", "effect", 0.8, 0.05, 1, {"L0H0": sample}, bounded=(0.0, 1.0))
+    counts = replayed(decision, 100).counts[0]
+    assert counts.far
+    assert at_most(int(counts.above[0]), 100, 0.05)
+
+
+def test_of_several_dictionaries_one_is_at_the_bar_at_a_time():
+    """All at the bar at once, the largest p would hardly ever be small: a rate that flatters."""
+    rng = np.random.default_rng(7)
+    samples = {f"hook {k}": Sample(rng.normal(size=(40, 1)), np.ones((40, 1))) for k in range(3)}
+    counts = replayed(Decision("worst", "X01", "effect", 0.0, 0.05, 1, samples), 200).counts[0]
+    assert counts.above.shape == (3,)
+    assert all(4 <= k <= 20 for k in counts.above)
+    assert at_most(counts.below, 200, 0.05)
+
+
+def test_a_jackknife_is_drawn_by_its_pseudo_values():
+    rng = np.random.default_rng(8)
+    samples = {f"L0H{k}": Sample(rng.normal(size=(30, 1)), np.ones((30, 1))) for k in range(4)}
+    counts = replayed(Decision("jackknife", "X01", "effect", 0.5, 0.05, 1, samples), 200).counts[0]
+    assert at_most(int(counts.above[0]), 200, 0.05)
+    assert counts.above[0] > 0.02 * 200
+
+
+def measured(rng: np.random.Generator, n: int = 30) -> Measured:
+    names = ("effect", "over a control", "loss")
+    rows = rng.integers(1, 5, n).astype(float)
+    sums = {name: rows * rng.exponential(1.0, n) for name in names}
+    return Measured(sums, dict.fromkeys(names, rows), [f"source-{d // 2}" for d in range(n)])
+
+
+def test_the_recorder_keeps_what_was_asked_and_changes_no_number(tmp_path):
+    rng = np.random.default_rng(9)
+    heads = {f"L0H{k}": measured(rng) for k in range(3)}
+
+    def run():
+        return paired_evidence(CLAIM, "made", heads, heads, below=("loss",), null=0.0)
+
+    plain, functions = run(), (conditions_module.two_sided, stats.seed_of, stats.rank_p, ClusterMeans.__init__)
+    recorder = Recorder([CLAIM])
+    with recorder.recording():
+        assert run() == plain
+    assert (conditions_module.two_sided, stats.seed_of, stats.rank_p, ClusterMeans.__init__) == functions
+    found = {d.name: d for d in recorder.decisions()}
+    assert {d.name: (d.claim, d.bar, d.level, d.share, d.judged) for d in found.values()} == {
+        "effect": ("X01", 0.5, 0.05, 3, True),
+        "over a control": ("X01", 0.1, 0.05, 3, True),
+        "loss": ("X01", -0.2, 0.05, 3, True),  # below 0.2 is asked as above -0.2
+    }
+    for name, d in found.items():
+        d = load(save(d, tmp_path))
+        sign = -1 if name == "loss" else 1
+        means = {}
+        for h, sample in d.samples.items():
+            clusters = [np.unique(heads[h].sources).tolist().index(s) for s in heads[h].sources]
+            np.testing.assert_allclose(
+                sample.sums.ravel(), sign * np.bincount(clusters, heads[h].sums[name]), rtol=1e-12
+            )
+            means[h] = ClusterMeans(sample.sums, sample.counts, seed=sample.seed)
+        for h, (again,) in decide(d, means).items():  # decided again from the file: the same p, to the last bit
+            (own,) = [c for c in plain[h].candidates["every condition"] if c.name == name]
+            assert (again.p, again.p_refute) == (own.p, own.p_refute)
+    assert set(rates.by_claim(load_all(tmp_path))) == {"X01"}
+
+
+def test_the_recorder_knows_the_other_ways_to_decide(tmp_path):
+    rng = np.random.default_rng(10)
+    recorder = Recorder([CLAIM])
+    with recorder.recording():
+        recorder.current = "X02"
+        jackknife.conditions("overlap", 0.5, {"L0H0": jackknife.jackknifed(0.6, rng.normal(0.6, 0.01, 12))}, 0.05, 2)
+        seeds = (CLAIM.digest, "made", "hook", "effect")
+        means = pooled_conditions.clustered(rng.normal(size=20), np.ones(20), [f"s{k}" for k in range(20)], seeds)
+        pooled = pooled_conditions.Measured("effect", 0.5, {"a": means, "b": 0.7}, above=True)
+        pooled_conditions.evidence(CLAIM, [pooled], 20, {})
+        columns = {"L0H0": (rng.random(20), np.ones(20))}
+        bounds.columns_tested(CLAIM, "loss", columns, "made", 3, bounded=(0.0, 1.0))
+        stats.rank_p(1.0, [0.5, 2.0, 0.1])
+    found = {(d.claim, d.name): d for d in recorder.decisions()}
+    assert {key: (d.kind, d.share, d.judged) for key, d in found.items()} == {
+        ("X02", "overlap"): ("jackknife", 2, False),
+        ("X01", "effect"): ("worst", 1, True),
+        ("X01", "loss"): ("two_sided", 3, False),
+    }
+    assert found["X01", "loss"].bounded == (0.0, 1.0)
+    assert found["X01", "effect"].numbers == {"b": 0.7}
+    assert found["X02", "overlap"].samples["L0H0"].sums.mean() == pytest.approx(0.6, abs=0.05)
+    ((claim, observed, draws),) = recorder.ranks
+    assert (claim, observed, draws.tolist()) == ("X02", 1.0, [0.5, 2.0, 0.1])
+
+
+MADE = """
+    import numpy as np
+    import pytest
+    from fra.claim import Claim
+
+    CLAIM = Claim(id="T01", title="Heads do it", h0="E <= 1", bar=1.0, statistic="mean/1", stimuli=("made",), n=30)
+
+    @pytest.fixture(scope="module")
+    def evidence():
+        from fra.verdicts.samples import Measured, mean_of, paired_evidence
+
+        draw = np.random.default_rng(0).normal(1.5, 0.5, (8, 30))
+        heads = {f"L0H{k}": Measured(*mean_of({"effect": x}), [str(d) for d in range(30)]) for k, x in enumerate(draw)}
+        return paired_evidence(CLAIM, "tiny", heads, heads)
+
+    def test_heads(head, evidence, verdict):
+        verdict(evidence.get(head))
+"""
+
+
+def test_the_plugin_keeps_samples_and_leaves_the_ledger_as_it_is(suite):  # noqa: F811
+    suite.claims(heads=MADE)
+    original = conditions_module.two_sided
+    suite.run("--ledger", "plain.json", ret=0)
+    suite.run("--ledger", "kept.json", "-p", "fra.tests.record", "--samples", "kept", ret=0)
+    assert suite.rows("kept.json") == suite.rows("plain.json")
+    assert conditions_module.two_sided is original
+    (decision,) = load_all(suite.path / "kept")
+    assert (decision.claim, decision.name, decision.bar, decision.judged) == ("T01", "effect", 1.0, True)
+    assert list(decision.samples) == [f"L0H{k}" for k in range(8)]
+    assert all(sample.sums.shape == (30, 1) for sample in decision.samples.values())
+
+
+def test_a_rank_among_its_own_kind_has_its_size_and_ties_only_lower_it():
+    rng = np.random.default_rng(11)
+    assert rates.size_of_rank(rng.normal(size=199)) == pytest.approx(9 / 199)
+    assert rates.size_of_rank(np.repeat(rng.normal(size=10), 12)) == 0.0  # twelve at the top, each with eleven as high
+
+
+def test_what_is_no_sample_is_refused(tmp_path):
+    with pytest.raises(FraError, match="no recorded samples"):
+        load_all(tmp_path)
+    np.savez(tmp_path / "other.npz", x=np.ones(3))
+    with pytest.raises(FraError, match="is no recorded sample"):
+        load_all(tmp_path)

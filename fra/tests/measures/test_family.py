@@ -53,7 +53,7 @@ def whole() -> Families:
 
 
 def claim(name: str) -> Claim:
-    (file,) = CLAIMS.glob(f"test_{name.split('.')[0].lower()}_*.py")
+    (file,) = CLAIMS.rglob(f"test_{name.split('.')[0].lower()}_*.py")
     values = runpy.run_path(str(file)).values()
     claims = [c for value in values for c in (value if isinstance(value, tuple) else [value]) if isinstance(c, Claim)]
     return next(c for c in claims if c.id == name)

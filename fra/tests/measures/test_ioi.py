@@ -18,7 +18,7 @@ from fra.interventions import patching
 from fra.measures.head_outputs import d15_ioi
 from fra.tests.models import tiny, tiny_sae
 
-FILE = Path(__file__).parents[3] / "claims" / "test_d15_ioi.py"
+FILE = Path(__file__).parents[3] / "claims" / "d" / "test_d15_ioi.py"
 CLAIM = next(c for c in runpy.run_path(str(FILE)).values() if isinstance(c, Claim))
 
 

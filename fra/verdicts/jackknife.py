@@ -8,15 +8,13 @@ the Bootstrap, ch. 11). It suits statistics that change smoothly with the docume
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats as sps
 
-from fra.verdicts import stats
-from fra.verdicts.claim import Condition
+from fra.verdicts.stats import Floats
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,37 @@ class Jackknifed:
             return float("nan")
         return max(self.least, float(np.sqrt((n - 1) / n * ((self.left_out - self.left_out.mean()) ** 2).sum())))
 
+    @property
+    def n_cand(self) -> int:
+        """One: a sample of `fra.verdicts.decide`."""
+        return 1
+
+    def p_above(self, bar: ArrayLike, simultaneous: bool = False) -> Floats:
+        """[1] p of "statistic <= bar"; 1 without a standard error."""
+        return self._p(np.atleast_1d(bar), 1.0)
+
+    def p_below(self, bar: ArrayLike, simultaneous: bool = False) -> Floats:
+        """[1] p of "statistic >= bar"; 1 without a standard error."""
+        return self._p(np.atleast_1d(bar), -1.0)
+
+    def lower(self, level: ArrayLike, simultaneous: bool = False) -> Floats:
+        """[1] lower bound; -inf without a standard error."""
+        return np.atleast_1d(self.estimate - self._reach(level))
+
+    def upper(self, level: ArrayLike, simultaneous: bool = False) -> Floats:
+        """[1] upper bound; inf without a standard error."""
+        return np.atleast_1d(self.estimate + self._reach(level))
+
+    def _p(self, bar: Floats, sign: float) -> Floats:
+        if not self.se > 0:
+            return np.ones(1)
+        t = sign * (self.estimate - bar) / self.se
+        return np.asarray(sps.t.sf(t, len(self.left_out) - 1), dtype=np.float64)
+
+    def _reach(self, level: ArrayLike) -> float:
+        """How far a bound at a level lies from the estimate."""
+        return float(sps.t.isf(level, len(self.left_out) - 1) * self.se) if self.se > 0 else np.inf
+
     def less(self, other: Jackknifed | float) -> Jackknifed:
         """The difference: of two statistics of the same documents, or to a fixed number."""
         if isinstance(other, Jackknifed):
@@ -48,41 +77,6 @@ class Jackknifed:
 def jackknifed(estimate: float, left_out: ArrayLike, least: float = 0.0) -> Jackknifed:
     """From a number and a sequence."""
     return Jackknifed(float(estimate), np.asarray(left_out, dtype=np.float64), least)
-
-
-def p_above(found: Jackknifed, bar: float) -> float:
-    """p of "statistic <= bar"; NaN without a standard error."""
-    t = (found.estimate - bar) / found.se if found.se > 0 else np.nan
-    return float(sps.t.sf(t, len(found.left_out) - 1))
-
-
-def conditions(
-    name: str, bar: float, found: Mapping[str, Jackknifed], level: float, share: int = 1
-) -> dict[str, Condition]:
-    """One condition for every head: "statistic <= bar" by Holm over the heads, "statistic >= bar" by Bonferroni over
-    the heads and over the `share` conditions any of which may refute. Bounds at the level at which the head was tested.
-    """
-    heads = list(found)
-    t = {h: (j.estimate - bar) / j.se if j.se > 0 else np.nan for h, j in found.items()}
-    above = np.array([p_above(found[h], bar) for h in heads])
-    adjusted, levels = stats.holm(above), stats.holm_levels(above, level)
-    out = {}
-    for k, h in enumerate(heads):
-        own, df = found[h], len(found[h].left_out) - 1
-        low = own.estimate - sps.t.isf(levels[k], df) * own.se
-        high = own.estimate + sps.t.isf(level / (len(heads) * share), df) * own.se
-        below = sps.t.cdf(t[h], df)
-        unknown = not np.isfinite(t[h])
-        out[h] = Condition(
-            name,
-            own.estimate,
-            -np.inf if unknown else float(low),
-            np.inf if unknown else float(high),
-            bar,
-            p=1.0 if unknown else float(adjusted[k]),
-            p_refute=1.0 if unknown else float(min(1.0, below * len(heads) * share)),
-        )
-    return out
 
 
 def power(found: Jackknifed, bar: float, null: float, level: float) -> float:

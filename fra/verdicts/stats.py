@@ -43,6 +43,7 @@ class ClusterMeans:
 
     Attributes
     ----------
+    sums, counts: [n_docs, n_cand], as given.
     estimate, se: [n_cand], the effect's unit; NaN where a candidate cannot be tested.
     n_live: [n_cand], documents with counts above 0. testable: [n_cand] bool.
 
@@ -84,6 +85,7 @@ class ClusterMeans:
         if ((n == 0) & (s != 0) & np.isfinite(s)).any():
             raise FraError("sums are not 0 where counts are 0; a document without live rows has no effect to add")
         self.n_docs, self.n_cand = s.shape
+        self.sums, self.counts = s, n
         self.seed, self.n_boot = seed, n_boot
         self.n_live: NDArray[np.int64] = (n > 0).sum(axis=0)
         finite = np.isfinite(s).all(axis=0) & np.isfinite(n).all(axis=0)
@@ -120,6 +122,10 @@ class ClusterMeans:
         bound = np.full(self.n_cand, np.inf)
         bound[self.testable] = -self._below.bound(self._each(level), simultaneous)
         return bound
+
+    def turned(self) -> "ClusterMeans":
+        """The sample of -E, with the same resamples: "below" said as "above"."""
+        return ClusterMeans(-self.sums, self.counts, seed=self.seed, n_boot=self.n_boot)
 
     def _each(self, value: ArrayLike) -> Floats:
         return np.broadcast_to(np.asarray(value, dtype=np.float64), (self.n_cand,))[self.testable]

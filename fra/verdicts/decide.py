@@ -265,26 +265,28 @@ def power_of(
 
     Of several samples of a condition the least, of several candidates the median.
     """
+    tested = [c for c in columns if isinstance(c, Sampled) and head in c.samples]
+    fails = [[c.name for c in own if c.fails(claim.level)] for own in conditions]
+    if power.of == "headline" or (power.or_headline and not any(fails)):
+        fails = [[tested[0].name] for _ in conditions] if tested else []
+    asked = {name for own in fails for name in own}
     level, many = claim.level / heads, len(conditions) > 1
     chance: dict[str, Floats] = {}
-    tested = [c for c in columns if isinstance(c, Sampled) and head in c.samples]
-    for column in tested[:1] if power.of == "headline" else tested:
-        null = power.null if isinstance(power.null, float | int) else power.null.get(column.name)
-        bar = _bar(claim, column)
+    for column in tested:
+        null = power.null.get(column.name) if isinstance(power.null, Mapping) else power.null
+        bar, sign = _bar(claim, column), 1 if column.above else -1
         samples = [m for m in _several(column.samples[head]) if isinstance(m, stats.ClusterMeans)]
-        if null is None or not samples or (power.or_headline and (bar == null or not samples[0].testable.any())):
+        if column.name not in asked or null is None or not samples:
             continue
-        sign, together = 1 if column.above else -1, column.simultaneous and many
+        if power.or_headline and (bar == null or not samples[0].testable.any()):
+            continue
         each = [
-            stats.power_above(m if column.above else m.turned(), sign * null, sign * bar, level, together)
+            stats.power_above(
+                m if column.above else m.turned(), sign * null, sign * bar, level, column.simultaneous and many
+            )
             for m in samples
         ]
         chance[column.name] = np.min(each, axis=0)
-    if power.of == "headline":
-        return float(next(iter(chance.values()))[0]) if chance else None
-    fails = [[c.name for c in own if c.fails(claim.level)] for own in conditions]
-    if power.or_headline and not any(fails):
-        fails = [[own[0].name] for own in conditions]
     least = [[chance[name][n] for name in own if name in chance] for n, own in enumerate(fails)]
     powers = [min(own) for own in least if own]
     return float(np.median(powers)) if powers else None

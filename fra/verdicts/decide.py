@@ -1,7 +1,7 @@
 """The one place that decides: what a claim measured, condition by condition, becomes evidence for the judge.
 
-A claim says what it measured, a `Sampled` or a `Given` for each condition, and `decide` corrects for everything that was
-looked at. Every head is tested in both directions against the condition's bar:
+A claim says what it measured, a `Sampled` or a `Given` for each condition, and `decide` corrects for everything that
+was looked at. Every head is tested in both directions against the condition's bar:
 
 - "the condition does not hold" is rejected by Holm over the heads of the family, over the best candidate of each (max-T
   within the head, where it is `simultaneous`);
@@ -48,19 +48,19 @@ class Sample(Protocol):
         """[n_cand] in the bar's unit."""
         ...
 
-    def p_above(self, bar: ArrayLike, simultaneous: bool) -> Floats:
+    def p_above(self, bar: float, simultaneous: bool) -> Floats:
         """[n_cand] p of "effect <= bar"."""
         ...
 
-    def p_below(self, bar: ArrayLike, simultaneous: bool) -> Floats:
+    def p_below(self, bar: float, simultaneous: bool) -> Floats:
         """[n_cand] p of "effect >= bar"."""
         ...
 
-    def lower(self, level: ArrayLike, simultaneous: bool) -> Floats:
+    def lower(self, level: float, simultaneous: bool) -> Floats:
         """[n_cand] lower bounds, one-sided at the level."""
         ...
 
-    def upper(self, level: ArrayLike, simultaneous: bool) -> Floats:
+    def upper(self, level: float, simultaneous: bool) -> Floats:
         """[n_cand] upper bounds, one-sided at the level."""
         ...
 
@@ -72,15 +72,15 @@ class Number:
     estimate: float
     n_cand: int = 1
 
-    def p_above(self, bar: ArrayLike, simultaneous: bool = False) -> Floats:
+    def p_above(self, bar: float, simultaneous: bool = False) -> Floats:
         """[1] 0 where it is above the bar, else 1."""
         return np.where(self.estimate > np.atleast_1d(bar), 0.0, 1.0)
 
-    def p_below(self, bar: ArrayLike, simultaneous: bool = False) -> Floats:
+    def p_below(self, bar: float, simultaneous: bool = False) -> Floats:
         """[1] 0 where it is below the bar, else 1."""
         return np.where(self.estimate < np.atleast_1d(bar), 0.0, 1.0)
 
-    def lower(self, level: ArrayLike, simultaneous: bool = False) -> Floats:
+    def lower(self, level: float, simultaneous: bool = False) -> Floats:
         """[1] itself."""
         return np.array([self.estimate])
 
@@ -348,7 +348,7 @@ def _tested(
     found: dict[str, list[Condition]] = {}
     for k, (h, m) in enumerate(samples.items()):
         near, far = (levels[k], other_levels[k]) if column.above else (other_levels[k], levels[k])
-        low, high = m.lower(near, together), m.upper(far, together)
+        low, high = m.lower(float(near), together), m.upper(float(far), together)
         estimate, fixed = np.atleast_1d(np.asarray(m.estimate, dtype=np.float64)), isinstance(m, Number)
         found[h] = [
             Condition(

@@ -40,29 +40,29 @@ class Jackknifed:
         """One: a sample of `fra.verdicts.decide`."""
         return 1
 
-    def p_above(self, bar: ArrayLike, simultaneous: bool = False) -> Floats:
+    def p_above(self, bar: float, simultaneous: bool = False) -> Floats:
         """[1] p of "statistic <= bar"; 1 without a standard error."""
-        return self._p(np.atleast_1d(bar), 1.0)
+        return self._p(bar, 1.0)
 
-    def p_below(self, bar: ArrayLike, simultaneous: bool = False) -> Floats:
+    def p_below(self, bar: float, simultaneous: bool = False) -> Floats:
         """[1] p of "statistic >= bar"; 1 without a standard error."""
-        return self._p(np.atleast_1d(bar), -1.0)
+        return self._p(bar, -1.0)
 
-    def lower(self, level: ArrayLike, simultaneous: bool = False) -> Floats:
+    def lower(self, level: float, simultaneous: bool = False) -> Floats:
         """[1] lower bound; -inf without a standard error."""
         return np.atleast_1d(self.estimate - self._reach(level))
 
-    def upper(self, level: ArrayLike, simultaneous: bool = False) -> Floats:
+    def upper(self, level: float, simultaneous: bool = False) -> Floats:
         """[1] upper bound; inf without a standard error."""
         return np.atleast_1d(self.estimate + self._reach(level))
 
-    def _p(self, bar: Floats, sign: float) -> Floats:
+    def _p(self, bar: float, sign: float) -> Floats:
         if not self.se > 0:
             return np.ones(1)
         t = sign * (self.estimate - bar) / self.se
-        return np.asarray(sps.t.sf(t, len(self.left_out) - 1), dtype=np.float64)
+        return np.array([sps.t.sf(t, len(self.left_out) - 1)])
 
-    def _reach(self, level: ArrayLike) -> float:
+    def _reach(self, level: float) -> float:
         """How far a bound at a level lies from the estimate."""
         return float(sps.t.isf(level, len(self.left_out) - 1) * self.se) if self.se > 0 else np.inf
 

@@ -220,7 +220,7 @@ def row_of(verdict: Verdict, target: str, **flags: Any) -> Row:
             name: {c.name: _shown(c, claim.level) for c in conditions}
             for name, conditions in evidence.candidates.items()
         }
-    if taken := sorted(detail.keys() & evidence.detail.keys()):
+    if taken := sorted((detail.keys() | _Known.model_fields.keys()) & evidence.detail.keys()):
         raise FraError(
             f"{claim.id} at {evidence.head or 'the family'}: the name {taken[0]!r} in detail is the ledger's own"
         )

@@ -1,0 +1,72 @@
+"""Two ledgers row by row: which rows differ, and in what."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fra.verdicts.ledger import Ledger, Row
+
+ABSENT = "no such row"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One number or word of a row that is not the same in both ledgers."""
+
+    claim: str
+    head: str | None
+    where: str
+    """The name of the value within the row ("effect", "detail.candidates.channels.effect.low")."""
+    one: Any
+    other: Any
+
+    def __str__(self) -> str:
+        return f"{self.claim} {self.head or 'as a whole'}: {self.where}: {_short(self.one)} -> {_short(self.other)}"
+
+
+def differences(one: Ledger, other: Ledger, tolerance: float = 0.0) -> list[Difference]:
+    """What is not the same in two ledgers, in the order of the first. The headers (when, how long, at which commit) are
+    not compared.
+
+    tolerance: numbers that differ by no more than this share of the larger are the same; 0 compares to the last bit.
+    """
+    rows: dict[tuple[str, str | None], list[Row | None]] = {}
+    for k, ledger in enumerate((one, other)):
+        for row in ledger.verdicts:
+            rows.setdefault((row.claim, row.head), [None, None])[k] = row
+    found: list[Difference] = []
+    for (claim, head), (a, b) in rows.items():
+        if a is None or b is None:
+            row_or_not = [ABSENT if row is None else row.verdict for row in (a, b)]
+            found.append(Difference(claim, head, "verdict", *row_or_not))
+            continue
+        pairs = _unequal(a.model_dump(mode="json"), b.model_dump(mode="json"), tolerance, "")
+        found += [Difference(claim, head, where, x, y) for where, x, y in pairs]
+    return found
+
+
+def _unequal(a: Any, b: Any, tolerance: float, where: str) -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in dict.fromkeys([*a, *b]):
+            own, other = a.get(name, ABSENT), b.get(name, ABSENT)
+            yield from _unequal(own, other, tolerance, f"{where}.{name}" if where else name)
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for k, (x, y) in enumerate(zip(a, b, strict=True)):
+            yield from _unequal(x, y, tolerance, f"{where}[{k}]")
+    elif not _same(a, b, tolerance):
+        yield where, a, b
+
+
+def _same(a: Any, b: Any, tolerance: float) -> bool:
+    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (a, b))
+    if numbers and tolerance:
+        return math.isclose(a, b, rel_tol=tolerance)
+    return type(a) is type(b) and bool(a == b) if not numbers else bool(a == b)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."

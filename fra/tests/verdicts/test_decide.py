@@ -222,37 +222,19 @@ def test_q_is_over_the_heads_that_are_named_and_a_whole_targets_row_has_no_head(
 
 def test_a_family_of_several_conditions_is_what_the_decider_makes_of_it() -> None:
     rng = np.random.default_rng(0)
-    values = {
-        name: {h: rng.normal(m, 0.2, 40) for h in HEADS}
-        for name, m in (("effect", 0.9), ("second", 0.3), ("below", 0.1))
-    }
+    means = {"effect": 0.9, "second": 0.3, "below": 0.1}
+    values = {name: {h: rng.normal(mean, 0.2, 40) for h in HEADS} for name, mean in means.items()}
     sources = [f"source {k % 20}" for k in range(40)]
     ranks = {"rank": {h: (2.0, rng.normal(0, 1, 99)) for h in HEADS}}
     found = family(CLAIM, values, target="t", below=["below"], ranks=ranks, sources=sources)
-    for h in HEADS:
+    second = {h: means_of(CLAIM, "t", h, "second", values["second"][h], sources=sources) for h in HEADS}
+    levels = stats.holm_levels([float(m.p_above(0.1, False)[0]) for m in second.values()], 0.05)
+    for h, level in zip(HEADS, levels, strict=True):
         (conditions,) = found[h].candidates.values()
         assert [c.name for c in conditions] == ["effect", "second", "below", "rank"]
         assert [c.above for c in conditions] == [True, True, False, True]
-        m = means_of(CLAIM, "t", h, "second", values["second"][h], sources=sources)
-        assert conditions[1].effect == m.estimate[0]
-        assert (
-            conditions[1].low
-            == m.lower(
-                stats.holm_levels(
-                    [
-                        float(
-                            means_of(CLAIM, "t", x, "second", values["second"][x], sources=sources).p_above(0.1, False)[
-                                0
-                            ]
-                        )
-                        for x in HEADS
-                    ],
-                    0.05,
-                )[HEADS.index(h)],
-                False,
-            )[0]
-        )
-        assert m.n_docs == 20, "documents of one source are one"
+        assert second[h].n_docs == 20, "documents of one source are one"
+        assert (conditions[1].effect, conditions[1].low) == (second[h].estimate[0], second[h].lower(level, False)[0])
         assert conditions[3].p == stats.rank_p(*ranks["rank"][h])
         assert judge(CLAIM, found[h]).outcome is Outcome.SUPPORTED
 

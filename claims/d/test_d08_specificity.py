@@ -6,18 +6,17 @@ activation exceeds the feature's 80th percentile on discovery documents.
 
 H0: of the upper fifth, at most 80 % are strict induction; or the share of the activation *mass* (each feature in units
 of that percentile) on strict induction is at most 0.5; or at most 10 % of the proxy's rows are missed. Control:
-documents permuted, the proxy of another document that has the same position (its expectation): precision must exceed it
-by 0.5. Precision by fifth, recall and the correlation with the proxy stand beside. The mass is a share
-of all activation, not each class divided by its own count. Bar: "specific" leaves one in five for fuzzy induction,
-which a strict proxy calls wrong; a family that misses less than a tenth is not partial. Registered before `mini` was
-measured. Version 2 of the statistic: as D07's. Version 3: documents too short to have a position no longer count as
-permuted documents there (the control was too small at late positions): against the claim.
+documents permuted, the proxy of another document that has the same position (its expectation; documents too short to
+have the position do not count there): precision must exceed it by 0.5. Precision by fifth, recall and the correlation
+with the proxy stand beside. The mass is a share of all activation, not each class divided by its own count. An exact
+bound as in D07. Bar: "specific" leaves one in five for fuzzy induction, which a strict proxy calls wrong; a family that
+misses less than a tenth is not partial.
 
 D08.local and D08.context ask the same of context features (at most 10 % from an induction head): the word that at least
 half of a feature's firing draws on most, on discovery documents, makes the proxy: at most 10 tokens after it up to the
 next punctuation, or anywhere after it where the source lies farther back. One row each, all such features together;
 precision above 0.5, since a word that attribution finds is a cruder proxy than a pattern written for the feature; over
-permuted documents by 0.2, as words stand in many documents. Registered before they were measured on `mini`.
+permuted documents by 0.2, as words stand in many documents.
 """
 
 import pytest

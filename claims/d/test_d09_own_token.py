@@ -7,8 +7,7 @@ H0: of the loss *increase*, at most half falls on positions whose next token is 
 this share; the share of the net change, decreases kept, stands beside it. Controls: the base rate (the share of those
 rows *where the feature fires* whose next token is its token: an ablation that hurt everywhere alike would give that);
 a matched feature (density, token) ablated in documents of its own, for the same token. The token's overall base rate is
-reported. Bar: "falls on" means most of it. Registered before `mini` was measured. Version 2 of the
-statistic: as for D07.
+reported. An exact bound as in D07. Bar: "falls on" means most of it.
 """
 
 import pytest

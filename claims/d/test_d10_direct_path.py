@@ -7,7 +7,7 @@ change in the whole model stands beside.
 
 H0: mean of |direct| - |MLP| <= 0 nats a row; or, on rows whose next token is the feature's, direct - MLP <= 0, signed,
 decreases kept. Control: matched features (density, token), whose difference must be smaller. Bar: zero, "more than" as
-said; documents resampled. Registered before `mini` was measured.
+said; documents resampled.
 """
 
 import pytest

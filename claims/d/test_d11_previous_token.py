@@ -8,9 +8,8 @@ The head tested is the one with the highest previous-token score on other docume
 noising it takes at most half of what the match makes (clean less corrupted; tested as the linear form effect - half
 of it > 0, in units of the pre-activation); the same for denoising. Controls: every other head upstream, of which the
 strongest must do less; all attention outputs upstream against all MLP outputs upstream at that position, noised. Bar:
-"necessary" is most of it; denoising asks that it is also most of what is missing. Registered before `mini` was
-measured. An MLP at that position reads what the attention wrote there, so that noising it takes part of the same
-path; denoising, beside it, does not.
+"necessary" is most of it; denoising asks that it is also most of what is missing. An MLP at that position reads what
+the attention wrote there, so that noising it takes part of the same path; denoising, beside it, does not.
 """
 
 import pytest

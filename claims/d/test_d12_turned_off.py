@@ -7,9 +7,8 @@ H0: at most 80 % of the firing is turned off; the same for zero ablation. Contro
 of the layer (the largest of them must be lower by 0.5) and for matched features under the same ablation (lower by
 0.5). The family was selected by attribution to this very head, so that some of this is so by construction: a feature
 with 60 % of its squared pre-activation from a head loses it. What is not: that the rest never suffices, that no other
-head does the same, and that a TopK dictionary does not pull the feature back in. Bar: "off" is four in five.
-Registered before `mini` was measured. Version 2 of the
-statistic: as for D07.
+head does the same, and that a TopK dictionary does not pull the feature back in. An exact bound as in D07. Bar: "off"
+is four in five.
 """
 
 import pytest

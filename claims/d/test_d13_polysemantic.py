@@ -7,8 +7,7 @@ induction has nothing to match: the change of the loss when the head's output is
 
 H0: no candidate's loss rises by more than 0.05 nat (studentised max-T over the candidates, documents resampled), or
 by more than 0.02 nat beyond what another head's ablation does. The other head: of those that are no induction heads,
-the one whose output varies most. Bar: 0.05 nat is 5 % of a token's probability where the feature fires. Registered
-before `mini` was measured.
+the one whose output varies most. Bar: 0.05 nat is 5 % of a token's probability where the feature fires.
 """
 
 import pytest

@@ -9,8 +9,7 @@ H0: the slopes differ by at most 0.02 of attention a token; or the flat head's a
 most 0.2 ("fires on short ones"); or replacing the token before the match, at the longest prefix, costs the steep head
 at most 0.1 of attention more than replacing an unrelated token between the copies (the control), or at most 0.05 more
 than it costs the flat head. Bar: 0.02 a token is 0.16 of attention from one to nine. Every head's slope stands in the
-detail with its interval. Registered before `mini` was measured. Version 2 of the
-statistic: as for D07.
+detail with its interval; an exact bound as in D07.
 """
 
 import pytest

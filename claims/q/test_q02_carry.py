@@ -11,7 +11,7 @@ Controls, each given its own best slope on every document, which the features ar
 Beside, without a verdict: the token dictionary; R2 without the first key, which is often a sink.
 Bar: half, as in the gate of Q04, or the other terms are the larger part of the story. A tenth of the variance: any
     sparse code of this size carries something, and less of a lead would not need a trained dictionary.
-Unit: the document, sources as clusters. Registered before `mini` was measured.
+Unit: the document, sources as clusters.
 """
 
 import pytest

@@ -13,7 +13,7 @@ Shares, not counts: the token dictionary has two entries a position and so fewer
 Bars: nine tenths in one tenth, a stricter rule than Pareto's; an effective number of a twentieth. Evenly exponential
     masses would need 59 % and have a ratio of 50 %. A fifth less than a control: smaller differences come with any
     change of the code's norm.
-Unit: the document, each a different source where the text has enough. Registered before `mini` was measured.
+Unit: the document, each a different source where the text has enough.
 """
 
 import math

@@ -12,7 +12,7 @@ Controls: deranged documents inside every difference; random atoms for features 
 Gate: the feature-feature block must carry half of the stripe contrast on this very stimulus; where bias and error
     carry it, features cannot answer for the head, and the verdict is INCONCLUSIVE.
 Bar: one pair carries about a per cent of an edge at L0 32, so that 50 pairs that the head reads should carry a
-    good part of it; half a nat moves an attention of 0.5 to 0.38. Registered before `mini` was measured.
+    good part of it; half a nat moves an attention of 0.5 to 0.38.
 
 "Every" is judged head by head; n TIHs of n show, at 95 %, a share above 0.05^(1/n): 0.37 for three, 0.90 for 29.
 

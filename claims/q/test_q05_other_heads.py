@@ -13,9 +13,9 @@ Power: a refutation needs that 80 % of the channels planted in the head's own sc
     live features, drawn at random among those whose key feature is at least 0.6 more live at the stripe's key than
     elsewhere, each raised just to these bars (pairs that no coupling lifts there are passed over, 150 are tried);
     found is what ranks among the 50 and exceeds zero at 0.05 / 50. With fewer than 10 planted nothing is refuted. Any
-    change of this is a new version of the statistic.
+    change of this is a new statistic.
 Bar: every head has positive pairs that others cancel, so that an effect alone ("latent") is not yet a channel; 0.02 of
-    attention is what a fifth of a weak induction head would give. Registered before `mini` was measured.
+    attention is what a fifth of a weak induction head would give.
 """
 
 import pytest

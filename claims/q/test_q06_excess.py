@@ -11,7 +11,7 @@ Sample size: with 16 heads and 5 % false positives, an excess of two or three he
 than one case of twenty (the number for the target is in the detail); a target with fewer heads that are no TIHs cannot
 support the claim, and comes out INCONCLUSIVE. Power: the channels that Q05 plants. Bar: more is more than none. By the
 calibrated test alone a head could carry what is above scrambles and still nothing that is expressed, so the count by
-the bars must agree. Registered before `mini` was measured.
+the bars must agree.
 """
 
 import pytest

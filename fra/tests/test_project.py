@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -60,12 +63,17 @@ def test_what_is_light_imports_nothing_heavy(code: str) -> None:
 
 
 def test_public_functions_stay_callable_whatever_was_imported() -> None:
+    for module in pkgutil.walk_packages(fra.__path__, "fra."):
+        if not module.name.startswith("fra.tests") and not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
     from fra._census import census as whole_census
     from fra.core import resolve as resolving
 
     assert fra.resolve is resolving.resolve
     assert fra.census is whole_census.census
     assert callable(fra.remove)
+    assert callable(fra.judge)
+    assert callable(fra.load_target)
     for name in fra.__all__:
         assert getattr(fra, name) is not None
     with pytest.raises(AttributeError, match="attribute resolv"):
@@ -149,6 +157,23 @@ def test_what_is_imported_is_declared() -> None:
 def test_claims_get_fixtures_by_injection() -> None:
     found = [(path.name, module) for path, module in _imports(ROOT / "claims") if module in ("fixtures", "conftest")]
     assert found == [], "a claim names its fixtures as parameters and imports fra alone"
+
+
+def test_architecture_names_every_room_and_door_in_their_order() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    named = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    rooms = {f"fra/{path.parent.name}/" for path in (ROOT / "fra").glob("*/__init__.py")} - {"fra/tests/"}
+    doors = {f"fra/{path.name}" for path in (ROOT / "fra").glob("*.py")} - {"fra/__init__.py"}
+    assert sorted(named) == sorted(rooms | doors)
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    drawn = [layer.replace("|", "&") for layer in layers]
+    arrows = re.findall(r"^ +(.* --> .*)$", page, re.MULTILINE)
+    assert arrows == [f"{above} --> {below}" for above, below in pairwise(drawn)]
+    for file in re.findall(r"`((?:fra|fixtures|claims)/[^`]+)`|\]\(([^)]+)\)", page):
+        (path,) = filter(None, file)
+        assert (ROOT / path).exists(), f"ARCHITECTURE.md leads to {path}, which is not there"
+    assert "(ARCHITECTURE.md)" in (ROOT / "README.md").read_text()
 
 
 def _make(tmp_path: Path, *arguments: str, python_exits: int = 0) -> tuple[int, list[str]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from fra.claim import Claim, Outcome, judge
+from fra.claim import Outcome, judge
 from fra.core.coded import measure_arm
 from fra.induction import cih
 from fra.induction.channels import measure_arms
@@ -21,26 +21,10 @@ from fra.report.drawings import numbers
 from fra.report.pictures import BEST
 from fra.stimuli import repeated
 from fra.tests import circuit
+from fra.tests.claims import claim
 
 SIZES = {"status": 24, "discovery": 60, "confirmation": 90, "sets": 30}
-BARS = {
-    "gate: feature-feature share": 0.5,
-    "share of contrast": 0.10,
-    "over random atoms 1": 0.0,
-    "over random atoms 2": 0.0,
-    "over scrambled heads": 0.95,
-    "effect": 0.10,
-    "head contrast": 0.10,
-    "attention": 0.02,
-    "coverage": 0.002,
-    "over other lags": 0.95,
-    "coupling among matched pairs": 0.95,
-    "coupling over other heads": 0.0,
-}
-
-
-def claim(bar: float) -> Claim:
-    return Claim(id="T1", title="t", h0="h", bar=bar, bars=BARS, statistic="t/1", stimuli=("repeated_random",), n=100)
+CIH_SET, CIH_CHANNEL = claim("Q04", n=100), claim("Q05", n=100)
 
 
 def screened(model, sae=None, off_by: int = 0) -> cih.Screen:
@@ -87,16 +71,16 @@ def test_token_level_status_is_what_was_built(found: cih.Screen) -> None:
 
 
 def test_planted_set_is_supported(found: cih.Screen) -> None:
-    evidence = evidence_for.set_evidence(claim(0.5), found)
+    evidence = evidence_for.set_evidence(CIH_SET, found)
     assert [head for head, own in evidence.items() if own.cannot is None] == ["L1H0"]
-    verdict = judge(claim(0.5), evidence["L1H0"])
+    verdict = judge(CIH_SET, evidence["L1H0"])
     assert verdict.outcome is Outcome.SUPPORTED, verdict.reason
     assert abs(verdict.headline.effect - expected_effect()) < 0.02
     assert abs(evidence["L1H0"].detail["feature-feature share of the stripe contrast"] - 1) < 0.05
 
 
 def test_exactly_the_planted_channels_are_expressed(found: cih.Screen) -> None:
-    evidence = evidence_for.channel_evidence(claim(0.1), found, family="TIH")["L1H0"]
+    evidence = evidence_for.channel_evidence(CIH_CHANNEL, found, family="TIH")["L1H0"]
     expressed = {name for name, conditions in evidence.candidates.items() if all(c.holds(0.05) for c in conditions)}
     measured = {f"{v} -> {circuit.PREVIOUS + v}" for v in range(48)}
     assert expressed, [str(c) for c in next(iter(evidence.candidates.values()))]
@@ -105,7 +89,7 @@ def test_exactly_the_planted_channels_are_expressed(found: cih.Screen) -> None:
     assert len(expressed) >= 30
     effects = [conditions[0].effect for name, conditions in evidence.candidates.items() if name in measured]
     assert np.abs(np.array(effects) - expected_effect()).max() < 0.2
-    assert judge(claim(0.1), evidence).outcome is Outcome.SUPPORTED
+    assert judge(CIH_CHANNEL, evidence).outcome is Outcome.SUPPORTED
 
 
 def test_the_example_shows_the_channel_where_it_was_planted(found: cih.Screen) -> None:
@@ -129,8 +113,8 @@ def test_rows_show_the_same_example_with_links_where_the_dictionary_has_an_id(fo
     linked = dataclasses.replace(found, pages={1: page})
     shown = found.heads["L1H0"].example
     for evidence in (
-        evidence_for.set_evidence(claim(0.5), linked)["L1H0"],
-        evidence_for.channel_evidence(claim(0.1), linked, family="TIH")["L1H0"],
+        evidence_for.set_evidence(CIH_SET, linked)["L1H0"],
+        evidence_for.channel_evidence(CIH_CHANNEL, linked, family="TIH")["L1H0"],
     ):
         picture = evidence.detail[BEST]
         assert picture["pages"] == [f"{page}/{feature}" for feature in shown.pair]
@@ -140,20 +124,20 @@ def test_rows_show_the_same_example_with_links_where_the_dictionary_has_an_id(fo
         t, s = np.unravel_index(shown.contribution.argmax(), shown.contribution.shape)
         assert numbers(rows[t])[s] == pytest.approx(circuit.STRENGTH * 0.99**2, rel=5e-3)
         assert evidence.detail["best channels"][0]["pages"][0].startswith(f"{page}/")
-    assert "pages" not in evidence_for.set_evidence(claim(0.5), found)["L1H0"].detail[BEST]
+    assert "pages" not in evidence_for.set_evidence(CIH_SET, found)["L1H0"].detail[BEST]
     assert best_channel(dataclasses.replace(found, heads={}), "L1H0") == {}
 
 
 def test_a_head_without_weights_is_not_supported(found: cih.Screen) -> None:
-    evidence = evidence_for.channel_evidence(claim(0.1), found)["L1H1"]
-    assert judge(claim(0.1), evidence).outcome is not Outcome.SUPPORTED
+    evidence = evidence_for.channel_evidence(CIH_CHANNEL, found)["L1H1"]
+    assert judge(CIH_CHANNEL, evidence).outcome is not Outcome.SUPPORTED
 
 
 def test_a_stripe_off_by_one_finds_no_induction_head() -> None:
     """Key t - P instead of t - P + 1: the bug that takes duplicate-token heads for induction heads."""
     wrong = screened(circuit.model(), off_by=-1)
     assert wrong.status["L1H0"].status == "not a TIH"
-    assert all(own.cannot for own in evidence_for.set_evidence(claim(0.5), wrong).values())
+    assert all(own.cannot for own in evidence_for.set_evidence(CIH_SET, wrong).values())
 
 
 def test_control_documents_have_no_induction_head() -> None:
@@ -175,8 +159,8 @@ def test_random_atoms_are_not_supported(found: cih.Screen) -> None:
         assert effects.nats.sum() / max(effects.rows.sum(), 1) < 0.5
     atoms = dataclasses.replace(screen, set_effects={**screen.set_effects, 50: screen.atom_effects[0]})
     swapped = dataclasses.replace(found, heads={**found.heads, "L1H0": atoms})
-    own = evidence_for.set_evidence(claim(0.5), swapped)["L1H0"]
-    assert judge(claim(0.5), own).outcome is not Outcome.SUPPORTED
+    own = evidence_for.set_evidence(CIH_SET, swapped)["L1H0"]
+    assert judge(CIH_SET, own).outcome is not Outcome.SUPPORTED
 
 
 def test_scrambled_circuit_is_not_supported(found: cih.Screen) -> None:
@@ -190,8 +174,8 @@ def test_scrambled_circuit_is_not_supported(found: cih.Screen) -> None:
     broken = screened(model)
     assert broken.status["L1H0"].status != "TIH"
     if broken.status["L1H0"].status == "not a TIH":
-        evidence = evidence_for.channel_evidence(claim(0.1), broken)["L1H0"]
-        assert judge(claim(0.1), evidence).outcome is not Outcome.SUPPORTED
+        evidence = evidence_for.channel_evidence(CIH_CHANNEL, broken)["L1H0"]
+        assert judge(CIH_CHANNEL, evidence).outcome is not Outcome.SUPPORTED
 
 
 def test_a_dictionary_without_the_planted_features_is_not_supported() -> None:
@@ -199,7 +183,7 @@ def test_a_dictionary_without_the_planted_features_is_not_supported() -> None:
     sae = circuit.dictionary()
     with torch.no_grad():
         sae.W_enc[:, circuit.PREVIOUS :] = 0.0
-    evidence = evidence_for.set_evidence(claim(0.5), screened(circuit.model(), sae))["L1H0"]
-    verdict = judge(claim(0.5), evidence)
+    evidence = evidence_for.set_evidence(CIH_SET, screened(circuit.model(), sae))["L1H0"]
+    verdict = judge(CIH_SET, evidence)
     assert verdict.outcome is Outcome.INCONCLUSIVE
     assert "feature-feature block carries" in verdict.reason

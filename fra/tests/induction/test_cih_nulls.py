@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fra.claim import Claim, Outcome, judge
+from fra.claim import Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
 from fra.induction import cih
@@ -23,14 +23,11 @@ from fra.measures.channels import q04_q05_sets
 from fra.stimuli import repeated as stimuli
 from fra.stimuli import sets as document_sets
 from fra.targets.target import Target, load_target
-from fra.tests.induction.test_cih_circuit import BARS
+from fra.tests.claims import claim
 
+CIH_SET, CIH_CHANNEL = claim("Q04"), claim("Q05")
 LAYER = 1
 DESIGN = document_sets.Design(status=1, discovery=60, confirmation=60, sets=40)
-
-
-def claim(bar: float) -> Claim:
-    return Claim(id="T2", title="t", h0="h", bar=bar, bars=BARS, statistic="t/1", stimuli=("repeated_random",), n=60)
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +78,11 @@ def test_scrambled_heads_are_not_supported(target: Target, sets: dict[str, stimu
         return frozen
 
     as_others = screened(sets, discovery, arms, heads, change, "not a TIH")
-    for name, own in q04_q05_sets.channel_evidence(claim(0.1), as_others).items():
-        assert judge(claim(0.1), own).outcome is not Outcome.SUPPORTED, name
+    for name, own in q04_q05_sets.channel_evidence(CIH_CHANNEL, as_others).items():
+        assert judge(CIH_CHANNEL, own).outcome is not Outcome.SUPPORTED, name
     as_tih = screened(sets, discovery, arms, heads, change, "TIH")
-    for name, own in q04_q05_sets.set_evidence(claim(0.5), as_tih).items():
-        assert judge(claim(0.5), own).outcome is not Outcome.SUPPORTED, name
+    for name, own in q04_q05_sets.set_evidence(CIH_SET, as_tih).items():
+        assert judge(CIH_SET, own).outcome is not Outcome.SUPPORTED, name
 
 
 def test_the_rescaled_twin_is_not_supported(target: Target, sets: dict[str, stimuli.Batch], tmp_path: Path) -> None:
@@ -117,5 +114,5 @@ def test_the_rescaled_twin_is_not_supported(target: Target, sets: dict[str, stim
         return dataclasses.replace(frozen, W_k=W_k, b_k=b_k)
 
     found = screened(sets, discovery, arms, heads, change, "not a TIH")
-    for name, own in q04_q05_sets.channel_evidence(claim(0.1), found).items():
-        assert judge(claim(0.1), own).outcome is not Outcome.SUPPORTED, name
+    for name, own in q04_q05_sets.channel_evidence(CIH_CHANNEL, found).items():
+        assert judge(CIH_CHANNEL, own).outcome is not Outcome.SUPPORTED, name

@@ -15,10 +15,11 @@ from fra import frontiers
 from fra.claim import Claim, Outcome, judge
 from fra.dictionaries.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
 from fra.errors import FraError
-from fra.measures.block_diagonal import b01_b02_blocks, b03_b04_b07_compare, b05_likeness, b06_alikeness, frontier
+from fra.measures.block_diagonal import b01_b02_blocks, b05_likeness, b06_alikeness, frontier
 from fra.measures.block_diagonal.b03_b04_b07_compare import at, compare, exchange_rate
 from fra.measures.block_diagonal.frontier import Frontier, Point, study
 from fra.targets.target import Target
+from fra.tests.claims import claim as declared
 from fra.tests.models import D_MODEL, build_sae, model_folder
 from fra.tests.tiny_targets import HEAD_OUTPUT, refused, write_target, write_text
 
@@ -27,9 +28,9 @@ TEXTS = {f"{s}-{k}": f"{w} and {v} make more than {w}, said {v}. " * (2 + k) for
          (("a", "one", "two"), ("b", "three", "four"), ("c", "five", "six"), ("d", "seven", "one"))}  # fmt: skip
 
 
-def claim(**options: Any) -> Claim:
-    base = {"id": "T", "title": "t", "h0": "h", "bar": 0.0, "statistic": "t/1", "stimuli": ("natural",), "n": 120}
-    return Claim(**{**base, "min_documents": 5, "bars": {b03_b04_b07_compare.DENSE: 0.5}, **options})
+def claim(name: str = "B03.width", **options: Any) -> Claim:
+    """A claim with its bars, on few documents."""
+    return declared(name, **{"min_documents": 5, **options})
 
 
 def block_folder(folder: Path, seed: int = 0, **options: Any) -> Path:
@@ -172,7 +173,7 @@ DENSE = [(8.0, 0.80), (16.0, 0.85), (32.0, 0.90)]
 )
 def test_arms_are_compared_at_equal_sparsity(lost: float, outcome: str) -> None:
     arms = {"dense": DENSE, "block-width": [(l0 * 1.3, r + 0.05 * np.log2(1.3) - lost) for l0, r in DENSE]}
-    c = claim(bar=-0.02, bars={b03_b04_b07_compare.DENSE: 0.5})
+    c = claim("B03.width")
     found = compare(c, Planted(arms), "block-width", "dense", control="dense", effect_of_interest=0.0)
     assert judge(c, found).outcome == outcome
     (condition,) = found.candidates["block-width over dense"]
@@ -264,7 +265,7 @@ class Twins(Planted):
 
 
 def test_twins_in_other_heads_are_found_and_only_they() -> None:
-    c = claim(bar=0.1, bars={})
+    c = claim("B05")
     for share, outcome in ((1.0, "SUPPORTED"), (0.0, "REFUTED")):
         found = b05_likeness.redundancy_evidence(c, Twins(share))
         assert judge(c, found).outcome == outcome, found.candidates
@@ -277,7 +278,7 @@ def test_twins_in_other_heads_are_found_and_only_they() -> None:
 
 
 def test_a_dense_feature_that_covers_a_set() -> None:
-    c = claim(bar=0.5, bars={"Jaccard over shuffled": 0.1})
+    c = claim("B05.dense")
     found = b05_likeness.covering_evidence(c, Twins(1.0))
     assert judge(c, found).outcome == "INCONCLUSIVE"  # eight sets, ten are needed
     twins = Twins(1.0)
@@ -316,7 +317,7 @@ def test_heads_that_keep_to_one_kind_of_token(monkeypatch: pytest.MonkeyPatch, a
     planted = Planted({})
     planted.hook, planted.target.n_heads = HEAD_OUTPUT, 8  # type: ignore[misc]
     planted.target.study = lambda arm: [None]  # type: ignore[method-assign]
-    c = claim(bar=0.25, above=False, bars={b06_alikeness.OVER_RANDOM: 0.95})
+    c = claim("B06")
     found = b06_alikeness.alikeness_evidence(c, planted)
     said = [judge(c, evidence).outcome for evidence in found.values()]
     assert len(said) == 8
@@ -355,9 +356,7 @@ def test_profile_is_the_mean_embedding_where_a_feature_fires(target: Target) -> 
 
 
 def test_cost_counts_what_is_there(target: Target) -> None:
-    c = claim(
-        bar=1e-9, above=False, n=1, min_documents=1, bars={"masked dense dictionary: distance from 1 / n_heads": 0.5}
-    )
+    c = declared("B01")
     found = b01_b02_blocks.cost_evidence(c, target)
     assert judge(c, found).outcome == "SUPPORTED"
     d_sae = 4 * D_MODEL
@@ -368,11 +367,7 @@ def test_cost_counts_what_is_there(target: Target) -> None:
 
 
 def test_belonging_and_what_breaks_it(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
-    bars = {
-        "share of features that change without the other heads": 1e-6,
-        "the same share in a dense dictionary": 0.5,
-    }
-    c = claim(bar=1.0, above=False, n=3, min_documents=3, bars=bars)
+    c = declared("B02", n=3, min_documents=3)
     measured = study(target, 12)
     found = b01_b02_blocks.belonging_evidence(c, target, measured)
     assert judge(c, found).outcome == "SUPPORTED"

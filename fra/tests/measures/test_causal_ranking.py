@@ -10,21 +10,13 @@ import pytest
 import torch
 
 import fra
-from fra.claim import Claim, Outcome, judge
+from fra.claim import Outcome, judge
 from fra.measures.pairs import q12_causal_ranking as cr
+from fra.tests.claims import claim
 from fra.tests.intervening import LAYER, hook_of
 from fra.tests.models import random_tokens, tiny, tiny_sae
 
-CLAIM = Claim(
-    id="T12",
-    title="t",
-    h0="h",
-    bar=0.5,
-    bars={"gain over the raw score": 0.1, "gain over activation alone": 0.1},
-    statistic="t/1",
-    stimuli=("natural",),
-    n=30,
-)
+CLAIM = claim("Q12")
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2"])

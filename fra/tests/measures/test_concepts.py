@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from fra.claim import Claim, Outcome, judge
+from fra.claim import Outcome, judge
 from fra.core.coded import Arm, measure_arm
+from fra.measures.pairs import q21_search
 from fra.measures.pairs.q21_concepts import Concepts, LayerConcepts, best, concept_evidence, control, plain_mean
 from fra.measures.pairs.q21_search import ROWS, ConceptSearch, HeadOnText, Texts, example_of, texts
 from fra.tests import circuit
+from fra.tests.claims import claim
 from fra.tests.models import N_CTX, tiny, tiny_sae
 
 HOOK = "blocks.1.ln1.hook_normalized"
@@ -79,7 +81,7 @@ def brute(
 @pytest.mark.parametrize(("kind", "lag"), [("gpt2", 1), ("gpt2", 3), ("gemma2", 1), ("pythia", 1)])
 def test_effect_is_that_of_a_loop_over_keys(kind: str, lag: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Softcap, window and rotary embeddings included."""
-    monkeypatch.setattr("fra.measures.pairs.q21_search.ROWS", 10_000)
+    monkeypatch.setattr(q21_search, "ROWS", 10_000)
     text = random_texts(12, 1, vocabulary=12)
     hook = "blocks.1.hook_resid_pre" if kind == "gemma2" else HOOK
     arm = measure_arm(tiny(kind), tiny_sae(hook), text.tokens, 1, hook)
@@ -97,7 +99,7 @@ def test_effect_is_that_of_a_loop_over_keys(kind: str, lag: int, monkeypatch: py
         mean, count = brute(text, arm, 2, (int(pairs[0, 0]), int(pairs[0, 1])), lag, within=4)
         assert near.weight.sum() == pytest.approx(count)
         assert plain_mean(near)[0] == pytest.approx(mean, abs=2e-5)
-        monkeypatch.setattr("fra.measures.pairs.q21_search.FLOOR_DOCUMENTS", 1)
+        monkeypatch.setattr(q21_search, "FLOOR_DOCUMENTS", 1)
         first, finer = control(HeadOnText(text, arm, 2), pairs)
         means = HeadOnText(text, arm, 2).channels(pairs).mean()
         strongest = tuple(pairs[int(means.argmax())].tolist())
@@ -190,22 +192,7 @@ def test_channels_of_kinds_are_found_by_their_ids_and_nulls_are_not() -> None:
     assert best(HeadOnText(own.text, own.confirmation, 1).channels(other)) < 0.5
 
 
-CLAIM = Claim(
-    id="T21",
-    title="t",
-    h0="h",
-    bar=0.1,
-    bars={
-        "head contrast": 0.1,
-        "over other lags": 0.95,
-        "over scrambled heads": 0.95,
-        "over random atoms": 0.0,
-        "over layer-0 heads": 0.0,
-    },
-    statistic="t/1",
-    stimuli=("natural",),
-    n=100,
-)
+CLAIM = claim("Q21")
 
 
 def test_verdicts_on_the_circuit_of_kinds() -> None:

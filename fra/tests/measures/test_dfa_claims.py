@@ -23,6 +23,7 @@ from fra.measures.head_outputs.corpus import Corpus, Firings
 from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets
 from fra.stimuli.repeated import Batch
+from fra.tests.claims import claim
 from fra.tests.models import ARCHITECTURES, D_MODEL, build_sae, model_folder, random_tokens, tiny, tiny_sae
 from fra.tests.tiny_targets import signed_axes, write_target, write_text
 from fra.verdicts.pooled import Measured, clustered, clustered_or_number, evidence, worst
@@ -290,31 +291,22 @@ def short_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(document_sets, "documents", documents)
 
 
-BARS = {"over shuffled blocks": 0.05}
-
-
 @pytest.mark.usefixtures("short_repeats")
 def test_a_random_model_and_dictionary_support_nothing(tmp_path: Path) -> None:
     made = target(tmp_path, build_sae("topk", D_MODEL, Z, tmp_path / "sae", reshape_activations="hook_z"))
     few = {"n": 60, "min_documents": 20}
-    found = d04_d06_heads.dominance_evidence(claim_of(bars=BARS, **few), claim_of(id="T02", bar=0.1, **few), made)
-    names = {"over permuted heads": 0.25, "over another feature's decoder": 0.1}
-    found |= d04_d06_heads.norm_evidence(
-        (claim_of(id="T03", bars=names, **few), claim_of(id="T04", bars=names, **few)), made
-    )
-    cosine = {"decoder cosine over random heads": 0.05}
-    found |= d16_groups.group_evidence(claim_of(bar=0.05, bars=cosine, **few), made)
-    quality = dict.fromkeys(d01_quality.CONDITIONS, 0.1)
-    found["D01"] = d01_quality.quality_evidence(claim_of(id="T06", bar=0.9, bars=quality, **few), made)
-    sources = dict.fromkeys(d05_sources.CONDITIONS, 0.25)
-    own = claim_of(bars=sources, stimuli=("repeated_natural",), **few)
+    found = d04_d06_heads.dominance_evidence(claim("D04", **few), claim("D04.spread", **few), made)
+    found |= d04_d06_heads.norm_evidence((claim("D06", **few), claim("D06.W_O", **few)), made)
+    found |= d16_groups.group_evidence(claim("D16", **few), made)
+    found["D01"] = d01_quality.quality_evidence(claim("D01", **few), made)
+    own = claim("D05", **few)
     found |= {f"D05 {head}": row for head, row in d05_sources.source_evidence(own, made).items()}
     outcomes = {name: judge(row.claim, row).outcome for name, row in found.items()}
     assert Outcome.SUPPORTED not in outcomes.values(), outcomes
     assert outcomes["L0H0"] == Outcome.CANNOT_RUN and outcomes["D05 L1H0"] == Outcome.CANNOT_RUN
     assert outcomes["D01"] == Outcome.REFUTED
-    again = d04_d06_heads.dominance_evidence(claim_of(bars=BARS, **few), claim_of(id="T02", bar=0.1, **few), made)
-    assert again["T01"].candidates == found["T01"].candidates
+    again = d04_d06_heads.dominance_evidence(claim("D04", **few), claim("D04.spread", **few), made)
+    assert again["D04"].candidates == found["D04"].candidates
 
 
 def test_a_dictionary_that_is_right_by_construction_is_good_enough(tmp_path: Path) -> None:
@@ -397,7 +389,7 @@ def test_the_untrained_dictionary_of_blocks_is_tied_block_by_block() -> None:
 def test_two_widths_are_compared_and_one_cannot_be(tmp_path: Path) -> None:
     narrow = build_sae("topk", D_MODEL, Z, tmp_path / "narrow", d_sae=48, reshape_activations="hook_z")
     made = target(tmp_path, narrow)
-    own = claim_of(bar=1.0, bars={"over equal-L0 shuffles": 0.5}, stimuli=("repeated_natural",), n=60, min_documents=5)
+    own = claim("D18", min_documents=5)
     one = judge(own, d18_width.width_evidence(own, made))
     assert one.outcome == Outcome.CANNOT_RUN and "one width only" in one.reason
     wide = tiny_sae(Z, d_sae=192, reshape_activations="hook_z")
@@ -422,7 +414,7 @@ def test_widths_are_those_of_the_studys_arm_where_it_has_one(tmp_path: Path) -> 
     made = fra.load_target(place)
     assert {layer: sorted(of) for layer, of in d18_width.widths(made).items()} == {1: [48, 64, 192]}
     assert all(int(sae.cfg.d_sae) == width for width, sae in d18_width.widths(made)[1].items())
-    own = claim_of(bar=1.0, bars={"over equal-L0 shuffles": 0.5}, stimuli=("repeated_natural",), n=60, min_documents=5)
+    own = claim("D18", min_documents=5)
     found = d18_width.width_evidence(own, made)
     numbers = found.detail["by dictionary"]
     assert list(numbers) == [f"layer 1, {d_sae} features" for d_sae in (48, 64, 192)]

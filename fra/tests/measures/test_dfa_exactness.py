@@ -11,28 +11,14 @@ import torch
 
 import fra
 from fra.attribution import head_outputs, upstream
-from fra.claim import Claim, Outcome, judge
+from fra.claim import Outcome, judge
 from fra.errors import FraError
 from fra.measures.identities import d02_d03_d17_exactness
+from fra.tests.claims import claim
 from fra.tests.models import D_MODEL, build_sae, model_folder, random_tokens
 from fra.tests.tiny_targets import write_target, write_text
 
 DOCUMENTS = [random_tokens(18, seed) for seed in range(3)]
-
-
-def claim(bar: float, control: float) -> Claim:
-    return Claim(
-        id="T01",
-        title="t",
-        h0="error >= bar",
-        bar=bar,
-        above=False,
-        bars={"left out": control},
-        statistic="t/1",
-        stimuli=("natural",),
-        n=3,
-        min_documents=3,
-    )
 
 
 def target(kind: str, folder: Path, hooks: tuple[str, ...] | None = None) -> Any:
@@ -51,9 +37,9 @@ def target(kind: str, folder: Path, hooks: tuple[str, ...] | None = None) -> Any
 
 def outcomes(made: Any) -> dict[str, Outcome]:
     designs = {
-        "head": (claim(1e-6, 1e-5), d02_d03_d17_exactness.head_errors),
-        "source": (claim(1e-6, 1e-5), d02_d03_d17_exactness.source_errors),
-        "recursive": (claim(1e-5, 1e-4), d02_d03_d17_exactness.recursive_errors),
+        "head": (claim("D02"), d02_d03_d17_exactness.head_errors),
+        "source": (claim("D03"), d02_d03_d17_exactness.source_errors),
+        "recursive": (claim("D17"), d02_d03_d17_exactness.recursive_errors),
     }
     found = {}
     for name, (own, errors) in designs.items():
@@ -102,7 +88,7 @@ def test_a_missing_part_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_silent_head_leaves_nothing_out_and_a_silent_dictionary_is_refused(tmp_path: Path) -> None:
     hook = "blocks.1.attn.hook_z"
-    made, own = target("gpt2", tmp_path, (hook,)), claim(1e-6, 1e-5)
+    made, own = target("gpt2", tmp_path, (hook,)), claim("D02")
     with torch.no_grad():
         made.dictionaries[hook].W_enc.view(4, -1, made.dictionaries[hook].cfg.d_sae)[2] = 0
     assert "head 2" not in d02_d03_d17_exactness.head_errors(made, hook, DOCUMENTS[0])
@@ -116,7 +102,7 @@ def test_a_silent_head_leaves_nothing_out_and_a_silent_dictionary_is_refused(tmp
 
 def test_without_a_dictionary_of_head_outputs_it_cannot_run(tmp_path: Path) -> None:
     made = target("gpt2", tmp_path, ("blocks.1.ln1.hook_normalized",))
-    own = claim(1e-6, 1e-5)
+    own = claim("D02")
     found = judge(own, d02_d03_d17_exactness.evidence(own, made, DOCUMENTS, d02_d03_d17_exactness.head_errors))
     assert found.outcome == Outcome.CANNOT_RUN and "no dictionary of head outputs" in found.reason
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from fra import interventions as iv
-from fra.claim import Claim, Outcome, judge
+from fra.claim import Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.errors import CannotLoad
 from fra.measures.identities import q01_q18_exactness, q19_leaks
 from fra.tests import circuit
+from fra.tests.claims import claim
 from fra.tests.intervening import HEAD, LAYER, double, hook_of
 from fra.tests.models import random_tokens, tiny, tiny_sae
 
@@ -86,18 +87,7 @@ def test_signed_terms_make_the_output_of_every_head(kind: str) -> None:
         assert row["norms"] > 0.05
 
 
-EXACT = Claim(
-    id="T01",
-    title="t",
-    h0="h",
-    bar=1e-6,
-    above=False,
-    bars={q01_q18_exactness.LEFT_OUT: 1e-5},
-    statistic="t/1",
-    stimuli=("natural",),
-    n=3,
-    min_documents=1,
-)
+EXACT = claim("Q01", min_documents=1)
 
 
 def test_a_term_that_a_head_does_not_have_is_not_asked_for() -> None:

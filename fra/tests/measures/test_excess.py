@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fra.claim import Claim, Outcome, judge
+from fra.claim import Outcome, judge
 from fra.core.coded import measure_arm
 from fra.induction.channels import Effects, measure_arms
 from fra.induction.cih import Screen
@@ -23,9 +23,10 @@ from fra.measures.channels.q06_excess import (
 )
 from fra.stimuli import repeated
 from fra.tests import circuit
+from fra.tests.claims import claim
 
-BARS = {"excess by the bars": 0.0, "effect": 0.1, "head contrast": 0.1, "attention": 0.02, "coverage": 0.002}
-CLAIM = Claim(id="T06", title="t", h0="h", bar=0.0, bars=BARS, statistic="t/1", stimuli=("repeated_random",), n=64)
+CLAIM = claim("Q06")
+BARS = CLAIM.bars
 ROWS = 30.0
 
 

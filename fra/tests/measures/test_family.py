@@ -5,9 +5,7 @@ model's own hooks.
 from __future__ import annotations
 
 import dataclasses
-import runpy
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ import torch
 from scipy import stats as sps
 
 from fra import attribution, interventions
-from fra.claim import Claim, Condition, Outcome, judge
+from fra.claim import Condition, Outcome, judge
 from fra.interventions import patching
 from fra.measures.families import (
     d07_behaviour,
@@ -34,12 +32,11 @@ from fra.measures.families import rows as evidence
 from fra.measures.families.families import Families, LayerFamilies, attribution_shares
 from fra.stimuli import repeated
 from fra.tests import circuit
+from fra.tests.claims import claim
 from fra.tests.families import HOOK, WRONG, families, layer
 from fra.tests.intervening import TOKENS, double
 from fra.tests.models import random_tokens, tiny, tiny_sae
 from fra.verdicts import bounds, stats
-
-CLAIMS = Path(__file__).parents[3] / "claims"
 
 
 @cache
@@ -50,13 +47,6 @@ def made() -> LayerFamilies:
 @cache
 def whole() -> Families:
     return families(made())
-
-
-def claim(name: str) -> Claim:
-    (file,) = CLAIMS.rglob(f"test_{name.split('.')[0].lower()}_*.py")
-    values = runpy.run_path(str(file)).values()
-    claims = [c for value in values for c in (value if isinstance(value, tuple) else [value]) if isinstance(c, Claim)]
-    return next(c for c in claims if c.id == name)
 
 
 def test_selection_finds_the_heads_features_and_their_tokens() -> None:

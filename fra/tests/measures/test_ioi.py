@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import runpy
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from fra.claim import Claim, Outcome, judge
+from fra.claim import Outcome, judge
 from fra.errors import FraError
 from fra.interventions import patching
 from fra.measures.head_outputs import d15_ioi
+from fra.tests.claims import claim
 from fra.tests.models import tiny, tiny_sae
 
-FILE = Path(__file__).parents[3] / "claims" / "d" / "test_d15_ioi.py"
-CLAIM = next(c for c in runpy.run_path(str(FILE)).values() if isinstance(c, Claim))
+CLAIM = claim("D15")
 
 
 class Words:

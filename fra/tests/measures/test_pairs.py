@@ -16,6 +16,7 @@ from scipy import stats as sps
 from fra.claim import Claim, Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.errors import CannotLoad
+from fra.measures.pairs import activity as activity_module
 from fra.measures.pairs import q09_q10_q11_evidence as evidence_for
 from fra.measures.pairs import q09_q11_pairs
 from fra.measures.pairs.activity import FLOOR, Activity, halves, mean_while_live, summed
@@ -26,6 +27,7 @@ from fra.measures.scores import q22_swaps
 from fra.stimuli import natural as natural_module
 from fra.stimuli import repeated, sets
 from fra.tests import circuit, models
+from fra.tests.claims import claim
 from fra.tests.models import tiny_sae
 from fra.verdicts import jackknife
 
@@ -190,13 +192,7 @@ def written(coupling: torch.Tensor, shuffle_second_half: bool = False) -> LayerP
     )
 
 
-def claim(bar: float, **bars: float) -> Claim:
-    return Claim(id="T1", title="t", h0="h", bar=bar, bars=bars, statistic="t/1", stimuli=("natural",), n=60)
-
-
-SELF = claim(0.1, **{"over co-activation alone": 0.0, "rank among relabelled features": 0.95})
-STABLE = claim(0.5, **{"over no minimum": -0.05, "over random atoms": 0.05, "rank among relabelled features": 0.95})
-PREDICT = claim(0.3, **{"rank among matched pairs": 0.95, "spread of the log ratio": 0.1})
+SELF, STABLE, PREDICT = (claim(name) for name in ("Q09", "Q11", "Q10"))
 
 
 @cache
@@ -335,7 +331,7 @@ def test_a_layer_with_too_few_live_pairs_cannot_run_and_says_so_while_others_are
 
 def test_a_layer_with_too_many_live_features_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     own, documents = activity("gpt2")
-    monkeypatch.setattr("fra.measures.pairs.activity._TABLE_CELLS", 16)
+    monkeypatch.setattr(activity_module, "_TABLE_CELLS", 16)
     found = outcomes({0: q09_q11_pairs.measure_arm_pairs(own.arm, documents, ("test",))})
     reasons = {v.reason for verdicts in found.values() for v in verdicts.values()}
     assert reasons == {f"{len(own.live)} live features make too large a table of pairs (4 would fit)"}

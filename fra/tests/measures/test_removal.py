@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import fra
-from fra.claim import Claim, Outcome, judge
+from fra.claim import Outcome, judge
 from fra.core.coded import measure_arm
 from fra.errors import FraError
 from fra.induction.cih import Screen
@@ -30,6 +30,7 @@ from fra.measures.channels.q07_q17_evidence import removal_evidence, selectivity
 from fra.measures.channels.q07_q17_matched import Pool, displaced, matched_sets
 from fra.stimuli import repeated
 from fra.tests import circuit
+from fra.tests.claims import claim
 from fra.tests.intervening import HEAD, LAYER, hook_of, strong
 from fra.tests.models import random_tokens, tiny, tiny_sae
 
@@ -143,29 +144,7 @@ def test_what_no_live_set_can_move_is_not_matched() -> None:
 # ---- both claims on a circuit whose only channels were written down
 
 
-Q07 = Claim(
-    id="T7",
-    title="t",
-    h0="h",
-    bar=0.1,
-    bars={"loss": 0.02}
-    | dict.fromkeys(("beyond a tenth of the head's", "over the top set by plain sum"), 0.0)
-    | {f"over random live sets: {name}": 0.95 for name in (*q07_q17_removal.MEASURES, "logit per attention moved")},
-    statistic="t/1",
-    stimuli=("repeated_random",),
-    n=40,
-)
-Q17 = Claim(
-    id="T17",
-    title="t",
-    h0="h",
-    bar=0.2,
-    above=False,
-    bars={"off the stripe, against ablation at equal suppression": 0.5, "gate: copied-token logit": 0.1},
-    statistic="t/1",
-    stimuli=("repeated_random",),
-    n=40,
-)
+Q07, Q17 = claim("Q07"), claim("Q17")
 SIZES = {"status": 24, "discovery": 90, "confirmation": 12, "sets": 32}
 
 

@@ -12,35 +12,23 @@ import pytest
 import torch
 
 import fra
-from fra.claim import Claim, Condition, Outcome, judge
+from fra.claim import Condition, Outcome, judge
 from fra.core.coded import measure_arm
 from fra.induction.channels import measure_arms
 from fra.induction.cih import Screen
 from fra.induction.search import Search
 from fra.induction.status import HeadStatus
+from fra.measures.channels import q20_seeds
 from fra.measures.channels.q20_seeds import AcrossSeeds, Found, across, measure, nearest, seeds_evidence, shared
 from fra.stimuli import repeated
 from fra.tests import circuit
+from fra.tests.claims import claim
 from fra.tests.models import model_folder
 from fra.tests.tiny_targets import NORMALIZED, refused, signed_axes, write_target, write_text
 from fra.verdicts import stats
 from fra.verdicts.conditions import cluster_means, weakest
 
-CLAIM = Claim(
-    id="T20",
-    title="t",
-    h0="h",
-    bar=0.5,
-    bars={
-        "set of every seed": 0.5,
-        "over random matching": 0.0,
-        "rank among random matchings": 0.95,
-        "shared channels over random matching": 0.95,
-    },
-    statistic="t/1",
-    stimuli=("repeated_random",),
-    n=64,
-)
+CLAIM = claim("Q20")
 
 
 def permuted(order: torch.Tensor):
@@ -70,7 +58,7 @@ def screen() -> Screen:
 
 
 def found(dictionaries, monkeypatch: pytest.MonkeyPatch) -> dict[str, AcrossSeeds]:
-    monkeypatch.setattr("fra.measures.channels.q20_seeds.RANDOM_EFFECTS", 24)  # for time: the least rank p is 0.04
+    monkeypatch.setattr(q20_seeds, "RANDOM_EFFECTS", 24)  # for time: the least rank p is 0.04
     model = circuit.model()
     strengths = 0.8 + 0.4 * torch.arange(circuit.D_VOCAB) / circuit.D_VOCAB
     with torch.no_grad():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fra.claim import Claim, Outcome, judge
+from fra.claim import Outcome, judge
 from fra.core.coded import measure_arm
 from fra.errors import CannotLoad
 from fra.induction.channels import measure_arms
@@ -20,7 +20,7 @@ from fra.induction.search import Search
 from fra.induction.status import HeadStatus
 from fra.measures.channels.q04_q05_sets import outside
 from fra.measures.channels.q08_q16_transfer import Moved, move_layer, tihs, unseen_evidence, variant_evidence
-from fra.stimuli import repeated
+from fra.stimuli import repeated, variants
 from fra.stimuli.variants import (
     Forms,
     VariantSets,
@@ -31,30 +31,12 @@ from fra.stimuli.variants import (
     variant_repeat,
 )
 from fra.tests import circuit
+from fra.tests.claims import claim
 from fra.tests.models import build_tokenizer
 
 PAIRED = 32
 """Token v and token v + PAIRED are two forms of one word."""
-Q16 = Claim(
-    id="T16",
-    title="t",
-    h0="h",
-    bar=0.1,
-    bars={"share kept": 0.5, "over other lags": 0.95},
-    statistic="t/1",
-    stimuli=("repeated_random",),
-    n=60,
-)
-Q08 = Claim(
-    id="T08",
-    title="t",
-    h0="h",
-    bar=0.5,
-    bars={"head contrast": 0.1, "over equal-cosine neighbours": 0.0, "over an unrelated copy": 0.0},
-    statistic="t/1",
-    stimuli=("variant_repeat",),
-    n=60,
-)
+Q08, Q16 = claim("Q08"), claim("Q16")
 
 
 FACTOR = 0.8 + 0.4 * torch.arange(PAIRED) / PAIRED
@@ -214,7 +196,7 @@ def test_forms_are_read_from_the_tokenizer() -> None:
 
 
 def test_neighbours_have_the_variants_cosine_and_are_no_variants(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fra.stimuli.variants.FEWEST_FORMS", 2)
+    monkeypatch.setattr(variants, "FEWEST_FORMS", 2)
     pieces = [*(f"\u0120w{chr(97 + k)}" for k in range(6)), *(f"w{chr(97 + k)}" for k in range(6))]
     rng = np.random.default_rng(0)
     W_E = rng.normal(size=(12, 3))

@@ -17,13 +17,13 @@ from fra.core.frozen import freeze
 from fra.core.resolve import resolve
 from fra.core.weights import QKWeights
 from fra.errors import FraError
-from fra.induction import nulls
+from fra.induction import nulls, screen
 from fra.induction.channels import measure_arms
 from fra.induction.screen import LayerScreen
 from fra.measures.channels import q04_q05_sets
 from fra.stimuli import repeated
 from fra.tests import circuit
-from fra.tests.induction.test_cih_circuit import claim, screened
+from fra.tests.induction.test_cih_circuit import CIH_SET, screened
 from fra.tests.models import random_tokens, tiny, tiny_sae
 
 Change = Callable[[QKWeights], QKWeights]
@@ -101,7 +101,7 @@ def test_a_dead_scramble_is_refused() -> None:
 
 
 def test_dead_random_atoms_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fra.induction.screen.draw_atoms", lambda n, generator, like: torch.zeros_like(like))
+    monkeypatch.setattr(screen, "draw_atoms", lambda n, generator, like: torch.zeros_like(like))
     model, sae = circuit.model(), circuit.dictionary()
     sets = batches("atoms", discovery=40, sets=22)
     discovery = measure_arm(model, sae, sets["discovery"].tokens, 1, circuit.HOOK)
@@ -118,7 +118,7 @@ def test_couplings_without_their_scale_turn_the_verdict(monkeypatch: pytest.Monk
         found = screened(circuit.model(strength=0.4))
         tih = found.status | {"L1H0": dataclasses.replace(found.status["L1H0"], status="TIH")}
         return judge(
-            claim(0.5), q04_q05_sets.set_evidence(claim(0.5), dataclasses.replace(found, status=tih))["L1H0"]
+            CIH_SET, q04_q05_sets.set_evidence(CIH_SET, dataclasses.replace(found, status=tih))["L1H0"]
         ).outcome
 
     assert verdict() is Outcome.REFUTED

@@ -159,6 +159,155 @@ def test_claims_get_fixtures_by_injection() -> None:
     assert found == [], "a claim names its fixtures as parameters and imports fra alone"
 
 
+OURS = ("fra", "fixtures", "claims")
+STANDING: dict[str, set[str]] = {
+    "fra/tests/_census/test_census.py": {
+        "fra._census.census._check_reduces",
+        "fra._census.observe._TOKENS_AT_ONCE",
+    },
+    "fra/tests/_census/test_census_bounds.py": {
+        "fra._census.dense._COLUMNS",
+        "fra._census.dense._FIRST_SCANNED",
+        "fra._census.dense._SCANNED_AT_ONCE",
+        "fra._census.dense._TERM_COLUMNS",
+    },
+    "fra/tests/_census/test_census_follow.py": {
+        "fra._census.follow._PAIRS_AT_ONCE",
+        "fra._census.observe._TOKENS_AT_ONCE",
+    },
+    "fra/tests/_census/test_census_properties.py": {
+        "fra._census.dense._SAMPLED_FEATURES",
+        "fra._census.scan.Scan._few_pairs",
+        "fra._census.tables._COLUMNS_AT_ONCE",
+        "fra._census.tables._LOOPED_FROM",
+        "fra._census.tables._ROWS_AT_ONCE",
+        "fra.core.strongest.Strongest._offer_unseen",
+    },
+    "fra/tests/calibration.py": {
+        "fra.verdicts.stats._Tail",
+        "fra.verdicts.stats._linearised",
+    },
+    "fra/tests/core/test_resolve_architectures.py": {
+        "fra.core.frozen._check_frozen",
+        "fra.targets.models._quiet",
+    },
+    "fra/tests/core/test_resolve_properties.py": {
+        "fra.core.reductions._SAMPLED",
+        "fra.core.reductions._STRETCH",
+    },
+    "fra/tests/core/test_resolve_terms.py": {
+        "fra.core.weights._read_bridge",
+    },
+    "fra/tests/measures/test_dfa_exactness.py": {
+        "fra.attribution.upstream._freeze",
+    },
+    "fra/tests/measures/test_exact_interventions.py": {
+        "fra.measures.identities.q01_q18_exactness._own_outputs",
+        "fra.measures.identities.q19_leaks._live_channels",
+    },
+    "fra/tests/measures/test_family.py": {
+        "fra.measures.families.d07_behaviour._fisher_power",
+    },
+    "fra/tests/measures/test_pairs.py": {
+        "fra.measures.pairs.activity._TABLE_CELLS",
+        "fra.measures.pairs.q09_q11_pairs._LEAST",
+        "fra.measures.pairs.q09_q11_pairs._Lists",
+        "fra.measures.pairs.q10_prediction._joint",
+        "fra.measures.pairs.q10_prediction._predict",
+    },
+    "fra/tests/models.py": {
+        "fra.targets.models._quiet",
+    },
+    "fra/tests/replay.py": {
+        "fra.verdicts.bounds._exact_where_unbounded",
+    },
+    "fra/tests/report/test_pictures.py": {
+        "fra.measures.pairs.q12_causal_ranking._largest",
+    },
+    "fra/tests/together.py": {
+        "fra.verdicts.stats._Tail",
+    },
+    "fra/tests/verdicts/test_replay.py": {
+        "fra.verdicts.stats._guarded",
+    },
+    "fra/tests/verdicts/test_stats.py": {
+        "fra.verdicts.stats._BLOCK",
+    },
+}
+"""Private names of other modules that tests still use, by file: it may only shrink."""
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_census"  # a room, not a secret
+
+
+def _private_names(tree: ast.Module) -> Iterator[str]:
+    """Private names of our own modules that another module imports, reads or patches."""
+    imported: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] in OURS:
+            imported |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            ours = [alias for alias in node.names if alias.name.partition(".")[0] in OURS]
+            imported |= {root: root for alias in ours if (root := alias.name.partition(".")[0])}
+            imported |= {alias.asname or alias.name: alias.name for alias in ours}
+    yield from (name for name in imported.values() if any(map(_is_private, name.split("."))))
+
+    def dotted(node: ast.expr) -> str | None:
+        """`module.thing.name` in full, where it starts from what was imported."""
+        if isinstance(node, ast.Name):
+            return imported.get(node.id)
+        above = dotted(node.value) if isinstance(node, ast.Attribute) else None
+        return None if above is None else f"{above}.{node.attr}"  # type: ignore[union-attr]
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _is_private(node.attr) and (name := dotted(node)):
+            yield name
+        elif isinstance(node, ast.Call) and len(node.args) > 1 and (owner := dotted(node.args[0])):
+            named = node.args[1]
+            if isinstance(named, ast.Constant) and isinstance(named.value, str) and _is_private(named.value):
+                yield f"{owner}.{named.value}"
+
+
+def _patches_by_path(tree: ast.Module) -> Iterator[int]:
+    """Lines that patch "a.dotted.name": nothing but the run itself would notice that the name has moved."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and node.args and isinstance(node.func, (ast.Attribute, ast.Name)):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            first = node.args[0]
+            if called in ("setattr", "delattr", "patch") and isinstance(first, ast.Constant):
+                yield node.lineno
+
+
+def test_modules_are_used_by_their_public_names_and_patched_as_objects() -> None:
+    files = [path for folder in ("fra/tests", "fixtures", "claims") for path in sorted((ROOT / folder).rglob("*.py"))]
+    trees = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in files}
+    assert [f"{file}:{line}" for file, tree in trees.items() for line in _patches_by_path(tree)] == []
+    found = {file: set(_private_names(tree)) for file, tree in trees.items()}
+    new = {file: names - STANDING.get(file, set()) for file, names in found.items()}
+    assert {file: names for file, names in new.items() if names} == {}
+    gone = {file: names - found.get(file, set()) for file, names in STANDING.items()}
+    assert {file: names for file, names in gone.items() if names} == {}, "mended: take it off the list"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("from fra.verdicts.stats import _Tail", "fra.verdicts.stats._Tail"),
+        ("from fra.verdicts import stats as s\ns._Tail()", "fra.verdicts.stats._Tail"),
+        ("import fra.claim\nfra.claim._ID", "fra.claim._ID"),
+        ("import fra.verdicts.stats as s\ns._Tail()", "fra.verdicts.stats._Tail"),
+        ("from fra.core import frozen\nm.setattr(frozen, '_rms', 1)", "fra.core.frozen._rms"),
+        ("from fra._census import dense", None),
+        ("from fra.core import frozen\nfrozen.__name__\nself._own", None),
+    ],
+)
+def test_a_private_name_is_noticed(source: str, name: str | None) -> None:
+    assert list(_private_names(ast.parse(source))) == ([] if name is None else [name])
+    assert not list(_patches_by_path(ast.parse(source)))
+    assert list(_patches_by_path(ast.parse("m.setattr('fra.core.frozen.rms', 1)"))) == [1]
+
+
 def test_architecture_names_every_room_and_door_in_their_order() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text()
     named = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)

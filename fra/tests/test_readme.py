@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from fixtures.registry import claims_in
 from fra.tests.models import D_MODEL, build_model
 from fra.tests.tiny_targets import signed_axes
 
@@ -27,6 +29,19 @@ def _block(language: str, containing: str) -> str:
     blocks = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     (found,) = [block for block in blocks if containing in block]
     return str(found)
+
+
+def _claims() -> tuple[str, str]:
+    """The claim of one condition, and that of several: with the head and the test of the first, as the README says."""
+    simple, several = _block("python", 'id="X01"'), _block("python", 'id="X02"')
+    head, test = simple.partition("CLAIM = ")[0], simple[simple.index("def test_") :]
+    return simple, f"{head}{several}\n\n{test}"
+
+
+def _code_lines(source: str) -> int:
+    """Lines that hold code: no blanks, no docstring."""
+    docstring = len(source[: source.index('"""', 3)].splitlines())
+    return sum(bool(line.strip()) for line in source.splitlines()[docstring:])
 
 
 def _text(number: int) -> str:
@@ -73,31 +88,45 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(N_DOCUMENTS):
         (folder / "text" / f"t{number:02d}.txt").write_text(_text(number))
     (folder / "claims").mkdir()
-    (folder / "claims" / "test_x01.py").write_text(_block("python", "CLAIM = Claim("))
+    for number, claim in enumerate(_claims(), 1):
+        (folder / "claims" / f"test_x0{number}.py").write_text(claim)
     (folder / "conftest.py").write_bytes((ROOT / "conftest.py").read_bytes())
     pytester.makeini("[pytest]")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
     return folder
 
 
-def test_the_claim_of_the_readme_runs_on_the_target_of_the_readme(project: Path, pytester: pytest.Pytester) -> None:
+def test_the_claims_of_the_readme_run_on_the_target_of_the_readme(project: Path, pytester: pytest.Pytester) -> None:
     registered = pytester.runpytest_subprocess("claims", "--target", "mine.toml", "--register")
     assert registered.ret == 0, registered.outlines
-    assert "X01" in (project / "claims" / "registered.toml").read_text()
+    assert {"X01", "X02"} == set(tomllib.loads((project / "claims" / "registered.toml").read_text()))
 
     done = pytester.runpytest_subprocess("claims", "--target", "mine.toml", "--ledger", "ledger.json")
     assert done.ret in (0, 1), done.outlines
     rows = json.loads((project / "ledger.json").read_text())["verdicts"]
-    assert [row["head"] for row in rows] == [f"L{layer}H{head}" for layer in range(2) for head in range(4)]
+    simple, several = ([row for row in rows if row["claim"] == name] for name in ("X01", "X02"))
+    for own in (simple, several):
+        assert [row["head"] for row in own] == [f"L{layer}H{head}" for layer in range(2) for head in range(4)]
     for row in rows:
         assert row["verdict"] in ("SUPPORTED", "REFUTED", "INCONCLUSIVE"), row["detail"]
         assert row["low"] <= row["effect"] <= row["high"]
-        assert (row["claim"], row["bar"], row["n"]) == ("X01", 0.5, N_DOCUMENTS)
+        assert (row["bar"], row["n"]) == (0.5, N_DOCUMENTS)
         assert not row["detail"].get("exploratory"), "it was registered"
     for head in range(4):
         expected = np.mean([_pull(project, _text(number), head) for number in range(N_DOCUMENTS)])
-        assert rows[head]["effect"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        for own in (simple, several):
+            assert own[head]["effect"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    (claim,) = claims_in(runpy.run_path(str(project / "claims" / "test_x02.py")).values())
+    for row in several:
+        (conditions,) = row["detail"]["candidates"].values()
+        assert list(conditions) == ["pull", *claim.bars], "three conditions and a control"
+        assert [shown["bar"] for shown in conditions.values()] == [claim.bar, *claim.bars.values()]
     assert done.ret == int(any(row["verdict"] == "REFUTED" for row in rows))
+
+
+def test_a_claim_of_several_conditions_is_hardly_longer() -> None:
+    simple, several = map(_code_lines, _claims())
+    assert several - simple <= 15
 
 
 def test_the_library_works_without_pytest_as_the_readme_shows() -> None:

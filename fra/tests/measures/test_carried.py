@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -20,7 +18,6 @@ from fra.measures.scores.layer import (
     DICTIONARIES,
     FEATURES,
     SHUFFLED,
-    TOKENS,
     CarriedLayer,
     Sets,
     document_sets,
@@ -39,6 +36,7 @@ from fra.measures.scores.q03_q15_sparsity import (
     strongest_channels,
 )
 from fra.tests import circuit, models
+from fra.tests.claims import claim as declared
 from fra.verdicts.samples import Measured, paired_evidence
 from fra.verdicts.stats import ClusterMeans, seed_of
 
@@ -277,12 +275,11 @@ def test_a_dictionary_of_random_atoms_is_no_better_than_random_atoms() -> None:
     other = CarriedLayer(own.model, own.sae, own.sets, 1, own.hook_name, seed_parts=("another draw",))
     own._codes[FEATURES] = other.codes(ATOMS)
     own._codes[ATOMS] = layer("gpt2", 48).codes(ATOMS)
-    c = claim(bar=-1.0, bars={"over random atoms": 0.1, "over shuffled decoder": -9.0})
+    c = declared("Q02", bar=-1.0, bars=declared("Q02").bars | {"over shuffled decoder": -9.0})
     for found in paired_evidence(c, "t", [], carrying(own)).values():
         assert judge(c, found).outcome is not Outcome.SUPPORTED
-    names = [f"{kind} against {name}" for kind in ("share", "participation") for name in (ATOMS, TOKENS)]
-    bars = {"participation ratio": 2.0} | {name: math.log(0.8) for name in names}
-    c = claim(bar=2.0, above=False, bars=bars)
+    bars = declared("Q03").bars | {"participation ratio": 2.0}
+    c = declared("Q03", bar=2.0, bars=bars)
     for found in paired_evidence(c, "t", [], sparsity(own, 1), below=("share of live channels", *bars)).values():
         assert judge(c, found).outcome is not Outcome.SUPPORTED
         against = {x.name: x for x in found.candidates["every condition"]}["share against random atoms"]

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import runpy
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fixtures.registry import read_registry
 from fra.claim import Claim
 
 FOLDER = Path(__file__).resolve().parents[2] / "claims"
 
 
+def declared_in(file: Path) -> Iterator[Claim]:
+    """The claims that are constants of a claim file, alone or in tuples."""
+    for value in runpy.run_path(str(file)).values():
+        yield from (each for each in (value if isinstance(value, tuple) else (value,)) if isinstance(each, Claim))
+
+
 @cache
 def _declared() -> Mapping[str, Claim]:
-    return read_registry(FOLDER).claims
+    return {claim.id: claim for file in sorted(FOLDER.rglob("test_*.py")) for claim in declared_in(file)}
 
 
 def claim(name: str, **changed: Any) -> Claim:

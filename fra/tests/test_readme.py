@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import runpy
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fixtures.registry import claims_in
+from fra.tests.claims import declared_in
 from fra.tests.models import D_MODEL, build_model
 from fra.tests.tiny_targets import signed_axes
 
@@ -116,7 +115,7 @@ def test_the_claims_of_the_readme_run_on_the_target_of_the_readme(project: Path,
         expected = np.mean([_pull(project, _text(number), head) for number in range(N_DOCUMENTS)])
         for own in (simple, several):
             assert own[head]["effect"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    (claim,) = claims_in(runpy.run_path(str(project / "claims" / "test_x02.py")).values())
+    (claim,) = declared_in(project / "claims" / "test_x02.py")
     for row in several:
         (conditions,) = row["detail"]["candidates"].values()
         assert list(conditions) == ["pull", *claim.bars], "three conditions and a control"

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fra import attribution
 from fra.attribution.head_outputs import Live
-from fra.attribution.own_tokens import direct_logits
+from fra.attribution.raised_tokens import direct_logits
 from fra.dictionaries.encoder import head_output_layer
 from fra.errors import FraError
 from fra.report.card_pages import Card, Example, write_pages

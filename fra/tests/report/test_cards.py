@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fra import attribution, cards
 from fra.attribution.head_outputs import Live
-from fra.attribution.own_tokens import direct_logits
+from fra.attribution.raised_tokens import direct_logits
 from fra.report import card_links
 from fra.report.card_pages import Card, Example, render_head, write_pages
 from fra.stimuli.natural import natural_documents

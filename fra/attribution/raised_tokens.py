@@ -36,7 +36,7 @@ def direct_logits(model: Model, sae: Any, features: Int[Tensor, " n"]) -> Float[
 
 
 @torch.no_grad()
-def own_tokens(model: Model, sae: Any) -> Int[Tensor, " d_sae"]:
+def raised_tokens(model: Model, sae: Any) -> Int[Tensor, " d_sae"]:
     """The token whose logit each feature raises most, straight through W_O and W_U (`direct_logits`)."""
     every = torch.arange(len(sae.W_dec), device=sae.W_dec.device)
     return torch.cat([direct_logits(model, sae, some).argmax(-1) for some in torch.split(every, _FEATURES_AT_ONCE)])

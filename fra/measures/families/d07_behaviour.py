@@ -8,20 +8,17 @@ import numpy as np
 from scipy import stats as sps
 
 from fra.dictionaries.codes import neuronpedia
-from fra.measures.families.families import Behaviour, Families, LayerFamilies
-from fra.measures.families.rows import NO_FAMILY, outside, row, shown
+from fra.measures.families.families import Behaviour, Families, LayerFamilies, Selection
+from fra.measures.families.rows import NO_FAMILY, about, outside, shown
 from fra.targets.target import text_of
 from fra.verdicts import stats
-from fra.verdicts.bounds import MATCHED, columns_tested
+from fra.verdicts.bounds import MATCHED
 from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.stats import Floats
+from fra.verdicts.conditions import exact
+from fra.verdicts.decide import Beside, Given, Sampled, decide, means_of
 
 OTHERS = "fires before other tokens"
-
-
-SOURCE = "source is the earlier token"
-
-
+SHARE, SOURCE, REPEATS = "share that passes", "source is the earlier token", "repeats a feature"
 _REFUTING = 3
 """Conditions of D07 any one of which may refute: the share that passes, the matches, the source."""
 
@@ -34,28 +31,25 @@ def behaviour_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
     """
     found = outside(claim, families)
     m = len(families.heads)
-    columns: dict[str, tuple[Floats, ...]] = {}
+    level = claim.level / max(m, 1)
+    sources: dict[str, stats.ClusterMeans] = {}
+    given: dict[str, dict[str, list[Condition]]] = {SHARE: {}, MATCHED: {}, REPEATS: {}}
+    rows: dict[str, Beside] = {}
     for head in families.heads:
         families.progress(f"{claim.id}: {head}")
         layer, number = families.of(head)
-        if number in layer.behaviours:
-            own = layer.behaviours[number][0]
-            columns[head] = tuple(
-                part.sum(0)[:, None].astype(float) for part in (own.sourced_by_document, own.hits_by_document)
-            )
-    sources, _, _ = columns_tested(claim, SOURCE, columns, families.target, _REFUTING, bounded=(0.0, 1.0))
-    for head in families.heads:
-        layer, number = families.of(head)
         selection = layer.selections[number]
         if number not in layer.behaviours:
-            found[head] = row(claim, head, families, undecided="no feature draws 60 % of its attribution from the head")
+            said = "no feature draws 60 % of its attribution from the head"
+            found[head] = Evidence(claim=claim, head=head, undecided=said, detail=about(families, head))
             continue
         own, both, n_docs = layer.behaviours[number]
-        enough = own.repeats > claim.bars["repeats a feature"]
+        sourced, hits = (part.sum(0)[:, None] for part in (own.sourced_by_document, own.hits_by_document))
+        sources[head] = means_of(claim, families.target, head, SOURCE, sourced, hits)
+        enough = own.repeats > claim.bars[REPEATS]
         k, n = int((own.passes & enough).sum()), int(enough.sum())
         matches = both.passes.reshape(-1, 2).any(1)
         k_c, n_c = int(matches.sum()), int(matches.size)
-        level = claim.level / m
         low, high = stats.clopper_pearson(k, n, level)[0], stats.clopper_pearson(k, n, level / _REFUTING)[1]
         share = k / n if n else float("nan")
         sides = (("greater", m), ("less", m * _REFUTING))
@@ -64,45 +58,45 @@ def behaviour_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
             for side, tests in sides
         )
         table = [[k, n - k], [k_c, n_c - k_c]]
-        fisher = [min(1.0, tests * float(sps.fisher_exact(table, alternative=side)[1])) for side, tests in sides]
+        more, less = (min(1.0, tests * float(sps.fisher_exact(table, alternative=side)[1])) for side, tests in sides)
         over = share - (k_c / n_c if n_c else float("nan"))
         least = int(own.repeats[enough].min()) if n else 0
-        conditions = (
-            Condition("share that passes", share, low, high, claim.bar, p=p_up, p_refute=p_down),
-            Condition(MATCHED, over, -np.inf, np.inf, 0.0, p=fisher[0], p_refute=fisher[1]),
-            sources[head][0],
-            Condition("repeats a feature", least, least, least, claim.bars["repeats a feature"]),
-        )
-        found[head] = row(
-            claim,
-            head,
-            families,
-            {"the selection": conditions},
-            min(n_docs, claim.n),
-            _fisher_power(n, n_c, k_c, claim.bar, level),
+        given[SHARE][head] = [Condition(SHARE, share, low, high, claim.bar, p=p_up, p_refute=p_down)]
+        given[MATCHED][head] = [Condition(MATCHED, over, -np.inf, np.inf, 0.0, p=more, p_refute=less)]
+        given[REPEATS][head] = [exact(REPEATS, least, claim.bars[REPEATS])]
+        rows[head] = Beside(
+            n=min(n_docs, claim.n),
+            candidates=("the selection",),
+            power=fisher_power(n, n_c, k_c, claim.bar, level),
             detail=shown(layer, number)
             | {"passed": f"{k} of {n}", "matches passed": f"{k_c} of {n_c}"}
-            | _behaviour_detail(layer, own, both, selection),
+            | _behaviour_detail(layer, own, both, selection)
+            | about(families, head),
         )
-    return found
+    columns = [
+        Given(SHARE, given[SHARE], refutes=True),
+        Given(MATCHED, given[MATCHED], refutes=True),
+        Sampled(name=SOURCE, samples=sources, bounded=(0.0, 1.0)),
+        Given(REPEATS, given[REPEATS]),
+    ]
+    return found | decide(claim, columns, rows, q_over=())
 
 
 def token_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
     """D07.token: of the features that pass, the share that fire before few second occurrences of other tokens."""
     found = outside(claim, families)
     m = len(families.heads)
-    level = claim.level / max(m, 1)
     for head in families.heads:
         layer, number = families.of(head)
         passed = layer.family(number)
         if not len(passed):
-            found[head] = row(claim, head, families, undecided=NO_FAMILY)
+            found[head] = Evidence(claim=claim, head=head, undecided=NO_FAMILY, detail=about(families, head))
             continue
         own, _, n_docs = layer.behaviours[number]
         rates = own.others[passed] / np.maximum(own.other_repeats[passed], 1)
         k, n = int((rates < claim.bars[OTHERS]).sum()), len(passed)
         p = [min(1.0, m * float(sps.binomtest(k, n, claim.bar, alternative=s).pvalue)) for s in ("greater", "less")]
-        low, high = stats.clopper_pearson(k, n, level)
+        low, high = stats.clopper_pearson(k, n, claim.level / m)
         condition = Condition("share that knows its token", k / n, low, high, claim.bar, p=p[0], p_refute=p[1])
         detail = shown(layer, number) | {
             "features": f"{k} of {n}",
@@ -112,11 +106,17 @@ def token_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
                 "highest": float(rates.max()),
             },
         }
-        found[head] = row(claim, head, families, {"the family": (condition,)}, min(n_docs, claim.n), detail=detail)
+        found[head] = Evidence(
+            claim=claim,
+            head=head,
+            candidates={"the family": (condition,)},
+            n=min(n_docs, claim.n),
+            detail=detail | about(families, head),
+        )
     return found
 
 
-def _fisher_power(n: int, n_c: int, k_c: int, share: float, level: float) -> float:
+def fisher_power(n: int, n_c: int, k_c: int, share: float, level: float) -> float:
     """The chance that Fisher's test tells a pass rate of `share` from that of the matches."""
     if not n or not n_c:
         return float("nan")
@@ -125,7 +125,7 @@ def _fisher_power(n: int, n_c: int, k_c: int, share: float, level: float) -> flo
     return float(sps.binom.pmf(k, n, share)[np.asarray(p) <= level].sum())
 
 
-def _behaviour_detail(layer: LayerFamilies, own: Behaviour, both: Behaviour, selection: Any) -> dict[str, Any]:
+def _behaviour_detail(layer: LayerFamilies, own: Behaviour, both: Behaviour, selection: Selection) -> dict[str, Any]:
     def rate(part: np.ndarray, of: np.ndarray) -> float | None:
         return float(part.sum() / of.sum()) if of.sum() else None
 

@@ -18,10 +18,17 @@ from torch import Tensor
 
 from fra.measures.families.families import CONTROL_SHARE, Families, LayerFamilies, attribution_shares
 from fra.measures.families.measures import Specificity, specificity, strict_induction
-from fra.measures.families.rows import NO_FAMILY, Measured, family_of, per_head
-from fra.verdicts.bounds import columns_tested
+from fra.measures.families.rows import NO_FAMILY, HeadNumbers, family_of, per_head
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.stats import Floats, by_source
+from fra.verdicts.decide import WHOLE, Beside, Sampled, decide, means_of
+from fra.verdicts.stats import Floats
+
+UPPER, PERMUTED, MASS, MISSED = (
+    "precision of the upper fifth",
+    "over permuted documents",
+    "activation mass",
+    "missed",
+)
 
 NEAR = 10
 LEAST_ROWS = 30
@@ -119,22 +126,23 @@ def context_evidence(claim: Claim, families: Families, kind: str) -> Evidence:
     def total(name: str) -> Floats:
         return np.asarray(sum(getattr(part, name) for part in parts))
 
-    columns = {
-        "precision of the upper fifth": (total("upper_right"), total("upper")),
-        "over permuted documents": (total("upper_right") - total("upper_permuted"), total("upper")),
-        "activation mass": (total("mass_right"), total("mass")),
-        "missed": (total("missed"), total("wanted")),
+    numbers = {
+        UPPER: (total("upper_right"), total("upper")),
+        PERMUTED: (total("upper_right") - total("upper_permuted"), total("upper")),
+        MASS: (total("mass_right"), total("mass")),
+        MISSED: (total("missed"), total("wanted")),
     }
-    conditions = []
-    for name, column in columns.items():
-        own = {"all": tuple(by_source(part, sources) for part in column)}
-        bounded = (-1.0, 1.0) if name == "over permuted documents" else (0.0, 1.0)
-        conditions.append(columns_tested(claim, name, own, families.target, len(columns), bounded=bounded)[0]["all"][0])
-    return Evidence(
-        claim=claim,
-        head=None,
-        candidates={f"{sum(map(len, names.values()))} features": tuple(conditions)},
+    columns = [
+        Sampled(
+            name=name,
+            samples={WHOLE: means_of(claim, families.target, WHOLE, name, *column, sources)},
+            bounded=(-1.0 if name == PERMUTED else 0.0, 1.0),
+        )
+        for name, column in numbers.items()
+    ]
+    beside = Beside(
         n=min(n, claim.n),
+        candidates=(f"{sum(map(len, names.values()))} features",),
         detail=picture
         | {
             "features and their words": names,
@@ -143,6 +151,7 @@ def context_evidence(claim: Claim, families: Families, kind: str) -> Evidence:
             "correlation with the proxy": [part.correlation for part in parts],
         },
     )
+    return decide(claim, columns, {WHOLE: beside}, q_over=())[WHOLE]
 
 
 def _is_mark(layer: LayerFamilies, token: int) -> bool:
@@ -153,22 +162,22 @@ def _is_mark(layer: LayerFamilies, token: int) -> bool:
 def specificity_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
     """D08: the family's activations against strict induction of each feature's token."""
 
-    def measure(layer: LayerFamilies, head: int) -> Measured:
+    def measure(layer: LayerFamilies, head: int) -> HeadNumbers:
         selection, passed, detail = family_of(layer, head)
         n = len(layer.documents)
         if not len(passed):
-            return Measured({}, (), n, detail=detail, undecided=NO_FAMILY)
+            return HeadNumbers({}, (), n, detail=detail, undecided=NO_FAMILY)
         tokens = layer.documents.tokens.to(layer.observed.z.device)
         proxies = list(strict_induction(tokens, selection.tokens[passed]))
         s = specificity(layer, selection.features[passed], proxies)
         if not s.upper.sum() or not s.wanted.sum():
-            return Measured({}, (), n, detail=detail, undecided="the family hardly fires on these documents")
-        return Measured(
+            return HeadNumbers({}, (), n, detail=detail, undecided="the family hardly fires on these documents")
+        return HeadNumbers(
             {
-                "precision of the upper fifth": (s.upper_right, s.upper),
-                "over permuted documents": (s.upper_right - s.upper_permuted, s.upper),
-                "activation mass": (s.mass_right, s.mass),
-                "missed": (s.missed, s.wanted),
+                UPPER: (s.upper_right, s.upper),
+                PERMUTED: (s.upper_right - s.upper_permuted, s.upper),
+                MASS: (s.mass_right, s.mass),
+                MISSED: (s.missed, s.wanted),
             },
             layer.documents.sources,
             n,
@@ -178,7 +187,7 @@ def specificity_evidence(claim: Claim, families: Families) -> dict[str, Evidence
                 "recall": 1 - float(s.missed.sum() / s.wanted.sum()),
                 "correlation with the proxy, mean over features": s.correlation,
             },
-            ranges={"precision of the upper fifth": (0.0, 1.0), "activation mass": (0.0, 1.0), "missed": (0.0, 1.0)},
+            ranges=dict.fromkeys((UPPER, MASS, MISSED), (0.0, 1.0)),
         )
 
-    return per_head(claim, families, measure, headline="precision of the upper fifth", null=0.0)
+    return per_head(claim, families, measure, headline=UPPER, null=0.0)

@@ -15,9 +15,8 @@ from fra.core.weights import Model
 from fra.interventions.attach import Hook
 from fra.interventions.heads import set_output
 from fra.interventions.patching import own_positions, patch_activation
-from fra.measures.families import d11_patching as upstream
 from fra.measures.families.families import Families, LayerFamilies
-from fra.measures.families.rows import NO_FAMILY, Measured, family_of, per_head
+from fra.measures.families.rows import NO_FAMILY, HeadNumbers, family_of, per_head
 from fra.verdicts.bounds import above_share
 from fra.verdicts.claim import Claim, Evidence, parse_head
 from fra.verdicts.stats import Floats, seed_of
@@ -121,23 +120,23 @@ def patch_upstream(model: Model, observed: HeadOutputs, given: Prompts) -> Patch
 def upstream_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
     """D11: what patching single heads upstream does to the family's pre-activation, both ways."""
 
-    def measure(layer: LayerFamilies, head: int) -> Measured:
+    def measure(layer: LayerFamilies, head: int) -> HeadNumbers:
         selection, passed, detail = family_of(layer, head)
         if not len(passed):
-            return Measured({}, (), 0, detail=detail, undecided=NO_FAMILY)
+            return HeadNumbers({}, (), 0, detail=detail, undecided=NO_FAMILY)
         if layer.layer == 0:
-            return Measured({}, (), 0, detail=detail, undecided="nothing is upstream of layer 0")
+            return HeadNumbers({}, (), 0, detail=detail, undecided="nothing is upstream of layer 0")
         previous = {h: s.stripes["previous"] for h, s in families.status.items() if parse_head(h)[0] < layer.layer}
         if len(previous) < 2:
-            return Measured({}, (), 0, detail=detail, undecided="one head stands upstream, and no other beside it")
-        given = upstream.prompts(
+            return HeadNumbers({}, (), 0, detail=detail, undecided="one head stands upstream, and no other beside it")
+        given = prompts(
             selection.features[passed],
             selection.tokens[passed],
             layer.pool,
             layer.target.bos,
             (layer.target.name, selection.head, "upstream"),
         )
-        got = upstream.patch_upstream(layer.model, layer.observed, given)
+        got = patch_upstream(layer.model, layer.observed, given)
         whole = got.clean - got.corrupted
         n = len(whole)
         top = max(previous, key=lambda h: previous[h])
@@ -147,10 +146,10 @@ def upstream_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
         rival = max(rivals, key=lambda h: float(noised[h].sum()))
         if not whole.mean() > 2 * whole.std(ddof=1) / n**0.5:
             said = "the corrupted prompts do not lower the family's pre-activations, so nothing can be patched"
-            return Measured({}, (), n, detail=detail, undecided=said)
+            return HeadNumbers({}, (), n, detail=detail, undecided=said)
         total = whole.sum()
         share = {h: [float(noised[h].sum() / total), float(denoised[h].sum() / total)] for h in noised}
-        return Measured(
+        return HeadNumbers(
             {
                 "noising, beyond half": above_share(noised[top], whole, 0.5),
                 "denoising, beyond half": above_share(denoised[top], whole, 0.5),

@@ -8,7 +8,7 @@ import numpy as np
 
 from fra.measures.families.families import Families, LayerFamilies
 from fra.measures.families.measures import by_document, firing, head_means, natural_losses, unseen_rows
-from fra.measures.families.rows import Measured, family_of, per_head
+from fra.measures.families.rows import HeadNumbers, family_of, per_head
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.stats import Floats
@@ -22,11 +22,11 @@ LEAST_DOCUMENTS = 10
 def polysemantic_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
     """D13: features of the head that fail induction, and the loss where they fire when the head is put out."""
 
-    def measure(layer: LayerFamilies, head: int) -> Measured:
+    def measure(layer: LayerFamilies, head: int) -> HeadNumbers:
         selection, _, detail = family_of(layer, head)
         n = len(layer.documents)
         if head not in layer.behaviours:
-            return Measured({}, (), n, detail=detail, undecided="the head has no selection")
+            return HeadNumbers({}, (), n, detail=detail, undecided="the head has no selection")
         own = layer.behaviours[head][0]
         fails = [
             k
@@ -35,10 +35,12 @@ def polysemantic_evidence(claim: Claim, families: Families) -> dict[str, Evidenc
         ][:MOST_CANDIDATES]
         detail |= {"features that fail induction": len(fails)}
         if not fails:
-            return Measured({}, (), n, detail=detail, undecided="no feature of the selection fails induction for sure")
+            return HeadNumbers(
+                {}, (), n, detail=detail, undecided="no feature of the selection fails induction for sure"
+            )
         if len(layer.heads) == layer.found.n_heads:
             said = "every head of the layer is an induction head: there is no other to compare with"
-            return Measured({}, (), n, detail=detail, undecided=said)
+            return HeadNumbers({}, (), n, detail=detail, undecided=said)
         spread = layer.found.z[:, 1:][layer.found.real[:, 1:]].var(0).sum(-1)
         spread[layer.heads] = -1
         other, means = int(spread.argmax()), head_means(layer.found)
@@ -56,11 +58,11 @@ def polysemantic_evidence(claim: Claim, families: Families) -> dict[str, Evidenc
         counts = table(at.value * 0 + 1)
         kept = np.flatnonzero((counts > 0).sum(0) >= LEAST_DOCUMENTS)
         if not len(kept):
-            return Measured({}, (), n, detail=detail, undecided="none of them fires in enough natural documents")
+            return HeadNumbers({}, (), n, detail=detail, undecided="none of them fires in enough natural documents")
         lost, beside = table(mine[at.doc, at.pos]), table(theirs[at.doc, at.pos])
         names = [str(int(selection.features[fails[k]])) for k in kept]
         detail |= layer.picture(int(names[0]), {selection.head: head}, at)
-        return Measured(
+        return HeadNumbers(
             {
                 "loss when the head is put out": (lost[:, kept], counts[:, kept]),
                 "over another head": ((lost - beside)[:, kept], counts[:, kept]),

@@ -15,8 +15,8 @@ from fra.core.weights import Model
 from fra.errors import CannotLoad
 from fra.measures.families.families import Families
 from fra.verdicts import stats
-from fra.verdicts.bounds import columns_tested, least_power
-from fra.verdicts.claim import Claim, Condition, Evidence, parse_head
+from fra.verdicts.claim import Claim, Evidence, parse_head
+from fra.verdicts.decide import WHOLE, Beside, Power, Sampled, decide, means_of
 from fra.verdicts.stats import Floats, seed_of
 
 if TYPE_CHECKING:
@@ -129,36 +129,31 @@ def prefix_evidence(claim: Claim, target: Target, families: Families) -> Evidenc
     first = slopes[:, :CHOOSING].mean(1)
     long, short = int(first.argmax()), int(first.argmin())
     rest = slice(CHOOSING, None)
-    one = np.ones(EXAMPLES - CHOOSING)
 
     def drop(head: int, corrupted: Floats) -> Floats:
         own: Floats = found.at[head, rest, -1] - corrupted[head, rest]
         return own
 
-    samples = {
-        "slope difference": slopes[long, rest] - slopes[short, rest],
-        "short-prefix head at one token": found.at[short, rest, 0],
-        "token before the match, over an unrelated one": drop(long, found.before) - drop(long, found.unrelated),
-        "the same, over the short-prefix head": drop(long, found.before) - drop(short, found.before),
+    numbers: dict[str, tuple[Floats, tuple[float, float] | None]] = {
+        "slope difference": (slopes[long, rest] - slopes[short, rest], None),
+        "short-prefix head at one token": (found.at[short, rest, 0], (0.0, 1.0)),
+        "token before the match, over an unrelated one": (
+            drop(long, found.before) - drop(long, found.unrelated),
+            (-2.0, 2.0),
+        ),
+        "the same, over the short-prefix head": (drop(long, found.before) - drop(short, found.before), (-2.0, 2.0)),
     }
-    conditions: list[Condition] = []
-    means: dict[str, stats.ClusterMeans] = {}
-    for name, sample in samples.items():
-        ranges = {"slope difference": None, "short-prefix head at one token": (0.0, 1.0)}
-        got, own, _ = columns_tested(
-            claim, name, {"all": (sample, one)}, target.name, len(samples), bounded=ranges.get(name, (-2.0, 2.0))
-        )
-        conditions.append(got["all"][0])
-        means[name] = own["all"]
-    candidates = {f"{found.heads[long]} against {found.heads[short]}": tuple(conditions)}
-    return Evidence(
-        claim=claim,
-        head=None,
-        candidates=candidates,
-        n=len(one),
-        power=least_power(candidates, means, 0.0, claim.level, 1),
+    columns = [
+        Sampled(name=name, samples={WHOLE: means_of(claim, target.name, WHOLE, name, values)}, bounded=bounded)
+        for name, (values, bounded) in numbers.items()
+    ]
+    beside = Beside(
+        n=EXAMPLES - CHOOSING,
+        candidates=(f"{found.heads[long]} against {found.heads[short]}",),
         detail={"long": found.heads[long], "short": found.heads[short]} | _by_head(claim, target.name, found),
     )
+    power = Power("failing", 0.0, or_headline=True)
+    return decide(claim, columns, {WHOLE: beside}, power=power, q_over=())[WHOLE]
 
 
 def _by_head(claim: Claim, target: str, found: PrefixAttention) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from fra.targets.target import text_of
 from fra.verdicts.claim import parse_head
 
 if TYPE_CHECKING:
+    from fra.measures.families.measures import Ablated
     from fra.targets.target import Target
 
 SHARE = 0.60
@@ -224,6 +225,10 @@ class LayerFamilies:
     documents: repeated.Batch
     """For every quoted number: none of them chose anything."""
     pool: Int[np.ndarray, " n_pool"]
+    ablated: dict[int, tuple[Ablated, Ablated]] = field(default_factory=dict, init=False, repr=False)
+    """By head, what ablating its family did, and its matches: two claims ask for it, and it is measured once
+    (`fra.measures.families.d09_d10_paths`).
+    """
 
     @property
     def model(self) -> Model:

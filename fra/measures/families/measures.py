@@ -172,6 +172,21 @@ class PathChanges:
     next_token: Int[Tensor, "n_pairs pos_less_1"]
 
 
+@dataclass(frozen=True)
+class Ablated:
+    """What ablating some features did, pair by pair."""
+
+    changes: PathChanges
+    doc: Int[Tensor, " n_pairs"]
+    right: Bool[Tensor, "n_pairs pos_less_1"]
+    """Whether the next token is that of the pair's family feature."""
+    n_docs: int
+
+    def sums(self, values: Tensor) -> Floats:
+        """Sums by document of a value of every pair and position."""
+        return by_document(values.sum(1), self.doc, self.n_docs)
+
+
 @torch.no_grad()
 def path_changes(
     model: Model,
@@ -184,8 +199,8 @@ def path_changes(
 ) -> PathChanges:
     """Each pair's feature ablated in its document: in the model, into the MLP alone, into the final residual alone.
 
-    As `fra.patching.into_mlp` and `into_final`, with fewer passes: what one pass under the ablation shows serves both,
-    and the direct path is taken through the final norm and the unembedding without a pass.
+    As `fra.patching.into_mlp` and `into_final`, for many pairs at a time: what one pass under the ablation shows
+    serves both, and the direct path is taken through the final norm and the unembedding without a pass.
     """
     docs, ids = torch.as_tensor(pairs[:, 0]), torch.as_tensor(features[pairs[:, 1]])
     home = observed.z.device

@@ -9,16 +9,22 @@ from typing import Any
 import numpy as np
 
 from fra.dictionaries.codes import dictionary_hook
-from fra.induction.status import HeadStatus
-from fra.measures.families.families import Families, LayerFamilies
-from fra.verdicts import stats
-from fra.verdicts.bounds import columns_tested, least_power
-from fra.verdicts.claim import Claim, Condition, Evidence, parse_head
-from fra.verdicts.stats import Floats, by_source
+from fra.measures.families.families import Families, LayerFamilies, Selection
+from fra.verdicts.bounds import MATCHED
+from fra.verdicts.claim import Claim, Evidence, parse_head
+from fra.verdicts.decide import Beside, Power, Sampled, decide, means_of
+from fra.verdicts.stats import Floats
+
+NO_FAMILY = "no feature of the head's selection passes the behaviour test, so there is no family to measure"
+NOT_AS_LISTED = "the target lists this head as a TIH, but it is {status} on {stimulus}"
+NOT_IN_FAMILY = "not in the family: {status}"
+UNCLEAR = "neither clearly a TIH nor clearly none"
+"""A status of "undecided", in words."""
+NO_DICTIONARY_AT = "the target has no dictionary of head outputs at {hook}"
 
 
 @dataclass(frozen=True)
-class Measured:
+class HeadNumbers:
     """One head's numbers: for each condition, sums and counts by document, [n_docs] or [n_docs, n_candidates]."""
 
     columns: Mapping[str, tuple[Floats, Floats]]
@@ -34,7 +40,7 @@ class Measured:
 def per_head(
     claim: Claim,
     families: Families,
-    measure: Callable[[LayerFamilies, int], Measured],
+    measure: Callable[[LayerFamilies, int], HeadNumbers],
     *,
     headline: str,
     null: float | None,
@@ -45,88 +51,71 @@ def per_head(
     its bar must be told from, for power; None where power is not at issue.
     """
     found = outside(claim, families)
-    measured = {}
+    measured: dict[str, HeadNumbers] = {}
     for head in families.heads:
         families.progress(f"{claim.id}: {head}")
-        layer, number = families.of(head)
-        got = measure(layer, number)
+        got = measure(*families.of(head))
         if got.undecided is not None or not got.candidates:
             said = got.undecided or "there is no candidate to test"
-            found[head] = row(claim, head, families, undecided=said, n=min(got.n, claim.n), detail=got.detail)
+            found[head] = Evidence(
+                claim=claim,
+                head=head,
+                undecided=said,
+                n=min(got.n, claim.n),
+                detail={**got.detail, **about(families, head)},
+            )
         else:
             measured[head] = got
     if not measured:
         return found
-    names = [headline, *claim.bars]
-    table: dict[str, dict[str, list[Condition]]] = {}
-    means: dict[str, dict[str, stats.ClusterMeans]] = {}
-    raw: dict[str, dict[str, float]] = {}
-    many = any(len(m.candidates) > 1 for m in measured.values())
-    for name in names:
-        columns = {h: tuple(by_source(part, m.sources) for part in m.columns[name]) for h, m in measured.items()}
-        bounded = next(iter(measured.values())).ranges.get(name)
-        table[name], means[name], raw[name] = columns_tested(
-            claim, name, columns, families.target, len(names), many, bounded
+    columns = [
+        Sampled(
+            name=name,
+            samples={
+                h: means_of(claim, families.target, h, name, *m.columns[name], m.sources) for h, m in measured.items()
+            },
+            simultaneous=any(len(m.candidates) > 1 for m in measured.values()),
+            bounded=next(iter(measured.values())).ranges.get(name),
+            linearised=name == MATCHED,
         )
-    q = stats.benjamini_hochberg([raw[headline][h] for h in measured])
-    for k, (h, m) in enumerate(measured.items()):
-        candidates = {c: tuple(table[name][h][n] for name in names) for n, c in enumerate(m.candidates)}
-        power = None
-        if null is not None:
-            power = least_power(candidates, {name: means[name][h] for name in names}, null, claim.level, len(measured))
-        found[h] = row(claim, h, families, candidates, min(m.n, claim.n), power, float(q[k]), m.detail)
-    return found
+        for name in (headline, *claim.bars)
+    ]
+    rows = {
+        h: Beside(n=min(m.n, claim.n), candidates=m.candidates, detail={**m.detail, **about(families, h)})
+        for h, m in measured.items()
+    }
+    power = None if null is None else Power("failing", null, or_headline=True)
+    return found | decide(claim, columns, rows, power=power)
 
 
 def outside(claim: Claim, families: Families) -> dict[str, Evidence]:
     """Why each head that has no measurement has none."""
     found = {}
     for name, status in families.status.items():
+        undecided = cannot = None
         if name in families.known_tih and status.status != "TIH":
-            said = f"the target lists this head as a TIH, but it is {status.status} on repeated_random"
-            found[name] = row(claim, name, families, undecided=said)
+            undecided = NOT_AS_LISTED.format(status=status.status, stimulus="repeated_random")
         elif status.status != "TIH":
-            what = "neither clearly a TIH nor clearly none" if status.status == "undecided" else status.status
-            found[name] = row(claim, name, families, cannot=f"not in the family: {what}")
+            cannot = NOT_IN_FAMILY.format(status=UNCLEAR if status.status == "undecided" else status.status)
         elif name not in families.heads:
-            hook = f"blocks.{parse_head(name)[0]}.attn.hook_z"
-            found[name] = row(claim, name, families, cannot=f"the target has no dictionary of head outputs at {hook}")
+            cannot = NO_DICTIONARY_AT.format(hook=f"blocks.{parse_head(name)[0]}.attn.hook_z")
+        else:
+            continue
+        found[name] = Evidence(claim=claim, head=name, undecided=undecided, cannot=cannot, detail=about(families, name))
     return found
 
 
-def row(
-    claim: Claim,
-    head: str,
-    families: Families,
-    candidates: Mapping[str, tuple[Condition, ...]] | None = None,
-    n: int = 0,
-    power: float | None = None,
-    q: float | None = None,
-    detail: Mapping[str, Any] | None = None,
-    undecided: str | None = None,
-    cannot: str | None = None,
-) -> Evidence:
-    """A head's evidence, its status beside whatever was measured."""
-    status: HeadStatus = families.status[head]
-    about = {"status": {"status": status.status, "contrast": status.contrast, "low": status.lower}}
-    return Evidence(
-        claim=claim,
-        head=head,
-        candidates=candidates or {},
-        n=n,
-        power=power,
-        q=q,
-        undecided=undecided,
-        cannot=cannot,
-        detail={**(detail or {}), **about},
-    )
+def about(families: Families, head: str) -> dict[str, Any]:
+    """A head's status, which stands beside whatever was measured."""
+    status = families.status[head]
+    return {"status": {"status": status.status, "contrast": status.contrast, "low": status.lower}}
 
 
-def family_of(layer: LayerFamilies, head: int) -> tuple[Any, np.ndarray, dict[str, Any]]:
+def family_of(layer: LayerFamilies, head: int) -> tuple[Selection, np.ndarray, dict[str, Any]]:
     """The head's selection, indices of what passes, and a word on the sample."""
     selection, passed = layer.selections[head], layer.family(head)
-    about = {"features selected": len(selection.features), "features in the family": len(passed)}
-    return selection, passed, shown(layer, head) | about
+    count = {"features selected": len(selection.features), "features in the family": len(passed)}
+    return selection, passed, shown(layer, head) | count
 
 
 def shown(layer: LayerFamilies, head: int) -> dict[str, Any]:
@@ -140,6 +129,3 @@ def shown(layer: LayerFamilies, head: int) -> dict[str, Any]:
         return dictionary
     feature = int(selection.features[among][selection.shares[among].argmax()])
     return layer.picture(feature, {selection.head: head}) | dictionary
-
-
-NO_FAMILY = "no feature of the head's selection passes the behaviour test, so there is no family to measure"

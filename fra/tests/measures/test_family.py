@@ -26,9 +26,8 @@ from fra.measures.families import (
     d14_prefix,
     measures,
 )
-from fra.measures.families import d11_patching as upstream
 from fra.measures.families import families as families_of
-from fra.measures.families import rows as evidence
+from fra.measures.families import rows as rows_of_heads
 from fra.measures.families.families import Families, LayerFamilies, attribution_shares
 from fra.stimuli import repeated
 from fra.tests import circuit
@@ -37,6 +36,7 @@ from fra.tests.families import HOOK, WRONG, families, layer
 from fra.tests.intervening import TOKENS, double
 from fra.tests.models import random_tokens, tiny, tiny_sae
 from fra.verdicts import bounds, stats
+from fra.verdicts.decide import Power, Sampled, corrected, means_of, power_of
 
 
 @cache
@@ -212,14 +212,14 @@ def test_path_changes_are_those_of_the_interventions(kind: str, at_layer: int) -
 def test_patching_upstream_is_each_prompts_own() -> None:
     model, sae = double("gpt2"), tiny_sae("blocks.1.attn.hook_z", dtype="float64")
     o = attribution.observe(model, sae, TOKENS)
-    given = upstream.prompts(np.array([3, 7]), np.array([40, 41]), np.arange(1, 300), 0, ("x",))
+    given = d11_patching.prompts(np.array([3, 7]), np.array([40, 41]), np.arange(1, 300), 0, ("x",))
     for row, other, at, feature in zip(given.clean, given.corrupted, given.at.tolist(), given.feature, strict=True):
         assert int(row[at]) == {3: 40, 7: 41}[int(feature)]
         assert int(row[at - 1]) == int(row[-1])
         assert torch.nonzero(row != other)[:, 0].tolist() == [at - 1]
         assert len(set(row.tolist())) == len(row) - 1
-    few = upstream.Prompts(*(part[:6] for part in (given.clean, given.corrupted, given.at, given.feature)))
-    got = upstream.patch_upstream(model, o, few)
+    few = d11_patching.Prompts(*(part[:6] for part in (given.clean, given.corrupted, given.at, given.feature)))
+    got = d11_patching.patch_upstream(model, o, few)
     for n in (0, 5):
         rows = patching.own_positions([int(few.at[n])], few.clean.shape[1])
         one, other = few.clean[n : n + 1], few.corrupted[n : n + 1]
@@ -383,8 +383,9 @@ def test_the_difference_of_ratio_means_is_linearised() -> None:
 )
 def test_exact_bounds_where_nearly_all_agree(values: list[float], outcome: str) -> None:
     sample = np.asarray(values)
-    column = {"L1H0": (sample[:, None], np.ones((len(sample), 1)))}
-    (c,) = bounds.columns_tested(claim("D09"), "x", column, "t", 1, bounded=(0.0, 1.0))[0]["L1H0"]
+    of = claim("D09")
+    means = {"L1H0": means_of(of, "t", "L1H0", "x", sample)}
+    ((c,),) = corrected(of, [Sampled(name="x", samples=means, bounded=(0.0, 1.0))]).conditions["L1H0"]
     assert c.low <= c.effect <= c.high
     assert c.holds(0.05) == (outcome == "holds") == (c.low > 0.5)
     assert c.fails(0.05) == (outcome == "fails") == (c.high < 0.5)
@@ -397,8 +398,10 @@ def test_p_is_stepped_down_and_q_comes_from_p_before_that() -> None:
     rng = np.random.default_rng(3)
     samples = {"L1H0": rng.normal(1.0, 0.1, 30), "L1H1": rng.normal(0.59, 0.2, 30), "L1H2": np.full(30, 0.9)}
     samples["L1H3"] = rng.normal(0.55, 0.2, 30)
-    columns = {h: (x[:, None], np.ones((30, 1))) for h, x in samples.items()}
-    found, means, raw = bounds.columns_tested(claim("D09"), "x", columns, "t", 1, bounded=(0.0, 1.0))
+    of = dataclasses.replace(claim("D09"), bars={"y": 0.8})
+    means = {h: means_of(of, "circuit", h, "x", x) for h, x in samples.items()}
+    tested = corrected(of, [Sampled(name="x", samples=means, bounded=(0.0, 1.0))])
+    found, raw = {h: own[0] for h, own in tested.conditions.items()}, tested.raw
     bootstrapped = [h for h in samples if h != "L1H2"]
     assert all(raw[h] == means[h].p_above(0.5, False)[0] for h in bootstrapped)
     assert raw["L1H2"] == pytest.approx(sps.binom.sf(29, 30, 0.5 / 0.9))  # 30 of 30 reach 0.9
@@ -410,20 +413,18 @@ def test_p_is_stepped_down_and_q_comes_from_p_before_that() -> None:
             assert found[h][0].p == pytest.approx(p)
             assert found[h][0].holds(0.05) == (found[h][0].low > 0.5)
 
-    def measure(_: LayerFamilies, head: int) -> evidence.Measured:
+    def measure(_: LayerFamilies, head: int) -> rows_of_heads.HeadNumbers:
         parts = {name: (samples[f"L1H{head}"], np.ones(30)) for name in ("x", "y")}
-        return evidence.Measured(parts, [f"{k:02}" for k in range(30)], 30, ranges={"x": (0.0, 1.0)})
+        return rows_of_heads.HeadNumbers(parts, [f"{k:02}" for k in range(30)], 30, ranges={"x": (0.0, 1.0)})
 
-    of = dataclasses.replace(claim("D09"), bars={"y": 0.8})
     status = dict.fromkeys(samples, whole().status["L1H0"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Families, "heads", list(samples))
         patch.setattr(Families, "of", lambda self, head: (made(), int(head[-1])))
-        rows = evidence.per_head(of, dataclasses.replace(whole(), status=status), measure, headline="x", null=0.0)
+        rows = rows_of_heads.per_head(of, dataclasses.replace(whole(), status=status), measure, headline="x", null=0.0)
     expected = sps.false_discovery_control([rows[h].candidates["the family"][0].p or 0.0 for h in samples])
     assert [rows[h].q for h in samples] != pytest.approx(expected), "q of adjusted p"
-    own = bounds.columns_tested(of, "x", columns, "circuit", 2, bounded=(0.0, 1.0))[2]
-    assert [rows[h].q for h in samples] == pytest.approx(sps.false_discovery_control(list(own.values())))
+    assert [rows[h].q for h in samples] == pytest.approx(sps.false_discovery_control([raw[h] for h in samples]))
 
 
 def test_power_is_the_least_among_the_conditions_that_fail() -> None:
@@ -433,26 +434,23 @@ def test_power_is_the_least_among_the_conditions_that_fail() -> None:
         "blunt": stats.ClusterMeans(rng.normal(-2.0, 1.5, 40), seed=1),
         "at zero": stats.ClusterMeans(rng.normal(-9.0, 0.1, 40), seed=2),
     }
-
-    def row(**fails: bool) -> dict[str, tuple[Condition, ...]]:
-        bars = {"sharp": 0.5, "blunt": 0.2, "at zero": 0.0}
-        ends = {name: (bar - 2, bar - 1) if fails.get(name) else (bar - 1, bar + 1) for name, bar in bars.items()}
-        return {"x": tuple(Condition(n, sum(ends[n]) / 2, *ends[n], bar) for n, bar in bars.items())}
-
-    bars = {"sharp": 0.5, "blunt": 0.2}
-    powers = {n: float(stats.power_above(means[n], 0.0, bar, 0.025, False)[0]) for n, bar in bars.items()}
-    assert powers["sharp"] > 0.9 > 0.3 > powers["blunt"]
+    bars = {"sharp": 0.5, "blunt": 0.2, "at zero": 0.0}
+    columns = [Sampled(name=name, samples={"x": means[name]}, bar=bar) for name, bar in bars.items()]
 
     def least(**fails: bool) -> float | None:
-        return bounds.least_power(row(**fails), means, 0.0, 0.05, 2)
+        ends = {name: (bar - 2, bar - 1) if fails.get(name) else (bar - 1, bar + 1) for name, bar in bars.items()}
+        own = tuple(Condition(n, sum(ends[n]) / 2, *ends[n], bar) for n, bar in bars.items())
+        return power_of(claim("D09"), Power("failing", 0.0, or_headline=True), columns, "x", [own], 2)
 
+    powers = {n: float(stats.power_above(means[n], 0.0, bars[n], 0.025, False)[0]) for n in ("sharp", "blunt")}
+    assert powers["sharp"] > 0.9 > 0.3 > powers["blunt"]
     assert least() == least(sharp=True) == powers["sharp"]
     assert least(blunt=True) == least(sharp=True, blunt=True) == powers["blunt"]
     assert least(**{"at zero": True}) is None  # there is nothing to tell a bar of zero from
 
 
 def test_fishers_power_is_a_sum_over_outcomes() -> None:
-    power = d07_behaviour._fisher_power(20, 20, 1, 0.5, 0.05)
+    power = d07_behaviour.fisher_power(20, 20, 1, 0.5, 0.05)
     draws = np.random.default_rng(0).binomial(20, 0.5, 4000)
     p = [sps.fisher_exact([[k, 20 - k], [1, 19]], alternative="greater")[1] for k in range(21)]
     assert power == pytest.approx(np.mean(np.asarray(p)[draws] <= 0.05), abs=0.02)

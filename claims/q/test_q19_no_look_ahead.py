@@ -12,7 +12,7 @@ leak; and every intervention must change something, or it was not tried. Bar: no
 
 import pytest
 
-from fra.claim import Claim, Condition, Evidence
+from fra.claim import Claim, Evidence
 
 CONTROL, INERT = "earlier logits changed by an unmasked patch", "interventions without any effect"
 CLAIM = Claim(
@@ -35,6 +35,7 @@ def evidence(target, natural, progress):
     from fra.errors import CannotLoad
     from fra.measures.identities.q19_leaks import leaks, texts
     from fra.targets.target import has_dictionary
+    from fra.verdicts.conditions import exact
 
     text = texts([document[:LENGTH] for document in natural(3 * CLAIM.n)], CUT)
     found = {}
@@ -53,9 +54,9 @@ def evidence(target, natural, progress):
         for head, seen in measured.items():
             name, total = f"L{layer}H{head}", sum(seen.changed.values())
             conditions = (
-                Condition("earlier logits changed", total, total, total, CLAIM.bar, above=False),
-                Condition(CONTROL, seen.unmasked, seen.unmasked, seen.unmasked, 0.5),
-                Condition(INERT, len(seen.inert), len(seen.inert), len(seen.inert), 0.5, above=False),
+                exact("earlier logits changed", total, CLAIM.bar, above=False),
+                exact(CONTROL, seen.unmasked, CLAIM.bars[CONTROL]),
+                exact(INERT, len(seen.inert), CLAIM.bars[INERT], above=False),
             )
             detail = {"earlier logits changed": seen.changed, "without any effect": seen.inert}
             found[name] = Evidence(

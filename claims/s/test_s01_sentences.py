@@ -16,7 +16,7 @@ Bars: the error of the difference is of the order of the step's fourth power ove
 import numpy as np
 import pytest
 
-from fra.claim import Claim, Condition, Evidence
+from fra.claim import Claim, Evidence
 
 CLAIM = Claim(
     id="S01",
@@ -43,6 +43,7 @@ def evidence(target, progress):
     from fra.core.sentences import segments, sentence_starts
     from fra.measures.identities.s01_sentences import identities
     from fra.targets.target import has_dictionary, in_double
+    from fra.verdicts.conditions import exact
 
     double = in_double(target)
     texts = [document.text for document in target.documents()]
@@ -62,7 +63,7 @@ def evidence(target, progress):
             for name, bar in (("finite difference", CLAIM.bar), *CLAIM.bars.items()):
                 values, above = [row[name] for row in rows], name == "without the row's mean"
                 value = float(np.min(values) if above else np.max(values))  # NaN stays NaN
-                conditions.append(Condition(name, value, value, value, bar, above=above))
+                conditions.append(exact(name, value, bar, above=above))
             candidates = {"20 strongest channels": tuple(conditions)}
             found[f"L{layer}H{k}"] = Evidence(claim=CLAIM, head=f"L{layer}H{k}", candidates=candidates, n=len(rows))
     return found

@@ -92,9 +92,9 @@ class Sampled:
     """A condition that samples of documents decide, for every head of a family."""
 
     name: str
-    samples: Mapping[str, Sample | Sequence[Sample]]
-    """By head. Where a head has several (one a dictionary, one a seed), the condition holds where it does for each of
-    them, and any of them may refute; a head with fewer than another has its last one counted again.
+    samples: Mapping[str, Sample | Sequence[Sample] | Mapping[str, Sample]]
+    """By head. Where a head has several (one a seed; one a dictionary, by its name), the condition holds where it does
+    for each of them, and any of them may refute; a head with fewer than another has its last one counted again.
     """
     bar: float | None = None
     """None: what the claim registers under this name, or its headline's bar."""
@@ -189,15 +189,14 @@ def corrected(claim: Claim, columns: Sequence[Sampled | Given], refuting: Refuti
     """
     if not columns:
         raise FraError(f"{claim.id}: a claim without conditions would be supported by nothing")
-    tested = [column for column in columns if isinstance(column, Sampled)]
-    share = sum(_parts(column) for column in tested) + sum(c.refutes for c in columns if isinstance(c, Given))
+    share = may_refute(columns)
     found: list[Mapping[str, Sequence[Condition]]] = []
     raw: dict[str, float] = {}
     for column in columns:
         if isinstance(column, Given):
             found.append(column.conditions)
             continue
-        own, p = _column(column, _bar(claim, column), claim.level, share, refuting)
+        own, p = _column(column, bar_of(claim, column), claim.level, share, refuting)
         found.append(own)
         raw = raw or p
     table: dict[str, list[tuple[Condition, ...]]] = {}
@@ -274,7 +273,7 @@ def power_of(
     chance: dict[str, Floats] = {}
     for column in tested:
         null = power.null.get(column.name) if isinstance(power.null, Mapping) else power.null
-        bar, sign = _bar(claim, column), 1 if column.above else -1
+        bar, sign = bar_of(claim, column), 1 if column.above else -1
         samples = [m for m in _several(column.samples[head]) if isinstance(m, stats.ClusterMeans)]
         if column.name not in asked or null is None or not samples:
             continue
@@ -292,7 +291,20 @@ def power_of(
     return float(np.median(powers)) if powers else None
 
 
-def _several(samples: Sample | Sequence[Sample]) -> Sequence[Sample]:
+def may_refute(columns: Sequence[Sampled | Given]) -> int:
+    """How many samples and given conditions may refute, each by itself."""
+    return sum(c.refutes if isinstance(c, Given) else _parts(c) for c in columns)
+
+
+def bar_of(claim: Claim, column: Sampled | Given) -> float:
+    """The bar of a column: its own, else what the claim registers under its name, else the headline's."""
+    own = column.bar if isinstance(column, Sampled) else None
+    return claim.bars.get(column.name, claim.bar) if own is None else own
+
+
+def _several(samples: Sample | Sequence[Sample] | Mapping[str, Sample]) -> Sequence[Sample]:
+    if isinstance(samples, Mapping):
+        return tuple(samples.values())
     return samples if isinstance(samples, Sequence) else (samples,)
 
 
@@ -374,10 +386,4 @@ def _tested(
 
 def _unmeasured(claim: Claim, column: Sampled | Given) -> Condition:
     above = column.above if isinstance(column, Sampled) else True
-    return Condition(column.name, np.nan, -np.inf, np.inf, _bar(claim, column), above=above)
-
-
-def _bar(claim: Claim, column: Sampled | Given) -> float:
-    """The bar of a column: its own, else what the claim registers under its name, else the headline's."""
-    own = column.bar if isinstance(column, Sampled) else None
-    return claim.bars.get(column.name, claim.bar) if own is None else own
+    return Condition(column.name, np.nan, -np.inf, np.inf, bar_of(claim, column), above=above)

@@ -13,7 +13,7 @@ from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import WHOLE, Beside, Number, Power, Sampled, decide
 from fra.verdicts.stats import by_source
 
-NO_DICTIONARY = "the target has no dictionary of head outputs (blocks.L.attn.hook_z)"
+NO_HEAD_OUTPUT_DICTIONARY = "the target has no dictionary of head outputs (blocks.L.attn.hook_z)"
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,7 @@ def evidence(
     that would refute.
     """
     row = WHOLE if head is None else head
-    columns = [
-        Sampled(name=each.name, samples={row: list(each.means.values())}, bar=each.bar, above=each.above)
-        for each in measured
-    ]
+    columns = [Sampled(name=each.name, samples={row: each.means}, bar=each.bar, above=each.above) for each in measured]
     power = Power("failing", {each.name: each.null for each in measured if each.null is not None})
     beside = {row: Beside(n=n, candidates=("every dictionary",), detail=detail)}
     return decide(claim, columns, beside, power=power, q_over=())[row]

@@ -19,7 +19,7 @@ from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.conditions import rank_condition
 from fra.verdicts.decide import Beside, Given, Power, Sampled, decide, means_of
 
-NO_DICTIONARY = "the target has no dictionary at this layer's attention input"
+NO_INPUT_DICTIONARY = "the target has no dictionary at this layer's attention input"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def paired_evidence(
     that say effect < bar. null: power is the chance to tell the headline's bar from this value; None where power is not
     at issue.
     """
-    found = {h: Evidence(claim=claim, head=h, cannot=NO_DICTIONARY) for h in heads if h not in measured}
+    found = {h: Evidence(claim=claim, head=h, cannot=NO_INPUT_DICTIONARY) for h in heads if h not in measured}
     if not measured:
         return found
     names = list(next(iter(measured.values())).sums)

@@ -24,9 +24,13 @@ from fra.dictionaries.blockdiag import (
 from fra.measures.block_diagonal.frontier import Frontier, encode, head_of
 from fra.stimuli.natural import natural_documents
 from fra.targets.target import Target
-from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.conditions import exact
 from fra.verdicts.stats import seed_of
 
+MASKED = "masked dense dictionary: distance from 1 / n_heads"
+CHANGED = "share of features that change without the other heads"
+CHANGED_DENSE = "the same share in a dense dictionary"
 _ROWS = 64
 
 
@@ -91,16 +95,12 @@ def cost_evidence(claim: Claim, target: Target, expansion: int = 4) -> Evidence:
 
     worst = max(off(name, 1 / n_heads) for name in ("weights", "multiply-adds", "multiply-adds of a training step"))
     conditions = (
-        _exact(claim, "distance from 1 / n_heads", worst, above=False),
-        _exact(claim, "biases: distance from 1", off("biases", 1.0), above=False),
-        _exact(claim, "masked dense dictionary: distance from 1 / n_heads", off("masked", 1 / n_heads), above=True),
+        exact("distance from 1 / n_heads", worst, claim.bar, above=False),
+        exact("biases: distance from 1", off("biases", 1.0), claim.bar, above=False),
+        exact(MASKED, off("masked", 1 / n_heads), claim.bars[MASKED]),
     )
     detail = {"1 / n_heads": 1 / n_heads, "ratios": ratios, "block-diagonal": block, "dense": dense, "masked": masked}
     return Evidence(claim=claim, head=None, candidates={"counted": conditions}, n=claim.n, detail=detail)
-
-
-def _exact(claim: Claim, name: str, value: float, above: bool) -> Condition:
-    return Condition(name, value, value, value, claim.bars.get(name, claim.bar), above=above)
 
 
 def round_trip(sae: Any) -> Any:
@@ -167,9 +167,9 @@ def belonging_evidence(claim: Claim, target: Target, frontier: Frontier | None) 
     share = max(changed(sae, z) for sae in (*blocks, *after))
     least = min(changed(sae, z) for sae in controls)
     conditions = (
-        _exact(claim, "off-block weights that are not zero", outside, above=False),
-        _exact(claim, "share of features that change without the other heads", share, above=False),
-        _exact(claim, "the same share in a dense dictionary", least, above=True),
+        exact("off-block weights that are not zero", outside, claim.bar, above=False),
+        exact(CHANGED, share, claim.bars[CHANGED], above=False),
+        exact(CHANGED_DENSE, least, claim.bars[CHANGED_DENSE]),
     )
     detail = {
         "dictionaries": len(blocks),

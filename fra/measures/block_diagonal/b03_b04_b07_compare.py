@@ -12,7 +12,7 @@ from fra.errors import FraError
 from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, Point
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.conditions import condition
+from fra.verdicts.decide import WHOLE, Beside, Sampled, decide
 from fra.verdicts.stats import by_source
 
 _GRID = 5  # sparsities at which two arms are compared
@@ -92,12 +92,9 @@ def compare(
     if effect_of_interest is not None:
         power = float(stats.power_above(means, claim.bar, effect_of_interest, claim.level, simultaneous=False)[0])
     shown = {"compared at L0": grid, "in nats a token": float(gain.sum() / frontier.n_tokens)}
-    return evidence(
-        candidates={f"{a} over {b}": (condition("loss recovered", means, claim.bar, claim.level),)},
-        n=n,
-        power=power,
-        detail=shown | detail,
-    )
+    columns = [Sampled(name="loss recovered", samples={WHOLE: means})]
+    beside = Beside(n=n, candidates=(f"{a} over {b}",), power=power, detail=shown | detail)
+    return decide(claim, columns, {WHOLE: beside}, q_over=())[WHOLE]
 
 
 def _rows(claim: Claim, frontier: Frontier, arm: str) -> list[dict[str, Any]]:

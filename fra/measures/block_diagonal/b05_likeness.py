@@ -18,7 +18,7 @@ from torch import Tensor
 from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, encode, head_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.conditions import condition
+from fra.verdicts.decide import WHOLE, Beside, Sampled, decide
 from fra.verdicts.stats import by_source
 
 ALIVE = 20
@@ -27,10 +27,11 @@ SHUFFLES = 20
 LIKE = 0.3
 """Jaccard from which features of several heads make one set (`covering_evidence`)."""
 _LEAST_SETS = 10
+OVER_SHUFFLED = "Jaccard over shuffled"
 
 
 @dataclass(frozen=True)
-class Firings:
+class Activations:
     """Activations of one dictionary on documents, padded to the longest."""
 
     acts: Float[Tensor, "docs pos d_sae"]
@@ -51,14 +52,14 @@ class Firings:
 
 
 @torch.no_grad()
-def firings(frontier: Frontier, sae: Any) -> tuple[Firings, Firings]:
+def activations(frontier: Frontier, sae: Any) -> tuple[Activations, Activations]:
     """The dictionary's activations on the documents of selection and on the measured ones."""
 
-    def on(documents: Sequence[Tensor], sources: Sequence[str]) -> Firings:
+    def on(documents: Sequence[Tensor], sources: Sequence[str]) -> Activations:
         acts = [encode(sae, z[1:]).cpu() for z in frontier.head_outputs(documents)]
         padded = torch.nn.utils.rnn.pad_sequence(acts, batch_first=True)
         lengths = torch.tensor([len(a) for a in acts])
-        return Firings(padded, torch.arange(padded.shape[1]) < lengths[:, None], sources)
+        return Activations(padded, torch.arange(padded.shape[1]) < lengths[:, None], sources)
 
     return on(frontier.selection, frontier.selection_sources), on(frontier.measured, frontier.sources)
 
@@ -107,8 +108,8 @@ def _shifted(a: Tensor, b: Tensor, valid: Tensor, r: int) -> tuple[Tensor, Tenso
 
 
 def shuffled_jaccard(
-    sel: Firings,
-    meas: Firings,
+    sel: Activations,
+    meas: Activations,
     signal: tuple[Tensor, Tensor],
     feature: tuple[Tensor, Tensor],
     allowed: Tensor,
@@ -137,7 +138,7 @@ def _start(claim: Claim, frontier: Frontier | None, arms: Sequence[str]) -> Evid
     return found
 
 
-def _means(m: Matches, less: Float[np.ndarray, " n"] | float, meas: Firings, seed: int) -> stats.ClusterMeans:
+def _means(m: Matches, less: Float[np.ndarray, " n"] | float, meas: Activations, seed: int) -> stats.ClusterMeans:
     """Mean Jaccard of the signals less what is given for each, as a ratio mean over documents."""
     sums = ((m.both - less * m.either) * m.weight).sum(1)
     return stats.ClusterMeans(
@@ -152,7 +153,7 @@ def redundancy_evidence(claim: Claim, frontier: Frontier | None, arm: str = "blo
         return started
     assert frontier is not None
     sae, name = started[0], frontier.target.name
-    sel, meas = firings(frontier, sae)
+    sel, meas = activations(frontier, sae)
     alive = sel.live.sum((0, 1)) >= ALIVE
     owner = head_of(sae, frontier.n_heads).cpu()
     allowed = (owner[alive][:, None] != owner) & alive
@@ -181,8 +182,9 @@ def redundancy_evidence(claim: Claim, frontier: Frontier | None, arm: str = "blo
             {"feature": int(ids[k]), "match": int(m.partner[k]), "jaccard": float(m.jaccard[k])} for k in strongest
         ],
     }
-    candidates = {"best match in another head": (condition("Jaccard over shuffled", excess, claim.bar, claim.level),)}
-    return Evidence(claim=claim, head=None, candidates=candidates, n=len(meas.sources), power=power, detail=detail)
+    columns = [Sampled(name=OVER_SHUFFLED, samples={WHOLE: excess})]
+    beside = Beside(n=len(meas.sources), candidates=("best match in another head",), power=power, detail=detail)
+    return decide(claim, columns, {WHOLE: beside}, q_over=())[WHOLE]
 
 
 def covering_evidence(
@@ -196,8 +198,8 @@ def covering_evidence(
         return started
     assert frontier is not None
     name = frontier.target.name
-    sel, meas = firings(frontier, started[0])
-    dense_sel, dense_meas = firings(frontier, started[1])
+    sel, meas = activations(frontier, started[0])
+    dense_sel, dense_meas = activations(frontier, started[1])
     sets = like_sets(sel, head_of(started[0], frontier.n_heads).cpu())
     n = len(meas.sources)
     if len(sets) < _LEAST_SETS:
@@ -214,11 +216,10 @@ def covering_evidence(
     null = shuffled_jaccard(sel, meas, pair, feature, allowed, stats.seed_of(claim.digest, name, "shuffle"))
     seed = stats.seed_of(claim.digest, name)
     plain, excess = _means(m, 0.0, meas, seed), _means(m, null, meas, seed)
-    over = "Jaccard over shuffled"
-    conditions = (
-        condition("Jaccard of one dense feature with the set", plain, claim.bar, claim.level),
-        condition(over, excess, claim.bars[over], claim.level),
-    )
+    columns = [
+        Sampled(name="Jaccard of one dense feature with the set", samples={WHOLE: plain}),
+        Sampled(name=OVER_SHUFFLED, samples={WHOLE: excess}),
+    ]
     power = float(stats.power_above(plain, claim.bar, claim.bar + 0.1, claim.level, simultaneous=False)[0])
     detail = {
         "sets": len(sets),
@@ -226,12 +227,12 @@ def covering_evidence(
         "share of sets covered at 0.5 or more": _share_interval(m, meas, 0.5, claim.level, seed),
         "mean Jaccard in shuffled sequences": float(null.mean()),
     }
-    return Evidence(
-        claim=claim, head=None, candidates={"best dense feature": conditions}, n=n, power=power, detail=detail
-    )
+    beside = Beside(n=n, candidates=("best dense feature",), power=power, detail=detail)
+    # By Holm over its one row: each condition refutes at the full level, as registered.
+    return decide(claim, columns, {WHOLE: beside}, refuting="holm", q_over=())[WHOLE]
 
 
-def like_sets(sel: Firings, owner: Int[Tensor, " d_sae"]) -> list[tuple[int, ...]]:
+def like_sets(sel: Activations, owner: Int[Tensor, " d_sae"]) -> list[tuple[int, ...]]:
     """Each live feature with its best match in every other head where that reaches `LIKE`; sets of one left out."""
     alive = (sel.live.sum((0, 1)) >= ALIVE).nonzero()[:, 0]
     scores, heads = jaccard(sel.live[..., alive], sel.live[..., alive]), owner[alive]
@@ -256,7 +257,7 @@ def _interval(means: stats.ClusterMeans, level: float) -> dict[str, float]:
     }
 
 
-def _share_interval(m: Matches, meas: Firings, least: float, level: float, seed: int) -> dict[str, float]:
+def _share_interval(m: Matches, meas: Activations, least: float, level: float, seed: int) -> dict[str, float]:
     """Share of signals whose Jaccard reaches `least`, with a percentile interval over sources: a description."""
     both, either = by_source(m.both, meas.sources), by_source(m.either, meas.sources)
     w = np.random.default_rng(seed).multinomial(len(both), np.full(len(both), 1 / len(both)), size=1_999)

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
+from numpy.typing import ArrayLike
 
-from fra.measures.block_diagonal.b05_likeness import ALIVE, Firings, firings
+from fra.measures.block_diagonal.b05_likeness import ALIVE, Activations, activations
 from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, head_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.stats import by_source
+from fra.verdicts.conditions import rank_condition
+from fra.verdicts.decide import Beside, Given, Sampled, decide
+from fra.verdicts.stats import Floats, by_source
 
 CONTROLS = 200
 PLANTED = 20
@@ -41,10 +44,10 @@ class Profiles:
 @torch.no_grad()
 def profiles(frontier: Frontier, sae: object) -> Profiles:
     """Profiles of the features that are live at `ALIVE` positions of the selection or more."""
-    sel, meas = firings(frontier, sae)
+    sel, meas = activations(frontier, sae)
     table = frontier.model.W_E.detach().float().cpu()
 
-    def embedded(documents: list[torch.Tensor], like: Firings) -> torch.Tensor:
+    def embedded(documents: list[torch.Tensor], like: Activations) -> torch.Tensor:
         padded = torch.nn.utils.rnn.pad_sequence([tokens[1:] for tokens in documents], batch_first=True)
         return table[padded] * like.valid[..., None]
 
@@ -94,6 +97,36 @@ def draws(margin: Float[np.ndarray, "sources m"], seed: int) -> Float[np.ndarray
     return unlike(w @ margin)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A sample of `fra.verdicts.decide`: a share, and what it is over resampled sources, whose percentiles it has for
+    bounds.
+    """
+
+    estimate: float
+    drawn: Float[np.ndarray, " draws"]
+    n_cand: int = 1
+
+    def p_above(self, bar: ArrayLike, simultaneous: bool = False) -> Floats:
+        """[1] p of "share <= bar"."""
+        return self._p(self.drawn <= bar)
+
+    def p_below(self, bar: ArrayLike, simultaneous: bool = False) -> Floats:
+        """[1] p of "share >= bar"."""
+        return self._p(self.drawn >= bar)
+
+    def lower(self, level: ArrayLike, simultaneous: bool = False) -> Floats:
+        """[1] a percentile."""
+        return np.atleast_1d(np.quantile(self.drawn, level))
+
+    def upper(self, level: ArrayLike, simultaneous: bool = False) -> Floats:
+        """[1] a percentile."""
+        return np.atleast_1d(np.quantile(self.drawn, 1 - np.asarray(level)))
+
+    def _p(self, against: Bool[np.ndarray, " draws"]) -> Floats:
+        return np.array([(1 + against.sum()) / (1 + len(against))])
+
+
 def alikeness_evidence(claim: Claim, frontier: Frontier | None, arm: str = "block-width") -> dict[str, Evidence]:
     """Every head of the study's layer; heads of other layers have no such dictionary."""
     if frontier is None or not frontier.target.study(arm):
@@ -109,54 +142,38 @@ def alikeness_evidence(claim: Claim, frontier: Frontier | None, arm: str = "bloc
     for h in set(range(target.n_heads)) - set(heads):
         few = f"fewer than {_LEAST_FEATURES} features of this head are live"
         out[f"L{layer}H{h}"] = Evidence(claim=claim, head=f"L{layer}H{h}", undecided=few, n=n)
-    sampled, shares = {}, {}
+    unlike_rest: dict[str, Drawn] = {}
+    over_random: dict[str, list[Condition]] = {}
+    rows: dict[str, Beside] = {}
     for h in heads:
-        margin = margins(found, everything[found.owner == h])
-        sampled[h] = draws(margin, stats.seed_of(claim.digest, target.name, str(h)))
-        shares[h] = _share(margin)
-    p = [(1 + (sampled[h] >= claim.bar).sum()) / (1 + _DRAWS) for h in heads]
-    p_refute = [(1 + (sampled[h] <= claim.bar).sum()) / (1 + _DRAWS) for h in heads]
-    level, level_refute = stats.holm_levels(p, claim.level), stats.holm_levels(p_refute, claim.level)
-    q = stats.benjamini_hochberg(p)
-    p, p_refute = list(stats.holm(p)), list(stats.holm(p_refute))
-    for k, h in enumerate(heads):
-        size = int((found.owner == h).sum())
+        name, members = f"L{layer}H{h}", everything[found.owner == h]
+        margin, size = margins(found, members), len(members)
+        own = Drawn(_share(margin), draws(margin, stats.seed_of(claim.digest, target.name, str(h))))
         random = [_share(margins(found, rng.choice(everything, size, replace=False))) for _ in range(CONTROLS)]
         planted = []
         for _ in range(PLANTED):
             like = found.direction @ found.direction[rng.integers(len(everything))]
-            drawn = draws(margins(found, np.sort(np.argsort(-like, kind="stable")[:size])), int(rng.integers(2**31)))
-            planted.append(((1 + (drawn >= claim.bar).sum()) / (1 + _DRAWS)) * len(heads) <= claim.level)
-        rank = stats.rank_p(-shares[h], [-share for share in random])
-        low, high = np.quantile(sampled[h], [min(level_refute[k], 0.5), 1 - min(level[k], 0.5)])
-        name = f"L{layer}H{h}"
-        conditions = (
-            Condition(
-                "share unlike the rest",
-                shares[h],
-                float(low),
-                float(high),
-                claim.bar,
-                p=float(p[k]),
-                p_refute=float(p_refute[k]),
-                above=False,
-            ),
-            Condition(OVER_RANDOM, 1 - rank, 1 - rank, 1.0, claim.bars[OVER_RANDOM], p=rank, p_refute=1.0),
-        )
-        out[name] = Evidence(
-            claim=claim,
-            head=name,
-            candidates={"all live features": conditions},
+            margin = margins(found, np.sort(np.argsort(-like, kind="stable")[:size]))
+            again = Drawn(_share(margin), draws(margin, int(rng.integers(2**31))))
+            planted.append(float(again.p_below(claim.bar)[0]) * len(heads) <= claim.level)
+        unlike_rest[name] = own
+        rank = stats.rank_p(-own.estimate, [-share for share in random])
+        over_random[name] = [rank_condition(OVER_RANDOM, rank, claim.level)]
+        rows[name] = Beside(
             n=n,
+            candidates=("all live features",),
             power=float(np.mean(planted)),
-            q=float(q[k]),
             detail={
                 "live features": size,
                 "random heads": {"mean": float(np.mean(random)), "5 %": float(np.quantile(random, 0.05))},
                 "planted heads found": float(np.mean(planted)),
             },
         )
-    return out
+    columns = [
+        Sampled(name="share unlike the rest", samples=unlike_rest, above=False),
+        Given(OVER_RANDOM, over_random),
+    ]
+    return out | decide(claim, columns, rows, refuting="holm")
 
 
 def outside(claim: Claim, frontier: Frontier | None, head: str) -> Evidence:

@@ -26,7 +26,7 @@ _ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class Corpus:
+class HalvedCorpus:
     """Natural documents, half of them for choosing and half for measuring."""
 
     tokens: Int[Tensor, "batch pos"]
@@ -37,18 +37,18 @@ class Corpus:
     measured: Int[np.ndarray, " n_measured"]
     documents: list[Tensor]
 
-    def observe(self, target: Target, hook: str) -> Firings:
+    def observe(self, target: Target, hook: str) -> CorpusFirings:
         """All of it through the model and the dictionary at `hook`."""
         o = observe(target.model, target.dictionaries[hook], self.documents)
         live = o.live.where(o.live.pos > 0)  # the first position is a sink of outlying norm in most models
-        return Firings(self, o, live)
+        return CorpusFirings(self, o, live)
 
 
 @dataclass(frozen=True)
-class Firings:
+class CorpusFirings:
     """Firings of one dictionary on a corpus, the first position left out."""
 
-    corpus: Corpus
+    corpus: HalvedCorpus
     outputs: HeadOutputs
     live: Live
 
@@ -71,7 +71,7 @@ class Firings:
         """Firings of every feature on some documents."""
         return torch.bincount(self.half(documents).feature, minlength=self.outputs.encoder.d_sae)
 
-    def shuffled(self, seed: int) -> Firings:
+    def shuffled(self, seed: int) -> CorpusFirings:
         """The control: each feature's encoder blocks trade places among the heads, each stretched to the norm of the
         block whose place it takes, and at every position as many features fire as did, those with the largest
         pre-activations. Norms, L0 and the heads' outputs survive; what a block had to do with its head does not. All
@@ -93,21 +93,21 @@ class Firings:
             row, rank = (torch.arange(most, device=rows.device) < some[:, None]).nonzero(as_tuple=True)
             parts.append((row + start, feature[row, rank], value[row, rank]))
         if not parts:  # nothing fired
-            return Firings(self.corpus, changed, self.live)
+            return CorpusFirings(self.corpus, changed, self.live)
         row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
         live = Live(row // pos, row % pos, feature, value)
-        return Firings(self.corpus, dataclasses.replace(changed, live=live), live)
+        return CorpusFirings(self.corpus, dataclasses.replace(changed, live=live), live)
 
 
-def corpus(target: Target, n: int) -> Corpus:
+def corpus(target: Target, n: int) -> HalvedCorpus:
     """n natural documents, halves drawn at random. Raises CannotLoad where the target has fewer texts."""
     documents, sources = natural.natural_with_sources(target, n)
     discovery, measured = document_sets.split(n, (1, 1), (target.name, "natural", "head outputs"))
     tokens, real = padded(documents)
-    return Corpus(tokens, real, tuple(sources[k] for k in measured), discovery, measured, documents)
+    return HalvedCorpus(tokens, real, tuple(sources[k] for k in measured), discovery, measured, documents)
 
 
-def repeated_corpus(target: Target) -> Corpus:
+def repeated_corpus(target: Target) -> HalvedCorpus:
     """Repeated natural documents: the discovery set for choosing, the confirmation set for measuring. Only positions
     that the first copy foretells count as real: those of the second but its first.
     """
@@ -122,7 +122,7 @@ def repeated_corpus(target: Target) -> Corpus:
     periods = torch.cat([chosen.periods, measured.periods])
     real = real & (torch.arange(tokens.shape[1]) > periods[:, None] + 1)
     order = np.arange(len(documents))
-    return Corpus(tokens, real, measured.sources, order[: len(chosen)], order[len(chosen) :], documents)
+    return HalvedCorpus(tokens, real, measured.sources, order[: len(chosen)], order[len(chosen) :], documents)
 
 
 def shuffle_blocks(weight: Float[Tensor, "n_heads d_head d_sae"], seed: int) -> Float[Tensor, "n_heads d_head d_sae"]:

@@ -16,11 +16,19 @@ from torch.nn.functional import cross_entropy
 
 from fra.dictionaries.encoder import encode
 from fra.interventions.attach import Intervention
-from fra.measures.head_outputs.corpus import Corpus, corpus, repeated_corpus
+from fra.measures.head_outputs.corpus import HalvedCorpus, corpus, repeated_corpus
 from fra.targets.target import head_output_hooks
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.pooled import NO_DICTIONARY, Measured, by_dictionary, clustered, clustered_or_number, evidence
+from fra.verdicts.decide import Number
+from fra.verdicts.pooled import (
+    NO_HEAD_OUTPUT_DICTIONARY,
+    ByDictionary,
+    by_dictionary,
+    clustered,
+    clustered_or_number,
+    evidence,
+)
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -117,7 +125,7 @@ def recovered(
 
 
 @torch.no_grad()
-def quality(target: Target, hook: str, documents: Corpus, seed: int) -> dict[str, Any]:
+def quality(target: Target, hook: str, documents: HalvedCorpus, seed: int) -> dict[str, Any]:
     """Losses by measured document of every arm, squared errors, deviations and live features by document."""
     firings = documents.observe(target, hook)
     o = firings.outputs
@@ -181,10 +189,10 @@ def quality_evidence(claim: Claim, target: Target, progress: Callable[[str], Non
     """D01: one row for every dictionary of head outputs, on natural text or on the second copies of repeated text."""
     hooks = head_output_hooks(target)
     if not hooks:
-        return Evidence(claim=claim, head=None, cannot=NO_DICTIONARY)
+        return Evidence(claim=claim, head=None, cannot=NO_HEAD_OUTPUT_DICTIONARY)
     documents = corpus(target, claim.n) if claim.stimuli == ("natural",) else repeated_corpus(target)
     names = ("loss recovered (zero)", *CONDITIONS)
-    means: dict[str, dict[str, stats.ClusterMeans | float]] = {name: {} for name in names}
+    means: dict[str, dict[str, stats.ClusterMeans | Number]] = {name: {} for name in names}
     explained: dict[str, stats.ClusterMeans] = {}
     numbers: dict[str, Mapping[str, Any]] = {}
     clean: Losses | None = None
@@ -236,7 +244,7 @@ def quality_evidence(claim: Claim, target: Target, progress: Callable[[str], Non
             "L0 of the untrained dictionary": q["L0 of the untrained dictionary"],
         }
     measured = [
-        Measured(name, claim.bars.get(name, claim.bar), means[name], null=None, above=name != "L0 over width")
+        ByDictionary(name, claim.bars.get(name, claim.bar), means[name], above=name != "L0 over width")
         for name in names
     ]
     detail = {

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import Live
-from fra.measures.head_outputs.corpus import MIN_FIRINGS, Firings, corpus
+from fra.measures.head_outputs.corpus import MIN_FIRINGS, CorpusFirings, corpus
 from fra.targets.target import head_output_hooks, text_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.decide import Number
 from fra.verdicts.pooled import (
-    NO_DICTIONARY,
-    Measured,
+    NO_HEAD_OUTPUT_DICTIONARY,
+    ByDictionary,
     by_dictionary,
     clustered,
     clustered_or_number,
@@ -58,26 +59,26 @@ class Division:
         return self.share.argmax(1)
 
 
-def divide(firings: Firings, alive: Int[Tensor, " n_alive"]) -> Division:
+def divide(firings: CorpusFirings, alive: Int[Tensor, " n_alive"]) -> Division:
     """Shares of the heads on discovery documents."""
     squares = firings.squares(firings.corpus.discovery)[:, alive].sum(0)
     total = squares.sum(1).clamp(min=torch.finfo(squares.dtype).tiny)
     return Division(alive, squares / total[:, None], 1 / total)
 
 
-def alive_features(firings: Firings) -> Int[Tensor, " n_alive"]:
+def alive_features(firings: CorpusFirings) -> Int[Tensor, " n_alive"]:
     """Features that fire at least MIN_FIRINGS times on discovery documents."""
     return torch.nonzero(firings.count(firings.corpus.discovery) >= MIN_FIRINGS)[:, 0]
 
 
-def top_share(firings: Firings, division: Division) -> Ratio:
+def top_share(firings: CorpusFirings, division: Division) -> Ratio:
     """By measured document: squares of each feature's top head, and of all heads, features weighted alike."""
     squares = firings.squares(firings.corpus.measured)[:, division.alive] * division.weight[:, None]
     own = squares.gather(2, division.top[None, :, None].expand(len(squares), -1, 1))
     return _numpy(own.sum((1, 2))), _numpy(squares.sum((1, 2)))
 
 
-def agreement(firings: Firings, division: Division) -> tuple[Ratio, int]:
+def agreement(firings: CorpusFirings, division: Division) -> tuple[Ratio, int]:
     """By measured document: firings of spread features at which the strongest source of the top head and that of the
     second hold the same token (not the first position, which every head may fall back on), and all their firings,
     features weighted alike. And how many such features there are.
@@ -97,7 +98,7 @@ def agreement(firings: Firings, division: Division) -> tuple[Ratio, int]:
     return (_by_document(firings, at, same), _by_document(firings, at, weight)), int(spread.sum())
 
 
-def strongest_source(firings: Firings, at: Live, head: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+def strongest_source(firings: CorpusFirings, at: Live, head: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """Key position of the largest contribution through one head, the first position left out."""
     o, found = firings.outputs, []
     every = torch.arange(o.pattern.shape[-1], device=head.device)
@@ -109,7 +110,7 @@ def strongest_source(firings: Firings, at: Live, head: Int[Tensor, " n"]) -> Int
     return torch.cat(found) if found else head
 
 
-def _by_document(firings: Firings, at: Live, values: Float[Tensor, " n"]) -> np.ndarray:
+def _by_document(firings: CorpusFirings, at: Live, values: Float[Tensor, " n"]) -> np.ndarray:
     total = torch.zeros(len(firings.corpus.documents), dtype=torch.float64, device=values.device)
     total.index_add_(0, at.doc, values.double())
     return np.asarray(total.cpu()[torch.as_tensor(firings.corpus.measured)])
@@ -126,11 +127,14 @@ def dominance_evidence(
     """D04 and D04.spread, by claim id: one row each for every dictionary of head outputs."""
     hooks = head_output_hooks(target)
     if not hooks:
-        return {claim.id: Evidence(claim=claim, head=None, cannot=NO_DICTIONARY) for claim in (dominated, spread)}
+        return {
+            claim.id: Evidence(claim=claim, head=None, cannot=NO_HEAD_OUTPUT_DICTIONARY)
+            for claim in (dominated, spread)
+        }
     documents = corpus(target, dominated.n)
-    shares: dict[str, stats.ClusterMeans | float] = {}
-    over: dict[str, stats.ClusterMeans | float] = {}
-    agree: dict[str, stats.ClusterMeans | float] = {}
+    shares: dict[str, stats.ClusterMeans | Number] = {}
+    over: dict[str, stats.ClusterMeans | Number] = {}
+    agree: dict[str, stats.ClusterMeans | Number] = {}
     numbers: dict[str, dict[str, Any]] = {}
     pictures: dict[str, dict[str, Any]] = {dominated.id: {}, spread.id: {}}
     fewest = math.inf
@@ -162,10 +166,10 @@ def dominance_evidence(
         }
     n_heads = target.n_heads
     first = [
-        Measured("top head's share of squares", dominated.bar, shares, null=1 / n_heads),
-        Measured("over shuffled blocks", dominated.bars["over shuffled blocks"], over, null=0.0),
+        ByDictionary("top head's share of squares", dominated.bar, shares, null=1 / n_heads),
+        ByDictionary("over shuffled blocks", dominated.bars["over shuffled blocks"], over, null=0.0),
     ]
-    second = [Measured("agreement over shuffled blocks", spread.bar, agree, null=0.0)]
+    second = [ByDictionary("agreement over shuffled blocks", spread.bar, agree, null=0.0)]
     n = len(documents.measured)
     found = {}
     for claim, measured in ((dominated, first), (spread, second)):
@@ -179,7 +183,7 @@ def dominance_evidence(
     return found
 
 
-def _picture(target: Target, firings: Firings, division: Division, hook: str, rank: int) -> dict[str, Any] | None:
+def _picture(target: Target, firings: CorpusFirings, division: Division, hook: str, rank: int) -> dict[str, Any] | None:
     """The feature whose head of this rank has the largest share, where it fires most on measured documents, with its
     sources through its heads as far as this rank; None where the layer has not so many heads, or nothing fires.
     """
@@ -222,12 +226,12 @@ def norm_evidence(claims: tuple[Claim, Claim], target: Target, progress: Progres
     """D06 without W_O and with it, by claim id: one row each for every dictionary of head outputs."""
     hooks = head_output_hooks(target)
     if not hooks or target.n_heads < 3:
-        why = NO_DICTIONARY if not hooks else "ranks need at least three heads"
+        why = NO_HEAD_OUTPUT_DICTIONARY if not hooks else "ranks need at least three heads"
         return {claim.id: Evidence(claim=claim, head=None, cannot=why) for claim in claims}
     documents = corpus(target, claims[0].n)
-    measured: dict[str, list[Measured]] = {}
+    measured: dict[str, list[ByDictionary]] = {}
     names = ("rank correlation", "over permuted heads", "over another feature's decoder")
-    means: dict[tuple[str, str], dict[str, stats.ClusterMeans | float]] = {
+    means: dict[tuple[str, str], dict[str, stats.ClusterMeans | Number]] = {
         (c.id, name): {} for c in claims for name in names
     }
     for hook in hooks:
@@ -256,7 +260,7 @@ def norm_evidence(claims: tuple[Claim, Claim], target: Target, progress: Progres
     found: dict[str, Any] = {}
     for claim in claims:
         measured[claim.id] = [
-            Measured(name, claim.bars.get(name, claim.bar), means[claim.id, name], null=0.0) for name in names
+            ByDictionary(name, claim.bars.get(name, claim.bar), means[claim.id, name], null=0.0) for name in names
         ]
         detail = {"by dictionary": by_dictionary(measured[claim.id], claim.level)}
         found[claim.id] = evidence(claim, measured[claim.id], len(documents.measured), detail)

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import HeadOutputs, Live, observe
-from fra.attribution.own_tokens import own_tokens
+from fra.attribution.raised_tokens import raised_tokens
 from fra.induction.status import head_status
 from fra.stimuli import sets
 from fra.stimuli.repeated import Batch
 from fra.targets.target import text_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.conditions import false_discovery, two_sided
+from fra.verdicts.decide import Beside, Power, Sampled, decide
 from fra.verdicts.pooled import clustered
 
 if TYPE_CHECKING:
@@ -159,14 +159,22 @@ def source_evidence(
                     found[name] = own
                 else:
                     samples[name], details[name] = own
-    return found | _family(claim, samples, details, len(batches["confirmation"]))
+    columns = [
+        Sampled(name=name, samples={h: own[name] for h, own in samples.items()})
+        for name in ("share of attribution", *CONDITIONS)
+    ]
+    rows = {
+        h: Beside(n=len(batches["confirmation"]), candidates=("its induction features",), detail=detail)
+        for h, detail in details.items()
+    }
+    return found | decide(claim, columns, rows, power=Power("failing", 0.0))
 
 
 def _layer(
     claim: Claim, target: Target, hook: str, heads: Sequence[int], batches: dict[str, Batch]
 ) -> dict[str, Evidence | tuple[dict[str, stats.ClusterMeans], dict[str, Any]]]:
     sae, layer = target.dictionaries[hook], int(hook.split(".")[1])
-    own = own_tokens(target.model, sae)
+    own = raised_tokens(target.model, sae)
     chosen_on, measured_on = (
         observe(target.model, sae, documents_of(batches[name])) for name in ("discovery", "confirmation")
     )
@@ -230,42 +238,3 @@ def _numbers(
         "share of attribution on another token": float(seen.another.mean()),
     }
     return values, detail
-
-
-def _family(
-    claim: Claim, samples: dict[str, dict[str, stats.ClusterMeans]], details: dict[str, dict[str, Any]], n: int
-) -> dict[str, Evidence]:
-    if not samples:
-        return {}
-    names = ("share of attribution", *CONDITIONS)
-    columns = [
-        two_sided(
-            name,
-            claim.bars.get(name, claim.bar),
-            {h: own[name] for h, own in samples.items()},
-            claim.level,
-            len(names),
-            False,
-        )
-        for name in names
-    ]
-    q = false_discovery(list(samples), {h: own[names[0]] for h, own in samples.items()}, claim.bar)
-    level = claim.level / len(samples)
-    found = {}
-    for h, own in samples.items():
-        conditions = tuple(column[h][0] for column in columns)
-        powers = [
-            float(stats.power_above(own[c.name], 0.0, c.bar, level, simultaneous=False)[0])
-            for c in conditions
-            if c.fails(claim.level)
-        ]
-        found[h] = Evidence(
-            claim=claim,
-            head=h,
-            candidates={"its induction features": conditions},
-            n=n,
-            power=min(powers, default=None),
-            q=q[h],
-            detail=details[h],
-        )
-    return found

@@ -20,8 +20,9 @@ from fra.core.weights import Model
 from fra.dictionaries.codes import dictionary_hook
 from fra.errors import FraError
 from fra.interventions.patching import ablate_features, own_positions
-from fra.verdicts.bounds import MATCHED, above_share, columns_tested
+from fra.verdicts.bounds import MATCHED, above_share
 from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.decide import WHOLE, Beside, Sampled, decide, means_of
 from fra.verdicts.stats import Floats, seed_of
 
 if TYPE_CHECKING:
@@ -60,8 +61,6 @@ class IOIPrompts:
     """Position of the word between the names."""
     io: Int[Tensor, " n"]
     subject: Int[Tensor, " n"]
-    io_first: Tensor
-    """Whether the indirect object is named first."""
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -103,7 +102,7 @@ def ioi_prompts(
     rng = np.random.default_rng(seed_of(*seed_parts))
     names = single_names(encode)
     rows: list[list[int]] = []
-    marks: list[tuple[int, int, int, int, int, bool]] = []
+    marks: list[dict[str, int]] = []
     for number in range(n):
         io, subject = (" " + name for name in rng.choice(names, 2, replace=False))
         first = number % 2 == 0
@@ -125,11 +124,18 @@ def ioi_prompts(
         if ids != whole:
             raise FraError("this tokenizer joins words of an IOI prompt, so that positions cannot be told")
         rows.append(ids)
-        marks.append((at["{S}"], len(ids) - 1, at["{and}"], encode(io)[0], encode(subject)[0], first))
+        marks.append(
+            {
+                "s2": at["{S}"],
+                "end": len(ids) - 1,
+                "conjunction": at["{and}"],
+                "io": encode(io)[0],
+                "subject": encode(subject)[0],
+            }
+        )
     longest = max(map(len, rows))
     tokens = torch.tensor([row + row[:1] * (longest - len(row)) for row in rows])
-    columns = [torch.tensor(column) for column in zip(*marks, strict=True)]
-    return IOIPrompts(tokens, *columns)
+    return IOIPrompts(tokens, **{name: torch.tensor([own[name] for own in marks]) for name in marks[0]})
 
 
 def _pieces(template: str, words: dict[str, str]) -> list[tuple[str, str]]:
@@ -177,7 +183,7 @@ def ablated_at_s2(
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenFeatures:
     """What the choosing prompts say of one dictionary."""
 
     dictionary: Any
@@ -189,7 +195,7 @@ class Chosen:
     falls: dict[int, float]
 
 
-def choose(model: Model, dictionary: Any, prompts: IOIPrompts) -> Chosen | None:
+def choose(model: Model, dictionary: Any, prompts: IOIPrompts) -> ChosenFeatures | None:
     """The FEW features whose ablation at S2 lowers the logit difference most; None where fewer than 2 FEW are live."""
     count, total = at_s2(model, dictionary, prompts)
     ids = torch.argsort(count, descending=True, stable=True)[:SCREENED]
@@ -205,7 +211,7 @@ def choose(model: Model, dictionary: Any, prompts: IOIPrompts) -> Chosen | None:
         near = min((j for j in rest if j not in matched), key=lambda j: abs(float(total[j] - total[i])))
         matched.append(near)
     joint = float((clean - ablated_at_s2(model, dictionary, prompts, count.nonzero()[:, 0])).mean())
-    return Chosen(dictionary, joint, few, matched, falls)
+    return ChosenFeatures(dictionary, joint, few, matched, falls)
 
 
 def at_s2(model: Model, dictionary: Any, prompts: IOIPrompts) -> tuple[Int[Tensor, " d_sae"], Float[Tensor, " d_sae"]]:
@@ -250,23 +256,21 @@ def ioi_evidence(claim: Claim, target: Target, progress: Callable[[str], None] =
     falls = {name: clean - ablated_at_s2(model, best.dictionary, base, ids) for name, ids in sets.items()}
     edited = {word: clean - logit_differences(model, prompts.part(rest)) for word, prompts in made.items()}
     one = np.ones(len(clean))
-    columns = {
+    numbers = {
         "few features, beyond half of all": above_share(falls["few"], falls["every"], 0.5),
         MATCHED: (falls["few"] - falls["matched"], one),
         "' alongside', beyond half of the ablation": above_share(edited[" alongside"], falls["few"], 0.5),
         "' alongside' over ' or'": (edited[" alongside"] - edited[" or"], one),
         "' alongside' over ' but'": (edited[" alongside"] - edited[" but"], one),
     }
-    conditions = tuple(
-        columns_tested(claim, name, {"all": column}, target.name, len(columns))[0]["all"][0]
-        for name, column in columns.items()
-    )
+    columns = [
+        Sampled(name=name, samples={WHOLE: means_of(claim, target.name, WHOLE, name, *column)})
+        for name, column in numbers.items()
+    ]
     baseline = float(falls["few"].mean())
-    return Evidence(
-        claim=claim,
-        head=None,
-        candidates={f"{len(best.few)} features of {dictionary_hook(best.dictionary)}": conditions},
+    beside = Beside(
         n=len(clean),
+        candidates=(f"{len(best.few)} features of {dictionary_hook(best.dictionary)}",),
         detail=accuracy
         | {
             "features": best.few,
@@ -278,3 +282,4 @@ def ioi_evidence(claim: Claim, target: Target, progress: Callable[[str], None] =
             "falls on the choosing prompts": {str(i): value for i, value in best.falls.items()},
         },
     )
+    return decide(claim, columns, {WHOLE: beside}, q_over=())[WHOLE]

@@ -14,13 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.attribution.examples import FEATURE, feature_example
-from fra.measures.head_outputs.corpus import Firings, corpus
+from fra.measures.head_outputs.corpus import CorpusFirings, corpus
 from fra.measures.head_outputs.d04_d06_heads import Division, alive_features, divide
 from fra.targets.target import head_output_hooks, text_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.conditions import two_sided
-from fra.verdicts.pooled import NO_DICTIONARY, clustered
+from fra.verdicts.decide import Beside, Given, Power, Sampled, decide
+from fra.verdicts.pooled import NO_HEAD_OUTPUT_DICTIONARY, clustered
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -29,6 +29,7 @@ TOP = 10
 """Features of a head that are compared, as in the top-ten cards of Kissane et al. 2024."""
 DRAWS = 199
 """Groups of random heads' features that the head's own are held against."""
+COSINE = "decoder cosine over random heads"
 NEAREST = 5
 """A control is drawn among this many features of its head that fire about as often as the one it stands for."""
 
@@ -100,7 +101,7 @@ def group_evidence(
     layers = {int(hook.split(".")[1]): hook for hook in hooks}
     found: dict[str, Evidence] = {}
     excess: dict[str, stats.ClusterMeans] = {}
-    cosine: dict[str, Condition] = {}
+    cosine: dict[str, list[Condition]] = {}
     detail: dict[str, dict[str, Any]] = {}
     n = 0
     for layer, hook in layers.items():
@@ -128,7 +129,7 @@ def group_evidence(
             seeds = (claim.digest, target.name, name)
             excess[name] = clustered((jaccard[0] - jaccard[1:].mean(0)) * seen, seen, documents.sources, seeds)
             alike = cosines(decoder, groups)
-            cosine[name] = _over_draws("decoder cosine over random heads", alike, claim)
+            cosine[name] = [_over_draws(COSINE, alike, claim)]
             shown = feature_example(
                 firings.outputs,
                 target.dictionaries[hook],
@@ -146,14 +147,18 @@ def group_evidence(
                 "decoder cosine": float(alike[0]),
                 "decoder cosine of random heads' features": float(alike[1:].mean()),
             }
-    found |= _family(claim, excess, cosine, detail, n)
+    columns = [Sampled(name="activation Jaccard over random heads", samples=excess), Given(COSINE, cosine)]
+    rows = {h: Beside(n=n, candidates=(f"the head's top {TOP} features",), detail=own) for h, own in detail.items()}
+    found |= decide(claim, columns, rows, power=Power("headline", 0.0))
     for name in target.heads:
         if name not in found:
-            found[name] = Evidence(claim=claim, head=name, cannot=NO_DICTIONARY.replace("target", "target's layer"))
+            found[name] = Evidence(
+                claim=claim, head=name, cannot=NO_HEAD_OUTPUT_DICTIONARY.replace("target", "target's layer")
+            )
     return found
 
 
-def _live(firings: Firings, alive: Int[Tensor, " n_alive"]) -> Float[Tensor, "docs pos n_alive"]:
+def _live(firings: CorpusFirings, alive: Int[Tensor, " n_alive"]) -> Float[Tensor, "docs pos n_alive"]:
     """One where a feature fires, on measured documents."""
     measured = firings.corpus.measured
     at, o = firings.half(measured), firings.outputs
@@ -176,28 +181,3 @@ def _over_draws(name: str, values: Float[np.ndarray, " n_groups"], claim: Claim)
     spread = drawn - drawn.mean()
     low, high = (effect - float(np.quantile(spread, q)) for q in (1 - claim.level, claim.level))
     return Condition(name, effect, low, high, bar, p=stats.rank_p(effect - bar, spread), p_refute=1.0)
-
-
-def _family(
-    claim: Claim,
-    excess: dict[str, stats.ClusterMeans],
-    cosine: dict[str, Condition],
-    detail: dict[str, dict[str, Any]],
-    n: int,
-) -> dict[str, Evidence]:
-    if not excess:
-        return {}
-    columns = two_sided("activation Jaccard over random heads", claim.bar, excess, claim.level, 1, False)
-    q = stats.benjamini_hochberg([float(m.p_above(claim.bar, False)[0]) for m in excess.values()])
-    return {
-        h: Evidence(
-            claim=claim,
-            head=h,
-            candidates={f"the head's top {TOP} features": (columns[h][0], cosine[h])},
-            n=n,
-            power=float(stats.power_above(m, 0.0, claim.bar, claim.level / len(excess), simultaneous=False)[0]),
-            q=float(q[k]),
-            detail=detail[h],
-        )
-        for k, (h, m) in enumerate(excess.items())
-    }

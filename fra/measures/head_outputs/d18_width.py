@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fra.attribution.head_outputs import observe
-from fra.attribution.own_tokens import own_tokens
+from fra.attribution.raised_tokens import raised_tokens
 from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import is_head_output
 from fra.measures.head_outputs.d05_sources import documents_of, second_copy
@@ -19,7 +19,8 @@ from fra.stimuli import sets
 from fra.stimuli.repeated import Batch
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.pooled import NO_DICTIONARY, Measured, clustered, evidence
+from fra.verdicts.decide import Number
+from fra.verdicts.pooled import NO_HEAD_OUTPUT_DICTIONARY, ByDictionary, clustered, evidence
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -54,7 +55,7 @@ def tokens_found(target: Target, sae: Any, batch: Batch, seed: int) -> tuple[np.
     at = second_copy(o.live, batch)
     key = at.pos - batch.periods.to(at.doc.device)[at.doc] + 1
     follows = batch.tokens.to(at.doc.device)[at.doc, key]
-    own = own_tokens(target.model, sae)
+    own = raised_tokens(target.model, sae)
     generator = torch.Generator().manual_seed(seed)
 
     def count(tokens: Int[Tensor, " d_sae"]) -> np.ndarray:
@@ -71,7 +72,7 @@ def width_evidence(claim: Claim, target: Target, progress: Callable[[str], None]
     """D18: the widest against the narrowest dictionary of every layer that has two; one row."""
     given = widths(target)
     if not given:
-        return Evidence(claim=claim, head=None, cannot=NO_DICTIONARY)
+        return Evidence(claim=claim, head=None, cannot=NO_HEAD_OUTPUT_DICTIONARY)
     several = {layer: of for layer, of in given.items() if len(of) > 1}
     if not several:
         why = (
@@ -81,8 +82,8 @@ def width_evidence(claim: Claim, target: Target, progress: Callable[[str], None]
         return Evidence(claim=claim, head=None, cannot=why)
     (stimulus,) = claim.stimuli
     batch = sets.documents(target, stimulus, sets.Design())["confirmation"]
-    gain: dict[str, stats.ClusterMeans | float] = {}
-    over: dict[str, stats.ClusterMeans | float] = {}
+    gain: dict[str, stats.ClusterMeans | Number] = {}
+    over: dict[str, stats.ClusterMeans | Number] = {}
     numbers: dict[str, Any] = {}
     ones = np.ones(len(batch))
     for layer, of in several.items():
@@ -102,7 +103,7 @@ def width_evidence(claim: Claim, target: Target, progress: Callable[[str], None]
         gain[str(layer)] = clustered(more, ones, batch.sources, (*seeds, "gain"))
         over[str(layer)] = clustered(more - by_luck, ones, batch.sources, (*seeds, "over"))
     measured = [
-        Measured("tokens a document", claim.bar, gain, null=0.0),
-        Measured("over equal-L0 shuffles", claim.bars["over equal-L0 shuffles"], over, null=0.0),
+        ByDictionary("tokens a document", claim.bar, gain, null=0.0),
+        ByDictionary("over equal-L0 shuffles", claim.bars["over equal-L0 shuffles"], over, null=0.0),
     ]
     return evidence(claim, measured, len(batch), {"by dictionary": numbers})

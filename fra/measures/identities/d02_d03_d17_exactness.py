@@ -22,10 +22,11 @@ from fra.core.weights import Model, ov_weights
 from fra.dictionaries.encoder import own_pre_activation
 from fra.dictionaries.hooks import is_head_output
 from fra.errors import FraError
-from fra.measures.identities import q01_q18_exactness
+from fra.measures.identities.q01_q18_exactness import largest
 from fra.targets.target import head_output_hooks
-from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.pooled import NO_DICTIONARY
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.conditions import exact
+from fra.verdicts.pooled import NO_HEAD_OUTPUT_DICTIONARY
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -124,11 +125,11 @@ def recursive_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> 
     for given in _routes(target, o.encoder.layer):
         trace = attribution.recursive(model, sae, tokens, at, given)
         yardstick = torch.stack([term.value.abs().sum(1) for term in trace.terms]).sum(0)
-        found = q01_q18_exactness.largest([found, {"complete": _largest(trace.total() - truth, yardstick)}])
+        found = largest([found, {"complete": _largest(trace.total() - truth, yardstick)}])
         for component in trace.components():
             if any(bool(term.value.any()) for term in trace.terms if term.component == component):
                 off = _largest(trace.without(component) - truth, yardstick)
-                found = q01_q18_exactness.largest([found, {component: off}])
+                found = largest([found, {component: off}])
     return found
 
 
@@ -155,14 +156,14 @@ def evidence(
     """
     hooks = head_output_hooks(target)
     if not hooks:
-        return Evidence(claim=claim, head=None, cannot=NO_DICTIONARY)
-    found = {hook: q01_q18_exactness.largest(errors(target, hook, tokens) for tokens in documents) for hook in hooks}
+        return Evidence(claim=claim, head=None, cannot=NO_HEAD_OUTPUT_DICTIONARY)
+    found = {hook: largest(errors(target, hook, tokens) for tokens in documents) for hook in hooks}
     complete = float(np.max([row["complete"] for row in found.values()]))
     (control,) = claim.bars
     least = min(value for row in found.values() for name, value in row.items() if name != "complete")
     conditions = (
-        Condition("error", complete, complete, complete, claim.bar, above=False),
-        Condition(control, least, least, least, claim.bars[control]),
+        exact("error", complete, claim.bar, above=False),
+        exact(control, least, claim.bars[control]),
     )
     return Evidence(
         claim=claim,
@@ -171,6 +172,3 @@ def evidence(
         n=len(documents),
         detail={"largest error by dictionary and part left out": found},
     )
-
-
-__all__ = ["Errors", "evidence", "head_errors", "recursive_errors", "source_errors"]

@@ -18,7 +18,8 @@ from fra.core.resolve import TERMS, ResolvedHead, resolve
 from fra.core.weights import Model, ov_weights
 from fra.dictionaries.codes import dictionary_hook
 from fra.interventions.attach import Intervention
-from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.conditions import exact
 
 DROPPED = (*(f"{side} {term}" for side in ("query", "key") for term in TERMS), "scale")
 """What `errors` leaves out in turn: each kind of term on each side, and the score's scale."""
@@ -88,7 +89,7 @@ def output_errors(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: in
     """
     arm = measure_arm(model, sae, tokens[None], layer, dictionary_hook(sae))
     weights = ov_weights(model, layer, arm.frozen.hook_name)
-    own_z, own_out = _own_outputs(model, tokens.to(arm.frozen.x.device), layer, arm.frozen.n_heads)
+    own_z, own_out = own_outputs(model, tokens.to(arm.frozen.x.device), layer, arm.frozen.n_heads)
     found = {}
     for head in range(arm.frozen.n_heads):
         output = ResolvedOutput(arm, weights, head)
@@ -157,17 +158,17 @@ def sums_evidence(
     left_out = {name: worst[name] for name in dropped if name in worst}
     numbers = {bar: float(np.min([row[name] for row in rows])) for bar, name in at_least.items()}
     numbers[LEFT_OUT] = float(np.min(list(left_out.values()))) if left_out else float("nan")
-    above = [Condition(name, value, value, value, claim.bars[name]) for name, value in numbers.items()]
+    above = [exact(name, value, claim.bars[name]) for name, value in numbers.items()]
     return Evidence(
         claim=claim,
         head=head,
-        candidates={"every term": (Condition("error", error, error, error, claim.bar, above=False), *above)},
+        candidates={"every term": (exact("error", error, claim.bar, above=False), *above)},
         n=len(rows),
         detail={"error with one kind of term left out": left_out},
     )
 
 
-def _own_outputs(
+def own_outputs(
     model: Model, tokens: Int[Tensor, " pos"], layer: int, n_heads: int
 ) -> tuple[Float[Tensor, "pos n_heads d_head"], Float[Tensor, "n_heads_and_one pos d_model"]]:
     """hook_z, and what the attention module puts out with one head at a time, the others' hook_z set to zero (last:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -23,25 +23,8 @@ from fra.core.resolve import ResolvedHead
 from fra.core.weights import Model, raw_weights
 from fra.dictionaries.codes import Codes, codes, dictionary_hook
 from fra.interventions.gauges import basis, key_bias, mean_direction, norm, parameter, rank_one, turned, why_not
-from fra.targets.target import in_double
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.stats import seed_of
-
-if TYPE_CHECKING:
-    pass
-
-__all__ = [
-    "STAYS",
-    "Moved",
-    "basis",
-    "evidence",
-    "in_double",
-    "key_bias",
-    "mean_direction",
-    "measure",
-    "rank_one",
-    "why_not",
-]
 
 STRONGEST = 50
 STAYS = 1e-10

@@ -53,7 +53,7 @@ def every_intervention(model: Model, sae: Any, arm: Arm, head: int, text: Texts)
     layer = arm.frozen.layer
     where: dict[str, Any] = {"layer": layer, "head": head}
     place = where | {"dictionary": sae}
-    channels, features = _live_channels(arm, text.cut)
+    channels, features = live_channels(arm, text.cut)
     blocks = [("feature", "bias"), ("error", "feature"), ("bias", "error")]
     keys = [0, text.cut - 2, text.cut, text.cut + 1]
     made = {
@@ -75,7 +75,7 @@ def every_intervention(model: Model, sae: Any, arm: Arm, head: int, text: Texts)
     return made | ({"frozen scales": frozen} if frozen.hooks else {})  # a model without norms has none to freeze
 
 
-def _live_channels(arm: Arm, cut: int) -> tuple[Int[Tensor, "n 2"], Int[Tensor, " m"]]:
+def live_channels(arm: Arm, cut: int) -> tuple[Int[Tensor, "n 2"], Int[Tensor, " m"]]:
     """Pairs of features live at the positions next to the cut and at earlier keys of one document, and all their
     features.
 

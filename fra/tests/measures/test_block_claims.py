@@ -292,10 +292,10 @@ def test_a_dense_feature_that_covers_a_set() -> None:
 
 
 def test_sequences_are_shuffled_between_sources() -> None:
-    firings = b05_likeness.Firings(
+    some = b05_likeness.Activations(
         torch.zeros(60, 2, 1), torch.ones(60, 2, dtype=torch.bool), [str(k // 2) for k in range(60)]
     )
-    rolls = firings.rolls(0)
+    rolls = some.rolls(0)
     assert len(set(rolls)) == b05_likeness.SHUFFLES
     assert not {0, 1, 59} & set(rolls)  # neighbours share a source
 

@@ -13,26 +13,27 @@ from scipy import stats as sps
 
 import fra
 from fra.attribution.head_outputs import HeadOutputs, Live, observe, padded
-from fra.attribution.own_tokens import own_tokens
-from fra.claim import Claim, Outcome, judge
+from fra.attribution.raised_tokens import raised_tokens
+from fra.claim import Claim, Condition, Outcome, judge
 from fra.dictionaries.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
 from fra.dictionaries.encoder import Encoder
 from fra.measures.head_outputs import corpus as head_output_corpus
 from fra.measures.head_outputs import d01_quality, d04_d06_heads, d05_sources, d16_groups, d18_width
-from fra.measures.head_outputs.corpus import Corpus, Firings
+from fra.measures.head_outputs.corpus import CorpusFirings, HalvedCorpus
 from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets
 from fra.stimuli.repeated import Batch
 from fra.tests.claims import claim
 from fra.tests.models import ARCHITECTURES, D_MODEL, build_sae, model_folder, random_tokens, tiny, tiny_sae
 from fra.tests.tiny_targets import signed_axes, write_target, write_text
-from fra.verdicts.pooled import Measured, clustered, clustered_or_number, evidence, worst
+from fra.verdicts.decide import Number
+from fra.verdicts.pooled import ByDictionary, clustered, clustered_or_number, evidence
 
 Z = "blocks.1.attn.hook_z"
 N_HEADS, D_HEAD = 4, 8
 
 
-def made_up(blocks: torch.Tensor, n_docs: int = 24, n_pos: int = 30, seed: int = 0) -> Firings:
+def made_up(blocks: torch.Tensor, n_docs: int = 24, n_pos: int = 30, seed: int = 0) -> CorpusFirings:
     """Firings of a ReLU dictionary with encoder blocks [n_heads, d_head, d_sae] on random values and patterns."""
     g = torch.Generator().manual_seed(seed)
     values = torch.randn(n_docs, n_pos, N_HEADS, D_HEAD, generator=g, dtype=torch.float64)
@@ -47,8 +48,8 @@ def made_up(blocks: torch.Tensor, n_docs: int = 24, n_pos: int = 30, seed: int =
     outputs = HeadOutputs(Encoder(Z, 1, blocks, bias, "none"), z, values, pattern, real.to(z), real, live)
     tokens = torch.randint(1, 200, (n_docs, n_pos), generator=g)
     order = np.arange(n_docs)
-    corpus = Corpus(tokens, real, tuple(f"s{k}" for k in order[1::2]), order[::2], order[1::2], list(tokens))
-    return Firings(corpus, outputs, live.where(live.pos > 0))
+    corpus = HalvedCorpus(tokens, real, tuple(f"s{k}" for k in order[1::2]), order[::2], order[1::2], list(tokens))
+    return CorpusFirings(corpus, outputs, live.where(live.pos > 0))
 
 
 def blocks_of(heads: list[int], seed: int = 1, size: float = 3.0) -> torch.Tensor:
@@ -113,7 +114,9 @@ def test_spread_features_that_move_the_same_tokens_agree() -> None:
     alike[:, 1] = alike[:, 0]
     values = o.values.clone()
     values[:, :, 1] = values[:, :, 0]
-    same = Firings(firings.corpus, HeadOutputs(o.encoder, o.z, values, alike, o.gain, o.real, o.live), firings.live)
+    same = CorpusFirings(
+        firings.corpus, HeadOutputs(o.encoder, o.z, values, alike, o.gain, o.real, o.live), firings.live
+    )
     for each, low, high in ((same, 0.999, 1.0), (firings, 0.0, 0.6)):
         share = torch.tensor([[0.45, 0.44, 0.06, 0.05]] * 6, dtype=torch.float64)
         division = d04_d06_heads.Division(torch.arange(6), share, torch.ones(6, dtype=torch.float64))
@@ -203,7 +206,7 @@ def test_the_rise_is_the_slope_of_the_quarters() -> None:
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_own_token_is_what_the_models_logits_say(kind: str) -> None:
+def test_the_raised_token_is_what_the_models_logits_say(kind: str) -> None:
     """The feature's decoder added to hook_z with the rest of the model frozen: MLP outputs and scales held."""
     model: Any = tiny(kind, torch.float64)
     sae = tiny_sae(Z, dtype="float64", reshape_activations="hook_z")
@@ -216,7 +219,7 @@ def test_own_token_is_what_the_models_logits_say(kind: str) -> None:
         held += [("blocks.1.hook_mlp_out", lambda old, hook: clean["blocks.1.hook_mlp_out"])] * (
             "blocks.1.hook_mlp_out" in clean
         )
-        own = own_tokens(model, sae)
+        own = raised_tokens(model, sae)
         for feature in (0, 40, 95):
             add = sae.W_dec[feature].detach()
 
@@ -246,22 +249,29 @@ def test_the_worst_dictionary_decides() -> None:
         name: clustered(level + 0.05 * rng.normal(size=40), np.ones(40), sources, (name,))
         for name, level in (("good", 0.9), ("bad", 0.3))
     }
-    both = worst(Measured("share", 0.5, means), 0.05, 1)
+
+    def pooled(bar: float, given: dict[str, Any], above: bool = True, conditions: int = 1) -> Condition:
+        """The first of so many conditions, any of which may refute."""
+        claim = claim_of(bar=bar, above=above)
+        measured = [ByDictionary(f"share {k}", bar, given, above=above) for k in range(conditions)]
+        return evidence(claim, measured, 40, {}).candidates["every dictionary"][0]
+
+    both = pooled(0.5, means)
     assert both.fails(0.05) and not both.holds(0.05)
     assert both.effect == pytest.approx(0.3, abs=0.03) and both.high < 0.5
-    alone = worst(Measured("share", 0.5, {"good": means["good"]}), 0.05, 1)
+    alone = pooled(0.5, {"good": means["good"]})
     assert alone.holds(0.05) and alone.low > 0.5
-    below = worst(Measured("L0", 0.5, means, above=False), 0.05, 1)
+    below = pooled(0.5, means, above=False)
     assert below.fails(0.05) and below.effect == pytest.approx(0.9, abs=0.03)
     fixed = clustered_or_number(24.0 * np.ones(40), np.ones(40), sources, ("L0",))
-    assert fixed == 24.0
+    assert fixed == Number(24.0)
     for bar, holds in ((25.0, True), (23.0, False)):
-        number = worst(Measured("L0", bar, {"topk": fixed}, above=False), 0.05, 2)
+        number = pooled(bar, {"topk": fixed}, above=False, conditions=2)
         assert number.p is None and number.holds(0.05) == holds and number.fails(0.05) != holds
-    mixed = worst(Measured("share", 0.5, {"good": means["good"], "block": 1.0}), 0.05, 2)
+    mixed = pooled(0.5, {"good": means["good"], "block": Number(1.0)}, conditions=2)
     assert mixed.holds(0.05) and mixed.effect == alone.effect and mixed.low == alone.low
-    assert worst(Measured("share", 0.5, {"good": means["good"], "block": 0.2}), 0.05, 2).fails(0.05)
-    found = evidence(claim_of(), [Measured("share", 0.5, means, null=0.25)], 40, {})
+    assert pooled(0.5, {"good": means["good"], "block": Number(0.2)}, conditions=2).fails(0.05)
+    found = evidence(claim_of(), [ByDictionary("share", 0.5, means, null=0.25)], 40, {})
     assert judge(found.claim, found).outcome == Outcome.REFUTED and found.power is not None and found.power > 0.99
 
 
@@ -438,7 +448,7 @@ def test_tokens_found_are_counted_by_document(tmp_path: Path) -> None:
     sae = made.dictionaries[Z]
     count, dealt, _ = d18_width.tokens_found(made, sae, batch, 0)
     o = observe(made.model, sae, d05_sources.documents_of(batch))
-    own = own_tokens(made.model, sae)
+    own = raised_tokens(made.model, sae)
 
     def by_hand(own: list[int]) -> list[int]:
         found = []

@@ -69,12 +69,12 @@ def test_channels_are_those_of_one_document_and_without_any_the_layer_says_so() 
         return set(arm.codes.feature[arm.codes.row == doc * pos + at].tolist())
 
     key_of_first = arm.codes.row == CUT - 2  # the first document has nothing at this key: the second serves
-    channels, features = q19_leaks._live_channels(without(key_of_first), CUT)
+    channels, features = q19_leaks.live_channels(without(key_of_first), CUT)
     before = channels[: len(channels) // 2]
     assert set(before[:, 0].tolist()) <= live(1, CUT - 1) and set(before[:, 1].tolist()) <= live(1, CUT - 2)
     assert set(features.tolist()) == set(channels.flatten().tolist())
     with pytest.raises(CannotLoad, match=f"no document of layer {LAYER} has live features at both positions 8 and 7"):
-        q19_leaks._live_channels(without(arm.codes.row % pos == CUT - 2), CUT)
+        q19_leaks.live_channels(without(arm.codes.row % pos == CUT - 2), CUT)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "llama"])
@@ -118,7 +118,7 @@ def test_a_heads_result_is_its_output_through_its_own_weights() -> None:
     model = double("gpt2")
     tokens = random_tokens(16, 1)
     with torch.no_grad():
-        _, out = q01_q18_exactness._own_outputs(model, tokens, LAYER, 4)
+        _, out = q01_q18_exactness.own_outputs(model, tokens, LAYER, 4)
     z = iv.head_outputs(model, tokens[None], layer=LAYER, head=HEAD)[0]
     attention: Any = model.blocks[LAYER].attn
     torch.testing.assert_close(out[HEAD] - out[-1], z @ attention.W_O[HEAD].detach())

@@ -94,6 +94,14 @@ class HeadStatus:
     """Mean attention on each of STRIPES and `uniform`, repeated documents."""
 
 
+def classify(means: ClusterMeans, level: float) -> list[tuple[str, float, float]]:
+    """Status of every head, from the contrasts of all, with the bounds that it rests on."""
+    return [
+        ("TIH" if low >= TIH_AT_LEAST else "not a TIH" if high <= NOT_TIH_AT_MOST else "undecided", low, high)
+        for low, high in zip(means.lower(level).tolist(), means.upper(level).tolist(), strict=True)
+    ]
+
+
 def head_status(
     model: Model, batch: Batch, *, target: str, stimulus: str, level: float = 0.05
 ) -> dict[str, HeadStatus]:
@@ -103,20 +111,17 @@ def head_status(
     definitions). Bounds are one-sided, simultaneous over all heads of the model (max-T), documents resampled.
     """
     sides = [patterns(model, tokens) for tokens in (batch.tokens, batch.control)]
-    n_layers, _, n_heads = sides[0].shape[:3]
+    n_heads = sides[0].shape[2]
     heads_first = [side.transpose(1, 2).flatten(0, 1).cpu() for side in sides]
     sums = row_sums(contrast(heads_first[0], heads_first[1], batch), batch)
     counts = np.repeat(batch.periods.numpy()[:, None].astype(float), sums.shape[1], axis=1)
     means = ClusterMeans(
         by_source(sums, batch.sources), by_source(counts, batch.sources), seed=seed_of(target, stimulus, "status")
     )
-    lower, upper = means.lower(level), means.upper(level)
     stripes = {name: value.mean(-1) for name, value in stripe_attention(heads_first[0], batch).items()}
     found = {}
-    for number in range(n_layers * n_heads):
+    for number, (status, low, high) in enumerate(classify(means, level)):
         name = f"L{number // n_heads}H{number % n_heads}"
-        low, high = float(lower[number]), float(upper[number])
-        status = "TIH" if low >= TIH_AT_LEAST else "not a TIH" if high <= NOT_TIH_AT_MOST else "undecided"
         own = {stripe: float(value[number]) for stripe, value in stripes.items()}
         found[name] = HeadStatus(name, status, float(means.estimate[number]), low, high, own)
     return found

@@ -92,11 +92,11 @@ def methods(
         out[name] = pair
 
     bars = np.full(s.shape[1], bar)
-    bare = [stats._Tail(sign * s, n, seed=seed, n_boot=n_boot).p(sign * bars, False) for sign in (1, -1)]
+    bare = [stats.Tail(sign * s, n, seed=seed, n_boot=n_boot).p(sign * bars, False) for sign in (1, -1)]
     add("bootstrap-t alone", bare[0], bare[1])
     t, df = (means.estimate - bar)[ok] / means.se[ok], means.n_live[ok] - 1
     add("t", sps.t.sf(t, df), sps.t.cdf(t, df))
-    _, _, residual = stats._linearised(s, n)
+    _, _, residual = stats.linearised(s, n)
     live = df + 1
     skew = (residual**3).sum(0) / live / ((residual**2).sum(0) / live) ** 1.5
     johnson = t + skew / np.sqrt(live) * (1 / 6 + t**2 / 3)  # Johnson 1978, JASA 73
@@ -151,7 +151,7 @@ def power(shape: str, n_docs: int, n_samples: int, *, above: bool, seed: int = 0
     means = ClusterMeans(sign * sums, counts, seed=seed, n_boot=n_boot)
     gain = 3 * float(np.nanstd(means.estimate))
     bar = sign * truth - gain
-    bare = stats._Tail(sign * sums[:, means.testable], counts[:, means.testable], seed=seed, n_boot=n_boot)
+    bare = stats.Tail(sign * sums[:, means.testable], counts[:, means.testable], seed=seed, n_boot=n_boot)
     hits = bare.p(np.full(int(means.testable.sum()), bar), False) <= LEVEL
     said = float(np.median(stats.power_above(means, bar, bar + gain, LEVEL, simultaneous=False)))
     return [float((means.p_above(bar, False) <= LEVEL).mean()), float(hits.sum() / n_samples), said]

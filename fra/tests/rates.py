@@ -19,7 +19,7 @@ import numpy as np
 
 from fra.tests.recorder import RANKS, STATUS
 from fra.tests.replay import N_BOOT, STRENGTHS, Counts, Replay, as_recorded
-from fra.tests.samples import Decision, load_all
+from fra.tests.samples import Decision, Member, label, load_all
 from fra.verdicts.stats import Floats, clopper_pearson, rank_p, seed_of
 
 LEVEL = 0.05
@@ -64,10 +64,10 @@ def _head(*titles: str) -> None:
 
 def _size(d: Decision) -> tuple[str, str]:
     """Heads (or dictionaries) with their candidates, and documents."""
-    candidates = [s.sums.shape[1] for s in d.samples.values()]
+    candidates = [s.sums.shape[1] for s in d.members.values()]
     low, high = min(candidates), max(candidates)
     many = "" if high == 1 else f" x {high}" if low == high else f" x {low} to {high}"
-    documents = sorted({len(s.sums) for s in d.samples.values()})
+    documents = sorted({len(s.sums) for s in d.members.values()})
     return f"{len(candidates)}{many}", " to ".join(map(str, sorted({documents[0], documents[-1]})))
 
 
@@ -87,7 +87,7 @@ def table_of_conditions(found: dict[str, Replay]) -> None:
     for claim, replay in found.items():
         for c in replay.counts:
             d = c.decision
-            marks = (" (jackknife)" if d.kind == "jackknife" else "") + (" (far end)" if c.far else "")
+            marks = (" (jackknife)" if d.jackknife else "") + (" (far end)" if c.far else "")
             outlying = c.outlying[np.isfinite(c.outlying)]
             _row(
                 (
@@ -99,7 +99,7 @@ def table_of_conditions(found: dict[str, Replay]) -> None:
                     _rate(int(c.above.max()), c.draws),
                     f"{100 * c.heads_above.mean() / c.draws:.1f}",
                     _rate(c.below, c.draws) if claim != STATUS else "-",
-                    f"{100 * LEVEL / d.share:.1f}" if claim != STATUS else "-",
+                    f"{100 * d.nominal:.1f}" if claim != STATUS else "-",
                     f"{100 * c.covered / c.draws:.1f}",
                 )
             )
@@ -115,7 +115,7 @@ def table_of_shares(found: dict[str, Replay]) -> None:
         some = [c for c, share in zip(every, shares, strict=True) if low < share <= high]
         if some:
             met = np.mean([100 * c.above.max() / c.draws for c in some])
-            refuted = np.mean([c.below / c.draws * c.decision.share / LEVEL for c in some])
+            refuted = np.mean([c.below / c.draws / c.decision.nominal for c in some])
             _row((high, len(some), f"{met:.1f}", f"{refuted:.1f} times"))
 
 
@@ -150,7 +150,7 @@ def table_of_power(found: dict[str, Replay]) -> None:
                     _spread(by_head(c, c.detectable)) if known else "-",
                     *(f"{100 * c.power(k):.0f}" if known else "-" for k in STRENGTHS),
                     _spread(strength),
-                    len(c.decision.samples) - len(strength) or "",
+                    len(c.decision.members) - len(strength) or "",
                 )
             )
 
@@ -183,12 +183,12 @@ def _where(c: Counts, met: bool) -> str:
     wrong, d = (c.heads_above if met else c.heads_below), c.decision
     worst = int(wrong.argmax())
     own = c.outlying[c.heads == worst]
-    name = list(d.samples)[worst]
-    said = f"most often {name} ({100 * wrong[worst] / c.draws:.1f})" if len(d.samples) > 1 else name
+    name = label(list(d.members)[worst])
+    said = f"most often {name} ({100 * wrong[worst] / c.draws:.1f})" if len(d.members) > 1 else name
     if np.isfinite(own).any():
         unseen = c.unseen[0 if met else 1, worst] / wrong[worst]
         said += f", {np.nanmax(own):.0%} of whose spread is one document, missing in {unseen:.0%} of these draws"
-    if d.kind == "jackknife":
+    if d.jackknife:
         return said
     found = as_recorded(d)
     heads = [  # every candidate of a head must fail
@@ -200,16 +200,17 @@ def _where(c: Counts, met: bool) -> str:
         return f"{said}; as recorded, {'met' if met else 'refuted'} nowhere"
     far = distances(c)
     nearest = min(heads, key=lambda h: far[h])
-    of = f"at {len(heads)}, of which {nearest} is the nearest to its bar" if len(heads) > 1 else f"at {nearest}"
+    name = label(nearest)
+    of = f"at {len(heads)}, of which {name} is the nearest to its bar" if len(heads) > 1 else f"at {name}"
     return f"{said}; as recorded, {'met' if met else 'refuted'} {of}, {far[nearest]:.1f} detectable effects away"
 
 
-def distances(c: Counts) -> dict[str, float]:
+def distances(c: Counts) -> dict[Member, float]:
     """How far every head's mean lies from the bar, in units of the effect that is found in 80 % of the draws: of its
     candidates the nearest.
     """
     apart = np.abs(c.estimate - c.decision.bar) / np.where(np.isfinite(c.strength), c.strength, np.nan)
-    return {h: float(np.nanmin(apart[c.heads == k], initial=np.inf)) for k, h in enumerate(c.decision.samples)}
+    return {h: float(np.nanmin(apart[c.heads == k], initial=np.inf)) for k, h in enumerate(c.decision.members)}
 
 
 def too_often(found: dict[str, Replay]) -> None:
@@ -220,7 +221,7 @@ def too_often(found: dict[str, Replay]) -> None:
             d = c.decision
             rates = [("met", int(c.above.max()), LEVEL)]
             if claim != STATUS:
-                rates.append(("refuted", c.below, LEVEL / d.share))
+                rates.append(("refuted", c.below, d.nominal))
             for side, k, nominal in rates:
                 line = f"{claim}, {d.name}, wrongly {side}: {_rate(k, c.draws)}, nominal {100 * nominal:.1f}"
                 if clopper_pearson(k, c.draws, 0.025)[0] > nominal:

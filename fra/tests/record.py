@@ -26,7 +26,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if run is not None and not hands_out and not config.option.collectonly:
         from fra.tests.recorder import Recorder
 
-        config.stash[KEY] = Recorder(run.registry.claims.values())
+        config.stash[KEY] = Recorder()
         config.stash[KEY].install()
 
 

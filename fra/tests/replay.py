@@ -1,10 +1,9 @@
 """How often a claim's tests are wrong on samples drawn from its own documents, and how strong an effect they find.
 
 The documents of a claim are taken for the population: as many are drawn, with replacement, the same ones for all heads
-and conditions, and the functions that decide the claim decide again (`fra.verdicts.conditions.two_sided`,
-`fra.verdicts.pooled.worst`, `fra.verdicts.jackknife.conditions`). The mean of such a population is known. Put at the
-bar, whatever is rejected is rejected wrongly. `fra.tests.record` writes the samples, `fra.tests.rates` the tables;
-tests: test_replay.py.
+and conditions, and `fra.verdicts.decide.corrected`, which decides the claim, decides again. The mean of such a
+population is known. Put at the bar, whatever is rejected is rejected wrongly. `fra.tests.record` writes the samples,
+`fra.tests.rates` the tables; tests: test_replay.py.
 """
 
 from __future__ import annotations
@@ -15,53 +14,59 @@ from functools import cached_property
 
 import numpy as np
 
-from fra.claim import Condition
-from fra.tests.samples import Decision, Sample
+from fra.claim import Claim, Condition
+from fra.tests.samples import Decision, Member, Sample
 from fra.tests.together import Together
+from fra.verdicts import decide as decider
 from fra.verdicts import stats
-from fra.verdicts.bounds import _exact_where_unbounded
-from fra.verdicts.conditions import two_sided
+from fra.verdicts.decide import Given, Sampled, corrected
 from fra.verdicts.jackknife import Jackknifed
-from fra.verdicts.jackknife import conditions as jackknife_conditions
-from fra.verdicts.pooled import Measured, worst
 from fra.verdicts.stats import ClusterMeans, Floats
 
 STRENGTHS = (0.5, 1.0, 2.0)
-"""Planted strengths, in units of what `fra.stats.detectable` says is found with power 0.8."""
+"""Planted strengths, in units of what `fra.verdicts.stats.detectable` says is found with power 0.8."""
 POWER = 0.8
 N_BOOT = 1_000
 """At least so many resamples; claims use 9,999."""
 Conditions = dict[str, list[Condition]]
 
 
-def decide(d: Decision, means: Mapping[str, ClusterMeans], raw: Mapping[str, Sample] | None = None) -> Conditions:
-    """The condition at every head, as the claim decides it. raw: the samples themselves, which the exact bounds of a
-    bounded condition need.
+def decide(d: Decision, samples: Mapping[Member, decider.Sample]) -> Conditions:
+    """The condition at every head, from these members' samples, as the claim decides it: the claim's other conditions
+    are there to be corrected for.
     """
-    if d.kind == "worst":
-        return {"worst": [worst(Measured(d.name, d.bar, {**means, **d.numbers}, above=d.above), d.level, d.share)]}
-    found = two_sided(d.name, d.bar, means, d.level, d.share, d.simultaneous)
-    for h, sample in (raw or {}).items() if d.bounded is not None else ():
-        if means[h].n_cand == 1:  # as fra.verdicts.bounds.columns_tested does
-            live = sample.counts.ravel() > 0
-            values = sample.sums.ravel()[live] / sample.counts.ravel()[live]
-            (own,) = found[h]
-            found[h] = [_exact_where_unbounded(own, values, d.bounded, d.level, len(means), d.share)[0]]
-    return found
+    by_head: dict[str, list[decider.Sample]] = {}
+    for (head, _), sample in samples.items():
+        by_head.setdefault(head, []).append(sample)
+    column = Sampled(
+        name=d.name,
+        samples=by_head,
+        bar=d.bar,
+        simultaneous=d.simultaneous,
+        bounded=d.bounded,
+        linearised=d.linearised,
+    )
+    others = [Given("another", {}, refutes=True)] * (d.share - max(map(len, by_head.values())))
+    claim = Claim(id="replayed", title="t", h0="h", bar=d.bar, level=d.level, statistic="s", stimuli=(), n=1,
+                  min_documents=1)  # fmt: skip
+    found = corrected(claim, [column, *others], d.refuting)
+    return {h: [own[0] for own in table] for h, table in found.conditions.items()}
 
 
-def as_recorded(d: Decision) -> Conditions:
-    """The condition at every head as it stands in the ledger: recorded samples, recorded seeds, all resamples. Of
-    `worst`, which the ledger has for all dictionaries together, at each.
+def alone(d: Decision, samples: Mapping[Member, decider.Sample]) -> dict[Member, list[Condition]]:
+    """The condition at every member, for one part of the heads' samples at a time."""
+    found = {}
+    for part in d.parts:
+        some = {member: sample for member, sample in samples.items() if member[1] == part}
+        found |= {(head, part): own for head, own in decide(d, some).items()}
+    return {member: found[member] for member in samples}
+
+
+def as_recorded(d: Decision) -> dict[Member, list[Condition]]:
+    """The condition at every member: recorded samples, recorded seeds, all resamples. For heads with one sample each it
+    is what stands in the ledger, which has several for all together.
     """
-    means = {h: ClusterMeans(s.sums, s.counts, seed=s.seed) for h, s in d.samples.items()}
-    return _alone(d, means) if d.kind == "worst" else decide(d, means, d.samples)
-
-
-def _alone(d: Decision, means: Mapping[str, ClusterMeans]) -> Conditions:
-    """`worst` for one dictionary at a time; refuted by any, so corrected over all."""
-    each = {h: Measured(d.name, d.bar, {h: m}, above=d.above) for h, m in means.items()}
-    return {h: [worst(one, d.level, d.tests)] for h, one in each.items()}
+    return alone(d, {member: ClusterMeans(s.sums, s.counts, seed=s.seed) for member, s in d.members.items()})
 
 
 @dataclass
@@ -70,21 +75,21 @@ class Counts:
 
     decision: Decision
     estimate: Floats
-    """[columns] the mean of the population, heads' candidates one after the other; NaN where it cannot be tested."""
+    """[columns] the mean of the population, members' candidates one after the other; NaN where it cannot be tested."""
     heads: np.ndarray
-    """[columns] which head each column is of."""
+    """[columns] which member each column is of."""
     detectable: Floats
-    """[columns] what `fra.stats.detectable` says of the sample."""
+    """[columns] what `fra.verdicts.stats.detectable` says of the sample."""
     draws: int = 0
     above: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
-    """Draws in which anything was found above the bar; of `worst`, for each dictionary."""
+    """[parts] draws in which anything was found above the bar, one part of the heads' samples being there at a time."""
     below: int = 0
     """Draws in which anything was found below it."""
     heads_above: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
-    """[heads or dictionaries] draws in which this one was found above it; below it."""
+    """[members] draws in which this one was found above it; below it."""
     heads_below: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
     unseen: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
-    """[2, heads] of these draws, those that lacked the head's most outlying document."""
+    """[2, members] of these draws, those that lacked the member's most outlying document."""
     covered: float = 0.0
     """Share of heads whose interval holds the mean of the population where that is, added over draws."""
     needed: list[Floats] = field(default_factory=list)
@@ -94,9 +99,9 @@ class Counts:
 
     @cached_property
     def farthest(self) -> list[tuple[int, int]]:
-        """[heads] how many documents there are, and which one lies farthest from the mean."""
+        """[members] how many documents there are, and which one lies farthest from the mean."""
         found = []
-        for sample in self.decision.samples.values():
+        for sample in self.decision.members.values():
             apart = np.abs(sample.sums - pooled_mean(sample) * sample.counts)
             found.append((len(apart), int(np.nan_to_num(apart).max(1).argmax())))
         return found
@@ -105,7 +110,7 @@ class Counts:
     def outlying(self) -> Floats:
         """[columns] the share that one document has of the squared deviations from the mean; NaN without any."""
         parts = []
-        for sample in self.decision.samples.values():
+        for sample in self.decision.members.values():
             apart = (sample.sums - pooled_mean(sample) * sample.counts) ** 2
             with np.errstate(invalid="ignore", divide="ignore"):
                 parts.append(apart.max(0) / apart.sum(0))
@@ -166,12 +171,12 @@ class Replay:
         self.decisions = list(decisions)
         self.n_boot = resamples(self.decisions)
         self.draws = draws
-        self._places: dict[tuple[int, str], tuple[int, int]] = {}
+        self._places: dict[tuple[int, Member], tuple[int, int]] = {}
         self._sides: dict[int, list[Sample]] = {}
         for k, d in enumerate(self.decisions):
-            for h, sample in d.samples.items() if d.kind != "jackknife" else ():
+            for member, sample in d.members.items() if not d.jackknife else ():
                 side = self._sides.setdefault(len(sample.sums), [])
-                self._places[k, h] = len(sample.sums), len(side)
+                self._places[k, member] = len(sample.sums), len(side)
                 side.append(sample)
         self._whole = self._together({n: slice(None) for n in self._sides}, 0)
         self.refuted = 0
@@ -183,48 +188,35 @@ class Replay:
 
     def _start(self, k: int) -> Counts:
         d = self.decisions[k]
-        estimate = np.concatenate([pooled_mean(s) for s in d.samples.values()])
-        heads = np.repeat(np.arange(len(d.samples)), [s.sums.shape[1] for s in d.samples.values()])
-        counts = Counts(d, estimate, heads, np.full(len(estimate), np.nan))
-        counts.above = np.zeros(len(d.samples) if d.kind == "worst" else 1, dtype=int)
-        counts.heads_above, counts.heads_below = np.zeros((2, len(d.samples)), dtype=int)
-        counts.unseen = np.zeros((2, len(d.samples)), dtype=int)
-        if d.kind == "jackknife":
+        estimate = np.concatenate([pooled_mean(s) for s in d.members.values()])
+        members = np.repeat(np.arange(len(d.members)), [s.sums.shape[1] for s in d.members.values()])
+        counts = Counts(d, estimate, members, np.full(len(estimate), np.nan))
+        counts.above = np.zeros(len(d.parts), dtype=int)
+        counts.heads_above, counts.heads_below = np.zeros((2, len(d.members)), dtype=int)
+        counts.unseen = np.zeros((2, len(d.members)), dtype=int)
+        if d.jackknife:
             return counts
-        parts = [self._whole[self._places[k, h][0]].part(self._places[k, h][1]) for h in d.samples]
-        counts.estimate = np.concatenate([p.estimate for p in parts])
-        if d.above:
-            counts.detectable = np.concatenate(
-                [stats.detectable(p, self._power_level(d), POWER, d.simultaneous) for p in parts]
-            )
+        places = [self._places[k, member] for member in d.members]
+        samples = [self._whole[n].part(place) for n, place in places]
+        counts.estimate = np.concatenate([m.estimate for m in samples])
+        level = d.level / len(d.heads)
+        counts.detectable = np.concatenate([stats.detectable(m, level, POWER, d.simultaneous) for m in samples])
         if d.bounded is not None:
-            inside = [moved_within(s, d.bar, d.bounded) for s in d.samples.values()]
+            inside = [moved_within(s, d.bar, d.bounded) for s in d.members.values()]
             counts.far = any(sample is None for sample in inside)
         return counts
-
-    @staticmethod
-    def _power_level(d: Decision) -> float:
-        return d.level if d.kind == "worst" else d.level / len(d.samples)
 
     def run(self, seed: int) -> None:
         """Draw, decide and count."""
         rng = np.random.default_rng(seed)
-        sizes = {len(s.sums) for d in self.decisions for s in d.samples.values()}
+        sizes = {len(s.sums) for d in self.decisions for s in d.members.values()}
         for _ in range(self.draws):
             rows = {n: rng.integers(n, size=n) for n in sorted(sizes)}
             drawn = self._together(rows, int(rng.integers(2**62)))
             refuted = False
             for k, d in enumerate(self.decisions):
-                failed = self._jackknife(k, rows) if d.kind == "jackknife" else self._one(k, drawn, rows, rng)
-                refuted |= failed and d.judged
+                refuted |= self._one(k, drawn, rows, rng) and d.judged
             self.refuted += refuted
-
-    @staticmethod
-    def _add(counts: Counts, held: np.ndarray, failed: np.ndarray, rows: Mapping[int, np.ndarray]) -> None:
-        unseen = np.array([k not in rows[n] for n, k in counts.farthest])
-        counts.heads_above += held
-        counts.heads_below += failed
-        counts.unseen += [held & unseen, failed & unseen]
 
     def forget(self) -> None:
         """Let go of what only drawing needs."""
@@ -235,80 +227,65 @@ class Replay:
     ) -> bool:
         d, counts = self.decisions[k], self.counts[k]
         split = np.split(counts.estimate, np.flatnonzero(np.diff(counts.heads)) + 1)
-        as_is, at_bar = {}, {}
-        for (h, _), estimate in zip(d.samples.items(), split, strict=True):
-            n, place = self._places[k, h]
-            as_is[h] = drawn[n].part(place)
-            at_bar[h] = drawn[n].part(place, np.nan_to_num(d.bar - estimate))
-        raw = at = None
-        null: Mapping[str, ClusterMeans] = at_bar
-        if d.bounded is not None:
-            raw = {h: Sample(s.sums[rows[len(s.sums)]], s.counts[rows[len(s.sums)]]) for h, s in d.samples.items()}
-            null, at = self._bounded(d, counts.far, rows, rng)
-        found = decide(d, null, at)
+        as_is: dict[Member, decider.Sample] = {}
+        at_bar: dict[Member, decider.Sample] = {}
+        for (member, sample), estimate in zip(d.members.items(), split, strict=True):
+            for found, moved in ((as_is, np.zeros_like(estimate)), (at_bar, np.nan_to_num(d.bar - estimate))):
+                if d.jackknife:
+                    found[member] = _jackknifed(sample, rows[len(sample.sums)], float(moved[0]))
+                else:
+                    n, place = self._places[k, member]
+                    found[member] = drawn[n].part(place, moved)
+        null = at_bar if d.bounded is None else self._bounded(d, counts.far, rows, rng)
+        by_member = alone(d, null)
+        held = np.array([any(c.holds(d.level) for c in own) for own in by_member.values()])
+        failed = np.array([any(c.fails(d.level) for c in own) for own in by_member.values()])
         counts.draws += 1
-        held = np.array([any(c.holds(d.level) for c in own) for own in found.values()])
-        failed = np.array([any(c.fails(d.level) for c in own) for own in found.values()])
-        if d.kind == "worst":  # one dictionary at the bar, the others beyond it
-            alone = [c for own in _alone(d, null).values() for c in own]
-            held, failed = np.array([[c.holds(d.level), c.fails(d.level)] for c in alone]).T
-            counts.above += held
-        else:
-            counts.above += held.any()
+        counts.above += [any(h for h, (_, own) in zip(held, d.members, strict=True) if own == part) for part in d.parts]
         counts.below += failed.any()
-        self._add(counts, held, failed, rows)
-        counts.covered += self._covered(d, decide(d, as_is, raw), split)
-        if d.above:
-            level = self._power_level(d)
-            counts.needed.append(d.bar - np.concatenate([p.lower(level, d.simultaneous) for p in at_bar.values()]))
+        unseen = np.array([k not in rows[n] for n, k in counts.farthest])
+        counts.heads_above += held
+        counts.heads_below += failed
+        counts.unseen += [held & unseen, failed & unseen]
+        counts.covered += self._covered(d, as_is, split)
+        level = d.level / len(d.heads)
+        counts.needed.append(d.bar - np.concatenate([m.lower(level, d.simultaneous) for m in at_bar.values()]))
         return bool(failed.any())
 
     def _bounded(
         self, d: Decision, far: bool, rows: Mapping[int, np.ndarray], rng: np.random.Generator
-    ) -> tuple[dict[str, ClusterMeans], dict[str, Sample]]:
+    ) -> dict[Member, decider.Sample]:
         """The condition's null where values have a range: made, not moved, since the exact bounds look at values."""
         assert d.bounded is not None
         at = {}
-        for h, s in d.samples.items():
+        for member, s in d.members.items():
             inside, own = None if far else moved_within(s, d.bar, d.bounded), rows[len(s.sums)]
-            at[h] = (
+            at[member] = (
                 at_far_end(s, own, d.bar, d.bounded, rng)
                 if inside is None
                 else Sample(inside.sums[own], inside.counts[own])
             )
         seed = int(rng.integers(2**62))
-        return {h: ClusterMeans(s.sums, s.counts, seed=seed, n_boot=self.n_boot) for h, s in at.items()}, at
+        return {member: ClusterMeans(s.sums, s.counts, seed=seed, n_boot=self.n_boot) for member, s in at.items()}
 
     @staticmethod
-    def _covered(d: Decision, found: Conditions, truth: Sequence[Floats]) -> float:
+    def _covered(d: Decision, drawn: Mapping[Member, decider.Sample], truth: Sequence[Floats]) -> float:
         """Share of heads all of whose bounds hold what they are bounds of; what cannot be tested is left out."""
-        if d.kind == "worst":
-            pick = np.min if d.above else np.max
-            truth = [np.array([pick(np.concatenate([*truth, list(d.numbers.values())]))])]
+        numbers = {m: float(s.sums[0, 0]) for m, s in d.samples.items() if s.kind == "number"}
+        known = dict(zip(d.members, truth, strict=True)) | {m: np.array([x]) for m, x in numbers.items()}
+        found = decide(d, {**drawn, **{m: decider.Number(x) for m, x in numbers.items()}})
         inside = [
-            all(c.low <= t <= c.high for c, t in zip(own, each, strict=True) if np.isfinite(t))
-            for own, each in zip(found.values(), truth, strict=True)
+            all(
+                c.low <= t <= c.high
+                for c, t in zip(own, np.min([known[m] for m in known if m[0] == h], axis=0), strict=True)
+                if np.isfinite(t)
+            )
+            for h, own in found.items()
         ]
         return float(np.mean(inside))
 
-    def _jackknife(self, k: int, rows: Mapping[int, np.ndarray]) -> bool:
-        d, counts = self.decisions[k], self.counts[k]
 
-        def drawn(s: Sample, moved: float) -> Jackknifed:
-            values = s.sums[rows[len(s.sums)], 0] + moved
-            return Jackknifed(float(values.mean()), (values.sum() - values) / (len(values) - 1), s.least)
-
-        as_is = {h: drawn(s, 0.0) for h, s in d.samples.items()}
-        at_bar = {h: drawn(s, d.bar - float(s.sums.mean())) for h, s in d.samples.items()}
-        found = jackknife_conditions(d.name, d.bar, at_bar, d.level, d.share)
-        held, failed = np.array([[c.holds(d.level), c.fails(d.level)] for c in found.values()]).T
-        counts.draws += 1
-        counts.above += held.any()
-        counts.below += failed.any()
-        self._add(counts, held, failed, rows)
-        seen = jackknife_conditions(d.name, d.bar, as_is, d.level, d.share)
-        inside = [c.low <= float(d.samples[h].sums.mean()) <= c.high for h, c in seen.items()]
-        counts.covered += float(np.mean(inside))
-        alone = [jackknife_conditions(d.name, d.bar, {h: j}, d.level / len(at_bar))[h].low for h, j in at_bar.items()]
-        counts.needed.append(d.bar - np.array(alone))
-        return bool(failed.any())
+def _jackknifed(sample: Sample, rows: np.ndarray, moved: float) -> Jackknifed:
+    """A draw of pseudo-values."""
+    values = sample.sums[rows, 0] + moved
+    return Jackknifed(float(values.mean()), (values.sum() - values) / (len(values) - 1), sample.least)

@@ -9,68 +9,104 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from fra.errors import FraError
+from fra.verdicts.decide import WHOLE, Refuting
 from fra.verdicts.stats import Floats
 
 SUFFIX = ".npz"
+Member = tuple[str, str]
+"""A head, and which of its several samples ("" where it has one)."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Sums and counts [n_clusters, n_candidates] as `fra.stats.ClusterMeans` was given them.
+    """Sums and counts [n_clusters, n_candidates] as `fra.verdicts.stats.ClusterMeans` was given them.
 
-    Of a jackknife: pseudo-values [n_sources, 1], whose mean is the estimate, and ones.
+    Of a jackknife: pseudo-values [n_sources, 1], whose mean is the estimate, and ones. Of a number in which all
+    documents agree: itself, [1, 1].
     """
 
     sums: Floats
     counts: Floats
     seed: int = 0
+    kind: Literal["means", "jackknife", "number"] = "means"
     least: float = 0.0
     """Of a jackknife: the smallest standard error that is believed."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """One condition of a claim for its whole family, as it was decided."""
+    """One condition of a claim for its whole family, as `fra.verdicts.decide` was given it: effect > bar.
 
-    kind: str
-    """Which function decides: `two_sided` (fra.verdicts.conditions), `worst` (fra.verdicts.pooled) or `jackknife`
-    (fra.verdicts.jackknife)."""
+    A condition "effect < bar" has its sign turned; one said as a share is the linear form that is tested against zero.
+    """
+
     claim: str
     name: str
     bar: float
     level: float
     share: int
-    """Conditions any one of which may refute, as the function was told."""
-    samples: Mapping[str, Sample]
-    """By head, or by dictionary."""
+    """Samples and conditions of the claim that may refute, each by itself."""
+    samples: Mapping[Member, Sample]
     simultaneous: bool = False
-    above: bool = True
-    """False: the claim says effect < bar. `two_sided` knows nothing of it: its sample then has its sign turned."""
     bounded: tuple[float, float] | None = None
     """The range of a document's value, where the exact bounds of `fra.verdicts.bounds` may take over."""
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    """Dictionaries in which every document gives the same number (`worst`)."""
+    linearised: bool = False
+    refuting: Refuting = "bonferroni"
     judged: bool = True
     """False: it stands beside the verdict and decides nothing."""
 
     @property
+    def members(self) -> dict[Member, Sample]:
+        """The samples that vary."""
+        return {member: sample for member, sample in self.samples.items() if sample.kind != "number"}
+
+    @property
+    def heads(self) -> list[str]:
+        """Heads, each once."""
+        return list(dict.fromkeys(head for head, _ in self.samples))
+
+    @property
+    def parts(self) -> list[str]:
+        """Which samples a head has, of those that vary."""
+        return list(dict.fromkeys(part for _, part in self.members))
+
+    @property
+    def jackknife(self) -> bool:
+        """Whether it rests on a jackknife."""
+        return any(sample.kind == "jackknife" for sample in self.samples.values())
+
+    @property
     def tests(self) -> int:
-        """By how much the refuting direction is corrected (Bonferroni)."""
-        return self.share * (len(self.samples) + len(self.numbers))
+        """By how much the refuting direction is corrected, at most."""
+        return len(self.heads) * (1 if self.refuting == "holm" else self.share)
+
+    @property
+    def nominal(self) -> float:
+        """How often it may be refuted wrongly."""
+        parts = len(dict.fromkeys(part for _, part in self.samples))
+        return self.level if self.refuting == "holm" else self.level * parts / self.share
+
+
+def label(member: Member) -> str:
+    """A member in words: its head, and which sample; of a claim about the whole target the sample alone."""
+    head, part = member
+    return part if head == WHOLE and part else f"{head} {part}".strip()
 
 
 def save(decision: Decision, folder: Path) -> Path:
     """Write one decision; the same decision has the same file name."""
     about = asdict(replace(decision, samples={}))
-    del about["samples"]
-    about["members"] = [{"name": h, "seed": str(s.seed), "least": s.least} for h, s in decision.samples.items()]
+    about["samples"] = [
+        {"member": member, "seed": str(s.seed), "kind": s.kind, "least": s.least}
+        for member, s in decision.samples.items()
+    ]
     arrays = {}
     for k, sample in enumerate(decision.samples.values()):
         arrays[f"sums {k}"], arrays[f"counts {k}"] = sample.sums, sample.counts
@@ -90,16 +126,17 @@ def load(path: Path) -> Decision:
     try:
         with np.load(path, allow_pickle=False) as found:
             about: dict[str, Any] = json.loads(str(found["about"]))
-            members = about.pop("members")
-            samples = {
-                m["name"]: Sample(found[f"sums {k}"], found[f"counts {k}"], int(m["seed"]), m["least"])
-                for k, m in enumerate(members)
+            about["samples"] = {
+                tuple(m["member"]): Sample(
+                    found[f"sums {k}"], found[f"counts {k}"], int(m["seed"]), m["kind"], m["least"]
+                )
+                for k, m in enumerate(about["samples"])
             }
     except (OSError, ValueError, KeyError) as error:
         raise FraError(f"{path} is no recorded sample: {error}") from error
     if about["bounded"] is not None:
         about["bounded"] = tuple(about["bounded"])
-    return Decision(**about, samples=samples)
+    return Decision(**about)
 
 
 def load_all(folder: Path) -> list[Decision]:

@@ -12,14 +12,14 @@ from fra.verdicts import stats
 from fra.verdicts.stats import ClusterMeans, Floats
 
 
-class _Drawn(stats._Tail):
+class _Drawn(stats.Tail):
     """A test whose resamples were drawn together with other columns'."""
 
-    def __init__(self, whole: stats._Tail, t: Floats, columns: slice) -> None:
+    def __init__(self, whole: stats.Tail, t: Floats, columns: slice) -> None:
         self.estimate, self.se = whole.estimate[columns], whole.se[columns]
         self._n_boot, self._sorted, self._t = whole._n_boot, {}, t[:, columns]
 
-    def _resamples(self, some: slice) -> Iterator[Floats]:
+    def resamples(self, some: slice) -> Iterator[Floats]:
         yield self._t[:, some]
 
 
@@ -38,19 +38,19 @@ class Together:
     def tail(self, side: str, k: int) -> _Drawn:
         """The test `side` (an attribute of ClusterMeans) of the k-th sample."""
         if (side, k) not in self._tails:
-            whole: stats._Tail = getattr(self.means, side)
+            whole: stats.Tail = getattr(self.means, side)
             if side not in self._t:
-                self._t[side] = np.concatenate(list(whole._resamples(slice(None))))
+                self._t[side] = np.concatenate(list(whole.resamples(slice(None))))
             own = slice(self._place[self.columns[k].start], self._place[self.columns[k].stop])
             self._tails[side, k] = _Drawn(whole, self._t[side], own)
         return self._tails[side, k]
 
-    def part(self, k: int, moved: Floats | float = 0.0) -> Part:
+    def part(self, k: int, moved: Floats | float = 0.0) -> Shifted:
         """The k-th sample, every effect of a candidate moved by a constant ([n_cand])."""
-        return Part(self, k, moved)
+        return Shifted(self, k, moved)
 
 
-class Part(ClusterMeans):
+class Shifted(ClusterMeans):
     """One of several samples that are resampled together, its effects moved.
 
     A constant on every effect moves estimate and bounds by as much and changes nothing else, so the sample as it is is
@@ -66,17 +66,19 @@ class Part(ClusterMeans):
         self.n_cand = len(self.testable)
         self.moved = np.broadcast_to(np.asarray(moved, dtype=np.float64), (self.n_cand,))
         self.estimate = whole.estimate[own] + self.moved
+        self.counts = whole.counts[:, own]
+        self.sums = whole.sums[:, own] + self.moved * self.counts
 
     @property
-    def _above(self) -> stats._Tail:  # type: ignore[override]
+    def _above(self) -> stats.Tail:  # type: ignore[override]
         return self._together.tail("_above", self._k)
 
     @property
-    def _below(self) -> stats._Tail:  # type: ignore[override]
+    def _below(self) -> stats.Tail:  # type: ignore[override]
         return self._together.tail("_below", self._k)
 
     @property
-    def _unguarded_below(self) -> stats._Tail:  # type: ignore[override]
+    def _unguarded_below(self) -> stats.Tail:  # type: ignore[override]
         return self._together.tail("_unguarded_below", self._k)
 
     def p_above(self, bar: float, simultaneous: bool = True) -> Floats:  # type: ignore[override]

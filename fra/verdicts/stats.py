@@ -90,7 +90,7 @@ class ClusterMeans:
         self.n_live: NDArray[np.int64] = (n > 0).sum(axis=0)
         finite = np.isfinite(s).all(axis=0) & np.isfinite(n).all(axis=0)
         s, n = np.where(finite, s, 0.0), np.where(finite, n, 0.0)
-        estimate, se, _ = _linearised(s, n)
+        estimate, se, _ = linearised(s, n)
         with np.errstate(divide="ignore", invalid="ignore"):
             # Rounding leaves a constant sample residuals of 1e-16 of its terms: no variance, and a t of 1e16.
             noise = 1e-12 * np.sqrt((s**2).sum(axis=0)) / n.sum(axis=0)
@@ -131,28 +131,29 @@ class ClusterMeans:
         return np.broadcast_to(np.asarray(value, dtype=np.float64), (self.n_cand,))[self.testable]
 
     @cached_property
-    def _above(self) -> "_Tail":
-        return _Tail(*_guarded(self._sums, self._counts), seed=self.seed, n_boot=self.n_boot)
+    def _above(self) -> "Tail":
+        return Tail(*guarded(self._sums, self._counts), seed=self.seed, n_boot=self.n_boot)
 
     @cached_property
-    def _below(self) -> "_Tail":
-        return _Tail(*_guarded(-self._sums, self._counts), seed=self.seed, n_boot=self.n_boot)
+    def _below(self) -> "Tail":
+        return Tail(*guarded(-self._sums, self._counts), seed=self.seed, n_boot=self.n_boot)
 
     @cached_property
-    def _unguarded_below(self) -> "_Tail":
+    def _unguarded_below(self) -> "Tail":
         """-t* of the sample as it is: how estimates vary, for power. Resamples without a t count as low estimates."""
-        return _Tail(-self._sums, self._counts, seed=self.seed, n_boot=self.n_boot)
+        return Tail(-self._sums, self._counts, seed=self.seed, n_boot=self.n_boot)
 
 
-class _Tail:
+class Tail:
     """The test of H0: E <= bar, and its lower bound, for candidates [n_docs, n_cand] that all have a variance."""
 
     def __init__(self, sums: Floats, counts: Floats, *, seed: int, n_boot: int) -> None:
-        self.estimate, self.se, self._residual = _linearised(sums, counts)
+        self.estimate, self.se, self._residual = linearised(sums, counts)
         self._counts, self._seed, self._n_boot = counts, seed, n_boot
         self._sorted: dict[int, Floats] = {}
 
     def p(self, bars: Floats, simultaneous: bool) -> Floats:
+        """[n_cand] p of H0: E <= bar."""
         p = np.ones(bars.size)
         for some in self._columns():
             # Bounds are counted, not t's: test and bound compare the same rounded numbers, to the last bit.
@@ -161,6 +162,7 @@ class _Tail:
         return p
 
     def bound(self, levels: Floats, simultaneous: bool) -> Floats:
+        """[n_cand] lower bounds."""
         bound = np.full(levels.size, -np.inf)
         p_of = np.arange(1, self._n_boot + 1) / (1 + self._n_boot)  # p when 0, 1, ... resamples reach the observed t
         for some in self._columns():
@@ -185,18 +187,18 @@ class _Tail:
     @cached_property
     def _maximum(self) -> Floats:
         """[n_boot] the largest t* over all candidates, ascending."""
-        return np.sort(np.concatenate([t.max(axis=1) for t in self._resamples(slice(None))]))
+        return np.sort(np.concatenate([t.max(axis=1) for t in self.resamples(slice(None))]))
 
     def marginal(self, some: slice) -> Floats:
         """[n_boot, some] each candidate's own t*, ascending."""
         if some.start in self._sorted:
             return self._sorted[some.start]
-        t = np.sort(np.concatenate(list(self._resamples(some))), axis=0)
+        t = np.sort(np.concatenate(list(self.resamples(some))), axis=0)
         if self.estimate.size <= t.shape[1]:  # more than one block of candidates is computed again, not stored
             self._sorted[some.start] = t
         return t
 
-    def _resamples(self, some: slice) -> Iterator[Floats]:
+    def resamples(self, some: slice) -> Iterator[Floats]:
         """Blocks [resamples, some] of t*, the same for a seed whatever the size of a block.
 
         Undefined t* (one document drawn, or none, or only equal ones) count as inf, which can only widen a bound,
@@ -225,7 +227,7 @@ def _as_table(values: ArrayLike) -> Floats:
     return table[:, None] if table.ndim == 1 else table
 
 
-def _linearised(s: Floats, n: Floats) -> tuple[Floats, Floats, Floats]:
+def linearised(s: Floats, n: Floats) -> tuple[Floats, Floats, Floats]:
     """Ratio means [n_cand], their standard errors [n_cand], residuals s - E n [n_docs, n_cand]."""
     live = (n > 0).sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -235,11 +237,11 @@ def _linearised(s: Floats, n: Floats) -> tuple[Floats, Floats, Floats]:
     return estimate, se, residual
 
 
-def _guarded(s: Floats, n: Floats) -> tuple[Floats, Floats]:
+def guarded(s: Floats, n: Floats) -> tuple[Floats, Floats]:
     """The sample with the guard's document for tests of "above"; it has no rows where there is nothing to add."""
     if s.size == 0:
         return s, n
-    estimate, _, residual = _linearised(s, n)
+    estimate, _, residual = linearised(s, n)
     apart = residual / np.where(n > 0, n, 1.0)
     excess = -apart.min(axis=0) - apart.max(axis=0)
     skewed = excess > 1e-9 * np.abs(apart).max(axis=0)  # a symmetric sample is one up to rounding

@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 from scipy import stats as sps
 
-from fra.claim import Claim
+from fra.claim import Claim, Evidence
 from fra.errors import FraError
+from fra.induction import status
 from fra.tests import calibration, rates, replay
 from fra.tests.recorder import Recorder
-from fra.tests.replay import Replay, at_far_end, decide
+from fra.tests.replay import Replay, as_recorded, at_far_end
 from fra.tests.samples import Decision, Sample, load, load_all, save
 from fra.tests.suite.test_verdict_plugin import suite  # noqa: F401
 from fra.tests.together import Together
-from fra.verdicts import bounds, jackknife, stats
-from fra.verdicts import conditions as conditions_module
-from fra.verdicts import pooled as pooled_conditions
-from fra.verdicts.samples import Measured, paired_evidence
+from fra.verdicts import decide as decider
+from fra.verdicts import pooled, stats
+from fra.verdicts.decide import WHOLE, Number, Sampled, means_of
+from fra.verdicts.jackknife import jackknifed
+from fra.verdicts.samples import ByDocument, paired_evidence
 from fra.verdicts.stats import ClusterMeans
 
 CLAIM = Claim(
@@ -34,8 +36,8 @@ CLAIM = Claim(
 
 def family(shape: str, heads: int, n_docs: int, seed: int, *, bar: float = 0.0, share: int = 1, n: int = 1) -> Decision:
     sums, counts, _ = calibration.sample(shape, n_docs, heads * n, np.random.default_rng(seed))
-    samples = {f"L0H{h}": Sample(sums[:, h * n :][:, :n], counts[:, h * n :][:, :n]) for h in range(heads)}
-    return Decision("two_sided", "X01", "effect", bar, 0.05, share, samples, n > 1)
+    samples = {(f"L0H{h}", ""): Sample(sums[:, h * n :][:, :n], counts[:, h * n :][:, :n]) for h in range(heads)}
+    return Decision("X01", "effect", bar, 0.05, share, samples, n > 1)
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +93,7 @@ def test_a_skewed_family_is_safe_above_and_held_below():
 def test_a_document_unlike_all_others_is_missed_by_a_third_of_the_draws_and_refutes_wrongly():
     """The known limit (CALIBRATION.md, "one in ten large"): what a draw does not hold, no test can see."""
     sums = np.concatenate([np.random.default_rng(2).normal(0.0, 0.1, 39), [20.0]])[:, None]
-    decision = Decision("two_sided", "X01", "effect", 0.0, 0.05, 1, {"L0H0": Sample(sums, np.ones((40, 1)))})
+    decision = Decision("X01", "effect", 0.0, 0.05, 1, {("L0H0", ""): Sample(sums, np.ones((40, 1)))})
     counts = replayed(decision, 100).counts[0]
     assert counts.below == pytest.approx(100 * (1 - 1 / 40) ** 40, abs=15)
     assert counts.heads_below.tolist() == [counts.below]
@@ -100,7 +102,7 @@ def test_a_document_unlike_all_others_is_missed_by_a_third_of_the_draws_and_refu
 def test_the_replay_sees_a_test_that_errs_too_often(monkeypatch):
     decision = family("lognormal, 30 % zeros", 1, 20, 1)
     held = replayed(decision, 400).counts[0].below
-    monkeypatch.setattr(stats, "_guarded", lambda s, n: (s, n))
+    monkeypatch.setattr(stats, "guarded", lambda s, n: (s, n))
     bare = replayed(decision, 400).counts[0].below
     assert at_most(held, 400, 0.05)
     assert not at_most(bare, 400, 0.05)
@@ -127,7 +129,7 @@ def test_the_far_end_keeps_the_range_and_puts_the_mean_at_the_bar():
     values = np.concatenate([d.sums / d.counts for d in draws])
     assert values.min() >= 0 and values.max() <= 1
     assert sum(d.sums.sum() for d in draws) / sum(d.counts.sum() for d in draws) == pytest.approx(0.8, abs=0.01)
-    decision = Decision("two_sided", "X01", "effect", 0.8, 0.05, 1, {"L0H0": sample}, bounded=(0.0, 1.0))
+    decision = Decision("X01", "effect", 0.8, 0.05, 1, {("L0H0", ""): sample}, bounded=(0.0, 1.0))
     counts = replayed(decision, 100).counts[0]
     assert counts.far
     assert at_most(int(counts.above[0]), 100, 0.05)
@@ -136,8 +138,10 @@ def test_the_far_end_keeps_the_range_and_puts_the_mean_at_the_bar():
 def test_of_several_dictionaries_one_is_at_the_bar_at_a_time():
     """All at the bar at once, the largest p would hardly ever be small: a rate that flatters."""
     rng = np.random.default_rng(7)
-    samples = {f"hook {k}": Sample(rng.normal(size=(40, 1)), np.ones((40, 1))) for k in range(3)}
-    counts = replayed(Decision("worst", "X01", "effect", 0.0, 0.05, 1, samples), 200).counts[0]
+    samples = {(WHOLE, f"hook {k}"): Sample(rng.normal(size=(40, 1)), np.ones((40, 1))) for k in range(3)}
+    decision = Decision("X01", "effect", 0.0, 0.05, 3, samples)
+    assert decision.nominal == 0.05
+    counts = replayed(decision, 200).counts[0]
     assert counts.above.shape == (3,)
     assert all(4 <= k <= 20 for k in counts.above)
     assert at_most(counts.below, 200, 0.05)
@@ -145,17 +149,17 @@ def test_of_several_dictionaries_one_is_at_the_bar_at_a_time():
 
 def test_a_jackknife_is_drawn_by_its_pseudo_values():
     rng = np.random.default_rng(8)
-    samples = {f"L0H{k}": Sample(rng.normal(size=(30, 1)), np.ones((30, 1))) for k in range(4)}
-    counts = replayed(Decision("jackknife", "X01", "effect", 0.5, 0.05, 1, samples), 200).counts[0]
+    samples = {(f"L0H{k}", ""): Sample(rng.normal(size=(30, 1)), np.ones((30, 1)), kind="jackknife") for k in range(4)}
+    counts = replayed(Decision("X01", "effect", 0.5, 0.05, 1, samples), 200).counts[0]
     assert at_most(int(counts.above[0]), 200, 0.05)
     assert counts.above[0] > 0.02 * 200
 
 
-def measured(rng: np.random.Generator, n: int = 30) -> Measured:
+def measured(rng: np.random.Generator, n: int = 30) -> ByDocument:
     names = ("effect", "over a control", "loss")
     rows = rng.integers(1, 5, n).astype(float)
     sums = {name: rows * rng.exponential(1.0, n) for name in names}
-    return Measured(sums, dict.fromkeys(names, rows), [f"source-{d // 2}" for d in range(n)])
+    return ByDocument(sums, dict.fromkeys(names, rows), [f"source-{d // 2}" for d in range(n)])
 
 
 def test_the_recorder_keeps_what_was_asked_and_changes_no_number(tmp_path):
@@ -165,11 +169,12 @@ def test_the_recorder_keeps_what_was_asked_and_changes_no_number(tmp_path):
     def run():
         return paired_evidence(CLAIM, "made", heads, heads, below=("loss",), null=0.0)
 
-    plain, functions = run(), (conditions_module.two_sided, stats.seed_of, stats.rank_p, ClusterMeans.__init__)
-    recorder = Recorder([CLAIM])
+    plain, functions = run(), (decider.corrected, stats.seed_of, stats.rank_p, Evidence.__post_init__)
+    recorder = Recorder()
     with recorder.recording():
+        assert decider.corrected is not functions[0]
         assert run() == plain
-    assert (conditions_module.two_sided, stats.seed_of, stats.rank_p, ClusterMeans.__init__) == functions
+    assert (decider.corrected, stats.seed_of, stats.rank_p, Evidence.__post_init__) == functions
     found = {d.name: d for d in recorder.decisions()}
     assert {d.name: (d.claim, d.bar, d.level, d.share, d.judged) for d in found.values()} == {
         "effect": ("X01", 0.5, 0.05, 3, True),
@@ -179,41 +184,53 @@ def test_the_recorder_keeps_what_was_asked_and_changes_no_number(tmp_path):
     for name, d in found.items():
         d = load(save(d, tmp_path))
         sign = -1 if name == "loss" else 1
-        means = {}
-        for h, sample in d.samples.items():
+        for (h, _), sample in d.samples.items():
             clusters = [np.unique(heads[h].sources).tolist().index(s) for s in heads[h].sources]
             np.testing.assert_allclose(
                 sample.sums.ravel(), sign * np.bincount(clusters, heads[h].sums[name]), rtol=1e-12
             )
-            means[h] = ClusterMeans(sample.sums, sample.counts, seed=sample.seed)
-        for h, (again,) in decide(d, means).items():  # decided again from the file: the same p, to the last bit
+        for (h, _), (again,) in as_recorded(d).items():  # decided again from the file: the same p, to the last bit
             (own,) = [c for c in plain[h].candidates["every condition"] if c.name == name]
             assert (again.p, again.p_refute) == (own.p, own.p_refute)
     assert set(rates.by_claim(load_all(tmp_path))) == {"X01"}
 
 
-def test_the_recorder_knows_the_other_ways_to_decide(tmp_path):
+def test_the_recorder_knows_every_kind_of_sample(tmp_path):
     rng = np.random.default_rng(10)
-    recorder = Recorder([CLAIM])
+    recorder = Recorder()
     with recorder.recording():
         recorder.current = "X02"
-        jackknife.conditions("overlap", 0.5, {"L0H0": jackknife.jackknifed(0.6, rng.normal(0.6, 0.01, 12))}, 0.05, 2)
-        seeds = (CLAIM.digest, "made", "hook", "effect")
-        means = pooled_conditions.clustered(rng.normal(size=20), np.ones(20), [f"s{k}" for k in range(20)], seeds)
-        pooled = pooled_conditions.Measured("effect", 0.5, {"a": means, "b": 0.7}, above=True)
-        pooled_conditions.evidence(CLAIM, [pooled], 20, {})
-        columns = {"L0H0": (rng.random(20), np.ones(20))}
-        bounds.columns_tested(CLAIM, "loss", columns, "made", 3, bounded=(0.0, 1.0))
+        sources, seeds = [f"s{k}" for k in range(20)], (CLAIM.digest, "made", "hook", "effect")
+        means = pooled.clustered(rng.normal(size=20), np.ones(20), sources, seeds)
+        pooled.evidence(CLAIM, [pooled.ByDictionary("effect", 0.5, {"a": means, "b": Number(0.7)})], 20, {})
+        columns = [
+            Sampled(name="overlap", samples={"L0H0": jackknifed(0.6, rng.normal(0.6, 0.01, 12))}),
+            Sampled(
+                name="loss",
+                samples={"L0H0": [means_of(CLAIM, "made", "L0H0", "loss", rng.random(20))] * 2},
+                above=False,
+                bounded=(0.0, 1.0),
+            ),
+            Sampled(name="share kept", samples={"L0H0": means}, bar=0.25, shares={"L0H0": (1.0, 2.0)}),
+            Sampled(name="fixed", samples={"L0H0": Number(1.0)}),
+        ]
+        decider.corrected(CLAIM, columns)
+        means_of_heads = ClusterMeans(rng.normal(0.5, 0.1, (20, 3)), seed=stats.seed_of("made", "natural", "status"))
+        assert [found[0] for found in status.classify(means_of_heads, 0.05)] == ["TIH"] * 3
         stats.rank_p(1.0, [0.5, 2.0, 0.1])
-    found = {(d.claim, d.name): d for d in recorder.decisions()}
-    assert {key: (d.kind, d.share, d.judged) for key, d in found.items()} == {
-        ("X02", "overlap"): ("jackknife", 2, False),
-        ("X01", "effect"): ("worst", 1, True),
-        ("X01", "loss"): ("two_sided", 3, False),
+    found = {d.name: load(save(d, tmp_path)) for d in recorder.decisions()}
+    assert {name: (d.claim, d.bar, d.share, list(d.samples), d.judged) for name, d in found.items()} == {
+        "effect": ("X01", 0.5, 2, [(WHOLE, "a"), (WHOLE, "b")], True),
+        "overlap": ("X01", 0.5, 5, [("L0H0", "")], False),
+        "loss": ("X01", -0.2, 5, [("L0H0", "0"), ("L0H0", "1")], False),
+        "share kept": ("X01", 0.0, 5, [("L0H0", "")], False),
+        "a TIH, natural": ("status", 0.2, 1, [(WHOLE, "")], True),
+        "not a TIH, natural": ("status", -0.05, 1, [(WHOLE, "")], True),
     }
-    assert found["X01", "loss"].bounded == (0.0, 1.0)
-    assert found["X01", "effect"].numbers == {"b": 0.7}
-    assert found["X02", "overlap"].samples["L0H0"].sums.mean() == pytest.approx(0.6, abs=0.05)
+    assert found["loss"].bounded == (-1.0, 0.0)
+    assert found["effect"].samples[WHOLE, "b"].sums.item() == 0.7
+    assert list(found["effect"].members) == [(WHOLE, "a")]
+    assert found["overlap"].samples["L0H0", ""].sums.mean() == pytest.approx(0.6, abs=0.05)
     ((claim, observed, draws),) = recorder.ranks
     assert (claim, observed, draws.tolist()) == ("X02", 1.0, [0.5, 2.0, 0.1])
 
@@ -227,10 +244,11 @@ MADE = """
 
     @pytest.fixture(scope="module")
     def evidence():
-        from fra.verdicts.samples import Measured, mean_of, paired_evidence
+        from fra.verdicts.samples import ByDocument, mean_of, paired_evidence
 
         draw = np.random.default_rng(0).normal(1.5, 0.5, (8, 30))
-        heads = {f"L0H{k}": Measured(*mean_of({"effect": x}), [str(d) for d in range(30)]) for k, x in enumerate(draw)}
+        days = [str(d) for d in range(30)]
+        heads = {f"L0H{k}": ByDocument(*mean_of({"effect": x}), days) for k, x in enumerate(draw)}
         return paired_evidence(CLAIM, "tiny", heads, heads)
 
     def test_heads(head, evidence, verdict):
@@ -240,14 +258,14 @@ MADE = """
 
 def test_the_plugin_keeps_samples_and_leaves_the_ledger_as_it_is(suite):  # noqa: F811
     suite.claims(heads=MADE)
-    original = conditions_module.two_sided
+    original = decider.corrected
     suite.run("--ledger", "plain.json", ret=0)
     suite.run("--ledger", "kept.json", "-p", "fra.tests.record", "--samples", "kept", ret=0)
     assert suite.rows("kept.json") == suite.rows("plain.json")
-    assert conditions_module.two_sided is original
+    assert decider.corrected is original
     (decision,) = load_all(suite.path / "kept")
     assert (decision.claim, decision.name, decision.bar, decision.judged) == ("T01", "effect", 1.0, True)
-    assert list(decision.samples) == [f"L0H{k}" for k in range(8)]
+    assert list(decision.samples) == [(f"L0H{k}", "") for k in range(8)]
     assert all(sample.sums.shape == (30, 1) for sample in decision.samples.values())
 
 

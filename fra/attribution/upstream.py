@@ -111,7 +111,7 @@ def recursive(
                 f"a dictionary at {strange[0]!r} does not lie upstream of the head outputs of layer {layer}: give ones "
                 "at attn.hook_z of layers below, ln1.hook_normalized or hook_resid_pre."
             )
-        frozen, pos_embed = _freeze(model, tokens, layer)
+        frozen, pos_embed = freeze_below(model, tokens, layer)
         trace = Trace(at)
         n, pos = len(at), len(tokens)
         reads = seen.z.new_zeros(n, pos, seen.n_heads, seen.z.shape[-1])
@@ -213,7 +213,7 @@ def _resolved(trace: Trace, found: Codes, hook: str, number: int, reads: Float[T
     trace.terms.append(Term("error", number, None, hook, _on(reads, found.error[0])))
 
 
-def _freeze(
+def freeze_below(
     model: Model, tokens: Int[Tensor, " pos"], layer: int
 ) -> tuple[list[_Layer], Float[Tensor, "pos d_model"] | None]:
     """Every layer up to `layer` on one document, and the position embeddings where the model adds some."""

@@ -91,7 +91,7 @@ class Decision:
     def nominal(self) -> float:
         """How often it may be refuted wrongly."""
         parts = len(dict.fromkeys(part for _, part in self.samples))
-        return self.level if self.refuting == "holm" else self.level * parts / self.share
+        return self.level if self.refuting == "holm" else self.level * (parts / self.share)
 
 
 def label(member: Member) -> str:

@@ -107,21 +107,21 @@ class Drawn:
     drawn: Float[np.ndarray, " draws"]
     n_cand: int = 1
 
-    def p_above(self, bar: ArrayLike, simultaneous: bool = False) -> Floats:
+    def p_above(self, bar: ArrayLike | float, simultaneous: bool = False) -> Floats:
         """[1] p of "share <= bar"."""
         return self._p(self.drawn <= bar)
 
-    def p_below(self, bar: ArrayLike, simultaneous: bool = False) -> Floats:
+    def p_below(self, bar: ArrayLike | float, simultaneous: bool = False) -> Floats:
         """[1] p of "share >= bar"."""
         return self._p(self.drawn >= bar)
 
-    def lower(self, level: ArrayLike, simultaneous: bool = False) -> Floats:
+    def lower(self, level: ArrayLike | float, simultaneous: bool = False) -> Floats:
         """[1] a percentile."""
-        return np.atleast_1d(np.quantile(self.drawn, level))
+        return np.atleast_1d(np.quantile(self.drawn, np.asarray(level, dtype=np.float64)))
 
-    def upper(self, level: ArrayLike, simultaneous: bool = False) -> Floats:
+    def upper(self, level: ArrayLike | float, simultaneous: bool = False) -> Floats:
         """[1] a percentile."""
-        return np.atleast_1d(np.quantile(self.drawn, 1 - np.asarray(level)))
+        return np.atleast_1d(np.quantile(self.drawn, 1 - np.asarray(level, dtype=np.float64)))
 
     def _p(self, against: Bool[np.ndarray, " draws"]) -> Floats:
         return np.array([(1 + against.sum()) / (1 + len(against))])
@@ -169,7 +169,7 @@ def alikeness_evidence(claim: Claim, frontier: Frontier | None, arm: str = "bloc
                 "planted heads found": float(np.mean(planted)),
             },
         )
-    columns = [
+    columns: list[Sampled | Given] = [
         Sampled(name="share unlike the rest", samples=unlike_rest, above=False),
         Given(OVER_RANDOM, over_random),
     ]

@@ -73,7 +73,7 @@ def behaviour_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
             | _behaviour_detail(layer, own, both, selection)
             | about(families, head),
         )
-    columns = [
+    columns: list[Sampled | Given] = [
         Given(SHARE, given[SHARE], refutes=True),
         Given(MATCHED, given[MATCHED], refutes=True),
         Sampled(name=SOURCE, samples=sources, bounded=(0.0, 1.0)),

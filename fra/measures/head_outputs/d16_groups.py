@@ -147,7 +147,10 @@ def group_evidence(
                 "decoder cosine": float(alike[0]),
                 "decoder cosine of random heads' features": float(alike[1:].mean()),
             }
-    columns = [Sampled(name="activation Jaccard over random heads", samples=excess), Given(COSINE, cosine)]
+    columns: list[Sampled | Given] = [
+        Sampled(name="activation Jaccard over random heads", samples=excess),
+        Given(COSINE, cosine),
+    ]
     rows = {h: Beside(n=n, candidates=(f"the head's top {TOP} features",), detail=own) for h, own in detail.items()}
     found |= decide(claim, columns, rows, power=Power("headline", 0.0))
     for name in target.heads:

@@ -71,14 +71,14 @@ def test_a_missing_part_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         patch.setattr(d02_d03_d17_exactness.attribution, "observe", without_bias)
         found = outcomes(made)
     assert found["head"] == found["source"] == Outcome.REFUTED
-    freeze = upstream._freeze
+    freeze = upstream.freeze_below
 
     def without_mlp(*args: Any) -> Any:
         layers, embedded = freeze(*args)
         return [dataclasses.replace(layer, mlp=0 * layer.mlp) for layer in layers], embedded
 
     with monkeypatch.context() as patch:
-        patch.setattr(upstream, "_freeze", without_mlp)
+        patch.setattr(upstream, "freeze_below", without_mlp)
         assert outcomes(made) == {
             "head": Outcome.SUPPORTED,
             "source": Outcome.SUPPORTED,

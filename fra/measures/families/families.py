@@ -189,27 +189,36 @@ def behaviour(
     ]
     at_second = torch.tensor(every, device=observed.z.device).reshape(-1, 3)
     fired = fires[at_second[:, 0], at_second[:, 1]]  # [n_planted, n_ids]
-    counts = np.zeros((5, len(pairs)), dtype=np.int64)  # repeats, hits, firsts, others, other repeats
-    hits, sourced = (np.zeros((len(pairs), len(documents)), dtype=np.int64) for _ in (0, 1))
+    repeats, hits, firsts, others, other_repeats = np.zeros((5, len(pairs)), dtype=np.int64)
+    hits_by_document, sourced = np.zeros((2, len(pairs), len(documents)), dtype=np.int64)
     entries = []
     for row, (feature, token) in enumerate(pairs):
         other = at_second[:, 2] != token
-        counts[3:, row] = int(fired[other, column[row]].sum()), int(other.sum())
+        others[row], other_repeats[row] = int(fired[other, column[row]].sum()), int(other.sum())
         for number, period, index in where.get(token, []):
             second, first = (bool(fires[number, at, column[row]]) for at in (period + index, index))
-            counts[:3, row] += (1, second, first)
+            repeats[row] += 1
+            hits[row] += second
+            firsts[row] += first
             if second:
-                hits[row, number] += 1
+                hits_by_document[row, number] += 1
                 entries.append((number, period + index, feature, row, index + 1))
     if entries:
         doc, pos, which, at_row, key = torch.tensor(entries, device=observed.z.device).unbind(1)
         top, _ = observed.top_sources(Live(doc, pos, which, torch.ones(len(doc), device=doc.device)))
         right = (top[:, 0] == key).cpu().numpy()
         np.add.at(sourced, (at_row.cpu().numpy(), doc.cpu().numpy()), right.astype(np.int64))
-    tokens = np.asarray([token for _, token in pairs], dtype=np.int64)
-    ids_given = features.cpu().numpy()
     return Behaviour(
-        ids_given, tokens, counts[0], counts[1], counts[2], sourced.sum(1), counts[3], counts[4], hits, sourced
+        features=features.cpu().numpy(),
+        tokens=np.asarray([token for _, token in pairs], dtype=np.int64),
+        repeats=repeats,
+        hits=hits,
+        firsts=firsts,
+        sourced=sourced.sum(1),
+        others=others,
+        other_repeats=other_repeats,
+        hits_by_document=hits_by_document,
+        sourced_by_document=sourced,
     )
 
 

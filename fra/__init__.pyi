@@ -15,6 +15,13 @@ from .claim import Evidence as Evidence
 from .claim import Verdict as Verdict
 from .claim import judge as judge
 from .core import sentences as sentences
+from .core.architecture import Architecture as Architecture
+from .core.architecture import Norm as Norm
+from .core.architecture import RawOV as RawOV
+from .core.architecture import RawQK as RawQK
+from .core.architecture import Rotary as Rotary
+from .core.architecture import architecture_of as architecture_of
+from .core.architecture import register_architecture as register_architecture
 from .core.output import resolve_output as resolve_output
 from .core.resolve import resolve as resolve
 from .dictionaries import blockdiag as blockdiag

@@ -15,7 +15,7 @@ from fra._census.follow import Followed, channels_to_follow
 from fra._census.job import CensusReduce
 from fra._census.observe import Observer, check_documents, documents_digest, plan, stripe_lists
 from fra._census.result import NEED_INPUTS, NEED_STRIPES, Census
-from fra.core.weights import Model, check_layer_and_head
+from fra.core.architecture import Model, architecture_of, check_layer_and_head
 from fra.errors import FraError
 
 __all__ = ["Census", "census"]
@@ -134,7 +134,8 @@ def _check_reduces(reduces: Sequence[str], with_stripes: bool) -> None:
 
 
 def _check_ids(model: Model, documents: Sequence[Tensor]) -> None:
-    n_ctx, d_vocab = int(model.cfg.n_ctx), int(model.cfg.d_vocab)
+    own = architecture_of(model)
+    n_ctx, d_vocab = own.n_ctx, own.d_vocab
     for number, tokens in enumerate(documents):
         if len(tokens) > n_ctx:
             raise FraError(f"document {number} has {len(tokens)} tokens and the model's context holds {n_ctx}.")

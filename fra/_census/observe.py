@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from fra._census.corpus import Corpus
-from fra.core.frozen import FrozenLayer, Rotary, Side, folded_gain, freeze, read_hooks, rotary_of
-from fra.core.weights import Model, QKWeights, check_layer_and_head, qk_weights
+from fra.core.architecture import ANGLES, Model, Rotary, Side, architecture_of, check_layer_and_head
+from fra.core.frozen import assemble, folded, freeze, qk_gain, read_hooks
+from fra.core.weights import QKWeights, qk_weights
 from fra.dictionaries.codes import ROWS_AT_ONCE, check_dictionary, codes, dictionary_hook, encoded_rows
 from fra.errors import FraError
 
@@ -60,17 +60,10 @@ class Layer:
             return self.decoder[features] @ (self.weights.W_q[head] * self.weights.scale)
         return self.decoder[features] @ self.weights.W_k[head]
 
-    def all_directions(
-        self, side: Side, heads: Sequence[int], features: Int[Tensor, " n"]
-    ) -> Float[Tensor, "heads n d_head"]:
-        """The same of several heads, in one product."""
-        w = self.weights
-        return self._read(w.W_q[list(heads)] * w.scale if side == "query" else w.W_k[list(heads)], features)
-
     def both_directions(
         self, heads: Sequence[int], features: Int[Tensor, " n"]
     ) -> tuple[Float[Tensor, "heads n d_head"], Float[Tensor, "heads n d_head"]]:
-        """`all_directions` of queries and of keys: the decoder's rows are fetched once."""
+        """`directions` of several heads, queries and keys, in one product: the decoder's rows are fetched once."""
         w, chosen = self.weights, list(heads)
         found = self._read(torch.cat((w.W_q[chosen] * w.scale, w.W_k[chosen])), features)
         return found[: len(chosen)], found[len(chosen) :]
@@ -87,38 +80,18 @@ class Layer:
 
     def mask(self, n_pos: int) -> Bool[Tensor, "pos pos"]:
         """True where the key may be attended."""
-        pos = torch.arange(n_pos, device=self.decoder.device)
-        ahead = pos[:, None] - pos
-        return (ahead >= 0) & (ahead < (self.weights.window or n_pos))
+        return self.weights.mask(n_pos)
 
     def patterns(self, corpus: Corpus, doc: int, head: int) -> Float[Tensor, "pos pos"]:
         """One head's attention on one document of the corpus, from its kept inputs."""
         assert corpus.inputs is not None
         rows = slice(corpus.row_start[doc], corpus.row_start[doc + 1])
-        x, w, n_pos = corpus.inputs[rows][None], self.weights, rows.stop - rows.start
+        x, n_pos = corpus.inputs[rows][None], rows.stop - rows.start
         ones = x.new_ones(1, self.n_heads, n_pos)
         square = x.new_zeros(1).expand(1, self.n_heads, n_pos, n_pos)
-        frozen = FrozenLayer(
-            layer=w.layer,
-            n_heads=self.n_heads,
-            hook_name=w.hook_name,
-            x=x,
-            sigma=ones[:, 0],
-            W_q=w.W_q,
-            W_k=w.W_k,
-            b_q=w.b_q,
-            b_k=w.b_k,
-            gain_q=ones if corpus.gain_q is None else corpus.gain_q[None, :, rows],
-            gain_k=ones if corpus.gain_k is None else corpus.gain_k[None, :, rows],
-            rotary=self.rotary,
-            scale=w.scale,
-            softcap=w.softcap,
-            mask=self.mask(n_pos),
-            model_scores=square,
-            pattern=square,
-        )
-        scores = frozen.cap(frozen.scores(head))[0].masked_fill(~frozen.mask, -torch.inf)
-        return scores.softmax(-1)
+        gains = tuple(ones if gain is None else gain[None, :, rows] for gain in (corpus.gain_q, corpus.gain_k))
+        frozen = assemble(self.weights, x, ones[:, 0], (gains[0], gains[1]), self.rotary, square, square)
+        return frozen.attention(frozen.scores(head))[0]
 
 
 def check_documents(documents: Sequence[Tensor]) -> None:
@@ -166,21 +139,17 @@ class Observer:
         sample = freeze(model, longest[None, :_CHECKED_TOKENS], layer, hook)
         decoder = codes(sae, sample.x[:, :ROWS_AT_ONCE]).decoder
         weights = qk_weights(model, layer, hook, sample.x.dtype)
-        self.layer = Layer(_folded(weights), decoder, sample.rotary)
+        self.layer = Layer(folded(weights), decoder, sample.rotary)
         self._raw = weights
-        block = f"blocks.{layer}"
-        self._names = {"x": hook}
-        if not hook.endswith("hook_normalized") and f"{block}.ln1.hook_scale" in model.hook_dict:
-            self._names["sigma"] = f"{block}.ln1.hook_scale"
-        if isinstance(model, TransformerBridge) and f"{block}.attn.hook_cos" in model.hook_dict:
-            self._names |= {"cos": f"{block}.attn.hook_cos", "sin": f"{block}.attn.hook_sin"}
+        self._names = architecture_of(model).input_hooks(layer, hook)
         self._see_positions(longest)
 
     def _see_positions(self, longest: Tensor) -> None:
         if self.layer.rotary is not None and len(longest) > len(self.layer.rotary.cos):
             tokens = longest[None].to(self.layer.decoder.device)
             got = read_hooks(self._model, tokens, self._raw.layer, self._names)
-            rotary = rotary_of(self._model, self._raw.layer, got, len(longest), self.layer.dtype)
+            own = architecture_of(self._model)
+            rotary = own.rotary(self._raw.layer, got, len(longest), self.layer.dtype)
             self.layer = replace(self.layer, rotary=rotary)
 
     @torch.no_grad()
@@ -192,7 +161,7 @@ class Observer:
         home, like = self.layer.decoder.device, self.layer.decoder
         n_pos = int(length.max())
         batch = torch.nn.utils.rnn.pad_sequence([tokens.to(home).long() for tokens in documents], batch_first=True)
-        got = _seen(self._model, batch, self._raw.layer, {k: v for k, v in self._names.items() if k in ("x", "sigma")})
+        got = _seen(self._model, batch, self._raw.layer, {k: v for k, v in self._names.items() if k not in ANGLES})
         real = (torch.arange(n_pos) < length[:, None]).to(home)
         x = got["x"].to(like)[real]
         sigma = got["sigma"].to(like)[..., 0][real] if "sigma" in got else x.new_ones(len(x))
@@ -200,7 +169,7 @@ class Observer:
         inputs = x / sigma[:, None]
         gain_q = gain_k = None
         if self._raw.norm_q is not None or self._raw.norm_k is not None:
-            gain_q, gain_k = (folded_gain(self._raw, side, inputs[None])[2][0] for side in ("query", "key"))
+            gain_q, gain_k = (qk_gain(self._raw, side, inputs[None])[0] for side in ("query", "key"))
         return Corpus(
             number=torch.tensor(list(numbers)),
             length=length,
@@ -240,24 +209,10 @@ def _seen(model: Model, tokens: Tensor, layer: int, names: dict[str, str]) -> di
 
         return hook
 
-    with model.hooks(fwd_hooks=[(name, keep(key)) for key, name in names.items()]), suppress(_AllSeen):
-        model(tokens, stop_at_layer=layer + 1)
+    own = architecture_of(model)
+    with model.hooks(fwd_hooks=[(own.point(name), keep(key)) for key, name in names.items()]), suppress(_AllSeen):
+        model(tokens, **own.until(layer))
     return got
-
-
-def _folded(weights: QKWeights) -> QKWeights:
-    """Maps with the QK-norm's weights in them; the norms stay, to say that gains are frozen."""
-    q, k = weights.norm_q, weights.norm_k
-    one = weights.W_q.new_ones(weights.W_q.shape[-1])
-    return replace(
-        weights,
-        W_q=weights.W_q if q is None else weights.W_q * q[0],
-        b_q=weights.b_q if q is None else weights.b_q * q[0],
-        W_k=weights.W_k if k is None else weights.W_k * k[0],
-        b_k=weights.b_k if k is None else weights.b_k * k[0],
-        norm_q=None if q is None else (one, q[1]),
-        norm_k=None if k is None else (one, k[1]),
-    )
 
 
 def _digest(words: Sequence[str], tensors: Sequence[Tensor]) -> str:

@@ -12,9 +12,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra.core.frozen import check_tokens, read_hooks
-from fra.core.weights import Model, check_layer_and_head, working_dtype
+from fra.core.architecture import Model, architecture_of, check_layer_and_head, check_tokens, working_dtype
+from fra.core.frozen import read_hooks
+from fra.core.output import by_head, check_output
 from fra.dictionaries.encoder import Encoder, check_features, encode, encoder, head_output_layer
+from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 
 _ROWS_AT_ONCE = 1024
@@ -228,23 +230,18 @@ def observe(model: Model, sae: Any, tokens: Tensor | Sequence[Tensor]) -> HeadOu
     check_layer_and_head(model, layer)
     rows, real = padded(tokens)
     check_tokens(model, rows)
-    home, block = next(model.parameters()).device, f"blocks.{layer}.attn"
-    names = {name: f"{block}.hook_{name}" for name in ("z", "v", "pattern")}
-    got = read_hooks(model, rows.to(home), layer, names)
-    dtype, own = working_dtype(model), got["z"].dtype
+    own, hooks = architecture_of(model), LayerHooks(layer)
+    home, dtype = own.device, working_dtype(model)
+    got = read_hooks(model, rows.to(home), layer, {"z": hooks.z, "v": hooks.v, "pattern": hooks.pattern})
     pattern = got["pattern"].to(dtype)
     n_heads = pattern.shape[1]
     batch, pos = rows.shape
-    z = got["z"].reshape(batch, pos, n_heads, -1).to(dtype)
+    z = by_head(got["z"], n_heads).to(dtype)
     values = got["v"].reshape(batch, pos, -1, z.shape[-1]).to(dtype)
     values = values.repeat_interleave(n_heads // values.shape[2], dim=2)
     made = torch.einsum("bhqk,bkhd->bqhd", pattern, values)
-    tolerance = 1e-4 if own in (torch.float32, torch.float64) else 5e-2
-    if not float((made - z).abs().max()) <= tolerance * float(values.norm(dim=-1).max()):
-        raise FraError(
-            f"hook_z of layer {layer} is not pattern times values: this architecture's attention does more than that, "
-            "and its outputs cannot be attributed to source positions."
-        )
+    so = "its outputs cannot be attributed to source positions"
+    check_output(own, f"layer {layer}", made, z, values, so)
     found = encoder(sae, z)
     return HeadOutputs(found, z, values, pattern, found.gain(z), real.to(home), live_features(sae, z, real.to(home)))
 

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra.attribution.upstream import norm_weight
-from fra.core.weights import Model
+from fra.core.architecture import Model, architecture_of
 from fra.dictionaries.encoder import head_output_layer
 
 _FEATURES_AT_ONCE = 512
@@ -20,17 +19,15 @@ def direct_logits(model: Model, sae: Any, features: Int[Tensor, " n"]) -> Float[
     """d_f W_O W_U of chosen features, with the weights of a norm after attention and of the final norm, and its
     centring, on the way; their scales, which change no feature's order, are left out.
     """
-    block: Any = model.blocks[head_output_layer(sae)]
-    W_O = block.attn.W_O.detach().flatten(0, 1)
-    W_U: Tensor = model.W_U.detach()
-    final: Any = getattr(model, "ln_final", None)
-    rms = bool(getattr(final, "uses_rms_norm", False)) or "RMS" in str(getattr(model.cfg, "normalization_type", ""))
+    own, layer = architecture_of(model), head_output_layer(sae)
+    W_O, W_U = own.read_ov(layer).W_O.detach().flatten(0, 1), own.W_U
     written = sae.W_dec.detach()[features].to(W_O) @ W_O
-    if getattr(block, "ln1_post", None) is not None:
-        written = written * norm_weight(model, block.ln1_post, written)
-    if final is not None and model.cfg.normalization_type:
-        written = written if rms else written - written.mean(-1, keepdim=True)
-        written = written * norm_weight(model, final, written)
+    after, final = own.norm_after(layer), own.final_norm()
+    if after is not None:
+        written = written * after.weight_or_ones(written)
+    if final is not None:
+        written = written - written.mean(-1, keepdim=True) if final.centred else written
+        written = written * final.weight_or_ones(written)
     logits: Tensor = written.to(W_U) @ W_U
     return logits
 

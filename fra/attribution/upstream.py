@@ -15,12 +15,14 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from fra.attribution.head_outputs import Live, observe
-from fra.core.weights import Model, OVWeights, ov_weights
+from fra.core.architecture import Model, architecture_of
+from fra.core.frozen import read_hooks, read_present
+from fra.core.weights import OVWeights, ov_weights
 from fra.dictionaries.codes import Codes, codes, gain_and_offset
 from fra.dictionaries.encoder import encode, encoder
+from fra.dictionaries.hooks import POS_EMBED, LayerHooks, is_normalized
 from fra.errors import FraError
 
 Functional = Float[Tensor, "n pos d_model"]
@@ -99,12 +101,9 @@ def recursive(
         layer = seen.encoder.layer
         given = dict(dictionaries or {})
         allowed = {
-            *(f"blocks.{n}.attn.hook_z" for n in range(layer)),
-            *(
-                f"blocks.{n}.{at_input}"
-                for n in range(layer + 1)
-                for at_input in ("ln1.hook_normalized", "hook_resid_pre")
-            ),
+            *(LayerHooks(n).z for n in range(layer)),
+            *(LayerHooks(n).normalized for n in range(layer + 1)),
+            *(LayerHooks(n).resid_pre for n in range(layer + 1)),
         }
         if strange := sorted(set(given) - allowed):
             raise FraError(
@@ -127,7 +126,7 @@ def recursive(
             attended = below * part.after
             trace.terms.append(Term("b_O", number, None, None, attended @ part.b_O))
             reads = torch.einsum("nsm,hdm->nshd", attended, part.ov.W_O)
-            hook = f"blocks.{number}.attn.hook_z"
+            hook = LayerHooks(number).z
             if hook in given:
                 _resolve_heads(trace, given[hook], hook, number, part.z, reads)
             else:
@@ -161,7 +160,7 @@ def _through_attention(
     for head in range(by_head.shape[1]):
         trace.terms.append(Term("b_V", number, head, None, by_head[:, head]))
     below = torch.einsum("nshd,hmd->nsm", on_values, part.ov.W_V) / part.sigma[:, None]
-    for hook in (f"blocks.{number}.ln1.hook_normalized", f"blocks.{number}.hook_resid_pre"):
+    for hook in (LayerHooks(number).normalized, LayerHooks(number).resid_pre):
         if hook in given:
             _resolve_input(trace, given[hook], hook, number, part, below, model, tokens)
             return torch.zeros_like(below)
@@ -172,8 +171,8 @@ def _resolve_input(
     trace: Trace, sae: Any, hook: str, number: int, part: _Layer, below: Functional, model: Model, tokens: Tensor
 ) -> None:
     x = part.before
-    if hook.endswith("hook_normalized"):
-        x = model.run_with_cache(tokens[None].to(x.device), names_filter=[hook], stop_at_layer=number + 1)[1][hook][0]
+    if is_normalized(hook):
+        x = read_hooks(model, tokens[None].to(x.device), number, {"x": hook})["x"][0]
         x, weights = x.to(part.before), ov_weights(model, number, hook, part.before.dtype)
         # W_V as folded for this hook reads what the norm has scaled: its weight is folded in either way.
         if not torch.allclose(weights.W_V, part.ov.W_V):
@@ -217,55 +216,32 @@ def freeze_below(
     model: Model, tokens: Int[Tensor, " pos"], layer: int
 ) -> tuple[list[_Layer], Float[Tensor, "pos d_model"] | None]:
     """Every layer up to `layer` on one document, and the position embeddings where the model adds some."""
-    points = model.hook_dict
-    wanted = {"hook_pos_embed"}
+    own = architecture_of(model)
+    names = {"pos_embed": POS_EMBED}
     for n in range(layer + 1):
-        block = f"blocks.{n}"
-        wanted |= {
-            *(f"{block}.{name}" for name in ("hook_resid_pre", "ln1.hook_scale", "attn.hook_pattern", "attn.hook_z")),
-            *(f"{block}.{name}" for name in ("hook_mlp_out", "ln1_post.hook_scale", "hook_resid_post")),
-        }
-    home = next(model.parameters()).device
-    names = sorted(wanted & set(points))
-    _, cache = model.run_with_cache(tokens[None].to(home), names_filter=names, stop_at_layer=layer + 1)
+        at = LayerHooks(n)
+        for key in ("resid_pre", "scale", "pattern", "z", "mlp_out", "post_scale", "resid_post"):
+            names[f"{key} {n}"] = getattr(at, key)
+    seen = read_present(model, tokens[None].to(own.device), layer, names)
     layers: list[_Layer] = []
     for n in range(layer + 1):
-        block = f"blocks.{n}"
-        ov = ov_weights(model, n, f"{block}.hook_resid_pre")
-        before = cache[f"{block}.hook_resid_pre"][0].to(ov.W_V)
-        got = {name: cache[f"{block}.{name}"][0].to(before) for name in ("attn.hook_pattern", "attn.hook_z")}
-        scale = f"{block}.ln1.hook_scale"
-        sigma = cache[scale][0, :, 0].to(before) if scale in cache else before.new_ones(len(tokens))
-        attn: Any = model.blocks[n].attn
-        b_O = before.new_zeros(before.shape[1]) if getattr(attn, "b_O", None) is None else attn.b_O.detach().to(before)
-        name = f"{block}.hook_mlp_out"
-        mlp = cache[name][0].to(before) if name in cache else torch.zeros_like(before)
-        z = got["attn.hook_z"].reshape(len(tokens), len(ov.W_O), -1)
-        after = _after(model, n, cache, before)
-        part = _Layer(got["attn.hook_pattern"], sigma, ov, b_O, after, mlp, z, before)
+        ov = ov_weights(model, n, LayerHooks(n).resid_pre)
+        got = {key.removesuffix(f" {n}"): value[0].to(ov.W_V) for key, value in seen.items() if key.endswith(f" {n}")}
+        before = got["resid_pre"]
+        sigma = got["scale"][:, 0] if "scale" in got else before.new_ones(len(tokens))
+        b_O = own.read_ov(n).b_O
+        b_O = before.new_zeros(before.shape[1]) if b_O is None else b_O.detach().to(before)
+        mlp = got.get("mlp_out", torch.zeros_like(before))
+        after, norm = torch.ones_like(before), own.norm_after(n)
+        if norm is not None and "post_scale" in got:
+            after = norm.weight_or_ones(before) / got["post_scale"]
+        z = got["z"].reshape(len(tokens), len(ov.W_O), -1)
+        part = _Layer(got["pattern"], sigma, ov, b_O, after, mlp, z, before)
         if n < layer:
-            _check_block(part, n, cache[f"{block}.hook_resid_post"][0].to(before))
+            _check_block(part, n, got["resid_post"])
         layers.append(part)
-    embedded = cache["hook_pos_embed"][0].to(layers[0].before) if "hook_pos_embed" in cache else None
+    embedded = seen["pos_embed"][0].to(layers[0].before) if "pos_embed" in seen else None
     return layers, embedded
-
-
-def _after(model: Model, n: int, cache: Any, like: Float[Tensor, "pos d_model"]) -> Float[Tensor, "pos d_model"]:
-    name = f"blocks.{n}.ln1_post.hook_scale"
-    if name not in cache:
-        return torch.ones_like(like)
-    diagonal: Tensor = norm_weight(model, model.blocks[n].ln1_post, like) / cache[name][0].to(like)
-    return diagonal
-
-
-def norm_weight(model: Model, norm: Any, like: Float[Tensor, "*rows d_model"]) -> Float[Tensor, " d_model"]:
-    """A norm's weight as it multiplies (Gemma's are stored minus one); ones where it has none, or it was folded in."""
-    weight = getattr(norm, "weight", None) if isinstance(model, TransformerBridge) else getattr(norm, "w", None)
-    if weight is None:
-        return like.new_ones(like.shape[-1])
-    offset = 1.0 if isinstance(model, TransformerBridge) and getattr(model.cfg, "rmsnorm_uses_offset", False) else 0.0
-    found: Tensor = weight.detach().to(like) + offset
-    return found
 
 
 def _check_block(part: _Layer, n: int, after: Float[Tensor, "pos d_model"]) -> None:

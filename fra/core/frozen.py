@@ -1,23 +1,31 @@
 """One attention layer on one batch of documents, with everything but its input frozen.
 
-Once the normalisation scale and the QK-norm gain are frozen, a head's score is bilinear in the attention input. This
-module reads the weights, scales, rotations and masks that make it so out of a TransformerLens model, and refuses a
-model whose own scores it cannot reproduce.
+Once the normalisation scale and the QK-norm gain are frozen, a head's score is bilinear in the attention input. Here
+the weights, scales, rotations and masks that make it so are put together, and held against the model's own scores.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
-from transformer_lens.model_bridge import TransformerBridge
 
-from fra.core.weights import Model, QKWeights, check_layer_and_head, qk_weights
-from fra.dictionaries.hooks import attention_input_layer
+from fra.core.architecture import (
+    ANGLES,
+    Architecture,
+    Model,
+    Rotary,
+    Side,
+    architecture_of,
+    check_layer_and_head,
+    check_tokens,
+)
+from fra.core.weights import QKWeights, qk_weights
+from fra.dictionaries.hooks import LayerHooks, attention_input_layer
 from fra.errors import FraError
 
 __all__ = [
@@ -25,49 +33,19 @@ __all__ = [
     "Model",
     "Rotary",
     "Side",
+    "assemble",
     "attention_input_layer",
     "check_layer_and_head",
+    "check_scores",
     "check_tokens",
+    "folded",
     "freeze",
+    "qk_gain",
     "qk_weights",
+    "read_hooks",
+    "read_present",
+    "seen_layer",
 ]
-
-Side = Literal["query", "key"]
-
-
-def check_tokens(model: Model, tokens: Int[Tensor, "batch pos"]) -> None:
-    """Raises FraError for empty tokens, ids outside the vocabulary, and text longer than the model's context."""
-    if tokens.numel() == 0:
-        raise FraError("tokens are empty: give at least one token.")
-    n_ctx, d_vocab = int(model.cfg.n_ctx), int(model.cfg.d_vocab)
-    if tokens.shape[1] > n_ctx:
-        raise FraError(f"the text has {tokens.shape[1]} tokens and the model's context holds {n_ctx}: shorten it.")
-    low, high = int(tokens.min()), int(tokens.max())
-    if low < 0 or high >= d_vocab:
-        raise FraError(
-            f"token id {low if low < 0 else high} is outside the vocabulary of {d_vocab}: tokenize with this model's "
-            f"own tokenizer."
-        )
-
-
-@dataclass(frozen=True)
-class Rotary:
-    """Rotary position embedding of one layer, on the first `rot` dimensions of a head."""
-
-    cos: Float[Tensor, "pos rot"]
-    sin: Float[Tensor, "pos rot"]
-    adjacent: bool
-    """True: dimensions (0,1), (2,3), ... turn together (GPT-J, GLM); False: (i, i + rot/2) (Llama, NeoX)."""
-
-    def rotate(self, v: Float[Tensor, "*batch n d_head"], pos: Int[Tensor, " n"]) -> Float[Tensor, "*batch n d_head"]:
-        """`v[..., n, :]` turned by the angles of position `pos[n]`."""
-        rot = self.cos.shape[-1]
-        turned, kept = v[..., :rot], v[..., rot:]
-        if self.adjacent:
-            quarter = torch.stack((-turned[..., 1::2], turned[..., ::2]), dim=-1).flatten(-2)
-        else:
-            quarter = torch.cat((-turned[..., rot // 2 :], turned[..., : rot // 2]), dim=-1)
-        return torch.cat((turned * self.cos[pos] + quarter * self.sin[pos], kept), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -132,8 +110,16 @@ class FrozenLayer:
         return replace(self, **cast)
 
     def cap(self, scores: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Scores after the layer's softcap, where it has one: what hook_attn_scores shows."""
-        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
+        """Scores after the layer's softcap, where it has one: what hook_attn_scores shows. Masked ones stay at -inf,
+        which the cap by itself would make finite.
+        """
+        if self.softcap is None:
+            return scores
+        return (self.softcap * torch.tanh(scores / self.softcap)).masked_fill(scores == -torch.inf, -torch.inf)
+
+    def attention(self, scores: Float[Tensor, "*heads pos pos"]) -> Float[Tensor, "*heads pos pos"]:
+        """The pattern that scores before softcap make: capped, masked, softmax."""
+        return self.cap(scores).masked_fill(~self.mask, -torch.inf).softmax(-1)
 
     def vectors(self, side: Side, head: int) -> Float[Tensor, "batch pos d_head"]:
         """Queries or keys of one head as they enter the score, biases and rotation included."""
@@ -149,50 +135,103 @@ class FrozenLayer:
         return scores.masked_fill(~self.mask, -torch.inf)
 
 
-def read_hooks(model: Model, tokens: Tensor, layer: int, names: dict[str, str]) -> dict[str, Tensor]:
-    """The named hooks of one forward pass up to `layer`. Unknown names are refused: both model classes ignore them
-    silently.
+def read_present(model: Model, tokens: Tensor, layer: int, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """Of the named hooks, in TransformerLens' words, those that fire in one pass up to `layer`."""
+    own = architecture_of(model)
+    points = {key: own.point(name) for key, name in names.items() if own.has(name)}
+    _, cache = model.run_with_cache(tokens, names_filter=list(points.values()), **own.until(layer))
+    return {key: cache[point] for key, point in points.items() if point in cache}
+
+
+def read_hooks(model: Model, tokens: Tensor, layer: int, names: Mapping[str, str]) -> dict[str, Tensor]:
+    """The named hooks of one pass up to `layer`; only those of rotary angles may be silent. Unknown names are refused:
+    both model classes of TransformerLens ignore them.
     """
-    missing = [name for name in names.values() if name not in model.hook_dict]
+    own = architecture_of(model)
+    missing = [name for name in names.values() if not own.has(name)]
     if missing:
         hint = "; it has no LayerNorm there" if any("ln1" in name for name in missing) else ""
         raise FraError(f"the model has no hook {missing[0]!r}{hint}: use a dictionary at a hook that it has.")
-    _, cache = model.run_with_cache(tokens, names_filter=list(names.values()), stop_at_layer=layer + 1)
-    absent = [name for name in names.values() if name not in cache]
+    got = read_present(model, tokens, layer, names)
+    absent = [name for key, name in names.items() if key not in got and key not in ANGLES]
     if absent:
         raise FraError(
             f"the hook {absent[0]!r} exists and did not fire: this attention cannot be observed; load the model as "
             f"HookedTransformer."
         )
-    return {key: cache[name] for key, name in names.items()}
+    return got
 
 
-def rotary_of(model: Model, layer: int, got: dict[str, Tensor], pos: int, dtype: torch.dtype) -> Rotary | None:
-    adjacent = bool(getattr(model.cfg, "rotary_adjacent_pairs", False))
-    if isinstance(model, HookedTransformer):
-        if model.cfg.positional_embedding_type != "rotary":
-            return None
-        attn: Any = model.blocks[layer].attn
-        return Rotary(attn.rotary_cos[:pos].to(dtype), attn.rotary_sin[:pos].to(dtype), adjacent)
-    if "cos" not in got:
-        return None
-    cos, sin = (got[key].reshape(-1, pos, got[key].shape[-1])[0].to(dtype) for key in ("cos", "sin"))
-    if adjacent:
-        # The Bridge keeps both halves alike and spreads the first over adjacent pairs.
-        cos, sin = (part[:, : part.shape[1] // 2].repeat_interleave(2, dim=1) for part in (cos, sin))
-    return Rotary(cos, sin, adjacent)
-
-
-def folded_gain(weights: QKWeights, side: Side, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """W and b with the QK-norm's weight folded in, and its 1/rms for every head and position (ones without QK-norm)."""
+def qk_gain(
+    weights: QKWeights, side: Side, inputs: Float[Tensor, "batch pos d_model"]
+) -> Float[Tensor, "batch n_heads pos"]:
+    """The QK-norm's 1/rms for every head and position; ones without QK-norm."""
     W, b, norm = (
         (weights.W_q, weights.b_q, weights.norm_q) if side == "query" else (weights.W_k, weights.b_k, weights.norm_k)
     )
     if norm is None:
-        return W, b, inputs.new_ones(inputs.shape[0], W.shape[0], inputs.shape[1])
-    weight, eps = norm
+        return inputs.new_ones(inputs.shape[0], W.shape[0], inputs.shape[1])
     projected = torch.einsum("btd,hde->bhte", inputs, W) + b[:, None]
-    return W * weight, b * weight, (projected.pow(2).mean(-1) + eps).rsqrt()
+    return (projected.pow(2).mean(-1) + norm[1]).rsqrt()
+
+
+def folded(weights: QKWeights) -> QKWeights:
+    """Maps with the QK-norm's weights in them; the norms stay, to say that gains are frozen."""
+    q, k = weights.norm_q, weights.norm_k
+    one = weights.W_q.new_ones(weights.W_q.shape[-1])
+    return replace(
+        weights,
+        W_q=weights.W_q if q is None else weights.W_q * q[0],
+        b_q=weights.b_q if q is None else weights.b_q * q[0],
+        W_k=weights.W_k if k is None else weights.W_k * k[0],
+        b_k=weights.b_k if k is None else weights.b_k * k[0],
+        norm_q=None if q is None else (one, q[1]),
+        norm_k=None if k is None else (one, k[1]),
+    )
+
+
+def assemble(
+    weights: QKWeights,
+    x: Float[Tensor, "batch pos d_model"],
+    sigma: Float[Tensor, "batch pos"],
+    gains: tuple[Float[Tensor, "batch n_heads pos"], Float[Tensor, "batch n_heads pos"]],
+    rotary: Rotary | None,
+    model_scores: Float[Tensor, "batch n_heads pos pos"],
+    pattern: Float[Tensor, "batch n_heads pos pos"],
+) -> FrozenLayer:
+    """The frozen layer, of `folded` weights and what a pass has shown."""
+    return FrozenLayer(
+        layer=weights.layer,
+        n_heads=len(weights.W_q),
+        hook_name=weights.hook_name,
+        x=x,
+        sigma=sigma,
+        W_q=weights.W_q,
+        W_k=weights.W_k,
+        b_q=weights.b_q,
+        b_k=weights.b_k,
+        gain_q=gains[0],
+        gain_k=gains[1],
+        rotary=rotary,
+        scale=weights.scale,
+        softcap=weights.softcap,
+        mask=weights.mask(x.shape[1]),
+        model_scores=model_scores,
+        pattern=pattern,
+    )
+
+
+def seen_layer(
+    model: Model, weights: QKWeights, seen: Mapping[str, Tensor], scores: Tensor, pattern: Tensor
+) -> FrozenLayer:
+    """The frozen layer of a pass in which `Architecture.input_hooks` have shown `seen`."""
+    dtype = weights.W_q.dtype
+    x = seen["x"].to(dtype)
+    sigma = seen["sigma"].to(dtype)[..., 0] if "sigma" in seen else x.new_ones(x.shape[:2])
+    inputs = x / sigma[..., None]
+    gains = qk_gain(weights, "query", inputs), qk_gain(weights, "key", inputs)
+    rotary = architecture_of(model).rotary(weights.layer, seen, x.shape[1], dtype)
+    return assemble(folded(weights), x, sigma, gains, rotary, scores, pattern)
 
 
 @torch.no_grad()
@@ -201,82 +240,61 @@ def freeze(
 ) -> FrozenLayer:
     """Runs `tokens` (documents of equal length) and freezes attention layer `layer`, as read at `hook_name`.
 
-    Raises FraError for a layer, hook or tokens that do not fit the model; where softmax(hook_attn_scores) is not
-    hook_pattern (plain attention in TransformerBridge: load the model as HookedTransformer); where scores hold NaN; and
-    where the scores of this module differ from the model's.
+    Raises FraError for a layer, hook or tokens that do not fit the model, and where the model's own scores and pattern
+    are not what its weights make (`check_scores`).
     """
     check_tokens(model, tokens)
     weights = qk_weights(model, layer, hook_name, dtype)
-    block = f"blocks.{layer}"
-    names = {"x": hook_name, "scores": f"{block}.attn.hook_attn_scores", "pattern": f"{block}.attn.hook_pattern"}
-    before_norm = not hook_name.endswith("hook_normalized")
-    if before_norm and f"{block}.ln1.hook_scale" in model.hook_dict:
-        names["sigma"] = f"{block}.ln1.hook_scale"
-    if isinstance(model, TransformerBridge) and f"{block}.attn.hook_cos" in model.hook_dict:
-        names |= {"cos": f"{block}.attn.hook_cos", "sin": f"{block}.attn.hook_sin"}
-    home = weights.W_q.device
-    got = read_hooks(model, tokens.to(home), layer, names)
-    target = weights.W_q.dtype
-    pos = tokens.shape[1]
-    x = got["x"].to(target)
-    sigma = got["sigma"].to(target)[..., 0] if "sigma" in got else x.new_ones(x.shape[:2])
-    ahead = torch.arange(pos, device=home)[:, None] - torch.arange(pos, device=home)
-    mask = (ahead >= 0) & (ahead < (pos if weights.window is None else weights.window))
-    inputs = x / sigma[..., None]
-    W_q, b_q, gain_q = folded_gain(weights, "query", inputs)
-    W_k, b_k, gain_k = folded_gain(weights, "key", inputs)
-    frozen = FrozenLayer(
-        layer=layer,
-        n_heads=W_q.shape[0],
-        hook_name=hook_name,
-        x=x,
-        sigma=sigma,
-        W_q=W_q,
-        W_k=W_k,
-        b_q=b_q,
-        b_k=b_k,
-        gain_q=gain_q,
-        gain_k=gain_k,
-        rotary=rotary_of(model, layer, got, pos, target),
-        scale=weights.scale,
-        softcap=weights.softcap,
-        mask=mask,
-        model_scores=got["scores"].to(target),
-        pattern=got["pattern"].to(target),
-    )
-    _check_frozen(frozen, got["scores"].dtype)
+    own, hooks = architecture_of(model), LayerHooks(layer)
+    names = own.input_hooks(layer, hook_name) | {"scores": hooks.attn_scores, "pattern": hooks.pattern}
+    got = read_hooks(model, tokens.to(weights.W_q.device), layer, names)
+    scores, pattern = (got[key].to(weights.W_q.dtype) for key in ("scores", "pattern"))
+    frozen = seen_layer(model, weights, got, scores, pattern)
+    check_scores(frozen, own)
     return frozen
 
 
-def _check_frozen(frozen: FrozenLayer, dtype: torch.dtype) -> None:
-    """Refuses a layer whose hooks or formula are not what this module takes them for. `dtype` is the model's."""
-    where, mask, scores = f"layer {frozen.layer}", frozen.mask, frozen.model_scores
-    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 5e-2
-    if bool(scores.isnan().any()):
+def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:
+    """Holds an architecture against a layer's own scores and pattern. Raises FraError where scores hold NaN; where
+    softmax(hook_attn_scores) is not hook_pattern (plain attention in TransformerBridge: load the model as
+    HookedTransformer); where other keys are masked; and where the scores are not those that the weights make.
+
+    The model masks where its pattern is zero: what it shows as the score of a masked key differs between classes.
+    """
+    where, mask, scores, pattern = f"layer {frozen.layer}", frozen.mask, frozen.model_scores, frozen.pattern
+    tolerance, name = architecture.tolerance, type(architecture).__name__
+    attended = pattern != 0
+    if bool((scores.isnan() & attended).any()):
         raise FraError(f"the attention scores of {where} hold NaN: check the model's weights.")
-    seen = scores > torch.finfo(dtype).min / 2  # masked: -inf in one model class, finfo.min in the other
-    softmax = scores.masked_fill(~seen, -torch.inf).softmax(-1)
-    if float((softmax - frozen.pattern).abs().max()) > tolerance:
+    softmax = scores.masked_fill(~attended, -torch.inf).softmax(-1).masked_fill(~attended, 0.0)
+    apart = float((softmax - pattern).abs().max())
+    if not apart <= tolerance:
         raise FraError(
-            f"softmax of hook_attn_scores is not hook_pattern in {where}: this model class shows something else at "
-            f"that hook "
-            "(TransformerBridge does for GPT-Neo, GPT-J and OPT; attention sinks do too); load the model as "
-            "HookedTransformer."
+            f"softmax of hook_attn_scores is not hook_pattern in {where} (off by {apart:.3g}): this model class shows "
+            "something else at that hook (TransformerBridge does for GPT-Neo, GPT-J and OPT; attention sinks do too); "
+            "load the model as HookedTransformer."
         )
-    if not bool((seen == mask).all()):
-        raise FraError(
-            f"the model masks other keys in {where} than a causal or sliding-window mask would: padding and custom "
-            f"masks are not resolved."
-        )
+    others = FraError(
+        f"the model masks other keys in {where} than a causal or sliding-window mask would: padding and custom masks "
+        "are not resolved."
+    )
+    if bool((attended & ~mask).any()):
+        raise others
     for head in range(frozen.n_heads):
+        own = frozen.scores(head)
+        hidden = mask & ~attended[:, head]
+        # A pattern may be zero where softmax has rounded to zero, too; not where the weights make more of it.
+        if bool(hidden.any()) and float(frozen.attention(own)[hidden].max()) > tolerance:
+            raise others
         size = (
             frozen.scale
             * frozen.vectors("query", head).norm(dim=-1).max()
             * frozen.vectors("key", head).norm(dim=-1).max()
         )
-        error = (frozen.cap(frozen.scores(head)) - scores[:, head])[:, mask].abs().max()
+        error = (frozen.cap(own) - scores[:, head])[:, mask].abs().max()
         if not float(error) <= tolerance * float(size):
             raise FraError(
-                f"the scores of {where} head {head} cannot be reproduced from its weights (off by {float(error):.3g}): "
-                "this architecture's attention is not one that can be resolved."
+                f"the scores of {where} head {head} cannot be reproduced from its weights as {name} reads them (off by "
+                f"{float(error):.3g}, where {tolerance * float(size):.3g} is rounding): this architecture's attention "
+                "is not one that can be resolved."
             )

@@ -13,11 +13,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fra.core.architecture import Architecture, architecture_of
 from fra.core.coded import Arm
 from fra.core.frozen import freeze, read_hooks
 from fra.core.resolve import TERMS
 from fra.core.weights import Model, OVWeights, check_layer_and_head, ov_weights
 from fra.dictionaries.codes import check_dictionary, codes, dictionary_hook
+from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 
 Space = Literal["z", "result"]
@@ -76,17 +78,38 @@ def resolve_output(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: i
     hook_name = dictionary_hook(sae)
     frozen = freeze(model, tokens[None], layer, hook_name)
     resolved = ResolvedOutput(Arm(frozen, codes(sae, frozen.x)), ov_weights(model, layer, hook_name), head)
-    z = read_hooks(model, tokens[None].to(frozen.x.device), layer, {"z": f"blocks.{layer}.attn.hook_z"})["z"]
-    own = z.flatten(2).view(len(tokens), frozen.n_heads, -1)[:, head].to(frozen.x)
-    tolerance = 1e-4 if z.dtype in (torch.float32, torch.float64) else 5e-2
-    size = value_terms(resolved.arm, resolved.weights, head).norm(dim=-1).max()
-    error = (resolved.z() - own).abs().max()
-    if not float(error) <= tolerance * float(size):
-        raise FraError(
-            f"hook_z of layer {layer} head {head} is not pattern times values (off by {float(error):.3g}): this "
-            f"architecture's attention does more than that and its output cannot be resolved."
-        )
+    z = read_hooks(model, tokens[None].to(frozen.x.device), layer, {"z": LayerHooks(layer).z})["z"]
+    own = by_head(z, frozen.n_heads)[0, :, head].to(frozen.x)
+    values = value_terms(resolved.arm, resolved.weights, head)
+    what = f"layer {layer} head {head}"
+    check_output(architecture_of(model), what, resolved.z(), own, values, "its output cannot be resolved")
     return resolved
+
+
+def by_head(z: Float[Tensor, "batch pos *heads"], n_heads: int) -> Float[Tensor, "batch pos n_heads d_head"]:
+    """hook_z or hook_v by head: TransformerBridge shows heads side by side."""
+    return z.flatten(2).view(*z.shape[:2], n_heads, -1)
+
+
+def check_output(
+    architecture: Architecture,
+    what: str,
+    made: Float[Tensor, "*z"],
+    own: Float[Tensor, "*z"],
+    values: Float[Tensor, "*values"],
+    so: str,
+) -> None:
+    """Holds an architecture against the model's own hook_z (`own`). Raises FraError where it is not what pattern and
+    values make (`made`), as with gated attention; `so` says what is therefore not done.
+    """
+    error = float((made - own).abs().max())
+    allowed = architecture.tolerance * float(values.norm(dim=-1).max())
+    if not error <= allowed:
+        raise FraError(
+            f"hook_z of {what} is not pattern times values as {type(architecture).__name__} reads them (off by "
+            f"{error:.3g}, where {allowed:.3g} is rounding): this architecture's attention does more than that and "
+            f"{so}."
+        )
 
 
 class ResolvedOutput:

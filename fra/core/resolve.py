@@ -48,7 +48,7 @@ def resolve(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, hea
 
 
 @dataclass(frozen=True)
-class _Terms:
+class SideTerms:
     """One side of the head: what each position brings to the score. The query side carries the scale."""
 
     entries: Entries
@@ -85,17 +85,17 @@ class ResolvedHead:
         return self.codes.decoder.shape[0]
 
     def scores(self) -> Float[Tensor, "q_pos k_pos"]:
-        """Every term summed, before softcap; -inf where masked. `frozen.cap` of it is the model's own "
-        "hook_attn_scores.
+        """Every term summed, before softcap; -inf where masked. `frozen.cap` of it is the model's own
+        hook_attn_scores.
         """
-        q, k = (torch.stack([side.sum(term) for term in TERMS]).sum(0) for side in (self._query, self._key))
+        q, k = (torch.stack([side.sum(term) for term in TERMS]).sum(0) for side in (self.query, self.key))
         return self._masked(q @ k.mT, -torch.inf)
 
     def blocks(self) -> dict[tuple[str, str], Float[Tensor, "q_pos k_pos"]]:
         """The nine sums: ("feature", "bias" or "error" of the query, the same of the key). Zero where masked; they add
         up to `scores`.
         """
-        return {(a, b): self._masked(self._query.sum(a) @ self._key.sum(b).mT) for a in TERMS for b in TERMS}
+        return {(a, b): self._masked(self.query.sum(a) @ self.key.sum(b).mT) for a in TERMS for b in TERMS}
 
     def channel(self, q_feature: int, k_feature: int) -> Float[Tensor, "q_pos k_pos"]:
         """F_ij: what query feature i and key feature j contribute to each score. Zero where masked, and where one of
@@ -104,7 +104,7 @@ class ResolvedHead:
         Raises FraError for an id outside the dictionary.
         """
         sides = []
-        for feature, side in ((q_feature, self._query), (k_feature, self._key)):
+        for feature, side in ((q_feature, self.query), (k_feature, self.key)):
             if not 0 <= feature < self.d_sae:
                 raise FraError(f"feature {feature} is out of range: the dictionary has {self.d_sae} features.")
             here = side.entries.feature == feature
@@ -120,7 +120,7 @@ class ResolvedHead:
             raise FraError(f"positions ({q_pos}, {k_pos}) are out of range: the document has {self.n_pos} tokens.")
         if not bool(self.frozen.mask[q_pos, k_pos]):
             raise FraError(f"position {q_pos} does not attend to position {k_pos}: that key is masked.")
-        q, k = self._query.entries, self._key.entries
+        q, k = self.query.entries, self.key.entries
         at_q, at_k = q.pos == q_pos, k.pos == k_pos
         return q.feature[at_q], k.feature[at_k], (q.vector[at_q] @ k.vector[at_k].mT).to(self.frozen.x)
 
@@ -132,7 +132,7 @@ class ResolvedHead:
         """
         _check_choice("by", by, ("abs", "value"))
         _check_positive("n", n)
-        q, k = self._query.entries, self._key.entries
+        q, k = self.query.entries, self.key.entries
         at_q, at_k, value = top_terms(q, k, self.frozen.mask, n, by, self.frozen.x.dtype)
         columns = {
             "q_pos": q.pos[at_q],
@@ -156,7 +156,7 @@ class ResolvedHead:
         _check_choice("reduce", reduce, get_args(Reduce))
         if n is not None:
             _check_positive("n", n)
-        q, k, like = self._query.entries, self._key.entries, self.frozen.x
+        q, k, like = self.query.entries, self.key.entries, self.frozen.x
         found = reduce_channels(q, k, self.frozen.mask, reduce, n, min_count, self.d_sae, like.dtype)
         names = ("q_feature", "k_feature", "value", "count")
         return pd.DataFrame({name: column.cpu().numpy() for name, column in zip(names, found, strict=True)})
@@ -166,7 +166,7 @@ class ResolvedHead:
 
         Raises FraError, before allocating, where it would not fit.
         """
-        q, k, mask = self._query.entries, self._key.entries, self.frozen.mask
+        q, k, mask = self.query.entries, self.key.entries, self.frozen.mask
         per_pos = [torch.bincount(entries.pos, minlength=self.n_pos) for entries in (q, k)]
         n_terms = int((mask * per_pos[0][:, None] * per_pos[1]).sum())
         # Four indices and a value, and as much again while they are ordered.
@@ -190,14 +190,16 @@ class ResolvedHead:
         return values.to(self.frozen.x).masked_fill(~self.frozen.mask, fill)
 
     @cached_property
-    def _query(self) -> _Terms:
+    def query(self) -> SideTerms:
+        """What each position's query brings to the score, the score's scale included."""
         return self._terms("query", self.frozen.scale)
 
     @cached_property
-    def _key(self) -> _Terms:
+    def key(self) -> SideTerms:
+        """What each position's key brings to the score."""
         return self._terms("key", 1.0)
 
-    def _terms(self, side: Side, scale: float) -> _Terms:
+    def _terms(self, side: Side, scale: float) -> SideTerms:
         # Sums over many terms are taken in double precision, so that they do not depend on how they are cut (MPS has
         # none).
         wide = self.frozen.x.dtype if self.frozen.x.device.type == "mps" else torch.float64
@@ -214,7 +216,7 @@ class ResolvedHead:
         bias = bias + frozen.place(side, self.head, b.expand(self.n_pos, -1), rows, scaled=False)
         error = frozen.place(side, self.head, found.error[0].to(wide) @ W, rows)
         entries = Entries(found.row, found.feature, vector, coefficient, None if frozen.rotary else direction)
-        return _Terms(entries, bias, error)
+        return SideTerms(entries, bias, error)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -122,10 +122,10 @@ class Sensitivity:
     def _slopes(self) -> tuple[Float[Tensor, "pos pos"], Float[Tensor, "pos pos"]]:
         """A, and A times the slope of the softcap."""
         frozen = self.resolved.frozen
-        sides = (self.resolved._query, self.resolved._key)
+        sides = (self.resolved.query, self.resolved.key)
         q, k = (torch.stack([side.sum(term) for term in TERMS]).sum(0) for side in sides)
-        capped = frozen.cap(q @ k.mT)
-        A = capped.masked_fill(~frozen.mask, -torch.inf).softmax(-1)
+        scores = q @ k.mT
+        A, capped = frozen.attention(scores), frozen.cap(scores)
         return A, A if frozen.softcap is None else A * (1 - (capped / frozen.softcap) ** 2)
 
     @cached_property
@@ -178,7 +178,7 @@ class Sensitivity:
     def _maps(self, pairs: Int[Tensor, "n 2"]) -> Float[Tensor, "n pos pos"]:
         """F_ij of each pair."""
         found = []
-        for side, ids in zip((self.resolved._query, self.resolved._key), pairs.T, strict=True):
+        for side, ids in zip((self.resolved.query, self.resolved.key), pairs.T, strict=True):
             entries = side.entries
             vectors = entries.vector.new_zeros(len(ids), self.resolved.n_pos, entries.vector.shape[-1])
             which, at = torch.nonzero(ids[:, None].to(entries.feature.device) == entries.feature, as_tuple=True)
@@ -195,7 +195,7 @@ class Sensitivity:
             raise FraError(f"segments {a} and {b}: there are {self.n}, numbered from 0.")
         if n < 1:
             raise FraError(f"n={n} asks for nothing: give a positive number.")
-        q, k = self.resolved._query.entries, self.resolved._key.entries
+        q, k = self.resolved.query.entries, self.resolved.key.entries
         weight = self._weight(a, b)
         best = Strongest(n)
         for tile, at in feature_tiles(q, k, self.resolved.n_pos):

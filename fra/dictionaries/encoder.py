@@ -4,7 +4,6 @@ output, and a constant.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,9 @@ from sae_lens import GatedSAE
 from torch import Tensor
 
 from fra.dictionaries.codes import check_kind, check_scaling, dictionary_hook
+from fra.dictionaries.hooks import head_output_layer_of
 from fra.errors import FraError
 
-_HEAD_OUTPUT = re.compile(r"blocks\.(\d+)\.attn\.hook_z")
 _ROWS_CHECKED = 4
 _STD_EPSILON = 1e-5
 """What SAELens adds to the standard deviation where it normalises as LayerNorm does."""
@@ -59,12 +58,13 @@ class Encoder:
 def head_output_layer(sae: Any) -> int:
     """The layer whose head outputs the dictionary was trained on. Raises FraError for a dictionary of another hook."""
     name = dictionary_hook(sae)
-    if not (found := _HEAD_OUTPUT.fullmatch(name)):
+    layer = head_output_layer_of(name)
+    if layer is None:
         raise FraError(
             f"the dictionary at {name!r} is not one of head outputs: attribution to heads needs one trained at "
             "blocks.L.attn.hook_z."
         )
-    return int(found[1])
+    return layer
 
 
 @torch.no_grad()

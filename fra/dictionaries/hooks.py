@@ -1,10 +1,74 @@
-"""The grammar of hook names: which layer a dictionary reads, and whether it reads inputs or outputs of attention."""
+"""The grammar of hook names, in TransformerLens' words: a layer's points, which layer a name is of, and whether a
+dictionary there reads inputs or outputs of attention.
+
+`fra` says these names whatever the model calls its own points; `Architecture.point` translates.
+"""
 
 from __future__ import annotations
 
 import re
 
 from fra.errors import FraError
+
+
+class LayerHooks:
+    """The names of one layer's points."""
+
+    def __init__(self, layer: int) -> None:
+        block = f"blocks.{layer}"
+        self.layer = layer
+        self.resid_pre = f"{block}.hook_resid_pre"
+        """[batch, pos, d_model]: the residual stream that the layer reads."""
+        self.resid_mid = f"{block}.hook_resid_mid"
+        """[batch, pos, d_model]: after attention, before the MLP."""
+        self.resid_post = f"{block}.hook_resid_post"
+        """[batch, pos, d_model]: the residual stream behind the layer."""
+        self.normalized = f"{block}.ln1.hook_normalized"
+        """[batch, pos, d_model]: behind the norm's centring and scale, before its weight and bias."""
+        self.scale = f"{block}.ln1.hook_scale"
+        """[batch, pos, 1]: what that norm divides by."""
+        self.post_scale = f"{block}.ln1_post.hook_scale"
+        """[batch, pos, 1]: what a norm after attention divides by (Gemma 2 and 3)."""
+        self.attn_scores = f"{block}.attn.hook_attn_scores"
+        """[batch, n_heads, q_pos, k_pos]: after scale, softcap and mask, before softmax."""
+        self.pattern = f"{block}.attn.hook_pattern"
+        """[batch, n_heads, q_pos, k_pos]: after softmax."""
+        self.v = f"{block}.attn.hook_v"
+        """[batch, pos, n_key_value_heads, d_head], or flattened in the last two: values, with b_V."""
+        self.z = f"{block}.attn.hook_z"
+        """[batch, pos, n_heads, d_head], or flattened in the last two: pattern times values."""
+        self.cos = f"{block}.attn.hook_cos"
+        """[batch, pos, rot]: cosines of the rotary angles (TransformerBridge)."""
+        self.sin = f"{block}.attn.hook_sin"
+        """[batch, pos, rot]: their sines."""
+        self.mlp_out = f"{block}.hook_mlp_out"
+        """[batch, pos, d_model]: what the MLP writes."""
+        self.attention = (f"{block}.ln1.", f"{block}.attn.")
+        """What the names of points within attention, its norm included, begin with."""
+
+    def inputs(self) -> tuple[str, ...]:
+        """The points at which a dictionary of this layer's attention input may have been trained."""
+        before = () if self.layer == 0 else (LayerHooks(self.layer - 1).resid_post,)
+        return (self.normalized, self.resid_pre, *before)
+
+
+POS_EMBED = "hook_pos_embed"
+"""[batch, pos, d_model]: position embeddings, where the model adds some to the residual stream."""
+
+_IN_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
+_BEFORE_ATTENTION = ("ln1.hook_normalized", "hook_resid_pre", "hook_resid_post")
+
+
+def layer_of(hook: str) -> int | None:
+    """The layer in which a point lies; None for one outside all layers."""
+    found = _IN_BLOCK.fullmatch(hook)
+    return int(found[1]) if found else None
+
+
+def point_of(hook: str) -> str:
+    """The name within its layer; the whole name of a point outside all layers."""
+    found = _IN_BLOCK.fullmatch(hook)
+    return found[2] if found else hook
 
 
 def is_head_output(hook: str) -> bool:
@@ -14,11 +78,12 @@ def is_head_output(hook: str) -> bool:
 
 def head_output_layer_of(hook: str) -> int | None:
     """The layer of a head-output hook; None for another hook."""
-    parts = hook.split(".")
-    return int(parts[1]) if hook.endswith(".attn.hook_z") and parts[1].isdigit() else None
+    return layer_of(hook) if point_of(hook) == "attn.hook_z" else None
 
 
-_INPUT_HOOK = re.compile(r"blocks\.(\d+)\.(ln1\.hook_normalized|hook_resid_pre|hook_resid_post)")
+def is_normalized(hook: str) -> bool:
+    """Whether the hook lies behind the norm's scale, so that what stands there is not divided by it again."""
+    return hook.endswith("hook_normalized")
 
 
 def attention_input_layer(hook_name: str) -> int:
@@ -26,16 +91,16 @@ def attention_input_layer(hook_name: str) -> int:
 
     Raises FraError for a head-output hook (`hook_z`) and for any other hook that is no attention input.
     """
-    found = _INPUT_HOOK.fullmatch(hook_name)
-    if found:
-        return int(found[1]) + (found[2] == "hook_resid_post")
+    layer = layer_of(hook_name)
+    if layer is not None and point_of(hook_name) in _BEFORE_ATTENTION:
+        return layer + (point_of(hook_name) == "hook_resid_post")
     if hook_name.endswith("hook_z"):
         raise FraError(
             f"{hook_name!r} holds head outputs, not an attention input: W_Q and W_K do not read it, even where the "
-            f"widths agree; "
-            "use a dictionary at ln1.hook_normalized, hook_resid_pre, or hook_resid_post of the layer before."
+            "widths agree; use a dictionary at ln1.hook_normalized, hook_resid_pre, or hook_resid_post of the layer "
+            "before."
         )
     raise FraError(
         f"{hook_name!r} is not an attention input; use blocks.L.ln1.hook_normalized, blocks.L.hook_resid_pre, or "
-        f"blocks.L.hook_resid_post."
+        "blocks.L.hook_resid_post."
     )

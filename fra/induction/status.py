@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fra.core.weights import Model
+from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 from fra.stimuli.repeated import Batch
 from fra.verdicts.stats import ClusterMeans, by_source, seed_of
@@ -31,7 +32,7 @@ def patterns(model: Model, tokens: Tensor) -> Float[Tensor, "n_layers batch n_he
 
     Raises FraError where the model has no hook_pattern.
     """
-    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(model.cfg.n_layers)]
+    names = [LayerHooks(layer).pattern for layer in range(model.cfg.n_layers)]
     missing = [name for name in names if name not in model.hook_dict]
     if missing:
         raise FraError(f"the model has no hook {missing[0]}: its attention patterns cannot be read")

@@ -12,10 +12,10 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
-from fra.core.frozen import FrozenLayer, folded_gain, freeze, rotary_of
-from fra.core.weights import Model, QKWeights
+from fra.core.architecture import ANGLES, Architecture, Model, architecture_of
+from fra.core.frozen import FrozenLayer, freeze, seen_layer
+from fra.core.weights import QKWeights
 from fra.errors import FraError
 
 Hook: TypeAlias = tuple[str, Callable[..., Any]]
@@ -32,13 +32,14 @@ class Intervention:
     """
 
     def __init__(self, model: Model, readers: Sequence[Hook], edits: Sequence[Hook]) -> None:
-        """`readers` only look, and see what all other hooks at their point have left. Raises FraError for a hook that
-        the model does not have.
+        """Hooks by their names in TransformerLens' words (in `hooks` by the model's own). `readers` only look, and see
+        what all other hooks at their point have left. Raises FraError for a hook that the model does not have.
         """
-        points = model.hook_dict
-        missing = [name for name, _ in (*readers, *edits) if name not in points]
+        own, points = architecture_of(model), model.hook_dict
+        missing = [name for name, _ in (*readers, *edits) if not own.has(name)]
         if missing:
             raise FraError(f"the model has no hook {missing[0]!r}: it cannot be changed there.")
+        readers, edits = ([(own.point(name), function) for name, function in hooks] for hooks in (readers, edits))
         self.hooks: list[Hook] = [*readers, *edits]
         self._attachments = [(points[name], function, True) for name, function in readers]
         self._attachments += [(points[name], function, False) for name, function in edits]
@@ -88,18 +89,25 @@ def unhooked(model: Model) -> Iterator[None]:
         yield
 
 
-_CHECKED: WeakKeyDictionary[Any, set[tuple[int, str]]] = WeakKeyDictionary()
+_CHECKED: WeakKeyDictionary[Architecture, dict[tuple[int, str], bool]] = WeakKeyDictionary()
 
 
 def check_layer(model: Model, layer: int, hook_name: str) -> None:
     """Raises FraError where this layer's scores hook is not what its name says, or its scores cannot be reproduced, as
     `fra.resolve` does. Tried once for a model and layer, on a few tokens.
     """
-    checked = _CHECKED.setdefault(model, set())
+    _rotates(model, layer, hook_name)
+
+
+def _rotates(model: Model, layer: int, hook_name: str) -> bool:
+    """Whether positions rotate in this layer, as it does when it is checked."""
+    own = architecture_of(model)
+    checked = _CHECKED.setdefault(own, {})
     if (layer, hook_name) not in checked:
         with unhooked(model):
-            freeze(model, torch.arange(min(12, model.cfg.n_ctx, model.cfg.d_vocab))[None], layer, hook_name)
-        checked.add((layer, hook_name))
+            frozen = freeze(model, torch.arange(min(12, own.n_ctx, own.d_vocab))[None], layer, hook_name)
+        checked[layer, hook_name] = frozen.rotary is not None
+    return checked[layer, hook_name]
 
 
 class Pass:
@@ -133,14 +141,12 @@ class Pass:
 
 
 def layer_names(model: Model, layer: int, hook_name: str) -> dict[str, str]:
-    """The hooks that freeze a layer within a pass."""
-    block, points = f"blocks.{layer}", model.hook_dict
-    names = {"x": hook_name}
-    if not hook_name.endswith("hook_normalized") and f"{block}.ln1.hook_scale" in points:
-        names["sigma"] = f"{block}.ln1.hook_scale"
-    if isinstance(model, TransformerBridge) and f"{block}.attn.hook_cos" in points:
-        names |= {"cos": f"{block}.attn.hook_cos", "sin": f"{block}.attn.hook_sin"}
-    return names
+    """The hooks that freeze a layer within a pass; those of angles only where the layer rotates. Raises FraError as
+    `check_layer` does.
+    """
+    rotates = _rotates(model, layer, hook_name)
+    names = architecture_of(model).input_hooks(layer, hook_name)
+    return {key: name for key, name in names.items() if rotates or key not in ANGLES}
 
 
 def frozen_in_pass(model: Model, weights: QKWeights, seen: Mapping[str, Tensor], scores: Tensor) -> FrozenLayer:
@@ -148,37 +154,14 @@ def frozen_in_pass(model: Model, weights: QKWeights, seen: Mapping[str, Tensor],
 
     `scores`: the layer's hook_attn_scores (or its pattern) in this pass; only its shape is used for more than a record.
     """
-    dtype = weights.W_q.dtype
-    x = seen["x"].to(dtype)
-    batch, pos, _ = x.shape
+    batch, pos, _ = seen["x"].shape
     if tuple(scores.shape) != (batch, len(weights.W_q), pos, pos):
         raise FraError(
             f"this pass has scores of shape {list(scores.shape)} for an input of {pos} positions: run whole documents, "
             f"without a key-value cache."
         )
-    sigma = seen["sigma"].to(dtype)[..., 0] if "sigma" in seen else x.new_ones(batch, pos)
-    ahead = torch.arange(pos, device=x.device)[:, None] - torch.arange(pos, device=x.device)
-    W_q, b_q, gain_q = folded_gain(weights, "query", x / sigma[..., None])
-    W_k, b_k, gain_k = folded_gain(weights, "key", x / sigma[..., None])
-    return FrozenLayer(
-        layer=weights.layer,
-        n_heads=len(W_q),
-        hook_name=weights.hook_name,
-        x=x,
-        sigma=sigma,
-        W_q=W_q,
-        W_k=W_k,
-        b_q=b_q,
-        b_k=b_k,
-        gain_q=gain_q,
-        gain_k=gain_k,
-        rotary=rotary_of(model, weights.layer, dict(seen), pos, dtype),
-        scale=weights.scale,
-        softcap=weights.softcap,
-        mask=(ahead >= 0) & (ahead < (pos if weights.window is None else weights.window)),
-        model_scores=scores.to(dtype),
-        pattern=x.new_zeros(()).expand(scores.shape),  # not known yet
-    )
+    unknown = weights.W_q.new_zeros(()).expand(scores.shape)  # the pattern of this pass is still to come
+    return seen_layer(model, weights, seen, scores.to(weights.W_q.dtype), unknown)
 
 
 def fitting(value: Tensor, own: Tensor) -> Tensor:

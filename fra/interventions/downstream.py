@@ -14,10 +14,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache
 
+from fra.core.architecture import Model, architecture_of
 from fra.core.coded import Arm, measure_arm
-from fra.core.output import value_terms
-from fra.core.weights import Model, OVWeights, ov_weights
+from fra.core.output import by_head, check_output, value_terms
+from fra.core.weights import OVWeights, ov_weights
 from fra.dictionaries.codes import dictionary_hook
+from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 from fra.interventions.attach import Intervention, unhooked
 
@@ -31,8 +33,9 @@ class Downstream:
     @torch.no_grad()
     def __init__(self, model: Model, tokens: Int[Tensor, "batch pos"], layer: int) -> None:
         self.model, self.layer = model, layer
-        self.tokens = tokens.to(next(model.parameters()).device)
-        self._blocks = list(model.blocks)[layer:]
+        self._own = architecture_of(model)
+        self.tokens = tokens.to(self._own.device)
+        self._blocks = list(self._own.blocks)[layer:]
         self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         outputs: list[Tensor] = []
 
@@ -46,7 +49,7 @@ class Downstream:
             outputs.append(z)
 
         handles = [block.register_forward_pre_hook(keep, with_kwargs=True) for block in self._blocks]
-        reader = Intervention(model, [(f"blocks.{layer}.attn.hook_z", look)], [])
+        reader = Intervention(model, [(LayerHooks(layer).z, look)], [])
         try:
             with unhooked(model), reader:
                 truth = model(self.tokens)
@@ -55,11 +58,9 @@ class Downstream:
                 handle.remove()
         if not outputs:
             raise FraError(f"hook_z of layer {layer} did not fire: this attention cannot be changed there.")
-        self.z: Float[Tensor, "batch pos n_heads d_head"] = (
-            outputs[0].flatten(2).view(*self.tokens.shape, int(model.cfg.n_heads), -1)
-        )
+        self.z: Float[Tensor, "batch pos n_heads d_head"] = by_head(outputs[0], self._own.n_heads)
         """The layer's head outputs, as the model is without hooks."""
-        self.whole: bool = len(self._calls) != len(self._blocks)
+        self.whole: bool = not self._blocks or len(self._calls) != len(self._blocks)
         """Whether whole passes are run."""
         if not self.whole:
             with unhooked(model):
@@ -91,14 +92,10 @@ class Downstream:
             else:
                 out = block(**(named | {"hidden_states": residual}))
             residual = out[0] if isinstance(out, tuple) else out
-        norm: Any = getattr(self.model, "ln_final", None)
-        normed: Tensor = residual if norm is None else norm(residual)
-        return normed
+        return self._own.normed(residual)
 
     def _unembed(self, rows: Float[Tensor, "n d_model"]) -> Float[Tensor, "n d_vocab"]:
-        unembed: Any = self.model.unembed
-        logits: Tensor = unembed(rows[None])[0]
-        return logits
+        return self._own.unembed(rows[None])[0]
 
     def shifted(self, head: int | None, delta: Tensor) -> Intervention:
         """Adds `delta` to a head's output at hook_z ([batch, pos, d_head]), or to all of them ([batch, pos, n_heads,
@@ -106,14 +103,14 @@ class Downstream:
         """
 
         def edit(z: Tensor, hook: Any) -> Tensor:
-            by_head = z.flatten(2).view(*z.shape[:2], self.z.shape[2], -1)
+            heads = by_head(z, self._own.n_heads)
             if head is None:
-                return (by_head + delta.to(z)).view_as(z)
-            changed = by_head.clone()
+                return (heads + delta.to(z)).view_as(z)
+            changed = heads.clone()
             changed[:, :, head] += delta.to(z)
             return changed.view_as(z)
 
-        return Intervention(self.model, [], [(f"blocks.{self.layer}.attn.hook_z", edit)])
+        return Intervention(self.model, [], [(LayerHooks(self.layer).z, edit)])
 
 
 class Scene:
@@ -142,25 +139,16 @@ class Head:
         frozen = scene.arm.frozen
         self.scores: Float[Tensor, "batch pos pos"] = frozen.scores(head)
         """Before softcap; -inf where masked."""
-        self.pattern: Float[Tensor, "batch pos pos"] = self._softmax(self.scores)
+        self.pattern: Float[Tensor, "batch pos pos"] = frozen.attention(self.scores)
         self.values: Float[Tensor, "batch pos d_head"] = value_terms(scene.arm, scene.weights, head)
         own = scene.down.z[:, :, head].to(self.values)
-        error = (self.pattern @ self.values - own).abs().max()
-        tolerance = 1e-4 if scene.down.z.dtype in (torch.float32, torch.float64) else 5e-2
-        if not float(error) <= tolerance * float(self.values.norm(dim=-1).max()):
-            raise FraError(
-                f"hook_z of layer {frozen.layer} head {head} is not pattern times values (off by {float(error):.3g}): "
-                "this architecture's attention does more than that and cannot be changed by its scores alone."
-            )
+        what, so = f"layer {frozen.layer} head {head}", "cannot be changed by its scores alone"
+        check_output(architecture_of(scene.down.model), what, self.pattern @ self.values, own, self.values, so)
         self.z = own
-
-    def _softmax(self, scores: Tensor) -> Tensor:
-        frozen = self.scene.arm.frozen
-        return frozen.cap(scores).masked_fill(~frozen.mask, -torch.inf).softmax(-1)
 
     def moved(self, taken: Float[Tensor, "batch pos pos"]) -> Float[Tensor, "batch pos pos"]:
         """What the pattern gains and loses where `taken` is taken out of the scores, before softcap."""
-        return self._softmax(self.scores - taken) - self.pattern
+        return self.scene.arm.frozen.attention(self.scores - taken) - self.pattern
 
     def delta(self, taken: Float[Tensor, "batch pos pos"]) -> Float[Tensor, "batch pos d_head"]:
         """What the head's output changes by; nothing where nothing is taken."""

@@ -22,19 +22,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fra.core.architecture import Model, RawQK, architecture_of
 from fra.core.frozen import freeze
-from fra.core.weights import Model, qk_weights, raw_weights
+from fra.core.weights import qk_weights
+from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 
 
 def parameter(model: Model, layer: int, name: str) -> Float[Tensor, "heads *size"]:
     """W_Q, W_K, b_Q or b_K as the model holds it: a view, so that writing to it changes the model."""
-    attn: Any = model.blocks[layer].attn
-    held = getattr(attn, f"_{name}", getattr(attn, name))  # grouped keys in HookedTransformer are held as _W_K
+    held = architecture_of(model).held(layer, name)
     if held is None:
         raise FraError(f"layer {layer} has no {name}: there is no such gauge.")
-    found: Tensor = held.data
-    return found
+    return held
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def key_bias(model: Model, layer: int, v: Float[Tensor, "n_kv d_head"]) -> Any:
 def mean_direction(model: Model, layer: int, c: Float[Tensor, "n_kv d_head"]) -> Any:
     """W_K += (1/w) c^T and b_K -= (sum b/w) c, as a context manager. Raises FraError where that is no gauge."""
     _must(why_not(model, layer, "mean_direction"))
-    return rank_one(model, layer, c.new_ones(int(model.cfg.d_model)), c)
+    return rank_one(model, layer, c.new_ones(architecture_of(model).read_qk(layer).W_K.shape[1]), c)
 
 
 def rank_one(model: Model, layer: int, direction: Float[Tensor, " d_model"], c: Float[Tensor, "n_kv d_head"]) -> Any:
@@ -80,7 +80,7 @@ def basis(model: Model, layer: int, M: Float[Tensor, "n_heads d_head d_head"]) -
     changes = {}
     for side, turn in (("Q", M), ("K", torch.linalg.inv(M).mT)):
         for name in (f"W_{side}", f"b_{side}"):
-            if name.startswith("b") and getattr(model.blocks[layer].attn, name) is None:
+            if name.startswith("b") and architecture_of(model).held(layer, name) is None:
                 continue
             held = parameter(model, layer, name)
             after = held @ turn if held.ndim == 3 else (held[:, None] @ turn)[:, 0]
@@ -95,19 +95,18 @@ def _must(problem: str | None) -> None:
 
 def norm(model: Model, layer: int) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
     """Weight and bias of the LayerNorm; ones and zeros where they are folded in."""
-    raw = raw_weights(model, layer)
-    ones = raw["W_Q"].detach().new_ones(raw["W_Q"].shape[1])
-    w, b = (ones if raw["ln_w"] is None else raw["ln_w"]), (0 * ones if raw["ln_b"] is None else raw["ln_b"])
-    return w.detach().to(ones), b.detach().to(ones)
+    raw = architecture_of(model).read_qk(layer)
+    ones = raw.W_Q.detach().new_ones(raw.W_Q.shape[1])
+    return raw.norm.weight_or_ones(ones), 0 * ones if raw.norm.bias is None else raw.norm.bias.detach().to(ones)
 
 
 def why_not(model: Model, layer: int, gauge: str, v: Tensor | None = None) -> str | None:
     """Why `gauge` (key_bias, mean_direction or basis) is none for this layer, in a sentence; None where it is one."""
-    weights = qk_weights(model, layer, f"blocks.{layer}.ln1.hook_normalized")
-    raw = raw_weights(model, layer)
+    weights = qk_weights(model, layer, LayerHooks(layer).normalized)
+    raw = architecture_of(model).read_qk(layer)
     rotary = turned(model, layer)
     if gauge == "mean_direction":
-        if not raw["centred"]:
+        if not raw.norm.centred:
             return "the norm before this attention does not centre (RMSNorm, or none): no direction of W_K is idle"
         if bool((norm(model, layer)[0] == 0).any()):
             return "the LayerNorm's weight has a zero: ones cannot be written below it"
@@ -115,24 +114,24 @@ def why_not(model: Model, layer: int, gauge: str, v: Tensor | None = None) -> st
     if weights.norm_k is not None:
         return "a QK-norm stands between the weights and the score"
     if gauge == "basis":
-        if raw["W_K"].shape != parameter(model, layer, "W_K").shape:
+        if raw.W_K.shape != parameter(model, layer, "W_K").shape:
             return "query heads share key heads: one basis for all of a group is needed"
         return "rotary positions fix the basis of queries and keys" if rotary else None
     if weights.softcap is not None:
         return "a softcap feels what is constant along a row"
-    if getattr(model.blocks[layer].attn, "b_K", None) is None:
+    if architecture_of(model).held(layer, "b_K") is None:
         return "the model has no key bias"
     if rotary == weights.W_k.shape[-1] or (rotary and v is not None and bool((v[..., :rotary] != 0).any())):
         return "rotary positions turn a key bias with its key: it is not constant along a row"
     return None
 
 
-def _lacks_bias(model: Model, layer: int, raw: Mapping[str, Any]) -> bool:
-    needs = raw["ln_b"] is not None and bool((raw["ln_b"] != 0).any())
-    return needs and getattr(model.blocks[layer].attn, "b_K", None) is None
+def _lacks_bias(model: Model, layer: int, raw: RawQK) -> bool:
+    needs = raw.norm.bias is not None and bool((raw.norm.bias != 0).any())
+    return needs and architecture_of(model).held(layer, "b_K") is None
 
 
 def turned(model: Model, layer: int) -> int:
     """How many dimensions of a head rotary positions turn: as the layer does, since a Bridge's cfg may not know."""
-    rotary = freeze(model, torch.zeros(1, 1, dtype=torch.long), layer, f"blocks.{layer}.hook_resid_pre").rotary
+    rotary = freeze(model, torch.zeros(1, 1, dtype=torch.long), layer, LayerHooks(layer).resid_pre).rotary
     return 0 if rotary is None else rotary.cos.shape[-1]

@@ -9,8 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra.core.frozen import check_tokens, read_hooks
-from fra.core.weights import Model, check_layer_and_head
+from fra.core.architecture import Model, architecture_of, check_layer_and_head, check_tokens
+from fra.core.frozen import read_hooks
+from fra.core.output import by_head
+from fra.dictionaries.hooks import LayerHooks, layer_of
 from fra.errors import FraError
 from fra.interventions.arguments import Positions, chosen_positions
 from fra.interventions.attach import Intervention, fitting, unhooked, with_head
@@ -38,14 +40,14 @@ def set_output(
             moved = own + share * (fitting(value, own) - own) if share != 1 else fitting(value, own)
             return torch.where(chosen, moved, own)
 
-        return with_head(z, head, int(model.cfg.n_heads), change)
+        return with_head(z, head, architecture_of(model).n_heads, change)
 
-    return Intervention(model, [], [(f"blocks.{layer}.attn.hook_z", edit)])
+    return Intervention(model, [], [(LayerHooks(layer).z, edit)])
 
 
 def zero_ablate(model: Model, *, layer: int, head: int, rows: Positions = None, share: float = 1.0) -> Intervention:
     """Puts zero in place of a head's output; arguments as for `set_output`."""
-    value = torch.zeros(int(model.cfg.d_head), device=next(model.parameters()).device)
+    value = torch.zeros(architecture_of(model).d_head, device=architecture_of(model).device)
     return set_output(model, value, layer=layer, head=head, rows=rows, share=share)
 
 
@@ -96,7 +98,7 @@ def patch_pattern(
     model: Model, source: Int[Tensor, "batch pos"], *, layer: int, head: int, rows: Positions = None
 ) -> Intervention:
     """Puts the head's attention pattern on `source` (documents of the same shape) in place of its own."""
-    name = f"blocks.{layer}.attn.hook_pattern"
+    name = LayerHooks(layer).pattern
     patterns = _clean(model, source, layer, head, name)[:, head]
 
     def edit(pattern: Tensor, hook: Any) -> Tensor:
@@ -113,8 +115,8 @@ def head_outputs(
     model: Model, tokens: Int[Tensor, "batch pos"], *, layer: int, head: int
 ) -> Float[Tensor, "batch pos d_head"]:
     """A head's output at hook_z on these documents, as the model is without hooks."""
-    z = _clean(model, tokens, layer, head, f"blocks.{layer}.attn.hook_z")
-    return z.flatten(2).view(*z.shape[:2], model.cfg.n_heads, -1)[:, :, head]
+    z = _clean(model, tokens, layer, head, LayerHooks(layer).z)
+    return by_head(z, architecture_of(model).n_heads)[:, :, head]
 
 
 def freeze_scales(model: Model, tokens: Int[Tensor, "batch pos"], *, layer: int) -> Intervention:
@@ -125,12 +127,16 @@ def freeze_scales(model: Model, tokens: Int[Tensor, "batch pos"], *, layer: int)
     """
     check_layer_and_head(model, layer)
     check_tokens(model, tokens)
-    upstream = tuple(f"blocks.{n}." for n in range(layer))
-    own = tuple(f"blocks.{layer}.{part}" for part in ("ln1.", "attn."))
-    points = {id(point): name for name, point in model.hook_dict.items() if name.endswith("hook_scale")}
-    names = [name for name in points.values() if not name.startswith(upstream + own)]
+    own = architecture_of(model)
+
+    def downstream(hook: str) -> bool:
+        at = layer_of(hook)
+        return at is None or at > layer or (at == layer and not hook.startswith(LayerHooks(layer).attention))
+
+    points = {id(point): own.hook(name) for name, point in model.hook_dict.items()}
+    names = [own.point(hook) for hook in points.values() if hook.endswith("hook_scale") and downstream(hook)]
     with unhooked(model), torch.no_grad():
-        _, cache = model.run_with_cache(tokens.to(next(model.parameters()).device), names_filter=names)
+        _, cache = model.run_with_cache(tokens.to(own.device), names_filter=names)
 
     def holding(value: Tensor) -> Callable[..., Tensor]:
         def hold(scale: Tensor, hook: Any) -> Tensor:
@@ -146,4 +152,4 @@ def _clean(model: Model, tokens: Tensor, layer: int, head: int, name: str) -> Te
     check_layer_and_head(model, layer, head)
     check_tokens(model, tokens)
     with unhooked(model), torch.no_grad():
-        return read_hooks(model, tokens.to(next(model.parameters()).device), layer, {"it": name})["it"]
+        return read_hooks(model, tokens.to(architecture_of(model).device), layer, {"it": name})["it"]

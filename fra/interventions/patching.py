@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra.core.frozen import check_tokens, read_hooks
-from fra.core.weights import Model, check_layer_and_head
+from fra.core.architecture import Model, architecture_of, check_layer_and_head, check_tokens
+from fra.core.frozen import read_hooks
 from fra.dictionaries.codes import check_kind, check_scaling, dictionary_hook, gain_and_offset
 from fra.dictionaries.encoder import encode, head_output_layer
+from fra.dictionaries.hooks import LayerHooks, layer_of
 from fra.errors import FraError
 from fra.interventions.arguments import Positions, chosen_positions
 from fra.interventions.attach import Intervention, fitting, unhooked
@@ -124,7 +125,7 @@ def into_mlp(model: Model, change: Intervention, tokens: Int[Tensor, "batch pos"
     the clean one; what the MLP wrote goes on freely. Where attention and MLP stand in parallel this changes nothing.
     Raises FraError for a layer without an MLP; run the model on `tokens`, or documents of their shape.
     """
-    name = f"blocks.{layer}.hook_mlp_out"
+    name = LayerHooks(layer).mlp_out
     if not _has_mlp(model, name):
         raise FraError(f"the model has no MLP in layer {layer}: nothing goes through it.")
     changed = _under(model, change, tokens, layer, {"mlp": name})["mlp"]
@@ -138,12 +139,12 @@ def into_final(model: Model, change: Intervention, tokens: Int[Tensor, "batch po
     layer sees it. Raises FraError where the block's hooks do not add up to its output, so that the difference is not
     known (a norm between them); run the model on `tokens`, or documents of their shape.
     """
-    block = f"blocks.{layer}"
-    names = {"post": f"{block}.hook_resid_post"}
-    if _has_mlp(model, f"{block}.hook_mlp_out"):
-        names["mlp"] = f"{block}.hook_mlp_out"
-        if f"{block}.hook_resid_mid" in model.hook_dict:
-            names["mid"] = f"{block}.hook_resid_mid"
+    own, hooks = architecture_of(model), LayerHooks(layer)
+    names = {"post": hooks.resid_post}
+    if _has_mlp(model, hooks.mlp_out):
+        names["mlp"] = hooks.mlp_out
+        if own.has(hooks.resid_mid):
+            names["mid"] = hooks.resid_mid
     clean, changed = (_under(model, by, tokens, layer, names) for by in (None, change))
 
     def before_mlp(seen: dict[str, Tensor]) -> Tensor:
@@ -153,12 +154,12 @@ def into_final(model: Model, change: Intervention, tokens: Int[Tensor, "batch po
         apart = float((clean["mid"] + clean["mlp"] - clean["post"]).abs().max())
         if not apart <= 1e-3 * float(clean["post"].abs().max()):
             raise FraError(
-                f"{block}: hook_resid_mid and hook_mlp_out do not add up to hook_resid_post (a norm stands between "
-                "them), so the direct path cannot be told apart."
+                f"layer {layer}: hook_resid_mid and hook_mlp_out do not add up to hook_resid_post (a norm stands "
+                "between them), so the direct path cannot be told apart."
             )
     difference = before_mlp(changed) - before_mlp(clean)
-    last = f"blocks.{int(model.cfg.n_layers) - 1}.hook_resid_post"
-    return Intervention(model, [], [(last, lambda own, hook: own + fitting(difference, own))])
+    last = LayerHooks(own.n_layers - 1).resid_post
+    return Intervention(model, [], [(last, lambda clean, hook: clean + fitting(difference, clean))])
 
 
 def patch_activation(
@@ -168,7 +169,8 @@ def patch_activation(
 
     For single heads use `fra.interventions.patch_output`. Raises FraError for a hook that the model does not have.
     """
-    layer = int(name.split(".")[1]) if name.startswith("blocks.") else int(model.cfg.n_layers) - 1
+    at = layer_of(name)
+    layer = architecture_of(model).n_layers - 1 if at is None else at
     value = _under(model, None, source, layer, {"it": name})["it"]
 
     def edit(own: Tensor, hook: Any) -> Tensor:
@@ -192,15 +194,12 @@ def readout(model: Model, resid: Float[Tensor, "batch pos d_model"]) -> Float[Te
     """Logits of a final residual stream: the final norm and the softcap of logits, where the model has them, and the
     unembedding.
     """
-    norm = getattr(model, "ln_final", None)
-    logits: Tensor = model.unembed(resid if norm is None else norm(resid))
-    cap = float(getattr(model.cfg, "output_logits_soft_cap", None) or -1.0)  # TransformerLens: -1 where there is none
-    return cap * torch.tanh(logits / cap) if cap > 0 else logits
+    return architecture_of(model).readout(resid)
 
 
 def _has_mlp(model: Model, name: str) -> bool:
     """HookedTransformer lists the hook in models of attention alone, too, and never fires it."""
-    return name in model.hook_dict and not getattr(model.cfg, "attn_only", False)
+    return architecture_of(model).has(name) and not getattr(getattr(model, "cfg", None), "attn_only", False)
 
 
 def _under(
@@ -209,7 +208,7 @@ def _under(
     """Activations on these tokens under one change and nothing else that is on the model."""
     check_layer_and_head(model, layer)
     check_tokens(model, tokens)
-    home = tokens.to(next(model.parameters()).device)
+    home = tokens.to(architecture_of(model).device)
     with unhooked(model), torch.no_grad():
         if change is None:
             return {key: value.detach() for key, value in read_hooks(model, home, layer, names).items()}

@@ -16,13 +16,13 @@ from fra.core.output import value_features, value_terms
 from fra.core.resolve import TERMS
 from fra.core.weights import Model, check_layer_and_head, ov_weights, qk_weights
 from fra.dictionaries.codes import check_dictionary, codes, dictionary_hook
+from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 from fra.interventions.arguments import Where, channel_pairs, check_where, chosen_entries, feature_ids
 from fra.interventions.attach import (
     Intervention,
     Pass,
     before_cap,
-    check_layer,
     fitting,
     frozen_in_pass,
     layer_names,
@@ -193,7 +193,8 @@ def scale_output(
         ids = ids[:0]  # all of them already
     hook_name = dictionary_hook(dictionary)
     weights, values = qk_weights(model, layer, hook_name), ov_weights(model, layer, hook_name)
-    check_layer(model, layer, hook_name)
+    hooks = LayerHooks(layer)
+    seen = Pass(layer_names(model, layer, hook_name) | {"pattern": hooks.pattern})
 
     def share(arm: Arm, pattern: Tensor) -> Tensor:
         total = value_features(arm, values, head, ids.to(pattern.device))
@@ -206,8 +207,6 @@ def scale_output(
     if clean is not None:
         arm = _clean_arm(model, dictionary, clean, layer)
         fixed = share(arm, arm.frozen.pattern[:, head])
-    block = f"blocks.{layer}.attn"
-    seen = Pass(layer_names(model, layer, hook_name) | {"pattern": f"{block}.hook_pattern"})
 
     def edit(z: Tensor, hook: Any) -> Tensor:
         got, taken = seen.take(), fixed
@@ -218,7 +217,7 @@ def scale_output(
         change = (1 - factor) * taken
         return with_head(z, head, len(values.W_O), lambda own: own - fitting(change, own))
 
-    return Intervention(model, seen.readers(), [(f"{block}.hook_z", edit)])
+    return Intervention(model, seen.readers(), [(hooks.z, edit)])
 
 
 Share = Callable[[Arm, int], Tensor]
@@ -289,12 +288,11 @@ def _change_scores(
     check_where(where)
     hook_name = dictionary_hook(dictionary)
     weights = qk_weights(model, layer, hook_name)
-    check_layer(model, layer, hook_name)
+    seen = Pass(layer_names(model, layer, hook_name))
     fixed, clean = None, where.get("clean")
     if clean is not None:
         with torch.no_grad():
             fixed = share(_clean_arm(model, dictionary, clean, layer), head)
-    seen = Pass(layer_names(model, layer, hook_name))
 
     def edit(scores: Tensor, hook: Any) -> Tensor:
         own = scores[:, head]
@@ -311,7 +309,7 @@ def _change_scores(
         changed[:, head] = torch.where(allowed, after, own)
         return changed
 
-    return Intervention(model, seen.readers(), [(f"blocks.{layer}.attn.hook_attn_scores", edit)])
+    return Intervention(model, seen.readers(), [(LayerHooks(layer).attn_scores, edit)])
 
 
 def _clean_arm(model: Model, dictionary: Any, tokens: Tensor, layer: int) -> Arm:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from fra.dictionaries.hooks import is_head_output, layer_of
 from fra.errors import FraError
 from fra.targets.processing import NAMED
 
@@ -168,10 +169,11 @@ class TargetSpec(_Table):
         studied = {entry.hook for entry in self.study}
         if len(studied) > 1:
             raise ValueError(f"the study compares dictionaries at one hook, and names {' and '.join(sorted(studied))}")
-        if any(not hook.endswith("attn.hook_z") for hook in studied):
+        if any(not is_head_output(hook) for hook in studied):
             raise ValueError(f"the study is of head outputs (attn.hook_z), not of {studied.pop()}")
         for hook in (*hooks, *(entry.hook for entry in self.seed), *studied):
-            if int(hook.split(".")[1]) >= self.size.n_layers:
+            at = layer_of(hook)
+            if at is not None and at >= self.size.n_layers:
                 raise ValueError(f"the hook {hook} lies beyond the {self.size.n_layers} layers of [size]")
         for head in self.heads.known_tih:
             layer, index = map(int, head[1:].split("H"))

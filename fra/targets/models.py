@@ -17,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fra.core.weights import Model
+from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 from fra.targets.processing import FLAGS
 from fra.targets.weights import check_model, first_line
@@ -47,7 +48,7 @@ def load_model(
         raise FraError(f"unknown weight processing {unknown[0]!r}: the flags are {', '.join(FLAGS)}.")
     flags = {flag: flag in processing for flag in FLAGS}
     folder = Path(path)
-    with _quiet():
+    with quiet():
         if not folder.is_dir():
             model: Model = _load_named(str(path), device, dtype, flags, revision)
         else:
@@ -64,9 +65,9 @@ def load_model(
 def shows_scores(model: Model) -> bool:
     """Whether softmax(hook_attn_scores) is hook_pattern in every layer, tried on four tokens."""
     names = [
-        f"blocks.{layer}.attn.{hook}"
+        hook
         for layer in range(model.cfg.n_layers)
-        for hook in ("hook_attn_scores", "hook_pattern")
+        for hook in (LayerHooks(layer).attn_scores, LayerHooks(layer).pattern)
     ]
     tokens = torch.arange(4, device=next(model.parameters()).device)[None]
     _, cache = model.run_with_cache(tokens, names_filter=names)
@@ -79,7 +80,7 @@ def shows_scores(model: Model) -> bool:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the deprecation notice of HookedTransformer, which is used on purpose, and without progress printed while
     loading.
     """

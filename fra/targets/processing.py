@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from fra.dictionaries.hooks import point_of
 from fra.errors import FraError
 
 FLAGS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
@@ -22,9 +23,9 @@ NAMED: dict[str, frozenset[str]] = {
 # What changes the activation at a hook; at any other hook, everything does. hook_normalized fired after the norm's
 # weight in older TransformerLens, so fold_ln counts there.
 _REACHES = (
-    (re.compile(r"(blocks\.\d+\.)?hook_(resid_(pre|mid|post)|embed|pos_embed)"), frozenset({"center_writing_weights"})),
-    (re.compile(r"blocks\.\d+\.ln[12]\.hook_normalized"), frozenset({"fold_ln"})),
-    (re.compile(r"blocks\.\d+\.attn\.hook_[zv]"), frozenset({"fold_value_biases"})),
+    (re.compile(r"hook_(resid_(pre|mid|post)|embed|pos_embed)"), frozenset({"center_writing_weights"})),
+    (re.compile(r"ln[12]\.hook_normalized"), frozenset({"fold_ln"})),
+    (re.compile(r"attn\.hook_[zv]"), frozenset({"fold_value_biases"})),
 )
 
 
@@ -57,7 +58,7 @@ def check_agreement(hook: str, named: Mapping[str, bool] | None, processing: fro
     """
     if named is None:
         return
-    reaches = next((flags for pattern, flags in _REACHES if pattern.fullmatch(hook)), frozenset(FLAGS))
+    reaches = next((flags for pattern, flags in _REACHES if pattern.fullmatch(point_of(hook))), frozenset(FLAGS))
     for flag in FLAGS:
         trained, used = named.get(flag, False), flag in processing
         if trained != used and (flag in named or flag in reaches):

@@ -128,7 +128,7 @@ def build_model(kind: str, folder: Path, seed: int = 0) -> Path:
             "normalization_type": None,
             "init_weights": False,
         }
-        with target_models._quiet():
+        with target_models.quiet():
             model: Any = HookedTransformer(HookedTransformerConfig.from_dict({**config, "device": "cpu"}))
     else:
         hf = _config(kind)
@@ -291,7 +291,7 @@ def _train_batchtopk(common: dict[str, Any], k: int, folder: Path, activations: 
             n_batches_for_norm_estimate=2,
         )
         data = activations[torch.randint(len(activations), (steps + 4, batch))].to(getattr(torch, common["dtype"]))
-        with target_models._quiet():
+        with target_models.quiet():
             SAETrainer(sae=sae, cfg=cfg, data_provider=iter(data)).fit()
     sae.save_inference_model(folder)
     return folder

@@ -55,7 +55,7 @@ def errors(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, head
 def absolute_terms(resolved: ResolvedHead) -> Float[Tensor, "q_pos k_pos"]:
     """Sum of the absolute values of every term of every score: features, bias and error on both sides."""
     sides = []
-    for side in (resolved._query, resolved._key):
+    for side in (resolved.query, resolved.key):
         n = torch.arange(resolved.n_pos, device=side.bias.device)
         vectors = torch.cat([side.entries.vector, side.bias, side.error])
         sides.append((torch.cat([side.entries.pos, n, n]), vectors))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
 import fra
-from fra.core import frozen as heads
+from fra.core.architecture import architecture_of
+from fra.core.frozen import check_scores, freeze
 from fra.errors import FraError
 from fra.targets import models as target_models
 from fra.targets.processing import FLAGS, NAMED
@@ -46,7 +48,7 @@ def absolute_terms(head: Any) -> torch.Tensor:
     pos = torch.arange(head.n_pos)
     sides = [
         (torch.cat([side.entries.pos, pos, pos]), torch.cat([side.entries.vector, side.bias, side.error]))
-        for side in (head._query, head._key)
+        for side in (head.query, head.key)
     ]
     (q_pos, q), (k_pos, k) = sides
     by_query = torch.zeros(head.n_pos, len(k), dtype=q.dtype).index_add_(0, q_pos, (q @ k.mT).abs())
@@ -92,7 +94,7 @@ def test_hooked_transformer_too(kind: str) -> None:
     folder = model_folder(kind)
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     for processing in NAMED.values():
-        with target_models._quiet():
+        with target_models.quiet():
             model = target_models.load_hooked(
                 folder, hf, "cpu", torch.float64, {flag: flag in processing for flag in FLAGS}
             )
@@ -184,12 +186,10 @@ def test_nan_in_weights_is_refused_at_loading_and_at_resolving(tmp_path: Any) ->
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2", "gpt_neo"])
-def test_a_padding_mask_is_not_mistaken_for_a_causal_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    frozen = heads.freeze(tiny(kind), TOKENS[None], 1, "blocks.1.hook_resid_pre")
+def test_a_padding_mask_is_not_mistaken_for_a_causal_one(kind: str) -> None:
+    frozen = freeze(tiny(kind), TOKENS[None], 1, "blocks.1.hook_resid_pre")
     scores = frozen.model_scores.clone()
     scores[..., 3] = torch.finfo(scores.dtype).min
-    padded = heads.replace(
-        frozen, model_scores=scores, pattern=scores.masked_fill(~frozen.mask, -torch.inf).softmax(-1)
-    )
+    padded = replace(frozen, model_scores=scores, pattern=scores.masked_fill(~frozen.mask, -torch.inf).softmax(-1))
     with pytest.raises(FraError, match="masks other keys"):
-        heads._check_frozen(padded, torch.float32)
+        check_scores(padded, architecture_of(tiny(kind)))

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import fra
-from fra.core import frozen as heads
-from fra.core import weights
+from fra.core.architecture import BridgeArchitecture, RawQK
 from fra.core.resolve import ResolvedHead
 from fra.errors import FraError
+from fra.tests.core.conftest import Register
 from fra.tests.core.test_resolve_architectures import TOKENS, own_scores, yardstick
 from fra.tests.models import tiny, tiny_sae
 
@@ -119,42 +119,50 @@ def test_the_dictionarys_normalisation_is_needed(
     [
         ("gpt2", "b_Q", torch.zeros_like),
         ("gpt2", "b_K", torch.zeros_like),
-        ("gpt2", "ln_b", torch.zeros_like),
-        ("gpt2", "ln_w", torch.ones_like),
+        ("gpt2", "bias", torch.zeros_like),
+        ("gpt2", "weight", torch.ones_like),
         ("gpt2", "centred", lambda centred: False),
         ("gpt2", "scale", lambda scale: 1.0),
         ("llama", "W_K", lambda W: W.roll(2, 0)),
         ("gemma2", "softcap", lambda softcap: None),
-        ("gemma2", "ln_w", lambda w: w - 1),
+        ("gemma2", "weight", lambda w: w - 1),
         ("gemma3", "norm_q", lambda norm: None),
         ("qwen3", "norm_k", lambda norm: (norm[0] * 0 + 1, norm[1])),
         ("gemma3", "scale", lambda scale: 8**-0.5),
     ],
 )
 def test_a_layer_whose_weights_are_misread_is_refused(
-    kind: str, field: str, wrong: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+    kind: str, field: str, wrong: Callable[[Any], Any], registered: Register
 ) -> None:
-    read = weights._read_bridge
+    class Misread(BridgeArchitecture):
+        def read_qk(self, layer: int) -> RawQK:
+            raw = super().read_qk(layer)
+            if hasattr(raw.norm, field):
+                return replace(raw, norm=replace(raw.norm, **{field: wrong(getattr(raw.norm, field))}))
+            return replace(raw, **{field: wrong(getattr(raw, field))})
 
-    def misread(model: Any, layer: int) -> dict[str, Any]:
-        raw = read(model, layer)
-        return raw | {field: wrong(raw[field])}
-
-    monkeypatch.setattr(weights, "_read_bridge", misread)
-    with pytest.raises(FraError, match="cannot be reproduced from its weights"):
+    registered(Misread)
+    with pytest.raises(FraError, match="cannot be reproduced from its weights as Misread reads them"):
         fra.resolve(tiny(kind), tiny_sae(RESID), TOKENS, 1, 0)
 
 
 @pytest.mark.parametrize("window", [None, 4, 6])
-def test_a_window_that_is_misread_is_refused(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = weights._read_bridge
-    monkeypatch.setattr(weights, "_read_bridge", lambda model, layer: read(model, layer) | {"window": window})
+def test_a_window_that_is_misread_is_refused(window: int | None, registered: Register) -> None:
+    class Misread(BridgeArchitecture):
+        def read_qk(self, layer: int) -> RawQK:
+            return replace(super().read_qk(layer), window=window)
+
+    registered(Misread)
     with pytest.raises(FraError, match="mask"):
         fra.resolve(tiny("gemma2"), tiny_sae(RESID), TOKENS, 1, 0)
 
 
 @pytest.mark.parametrize("kind", ["llama", "pythia"])
-def test_a_rotation_that_is_misread_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads, "rotary_of", lambda *args: None)
+def test_a_rotation_that_is_misread_is_refused(kind: str, registered: Register) -> None:
+    class Misread(BridgeArchitecture):
+        def rotary_hooks(self, layer: int) -> dict[str, str]:
+            return {}
+
+    registered(Misread)
     with pytest.raises(FraError, match="cannot be reproduced from its weights"):
         fra.resolve(tiny(kind), tiny_sae(RESID), TOKENS, 1, 0)

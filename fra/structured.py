@@ -28,6 +28,7 @@ from torch import Tensor
 from fra.core.coded import Arm, measure_arm, pair_couplings
 from fra.core.threads import each
 from fra.errors import FraError
+from fra.stimuli.padding import padded
 from fra.targets.target import has_dictionary, load_target
 from fra.verdicts.stats import seed_of
 
@@ -76,11 +77,8 @@ def structured(target: Target, kind: str, n: int) -> Structured:
     length = max(map(len, rows))
     if length > int(target.model.cfg.n_ctx):
         raise FraError(f"the sentences have up to {length} tokens, more than the model's context.")
-
-    def padded(lists: Sequence[Sequence[int]]) -> Tensor:
-        return torch.tensor([[*row, *([row[0]] * (length - len(row)))] for row in lists])
-
-    return Structured(kind, padded(rows), padded(controls), torch.tensor(queries), torch.tensor(keys))
+    tokens, others = (padded([torch.tensor(row) for row in lists], length) for lists in (rows, controls))
+    return Structured(kind, tokens, others, torch.tensor(queries), torch.tensor(keys))
 
 
 def strongest_channels(arm: Arm, head: int, made: Structured, n: int = 5) -> list[dict[str, Any]]:

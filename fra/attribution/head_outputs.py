@@ -18,6 +18,7 @@ from fra.core.output import by_head, check_output
 from fra.dictionaries.encoder import Encoder, check_features, encode, encoder, head_output_layer
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
+from fra.stimuli.padding import Texts
 
 _ROWS_AT_ONCE = 1024
 _ENTRIES_AT_ONCE = 2048
@@ -212,10 +213,8 @@ def padded(tokens: Tensor | Sequence[Tensor]) -> tuple[Int[Tensor, "batch pos"],
     if wrong or not documents:
         what = f"{wrong[0].dtype} of shape {list(wrong[0].shape)}" if wrong else "nothing"
         raise FraError(f"tokens must be integer ids: [pos], [batch, pos] or a list of [pos], none empty; not {what}.")
-    length = max(len(doc) for doc in documents)
-    rows = torch.stack([torch.cat([doc, doc[:1].expand(length - len(doc))]) for doc in documents])
-    sizes = torch.tensor([len(doc) for doc in documents], device=rows.device)
-    return rows, torch.arange(length, device=rows.device) < sizes[:, None]
+    texts = Texts.of(documents, [""] * len(documents))
+    return texts.tokens, texts.real
 
 
 @torch.no_grad()

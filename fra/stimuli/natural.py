@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fra.errors import CannotLoad
+from fra.stimuli.padding import Texts
 
 if TYPE_CHECKING:
     from fra.targets.documents import Document
@@ -38,6 +39,11 @@ def natural_with_sources(
     chosen = _spread(target, n)
     tokens = [torch.tensor((start + target.encode(text.text))[:longest]) for text in chosen]
     return tokens, tuple(text.source for text in chosen)
+
+
+def natural_texts(target: Target, n: int, longest: int = 128) -> Texts:
+    """The same as one batch, padded."""
+    return Texts.of(*natural_with_sources(target, n, longest))
 
 
 def _spread(target: Target, n: int) -> list[Document]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,11 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.errors import CannotLoad
+from fra.stimuli.padding import padded, unpadded
 from fra.verdicts.stats import seed_of
-
-if TYPE_CHECKING:
-    pass
-
 
 SHORTEST_PERIOD = 16
 _TRIES = 2_000
@@ -56,34 +52,41 @@ class Batch:
     row_moved: Int[Tensor, " n_rows"]
     sources: tuple[str, ...]
 
+    @classmethod
+    def of(cls, documents: Sequence[RepeatedDocument]) -> Batch:
+        """Pads documents to one length and lists their second-copy rows. Raises CannotLoad where there are none."""
+        if not documents:
+            raise CannotLoad("no documents to measure on: the set is empty: add longer texts to text.documents")
+        periods = torch.tensor([doc.period for doc in documents])
+        row_doc = torch.repeat_interleave(torch.arange(len(documents)), periods)
+        within = torch.cat([torch.arange(doc.period) for doc in documents])
+        return cls(
+            tokens=padded([doc.tokens for doc in documents]),
+            control=padded([doc.control for doc in documents]),
+            periods=periods,
+            row_doc=row_doc,
+            row_pos=periods[row_doc] + 1 + within,
+            row_key=within + 2,
+            row_moved=torch.cat([doc.moved for doc in documents]),
+            sources=tuple(doc.source for doc in documents),
+        )
+
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each document: BOS and two copies."""
+        return [1 + 2 * int(period) for period in self.periods]
+
+    def documents(self) -> list[Int[Tensor, " _pos"]]:
+        """The documents without padding."""
+        return unpadded(self.tokens, self.lengths)
+
 
 def collate(documents: Sequence[RepeatedDocument]) -> Batch:
-    """Pad documents to one length and list their second-copy rows."""
-    if not documents:
-        raise CannotLoad("no documents to measure on: the set is empty: add longer texts to text.documents")
-    pad = [doc.tokens[0] for doc in documents]
-    length = max(len(doc.tokens) for doc in documents)
-
-    def padded(name: str) -> Tensor:
-        rows = [getattr(doc, name) for doc in documents]
-        return torch.stack([torch.cat([row, p.expand(length - len(row))]) for row, p in zip(rows, pad, strict=True)])
-
-    periods = torch.tensor([doc.period for doc in documents])
-    row_doc = torch.repeat_interleave(torch.arange(len(documents)), periods)
-    within = torch.cat([torch.arange(doc.period) for doc in documents])
-    return Batch(
-        tokens=padded("tokens"),
-        control=padded("control"),
-        periods=periods,
-        row_doc=row_doc,
-        row_pos=periods[row_doc] + 1 + within,
-        row_key=within + 2,
-        row_moved=torch.cat([doc.moved for doc in documents]),
-        sources=tuple(doc.source for doc in documents),
-    )
+    """`Batch.of`."""
+    return Batch.of(documents)
 
 
 def derange(passage: Int[np.ndarray, " period"], rng: np.random.Generator) -> Int[np.ndarray, " period"]:
@@ -221,13 +224,9 @@ def join(*batches: Batch) -> Batch:
     """Batches as one, in their order, padded to one length."""
     length = max(batch.tokens.shape[1] for batch in batches)
     starts = np.cumsum([0, *(len(batch) for batch in batches)])
-
-    def wide(rows: Tensor) -> Tensor:
-        return torch.cat([rows, rows[:, :1].expand(-1, length - rows.shape[1])], dim=1)
-
     return Batch(
-        tokens=torch.cat([wide(batch.tokens) for batch in batches]),
-        control=torch.cat([wide(batch.control) for batch in batches]),
+        tokens=torch.cat([padded(list(batch.tokens), length) for batch in batches]),
+        control=torch.cat([padded(list(batch.control), length) for batch in batches]),
         periods=torch.cat([batch.periods for batch in batches]),
         row_doc=torch.cat([batch.row_doc + int(start) for batch, start in zip(batches, starts[:-1], strict=True)]),
         row_pos=torch.cat([batch.row_pos for batch in batches]),

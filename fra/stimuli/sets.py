@@ -57,7 +57,7 @@ def documents(target: Target, stimulus: str, design: Design) -> dict[str, repeat
     else:
         raise FraError(f"there is no stimulus {stimulus!r} with a repeat: use {' or '.join(STIMULI)}")
     parts = split(len(made), design.sizes(), (*seed_parts, "split"))
-    return {name: repeated.collate([made[n] for n in part]) for name, part in zip(SETS, parts, strict=True)}
+    return {name: repeated.Batch.of([made[n] for n in part]) for name, part in zip(SETS, parts, strict=True)}
 
 
 def _special_ids(target: Target) -> list[int]:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 
 from fra.errors import CannotLoad
-from fra.stimuli.repeated import Batch, RepeatedDocument, collate, periods, repeat
+from fra.stimuli.repeated import Batch, RepeatedDocument, periods, repeat
 from fra.verdicts.stats import seed_of
 
 ARMS = ("same", "variant", "neighbour", "unrelated")
@@ -141,7 +141,7 @@ def variant_repeat(
         for name in ARMS:  # one seed, so that all arms have one deranged control
             own = np.random.default_rng(seed_of(*seed_parts, source))
             made[name].append(repeat(first, bos, own, source, second[name]))
-    return VariantSets(collate(made["discovery"]), {name: collate(made[name]) for name in ARMS}, float(np.mean(gaps)))
+    return VariantSets(Batch.of(made["discovery"]), {name: Batch.of(made[name]) for name in ARMS}, float(np.mean(gaps)))
 
 
 def _neighbours(forms: Forms, pairs: np.ndarray, words: set[int]) -> tuple[np.ndarray, list[float]]:
@@ -201,4 +201,4 @@ def disjoint_halves(
             continue
         made[1].append(first)
         made[2].append(repeat(rng.choice(halves[1], period, replace=False), bos, rng, source))
-    return collate(made[0]), collate(made[1]), collate(made[2])
+    return Batch.of(made[0]), Batch.of(made[1]), Batch.of(made[2])

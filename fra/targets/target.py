@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fra.dictionaries.hooks import is_head_output
+from fra.dictionaries.hooks import LayerHooks, is_head_output
 from fra.errors import FraError
 from fra.targets.documents import Document, read_documents
 from fra.targets.file import DictionaryTable, TargetSpec, read_target
-from fra.targets.processing import check_agreement, declared_by, describe, settle
+from fra.targets.processing import declared_by, describe, settle
 
 if TYPE_CHECKING:
     import torch
@@ -138,26 +137,9 @@ class Target:
         """The model, as TransformerBridge or HookedTransformer. Raises CannotLoad where the hub is not reached,
         FraError for broken weights.
         """
-        import torch
+        from fra.targets.loading import load_target_model
 
-        from fra.targets.hub import fetch_transformer_lens_model
-        from fra.targets.models import load_model
-        from fra.targets.weights import LIBRARY_ERRORS, first_line
-
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        if self.model_folder is None:
-            name = str(self.spec.model.name)
-            return fetch_transformer_lens_model(  # type: ignore[no-any-return]
-                name,
-                allow_pickle=self.spec.allow_pickle_release,
-                load=lambda: load_model(name, self.device, dtype, self.processing, self.spec.model.revision),
-            )
-        try:
-            return load_model(self.model_folder, self.device, dtype, self.processing)
-        except FraError:
-            raise
-        except LIBRARY_ERRORS as error:
-            raise FraError(f"the model in {self.model_folder} cannot be loaded: {first_line(error)}.") from error
+        return load_target_model(self.spec, self.model_folder, self.device, self.dtype, self.processing)
 
     @property
     def tokenizer(self) -> Any:
@@ -185,49 +167,11 @@ class Target:
         """The dictionary of an entry of the target file, trained where and as it is used. Raises FraError for any
         other.
         """
-        from sae_lens import SAE
+        from fra.targets.loading import load_dictionary
 
-        import fra.dictionaries.blockdiag  # noqa: F401  registers its architecture with SAELens
-        from fra.dictionaries.codes import check_dictionary, check_kind
-        from fra.targets.hub import fetch_dictionary
-        from fra.targets.weights import LIBRARY_ERRORS, check_dictionary_directory, first_line
-
-        what = f"the dictionary at {entry.hook!r}"
-        # Codes of a half-precision model are taken in single precision.
-        dtype = "float64" if self.dtype == "float64" else "float32"
-        try:
-            if entry.path is None:
-                release, sae_id = str(entry.release), str(entry.sae_id)
-                allow_pickle = self.spec.allow_pickle_release
-                sae = fetch_dictionary(release, sae_id, device=self.device, dtype=dtype, allow_pickle=allow_pickle)
-            else:
-                folder = self._path(entry.path)
-                check_dictionary_directory(folder, what)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of processing, which `settle` decides
-                    sae = SAE.load_from_disk(folder, device=self.device, dtype=dtype)
-        except FraError:
-            raise
-        except KeyError as error:
-            raise FraError(
-                f"{what} cannot be loaded: its config lacks {error}, or SAELens has no such architecture."
-            ) from error
-        except LIBRARY_ERRORS as error:
-            raise FraError(f"{what} cannot be loaded: {first_line(error)}.") from error
-        metadata = sae.cfg.metadata
-        if metadata.hook_name is None:
-            metadata.hook_name = entry.hook
-        if metadata.hook_name != entry.hook:
-            raise FraError(
-                f"{what} was trained at {metadata.hook_name!r}: name that hook in the target file, or give the "
-                "dictionary of this one."
-            )
-        check_agreement(entry.hook, declared_by(metadata.to_dict()), self.processing)
-        if is_head_output(entry.hook):
-            check_kind(sae)
-        else:
-            check_dictionary(sae, hook_name=entry.hook)
-        return sae
+        path = None if entry.path is None else self._path(entry.path)
+        allow_pickle = self.spec.allow_pickle_release
+        return load_dictionary(entry, path, self.device, self.dtype, self.processing, allow_pickle=allow_pickle)
 
     def study(self, arm: str) -> list[Any]:
         """The dictionaries of one arm of the target's study, as the target file orders them; none where it has none.
@@ -246,22 +190,15 @@ class Target:
         """
         if not 0 <= layer < self.n_layers:
             raise FraError(f"layer {layer} is out of range: {self.name!r} has {self.n_layers} layers.")
-        inputs = (
-            f"blocks.{layer}.ln1.hook_normalized",
-            f"blocks.{layer}.hook_resid_pre",
-            f"blocks.{layer - 1}.hook_resid_post",
-        )
+        inputs = LayerHooks(layer).inputs()
         for hook in inputs:
             if hook in self.dictionaries:
                 return hook
-        other = (
-            f" (that at {hook} is one of head outputs)"
-            if (hook := f"blocks.{layer}.attn.hook_z") in self.dictionaries
-            else ""
-        )
+        z = LayerHooks(layer).z
+        other = f" (that at {z} is one of head outputs)" if z in self.dictionaries else ""
         raise FraError(
             f"{self.name!r} has no dictionary at the attention input of layer {layer}{other}: give one at "
-            f"{' or '.join(inputs[: 2 + (layer > 0)])}."
+            f"{' or '.join(inputs)}."
         )
 
     @property
@@ -363,8 +300,6 @@ def text_of(tokenizer: Any) -> Callable[[int], str]:
 
 def in_double(target: Target) -> Target:
     """The same target in float64, loaded when first used. Raises FraError on a device that has no float64."""
-    from fra.targets.target import Target
-
     if target.device.startswith("mps"):
         raise FraError("this device has no float64: use the CPU.")
     double = Target(target.spec, target.folder, target.device, "float64")

@@ -45,7 +45,7 @@ def documents(n: int = 6, seed: int = 0) -> stimuli.Batch:
     for number in range(n):
         period = int(rng.integers(6, 13))
         made.append(stimuli.repeat(rng.choice(np.arange(1, D_VOCAB), period, replace=False), 0, rng, str(number)))
-    return stimuli.collate(made)
+    return stimuli.Batch.of(made)
 
 
 def arms(kind: str) -> Arms:

@@ -33,7 +33,7 @@ def screened(model, sae=None, off_by: int = 0) -> cih.Screen:
     made = repeated.repeated_random(sum(SIZES.values()), pool, circuit.N_CTX, circuit.BOS, ("circuit",))
     batches, start = {}, 0
     for name, n in SIZES.items():
-        batch = repeated.collate(made[start : start + n])
+        batch = repeated.Batch.of(made[start : start + n])
         batches[name] = dataclasses.replace(batch, row_key=batch.row_key + off_by)
         start += n
     status = head_status(model, batches["status"], target="circuit", stimulus="repeated_random")
@@ -145,7 +145,7 @@ def test_control_documents_have_no_induction_head() -> None:
     stripe.
     """
     made = repeated.repeated_random(40, np.arange(48), circuit.N_CTX, circuit.BOS, ("control",))
-    batch = repeated.collate([dataclasses.replace(doc, tokens=doc.control) for doc in made])
+    batch = repeated.Batch.of([dataclasses.replace(doc, tokens=doc.control) for doc in made])
     status = head_status(circuit.model(), batch, target="circuit", stimulus="repeated_random")
     assert status["L1H0"].status != "TIH"
     assert status["L1H0"].stripes["induction"] < 0.05

@@ -116,8 +116,8 @@ def channels_to_follow(follow: Tensor | pd.DataFrame, heads: Sequence[int], d_sa
     else:
         if follow.ndim != 2 or follow.shape[1] != 2 or follow.is_floating_point():
             raise FraError(
-                f"follow must be a DataFrame or a tensor [n, 2] of query and key features, not {follow.dtype} of shape "
-                f"{list(follow.shape)}."
+                "follow must be a DataFrame or a tensor [n, 2] of query and key "
+                f"features, not {follow.dtype} of shape {list(follow.shape)}."
             )
         ids, of_head = follow.cpu().long(), None
     if not len(ids):

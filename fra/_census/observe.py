@@ -101,8 +101,8 @@ def check_documents(documents: Sequence[Tensor]) -> None:
     for number, tokens in enumerate(documents):
         if tokens.ndim != 1 or tokens.is_floating_point():
             raise FraError(
-                f"document {number} must be a 1-D tensor of integer token ids, not {tokens.dtype} of shape "
-                f"{list(tokens.shape)}."
+                f"document {number} must be a 1-D tensor of integer token "
+                f"ids, not {tokens.dtype} of shape {list(tokens.shape)}."
             )
         if len(tokens) == 0:
             raise FraError(f"document {number} is empty: leave it out.")

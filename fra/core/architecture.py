@@ -306,8 +306,8 @@ class TransformerLensArchitecture(Architecture):
         kind = getattr(self.model.cfg, "positional_embedding_type", "standard")
         if kind in ("alibi", "relative_positional_bias", "shortformer"):
             raise FraError(
-                f"positions of type {kind!r} add to the scores or the attention input, which is not resolved: use "
-                f"another model."
+                f"positions of type {kind!r} add to the scores or the "
+                "attention input, which is not resolved: use another model."
             )
         return self.attention(layer)
 
@@ -557,8 +557,8 @@ def architecture_of(model: Model) -> Architecture:
             _MADE[model] = made
             return made
     raise FraError(
-        f"{type(model).__name__} is a model of a class that fra does not know: give it an architecture with "
-        f"fra.register_architecture."
+        f"{type(model).__name__} is a model of a class that fra does not "
+        "know: give it an architecture with fra.register_architecture."
     )
 
 
@@ -581,8 +581,8 @@ def check_tokens(model: Model, tokens: Int[Tensor, "batch pos"]) -> None:
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= d_vocab:
         raise FraError(
-            f"token id {low if low < 0 else high} is outside the vocabulary of {d_vocab}: tokenize with this model's "
-            f"own tokenizer."
+            f"token id {low if low < 0 else high} is outside the vocabulary "
+            f"of {d_vocab}: tokenize with this model's own tokenizer."
         )
 
 

@@ -156,8 +156,8 @@ def read_hooks(model: Model, tokens: Tensor, layer: int, names: Mapping[str, str
     absent = [name for key, name in names.items() if key not in got and key not in ANGLES]
     if absent:
         raise FraError(
-            f"the hook {absent[0]!r} exists and did not fire: this attention cannot be observed; load the model as "
-            f"HookedTransformer."
+            f"the hook {absent[0]!r} exists and did not fire: this attention "
+            "cannot be observed; load the model as HookedTransformer."
         )
     return got
 
@@ -275,8 +275,8 @@ def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:
             "load the model as HookedTransformer."
         )
     others = FraError(
-        f"the model masks other keys in {where} than a causal or sliding-window mask would: padding and custom masks "
-        "are not resolved."
+        f"the model masks other keys in {where} than a causal or "
+        "sliding-window mask would: padding and custom masks are not resolved."
     )
     if bool((attended & ~mask).any()):
         raise others

@@ -72,8 +72,8 @@ def resolve_output(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: i
     check_layer_and_head(model, layer, head)
     if tokens.ndim != 1 or tokens.is_floating_point():
         raise FraError(
-            f"tokens must be the integer ids of one document, of shape [pos], not {tokens.dtype} of shape "
-            f"{list(tokens.shape)}."
+            "tokens must be the integer ids of one document, of shape "
+            f"[pos], not {tokens.dtype} of shape {list(tokens.shape)}."
         )
     hook_name = dictionary_hook(sae)
     frozen = freeze(model, tokens[None], layer, hook_name)
@@ -106,9 +106,9 @@ def check_output(
     allowed = architecture.tolerance * float(values.norm(dim=-1).max())
     if not error <= allowed:
         raise FraError(
-            f"hook_z of {what} is not pattern times values as {type(architecture).__name__} reads them (off by "
-            f"{error:.3g}, where {allowed:.3g} is rounding): this architecture's attention does more than that and "
-            f"{so}."
+            f"hook_z of {what} is not pattern times values as {type(architecture).__name__} "
+            f"reads them (off by {error:.3g}, where {allowed:.3g} is rounding): this "
+            f"architecture's attention does more than that and {so}."
         )
 
 

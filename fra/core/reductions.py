@@ -76,8 +76,8 @@ def refuse_beyond_memory(n_rows: int, row_bytes: int, what: str, instead: str) -
     needed = n_rows * row_bytes
     if needed > memory_budget():
         raise FraError(
-            f"{n_rows:,} {what} would take {needed:,} bytes, more than the {memory_budget():,} that may be used: "
-            f"{instead}."
+            f"{n_rows:,} {what} would take {needed:,} bytes, more than "
+            f"the {memory_budget():,} that may be used: {instead}."
         )
 
 

@@ -40,8 +40,8 @@ def resolve(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, hea
     check_layer_and_head(model, layer, head)
     if tokens.ndim != 1 or tokens.is_floating_point():
         raise FraError(
-            f"tokens must be the integer ids of one document, of shape [pos], not {tokens.dtype} of shape "
-            f"{list(tokens.shape)}."
+            "tokens must be the integer ids of one document, of shape "
+            f"[pos], not {tokens.dtype} of shape {list(tokens.shape)}."
         )
     frozen = freeze(model, tokens[None], layer, dictionary_hook(sae))
     return ResolvedHead(frozen, codes(sae, frozen.x), head)

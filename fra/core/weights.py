@@ -92,8 +92,8 @@ def qk_weights(model: Model, layer: int, hook_name: str, dtype: torch.dtype | No
     for norm in (raw.norm_q, raw.norm_k):
         if norm is not None and norm[0].shape != (raw.W_Q.shape[-1],):
             raise FraError(
-                f"the QK-norm of layer {layer} does not work head by head (weight of shape {tuple(norm[0].shape)}): "
-                f"use another model."
+                f"the QK-norm of layer {layer} does not work head by head "
+                f"(weight of shape {tuple(norm[0].shape)}): use another model."
             )
         norms.append(None if norm is None else (norm[0].to(W_q.device, target), norm[1]))
     return QKWeights(

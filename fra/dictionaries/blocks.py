@@ -129,8 +129,8 @@ class Blocks(SAE[Any]):  # type: ignore[misc]  # sae_lens has no stubs
             wanted = (self.n_heads, self.cfg.d_in // self.n_heads)
         if tuple(sae_in.shape[-len(wanted) :]) != wanted:
             raise FraError(
-                f"this dictionary of {self.n_heads} heads reads [..., {', '.join(map(str, wanted))}] and was given "
-                f"{list(sae_in.shape)}."
+                f"this dictionary of {self.n_heads} heads reads [..., "
+                f"{', '.join(map(str, wanted))}] and was given {list(sae_in.shape)}."
             )
         return super().process_sae_in(sae_in)  # type: ignore[no-any-return]
 

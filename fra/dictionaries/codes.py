@@ -95,20 +95,19 @@ def check_kind(sae: Any) -> None:
     """
     if not isinstance(sae, SAE):
         raise FraError(
-            f"{type(sae).__name__} is not a SAELens dictionary: load one with sae_lens.SAE.load_from_disk or "
-            f"from_pretrained."
+            f"{type(sae).__name__} is not a SAELens dictionary: load "
+            "one with sae_lens.SAE.load_from_disk or from_pretrained."
         )
     kind = sae.cfg.architecture()
     if isinstance(sae, TrainingSAE):
         raise FraError(
-            f"this {kind!r} dictionary is still in training form: save it with save_inference_model and load it with "
-            f"SAE.load_from_disk."
+            f"this {kind!r} dictionary is still in training form: save it "
+            "with save_inference_model and load it with SAE.load_from_disk."
         )
     if not isinstance(sae, _LINEAR_DECODERS):
         raise FraError(
-            f"a dictionary of architecture {kind!r} cannot be resolved: it does not write a position as a sum of its "
-            f"own active features; "
-            "use a standard, gated, TopK, JumpReLU or BatchTopK dictionary."
+            f"a dictionary of architecture {kind!r} cannot be resolved: it does not write a position as a "
+            "sum of its own active features; use a standard, gated, TopK, JumpReLU or BatchTopK dictionary."
         )
 
 
@@ -124,14 +123,14 @@ def check_dictionary(sae: Any, *, hook_name: str | None = None) -> None:
     trained_at = dictionary_hook(sae)
     if sae.cfg.reshape_activations == "hook_z":
         raise FraError(
-            f"the dictionary at {trained_at!r} is one of head outputs (reshape_activations='hook_z'), not of an "
-            f"attention input."
+            f"the dictionary at {trained_at!r} is one of head outputs "
+            "(reshape_activations='hook_z'), not of an attention input."
         )
     attention_input_layer(trained_at)
     if hook_name is not None and hook_name != trained_at:
         raise FraError(
-            f"the dictionary was trained at {trained_at!r} and is used at {hook_name!r}: use the dictionary of that "
-            f"hook."
+            f"the dictionary was trained at {trained_at!r} and is "
+            f"used at {hook_name!r}: use the dictionary of that hook."
         )
     check_scaling(sae)
 
@@ -146,10 +145,9 @@ def check_scaling(sae: Any) -> None:
             else "fold_activation_whitening"
         )
         raise FraError(
-            f"the dictionary at {dictionary_hook(sae)!r} was trained on rescaled activations ({scaling}) and the scale "
-            f"is not folded into its weights, so its "
-            f"codes would be wrong: call sae.{fold}(...) once (SAE.from_pretrained and SAELens' trainer do; "
-            f"SAE.load_from_disk does not)."
+            f"the dictionary at {dictionary_hook(sae)!r} was trained on rescaled activations ({scaling}) and "
+            f"the scale is not folded into its weights, so its codes would be wrong: call sae.{fold}(...) "
+            "once (SAE.from_pretrained and SAELens' trainer do; SAE.load_from_disk does not)."
         )
 
 
@@ -182,8 +180,8 @@ def encoded_rows(
         value = acts.to(flat.device)[at, live].to(flat) * gain[at, 0]
         if not bool(value.isfinite().all()):
             raise FraError(
-                f"the codes of the dictionary at {dictionary_hook(sae)!r} hold NaN or infinity: check its weights and "
-                f"the model's."
+                f"the codes of the dictionary at {dictionary_hook(sae)!r} "
+                "hold NaN or infinity: check its weights and the model's."
             )
         yield at + start, live, value, gain, offset
 

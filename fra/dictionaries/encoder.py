@@ -61,8 +61,8 @@ def head_output_layer(sae: Any) -> int:
     layer = head_output_layer_of(name)
     if layer is None:
         raise FraError(
-            f"the dictionary at {name!r} is not one of head outputs: attribution to heads needs one trained at "
-            "blocks.L.attn.hook_z."
+            f"the dictionary at {name!r} is not one of head outputs: "
+            "attribution to heads needs one trained at blocks.L.attn.hook_z."
         )
     return layer
 
@@ -130,8 +130,8 @@ def own_pre_activation(sae: Any, z: Float[Tensor, "n n_heads d_head"]) -> Float[
         handle.remove()
     if not seen:
         raise FraError(
-            f"the dictionary at {dictionary_hook(sae)!r} does not show its pre-activations (hook_sae_acts_pre), so "
-            "they cannot be attributed."
+            f"the dictionary at {dictionary_hook(sae)!r} does not show its "
+            "pre-activations (hook_sae_acts_pre), so they cannot be attributed."
         )
     own = seen[0].to(z).reshape(len(z), -1)
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):

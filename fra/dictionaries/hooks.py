@@ -96,11 +96,11 @@ def attention_input_layer(hook_name: str) -> int:
         return layer + (point_of(hook_name) == "hook_resid_post")
     if hook_name.endswith("hook_z"):
         raise FraError(
-            f"{hook_name!r} holds head outputs, not an attention input: W_Q and W_K do not read it, even where the "
-            "widths agree; use a dictionary at ln1.hook_normalized, hook_resid_pre, or hook_resid_post of the layer "
-            "before."
+            f"{hook_name!r} holds head outputs, not an attention input: W_Q and W_K do "
+            "not read it, even where the widths agree; use a dictionary at "
+            "ln1.hook_normalized, hook_resid_pre, or hook_resid_post of the layer before."
         )
     raise FraError(
-        f"{hook_name!r} is not an attention input; use blocks.L.ln1.hook_normalized, blocks.L.hook_resid_pre, or "
-        "blocks.L.hook_resid_post."
+        f"{hook_name!r} is not an attention input; use blocks.L.ln1.hook_normalized, "
+        "blocks.L.hook_resid_pre, or blocks.L.hook_resid_post."
     )

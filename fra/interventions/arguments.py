@@ -32,8 +32,8 @@ def channel_pairs(channels: Channels, dictionary: Any) -> Int[Tensor, "n 2"]:
         return torch.zeros(0, 2, dtype=torch.long)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.is_floating_point():
         raise FraError(
-            f"channels are {pairs.dtype} of shape {list(pairs.shape)}: give integer ids of shape [n, 2], query feature "
-            f"and key feature."
+            f"channels are {pairs.dtype} of shape {list(pairs.shape)}: give "
+            "integer ids of shape [n, 2], query feature and key feature."
         )
     _check_ids(pairs, dictionary)
     distinct: Tensor = torch.unique(pairs.long(), dim=0)
@@ -115,7 +115,7 @@ def chosen_entries(where: Where, batch: int, pos: int, device: torch.device) -> 
     given = entries.to(device) if entries.ndim > 2 else entries.to(device)[None]
     if given.dtype != torch.bool or given.shape[1:] != (pos, pos) or given.shape[0] not in (1, batch):
         raise FraError(
-            f"entries is {given.dtype} of shape {list(given.shape)}: give a Boolean mask of shape [{pos}, {pos}] or "
-            f"[{batch}, {pos}, {pos}]."
+            f"entries is {given.dtype} of shape {list(given.shape)}: give a "
+            f"Boolean mask of shape [{pos}, {pos}] or [{batch}, {pos}, {pos}]."
         )
     return chosen & given

@@ -157,8 +157,8 @@ def frozen_in_pass(model: Model, weights: QKWeights, seen: Mapping[str, Tensor],
     batch, pos, _ = seen["x"].shape
     if tuple(scores.shape) != (batch, len(weights.W_q), pos, pos):
         raise FraError(
-            f"this pass has scores of shape {list(scores.shape)} for an input of {pos} positions: run whole documents, "
-            f"without a key-value cache."
+            f"this pass has scores of shape {list(scores.shape)} for an input of "
+            f"{pos} positions: run whole documents, without a key-value cache."
         )
     unknown = weights.W_q.new_zeros(()).expand(scores.shape)  # the pattern of this pass is still to come
     return seen_layer(model, weights, seen, scores.to(weights.W_q.dtype), unknown)
@@ -171,8 +171,8 @@ def fitting(value: Tensor, own: Tensor) -> Tensor:
     fits = missing >= 0 and value.shape[tail - missing :] == own.shape[tail:]
     if not fits or (missing == 0 and value.shape[0] not in (1, own.shape[0])):
         raise FraError(
-            f"a value of shape {list(value.shape)} cannot stand where this pass has {list(own.shape)}: run the model "
-            f"on documents of the same shape."
+            f"a value of shape {list(value.shape)} cannot stand where this pass "
+            f"has {list(own.shape)}: run the model on documents of the same shape."
         )
     return value.to(own)
 

@@ -113,8 +113,8 @@ def derange(passage: Int[np.ndarray, " period"], rng: np.random.Generator) -> In
         here, there = rng.choice(where), rng.integers(n)
         order[[here, there]] = order[[there, here]]
     raise CannotLoad(
-        f"a passage of {n} tokens with {len(set(passage.tolist()))} distinct ones has no deranged control: "
-        "use more varied text"
+        f"a passage of {n} tokens with {len(set(passage.tolist()))} "
+        "distinct ones has no deranged control: use more varied text"
     )
 
 

@@ -63,8 +63,8 @@ def sample(target: Target, n_documents: int = _DOCUMENTS, n_tokens: int = _TOKEN
         tokens = torch.tensor((start + target.encode(document.text))[:length])
         if len(tokens) <= len(start) + 1:
             raise FraError(
-                f"the document {document.name!r} of {target.name!r} has {len(tokens) - len(start)} tokens: write more "
-                "text into it."
+                f"the document {document.name!r} of {target.name!r} has "
+                f"{len(tokens) - len(start)} tokens: write more text into it."
             )
         check_tokens(target.model, tokens[None])
         found.append(tokens)

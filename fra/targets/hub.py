@@ -44,8 +44,8 @@ def _reaching(what: str) -> Iterator[None]:
         raise FraError(f"the hub has no {what}: check its name and revision ({first_line(error)}).") from error
     except LocalEntryNotFoundError as error:
         raise CannotLoad(
-            f"{what} is not on this machine and the Hugging Face hub is not reached: connect, or download it "
-            "beforehand."
+            f"{what} is not on this machine and the Hugging Face hub "
+            "is not reached: connect, or download it beforehand."
         ) from error
     except EntryNotFoundError as error:
         raise FraError(f"{what} lacks a file on the hub ({first_line(error)}).") from error
@@ -145,8 +145,8 @@ def dataset_texts(name: str, limit: int) -> list[str]:
             rows = load_dataset(name, split="train", streaming=True)
             if rows.column_names is not None and "text" not in rows.column_names:
                 raise FraError(
-                    f"{what} has no column 'text' (it has {', '.join(rows.column_names)}): use another as "
-                    "text.documents."
+                    f"{what} has no column 'text' (it has "
+                    f"{', '.join(rows.column_names)}): use another as text.documents."
                 )
             return list(islice((row["text"] for row in rows if row["text"].strip()), limit))
     except DatasetsError as error:

@@ -82,8 +82,8 @@ def load_dictionary(
         metadata.hook_name = entry.hook
     if metadata.hook_name != entry.hook:
         raise FraError(
-            f"{what} was trained at {metadata.hook_name!r}: name that hook in the target file, or give the dictionary "
-            "of this one."
+            f"{what} was trained at {metadata.hook_name!r}: name that "
+            "hook in the target file, or give the dictionary of this one."
         )
     check_agreement(entry.hook, declared_by(metadata.to_dict()), processing)
     if is_head_output(entry.hook):

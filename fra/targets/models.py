@@ -171,8 +171,8 @@ def _load_transformer_lens(
             raise FraError(f"the weights in {folder} lack {name!r}: the file is incomplete.")
         if state[name].shape != parameter.shape:
             raise FraError(
-                f"the weights in {folder} do not fit its config.json: {name!r} has shape {tuple(state[name].shape)}, "
-                f"not {tuple(parameter.shape)}."
+                f"the weights in {folder} do not fit its config.json: {name!r} has "
+                f"shape {tuple(state[name].shape)}, not {tuple(parameter.shape)}."
             )
     model.load_and_process_state_dict(state, **flags)
     return model

@@ -197,8 +197,8 @@ class Target:
         z = LayerHooks(layer).z
         other = f" (that at {z} is one of head outputs)" if z in self.dictionaries else ""
         raise FraError(
-            f"{self.name!r} has no dictionary at the attention input of layer {layer}{other}: give one at "
-            f"{' or '.join(inputs)}."
+            f"{self.name!r} has no dictionary at the attention input of "
+            f"layer {layer}{other}: give one at {' or '.join(inputs)}."
         )
 
     @property

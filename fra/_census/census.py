@@ -77,7 +77,7 @@ def census(
     check_documents(documents)
     offsets = stripe_lists(documents, stripes)
     reduces = (reduce,) if isinstance(reduce, str) else tuple(reduce)
-    _check_reduces(reduces, stripes is not None)
+    check_reduces(reduces, stripes is not None)
     if memory_budget < 1 or checkpoint_every < 1 or n_examples < 1:
         raise FraError("memory_budget (bytes), checkpoint_every (documents) and n_examples must be positive.")
     longest = max(documents, key=len)
@@ -123,7 +123,8 @@ def census(
     return Census(observer.layer, corpus, chosen, reduces, memory_budget, observer.fingerprint, followed)
 
 
-def _check_reduces(reduces: Sequence[str], with_stripes: bool) -> None:
+def check_reduces(reduces: Sequence[str], with_stripes: bool) -> None:
+    """Raises FraError for reductions that there are not, that need stripes, or for none."""
     for name in reduces:
         if name not in get_args(CensusReduce):
             raise FraError(f"reduce={name!r} is unknown: choose of {', '.join(get_args(CensusReduce))}.")

@@ -102,7 +102,7 @@ class Census:
     ) -> Mapping[CensusReduce, pd.DataFrame]:
         """`channels` of several reductions in one pass."""
         chosen = self.heads if heads is None else tuple(heads)
-        self._check(reduces, n, chosen, where)
+        self.check(reduces, n, chosen, where)
         if min_documents > 1 and where != "stripe" and not set(reduces) <= set(NEED_STRIPES):
             raise FraError(
                 "min_documents counts documents on stripes: ask for contrast, sensitivity or where='stripe'."
@@ -117,7 +117,7 @@ class Census:
             for name in reduces
         }
 
-    def _check(self, reduces: Sequence[str], n: int | None, heads: Sequence[int], where: str) -> None:
+    def check(self, reduces: Sequence[str], n: int | None, heads: Sequence[int], where: str) -> None:
         for name in reduces:
             if name not in get_args(CensusReduce):
                 raise FraError(f"reduce={name!r} is unknown: choose of {', '.join(get_args(CensusReduce))}.")
@@ -172,7 +172,7 @@ class Census:
 
         Raises FraError for a head or feature that is not there, and for n below 1.
         """
-        self._check(("sum",), n, (head,), "all")
+        self.check(("sum",), n, (head,), "all")
         for feature in (q_feature, k_feature):
             if not 0 <= feature < self.layer.d_sae:
                 raise FraError(f"feature {feature} is out of range: the dictionary has {self.layer.d_sae} features.")

@@ -439,8 +439,15 @@ class BridgeArchitecture(TransformerLensArchitecture):
 
     def rotary(self, layer: int, seen: Mapping[str, Tensor], n_pos: int, dtype: torch.dtype) -> Rotary | None:
         """Angles as shown, of the first document. The Bridge keeps both halves alike; where adjacent dimensions turn
-        together, it spreads the first half over the pairs.
+        together, it spreads the first half over the pairs. CodeGen shows none and keeps a table, sines before cosines
+        (CodeGenAttentionBridge).
         """
+        table = getattr(self.attention(layer).original_component, "embed_positions", None)
+        if isinstance(table, Tensor):
+            sin, cos = (
+                half.repeat_interleave(2, dim=1) for half in table[:n_pos].to(self.device, dtype).chunk(2, dim=1)
+            )
+            return Rotary(cos, sin, adjacent=True)
         if "cos" not in seen:
             return None
         adjacent = bool(getattr(self.model.cfg, "rotary_adjacent_pairs", False))

@@ -61,6 +61,14 @@ class SideTerms:
             return self.bias if term == "bias" else self.error
         return torch.zeros_like(self.bias).index_add_(0, self.entries.pos, self.entries.vector)
 
+    def of(self, features: Int[Tensor, " n"]) -> Float[Tensor, "n pos d_head"]:
+        """The vectors of chosen features, zero where they are not live."""
+        entries = self.entries
+        vectors = entries.vector.new_zeros(len(features), len(self.bias), entries.vector.shape[-1])
+        which, at = torch.nonzero(features[:, None].to(entries.feature.device) == entries.feature, as_tuple=True)
+        vectors[which, entries.pos[at]] = entries.vector[at]
+        return vectors
+
 
 class ResolvedHead:
     """One head's scores on one document, resolved; made by `fra.resolve`.
@@ -107,8 +115,7 @@ class ResolvedHead:
         for feature, side in ((q_feature, self.query), (k_feature, self.key)):
             if not 0 <= feature < self.d_sae:
                 raise FraError(f"feature {feature} is out of range: the dictionary has {self.d_sae} features.")
-            here = side.entries.feature == feature
-            sides.append(torch.zeros_like(side.bias).index_add_(0, side.entries.pos[here], side.entries.vector[here]))
+            sides.append(side.of(torch.tensor([feature]))[0])
         return self._masked(sides[0] @ sides[1].mT)
 
     def pair(self, q_pos: int, k_pos: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"], Float[Tensor, "n m"]]:

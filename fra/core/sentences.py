@@ -177,14 +177,7 @@ class Sensitivity:
 
     def _maps(self, pairs: Int[Tensor, "n 2"]) -> Float[Tensor, "n pos pos"]:
         """F_ij of each pair."""
-        found = []
-        for side, ids in zip((self.resolved.query, self.resolved.key), pairs.T, strict=True):
-            entries = side.entries
-            vectors = entries.vector.new_zeros(len(ids), self.resolved.n_pos, entries.vector.shape[-1])
-            which, at = torch.nonzero(ids[:, None].to(entries.feature.device) == entries.feature, as_tuple=True)
-            vectors[which, entries.pos[at]] = entries.vector[at]
-            found.append(vectors)
-        return found[0] @ found[1].mT
+        return self.resolved.query.of(pairs[:, 0]) @ self.resolved.key.of(pairs[:, 1]).mT
 
     def strongest(self, a: int, b: int, n: int) -> pd.DataFrame:
         """The n channels of largest |Phi[a,b]| of all live ones: columns q_feature, k_feature, value; ties by ids.

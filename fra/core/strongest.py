@@ -60,7 +60,7 @@ class Strongest:
         counted less than `least` times are none; where nothing was counted, those that are zero.
         """
         if self._n is not None and values.device.type != "cpu":
-            self._offer_unseen(values, row_code, column_code, count, least)
+            self.offer_unseen(values, row_code, column_code, count, least)
             return
         if self.threshold > 0:
             # With a good threshold few tiles, and few rows of those, hold anything as strong.
@@ -89,7 +89,7 @@ class Strongest:
         if len(key) or not self._kept:
             self.offer(key, code, value, number)
 
-    def _offer_unseen(
+    def offer_unseen(
         self, values: Tensor, row_code: Tensor, column_code: Tensor, count: Tensor | None, least: int
     ) -> None:
         """The same without a look at any number, which would make a GPU wait: every tile is sorted, stably, so that

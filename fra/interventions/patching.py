@@ -8,7 +8,8 @@ changed at another prompt's place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -31,9 +32,11 @@ __all__ = [
     "into_final",
     "into_mlp",
     "losses",
+    "losses_under",
     "own_positions",
     "patch_activation",
     "readout",
+    "splice",
 ]
 
 Features = Int[Tensor, " n"] | Int[Tensor, "batch n"] | Sequence[int]
@@ -178,6 +181,30 @@ def patch_activation(
         return torch.where(chosen.view(*chosen.shape, *[1] * (own.ndim - 2)), fitting(value, own), own)
 
     return Intervention(model, [], [(name, edit)])
+
+
+def splice(model: Model, name: str, value: Tensor | Callable[[Tensor], Tensor]) -> Intervention:
+    """Puts `value`, or what it makes of the pass's own activation, in place of the activation of hook `name`; heads may
+    be side by side in the one and apart in the other. Raises FraError for a hook that the model does not have.
+    """
+
+    def edit(own: Tensor, hook: Any) -> Tensor:
+        new = value if isinstance(value, Tensor) else value(own)
+        return new.reshape(own.shape).to(own)
+
+    return Intervention(model, [], [(name, edit)])
+
+
+@torch.no_grad()
+def losses_under(
+    model: Model, tokens: Int[Tensor, "batch pos"], *changes: Intervention
+) -> Float[Tensor, "batch pos_less_1"]:
+    """`losses` of one pass over these documents under interventions; of the model as it is where there are none."""
+    rows = tokens.to(architecture_of(model).device)
+    with ExitStack() as stack:
+        for change in changes:
+            stack.enter_context(change)
+        return losses(model(rows), rows)
 
 
 def losses(

@@ -32,14 +32,18 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    CodeGenConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoConfig,
     GPTNeoXConfig,
     LlamaConfig,
+    OlmoConfig,
     PreTrainedTokenizerFast,
+    Qwen2MoeConfig,
     Qwen3Config,
+    SmolLM3Config,
 )
 
 from fra.core.weights import Model
@@ -108,6 +112,17 @@ def _config(kind: str) -> Any:
                 attention_types=[[["global", "local"], 1]],
                 window_size=WINDOW,
             )
+        case "smollm3":
+            return SmolLM3Config(**grouped, no_rope_layers=[1, 0], pad_token_id=0)
+        case "qwen2_moe":
+            sizes = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+            return Qwen2MoeConfig(**{**grouped, **sizes}, num_experts=4, num_experts_per_tok=2)
+        case "codegen":
+            return CodeGenConfig(
+                vocab_size=D_VOCAB, n_positions=N_CTX, n_ctx=N_CTX, n_embd=D_MODEL, n_layer=2, n_head=4, rotary_dim=4
+            )
+        case "olmo":
+            return OlmoConfig(**{name: size for name, size in grouped.items() if name != "head_dim"}, pad_token_id=1)
         case "bloom":
             return BloomConfig(vocab_size=D_VOCAB, hidden_size=D_MODEL, n_layer=2, n_head=4)
     raise KeyError(kind)

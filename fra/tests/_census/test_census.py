@@ -290,9 +290,9 @@ def test_bad_questions_get_one_sentence(tmp_path: Path) -> None:
     found = take(heads=[0, 2])
     questions: list[tuple[Any, str]] = [
         # Where types are not checked, as they are in this suite.
-        (lambda: whole_census._check_reduces(["total"], True), "reduce='total' is unknown: choose of sum, abs"),
-        (lambda: found._check(["total"], None, [0], "all"), "reduce='total' is unknown"),
-        (lambda: found._check(["sum"], None, [0], "beside"), "where='beside' is unknown"),
+        (lambda: whole_census.check_reduces(["total"], True), "reduce='total' is unknown: choose of sum, abs"),
+        (lambda: found.check(["total"], None, [0], "all"), "reduce='total' is unknown"),
+        (lambda: found.check(["sum"], None, [0], "beside"), "where='beside' is unknown"),
         (lambda: found.channels("mass"), "was not asked for"),
         (lambda: found.channels("contrast"), "needs stripes"),
         (lambda: found.channels(where="stripe"), "needs stripes"),

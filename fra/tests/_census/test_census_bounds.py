@@ -112,7 +112,7 @@ def test_a_feature_that_is_strong_in_one_head_alone_is_found_there() -> None:
     lopsided = type(layer)(
         type(layer.weights)(**{**vars(layer.weights), "W_q": W_q, "W_k": W_k}), layer.decoder, layer.rotary
     )
-    other = Census(lopsided, census.corpus, census.heads, census.reduces, 1 << 30, census._fingerprint)
+    other = Census(lopsided, census.corpus, census.heads, census.reduces, 1 << 30, lambda: census.fingerprint)
     for head in range(N_HEADS):
         every = defined(other, "sum", head, "all")
         ranked = sorted(every, key=lambda cell: -abs(every[cell][0]))[:5]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import fra
 from fra._census import follow as census_follow
 from fra._census import observe
-from fra._census.follow import Followed
+from fra._census.follow import Followed, channels_to_follow
 from fra._census.result import Census
 from fra.errors import FraError
 from fra.tests._census.test_census import DOCUMENTS, LAYER, interrupt_once, sae, take
@@ -162,8 +162,9 @@ def test_what_was_not_followed_is_refused() -> None:
     plain_one = take(documents=DOCUMENTS[:1])
     with pytest.raises(FraError, match="no channels were followed"):
         plain_one.followed()
-    following = take(documents=DOCUMENTS[:1], follow=torch.tensor([[0, 1], [0, 1]]))
-    assert len(following._followed.channels) == 4, "each channel once a head"
+    twice = torch.tensor([[0, 1], [0, 1]])
+    assert len(channels_to_follow(twice, range(N_HEADS), 2)) == N_HEADS, "each channel once a head"
+    following = take(documents=DOCUMENTS[:1], follow=twice)
     for one, other in ((plain_one, following), (following, plain_one)):
         with pytest.raises(FraError, match="that follow the same channels"):
             one.merge(other)

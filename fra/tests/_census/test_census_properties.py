@@ -253,7 +253,7 @@ def test_the_strongest_within_a_budget_are_the_strongest_of_all(
     shape: dict[str, Any], n: int, where: Any, least: int
 ) -> None:
     census = make_census(**shape)
-    small = Census(census.layer, census.corpus, census.heads, census.reduces, 700, census._fingerprint)
+    small = Census(census.layer, census.corpus, census.heads, census.reduces, 700, lambda: census.fingerprint)
     reduces: Any = ("sum", "abs", "max", "count")
     found = small.strongest(reduces, n, where=where, min_count=least)
     for reduce in reduces:
@@ -319,8 +319,8 @@ def test_documents_may_be_cut_and_joined_anywhere(shape: dict[str, Any]) -> None
     whole = make_census(**shape)
     corpora = [one_document(whole.corpus, doc) for doc in range(whole.n_documents)]
     halves = [concatenate(part, renumber=False) for part in (corpora[:2], corpora[2:])]
-    joined = Census(whole.layer, halves[0], whole.heads, REDUCES, 1 << 30, whole._fingerprint).merge(
-        Census(whole.layer, halves[1], whole.heads, REDUCES, 1 << 30, whole._fingerprint)
+    joined = Census(whole.layer, halves[0], whole.heads, REDUCES, 1 << 30, lambda: whole.fingerprint).merge(
+        Census(whole.layer, halves[1], whole.heads, REDUCES, 1 << 30, lambda: whole.fingerprint)
     )
     for reduce in REDUCES:
         pd.testing.assert_frame_equal(joined.channels(reduce), whole.channels(reduce), check_exact=True)
@@ -380,7 +380,7 @@ def test_strongest_are_the_same_with_and_without_a_look_at_the_numbers(n: int) -
     count = torch.randint(0, 3, (12, 10), generator=g)
     q, k = torch.randperm(12, generator=g) * 100, torch.randperm(10, generator=g)  # in the order of bounds, not of ids
     found = []
-    for offer in (Strongest.offer_tile, Strongest._offer_unseen):
+    for offer in (Strongest.offer_tile, Strongest.offer_unseen):
         best = Strongest(n)
         for low in (0, 5):  # blocks of columns, as a census goes: codes do not only grow
             for rows in (slice(0, 1), slice(1, 8), slice(8, 12)):

@@ -117,6 +117,37 @@ def test_load_model_computes_what_the_files_say(kind: str) -> None:
     assert model.tokenizer.decode(model.to_tokens("three and four", prepend_bos=False)[0]) == "three and four"
 
 
+@pytest.mark.parametrize("kind", ["smollm3", "qwen2_moe", "codegen"])
+def test_layers_that_do_not_rotate_and_masks_of_other_numbers(kind: str) -> None:
+    """SmolLM3's second layer never fires its angles, Qwen2-MoE states a window of 0, CodeGen divides masked scores."""
+    model = tiny(kind)
+    for layer in (0, 1):
+        scores, _ = own_scores(model, layer)
+        for head in range(4):
+            resolved = fra.resolve(model, tiny_sae(f"blocks.{layer}.hook_resid_pre"), TOKENS, layer, head)
+            assert torch.equal(resolved.frozen.mask, torch.ones(20, 20).tril().bool())
+            assert yardstick(resolved, scores[head], resolved.frozen.mask) <= 1e-6
+            assert (resolved.frozen.rotary is None) == (kind == "smollm3" and layer == 1)
+    sae = tiny_sae("blocks.1.hook_resid_pre")
+    found = fra.census(model, sae, [TOKENS], 1).channels(n=5)
+    alone = fra.resolve(model, sae, TOKENS, 1, 0).channels(n=5)
+    torch.testing.assert_close(torch.tensor(found.value[found["head"] == 0].to_numpy()), torch.tensor(alone.value))
+    before = own_scores(model, 1)[0]
+    with fra.remove(model, alone, layer=1, head=0, dictionary=sae):
+        after = own_scores(model, 1)[0]
+    assert not torch.equal(after[0], before[0])
+    assert torch.equal(after[1:], before[1:])
+    assert torch.equal(after[0].triu(1), before[0].triu(1)), "no masked score is touched"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_scores_shown_in_a_wider_precision_than_the_weights(dtype: torch.dtype) -> None:
+    """OLMo has no norm weights, and its softmax in float32: the weights say how much rounding there is."""
+    model = target_models.load_model(model_folder("olmo"), dtype=dtype)
+    head = fra.resolve(model, tiny_sae("blocks.1.hook_resid_pre"), TOKENS, 1, 0)
+    assert yardstick(head, own_scores(model, 1)[0][0].float(), head.frozen.mask) < 2e-2
+
+
 def test_half_precision_is_resolved_in_float32() -> None:
     model = target_models.load_model(model_folder("llama"), dtype=torch.bfloat16)
     scores, attended = own_scores(model, 1)

@@ -209,6 +209,21 @@ def test_losses_are_those_of_the_next_token() -> None:
     assert found.shape == (2, 15)
 
 
+def test_a_spliced_activation_costs_what_it_costs() -> None:
+    model, hook = double("gpt2"), "blocks.1.attn.hook_z"
+    clean = patching.losses(logits(model), TOKENS)
+    assert torch.equal(patching.losses_under(model, TOKENS), clean)
+    own = seen(model, hook)[0]
+    for same in (own, own.flatten(2), lambda z: z.clone()):
+        assert torch.equal(patching.losses_under(model, TOKENS, patching.splice(model, hook, same)), clean)
+    gone = patching.losses_under(model, TOKENS, patching.splice(model, hook, torch.zeros_like))
+    by_hand = model.run_with_hooks(TOKENS, fwd_hooks=[(hook, lambda z, hook: torch.zeros_like(z))])
+    assert torch.equal(gone, patching.losses(by_hand, TOKENS))
+    assert float((gone - clean).abs().max()) > 1e-3
+    with pytest.raises(FraError, match="no hook"):
+        patching.splice(model, "blocks.1.nothing", own)
+
+
 def test_bad_input_is_a_sentence() -> None:
     model, sae = double("gpt2"), head_sae()
     for features, says in (

@@ -101,8 +101,8 @@ def log_odds(scores: Float[Tensor, "n k_pos"], key: Int[Tensor, " n"]) -> Float[
 
 
 def capped_scores(arm: Arm, scores: Float[Tensor, "n k_pos"]) -> Float[Tensor, "n k_pos"]:
-    """Scores after softcap; masked keys stay at -inf."""
-    return arm.frozen.cap(scores)
+    """Scores after softcap; masked keys stay at -inf, which the cap would make finite."""
+    return arm.frozen.cap(scores).masked_fill(scores == -torch.inf, -torch.inf)
 
 
 Channels: TypeAlias = pd.DataFrame | Tensor | np.ndarray | Sequence[Sequence[int]]

@@ -110,12 +110,10 @@ class FrozenLayer:
         return replace(self, **cast)
 
     def cap(self, scores: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Scores after the layer's softcap, where it has one: what hook_attn_scores shows. Masked ones stay at -inf,
-        which the cap by itself would make finite.
+        """Scores after the layer's softcap, where it has one: what hook_attn_scores shows. A softcap makes masked
+        scores finite: `attention` masks them again.
         """
-        if self.softcap is None:
-            return scores
-        return (self.softcap * torch.tanh(scores / self.softcap)).masked_fill(scores == -torch.inf, -torch.inf)
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
     def attention(self, scores: Float[Tensor, "*heads pos pos"]) -> Float[Tensor, "*heads pos pos"]:
         """The pattern that scores before softcap make: capped, masked, softmax."""

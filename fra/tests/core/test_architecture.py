@@ -161,7 +161,7 @@ def test_a_model_of_ones_own_is_resolved_exactly(known: Mead, layer: int, hook: 
     for head in range(QUERIES):
         resolved = fra.resolve(known, tiny_sae(hook), TOKENS, layer, head)
         scores = resolved.frozen.cap(resolved.scores())
-        assert torch.equal(scores > -torch.inf, own[head] > -1e8)
+        assert torch.equal(resolved.scores() > -torch.inf, own[head] > -1e8)
         attended = resolved.frozen.mask
         torch.testing.assert_close(scores[attended], own[head][attended], atol=1e-5, rtol=0)
         assert torch.equal(sum(resolved.blocks().values()).isfinite(), torch.ones_like(attended))

@@ -12,6 +12,7 @@ from fra.errors import FraError
 from fra.induction.status import STRIPES, contrast, head_status, stripe_attention
 from fra.stimuli import repeated as stimuli
 from fra.stimuli import sets
+from fra.stimuli.padding import Texts, padded
 from fra.tests import circuit
 
 
@@ -32,10 +33,25 @@ def test_a_control_keeps_nothing_of_the_repeat(period: int, seed: int, natural: 
 
 
 @settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.integers(0, 99), min_size=1, max_size=9), min_size=1, max_size=4))
+def test_documents_come_out_of_a_batch_as_they_went_in(ids: list[list[int]]) -> None:
+    documents = [torch.tensor(document) for document in ids]
+    texts = Texts.of(documents, [f"s{k}" for k in range(len(ids))])
+    assert [document.tolist() for document in texts.documents()] == ids
+    assert texts.real.sum(1).tolist() == list(texts.lengths) == list(map(len, ids))
+    assert bool((texts.tokens == texts.tokens[:, :1])[~texts.real].all()), "padding is the document's first token"
+    assert torch.equal(padded(documents, 12)[:, : texts.tokens.shape[1]], texts.tokens)
+    assert texts.first(1).documents()[0].tolist() == ids[0]
+
+
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.integers(16, 40), min_size=1, max_size=4), st.integers(0, 2**31))
 def test_rows_and_keys_of_a_batch(periods: list[int], seed: int) -> None:
     rng = np.random.default_rng(seed)
-    batch = stimuli.collate([stimuli.repeat(rng.choice(500, p, replace=False), 999, rng, str(p)) for p in periods])
+    made = [stimuli.repeat(rng.choice(500, p, replace=False), 999, rng, str(p)) for p in periods]
+    batch = stimuli.Batch.of(made)
+    for document, own in zip(batch.documents(), made, strict=True):
+        assert torch.equal(document, own.tokens)
     for d, t, s, moved in zip(batch.row_doc, batch.row_pos, batch.row_key, batch.row_moved, strict=True):
         period = int(batch.periods[d])
         assert period < int(t) <= 2 * period
@@ -73,7 +89,7 @@ def test_the_pool_leaves_out_extremes_and_special_tokens() -> None:
 @pytest.mark.parametrize("on", STRIPES)
 def test_stripe_metrics_tell_stripes_apart(on: str) -> None:
     rng = np.random.default_rng(0)
-    batch = stimuli.collate([stimuli.repeat(rng.choice(500, p, replace=False), 999, rng, "x") for p in (17, 22)])
+    batch = stimuli.Batch.of([stimuli.repeat(rng.choice(500, p, replace=False), 999, rng, "x") for p in (17, 22)])
     keys = {
         "induction": batch.row_key,
         "duplicate": batch.row_key - 1,
@@ -92,7 +108,7 @@ def test_stripe_metrics_tell_stripes_apart(on: str) -> None:
 
 def test_contrast_takes_the_larger_control() -> None:
     rng = np.random.default_rng(0)
-    batch = stimuli.collate([stimuli.repeat(rng.choice(500, 20, replace=False), 999, rng, "x")])
+    batch = stimuli.Batch.of([stimuli.repeat(rng.choice(500, 20, replace=False), 999, rng, "x")])
     repeated, control = torch.zeros(1, 41, 41), torch.zeros(1, 41, 41)
     repeated[batch.row_doc, batch.row_pos, batch.row_key] = 0.9
     control[batch.row_doc, batch.row_pos, batch.row_key] = 0.1
@@ -112,7 +128,7 @@ def test_a_duplicate_token_head_is_no_induction_head() -> None:
         attention.W_K[0] = 0.0
         token = torch.arange(circuit.D_VOCAB)
         attention.W_K[0, token, token] = 1.0
-    batch = stimuli.collate(stimuli.repeated_random(30, np.arange(48), circuit.N_CTX, circuit.BOS, ("d",)))
+    batch = stimuli.Batch.of(stimuli.repeated_random(30, np.arange(48), circuit.N_CTX, circuit.BOS, ("d",)))
     status = head_status(model, batch, target="t", stimulus="s")["L1H0"]
     assert status.stripes["duplicate"] > 0.4
     assert status.status == "not a TIH"

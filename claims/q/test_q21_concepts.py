@@ -34,7 +34,7 @@ CLAIM = Claim(
         "over random atoms": 0.0,
         "over layer-0 heads": 0.0,
     },
-    statistic="concepts/3",
+    statistic="concepts/4",
     stimuli=("natural",),
     n=100,
 )

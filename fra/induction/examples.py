@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fra.core.coded import Arm, pair_couplings
 from fra.induction.channels import Arms
-from fra.report.pictures import counted, features_on, packed
+from fra.report.pictures import ChannelPicture, counted, features_on, packed
 
 LONGEST = 48
 """Positions of a natural document that are shown, where the channel does something among them: a map of more is wider
@@ -43,28 +43,27 @@ class Shown:
     query: Sequence[tuple[int, int]]
     key: Sequence[tuple[int, int]]
 
-    def picture(self, on: str, text: Callable[[int], str], page: str | None) -> dict[str, Any]:
+    def picture(self, on: str, text: Callable[[int], str], page: str | None) -> ChannelPicture:
         """What the report draws: the head's pattern beside the channel's map, with tokens and links.
 
         on: what the document is. text: a token's. page: the address on Neuronpedia below which the dictionary's
         features have pages.
-
-        Rows of the maps are texts of numbers parted by spaces, to three digits; zero stands for what is too faint to be
-        drawn, and zeros at a row's end are left out.
         """
         i, j = self.example.pair
-        return {
+        found: ChannelPicture = {
             "document": on,
             "channel": f"{i} -> {j}",
             "query tokens": counted(self.query, text),
             "key tokens": counted(self.key, text),
-            **({} if page is None else {"pages": features_on(page, self.example.pair)}),
             "tokens": [text(int(token)) for token in self.example.tokens],
             "maps": {
                 "attention": packed(self.example.pattern),
                 f"channel {i} -> {j} (nats)": packed(self.example.contribution),
             },
         }
+        if page is not None:
+            found["pages"] = features_on(page, self.example.pair)
+        return found
 
 
 def example(arms: Arms, head: int, pair: Int[Tensor, " 2"]) -> Example | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +18,33 @@ STRONGEST = "strongest channel on a document"
 
 
 ON_NATURAL = "natural: where a document of the target's text begins"
+
+ChannelPicture = TypedDict(
+    "ChannelPicture",
+    {
+        "document": str,
+        "channel": str,
+        "query tokens": list[str],
+        "key tokens": list[str],
+        "pages": NotRequired[list[str]],
+        "tokens": list[str],
+        "maps": dict[str, list[str]],
+    },
+)
+"""A channel on a document, as the ledger holds it and the report draws it.
+
+Rows of the maps are texts of numbers parted by spaces, to three digits; zero stands for what is too faint to be drawn,
+and zeros at a row's end are left out (`packed`).
+"""
+
+
+class SwapPicture(TypedDict):
+    """A swapped token and what it does to a head's attention; maps as in ChannelPicture."""
+
+    swap: str
+    rows: str
+    tokens: list[str]
+    maps: dict[str, list[str]]
 
 
 def features_on(page: str, pair: Sequence[int]) -> list[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,6 +32,7 @@ WHOLE = "all"
 Refuting = Literal["bonferroni", "holm"]
 
 
+@runtime_checkable
 class Sample(Protocol):
     """What one head (or dictionary) gave: something to test against a bar in either direction, for n_cand candidates.
 

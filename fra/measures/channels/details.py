@@ -12,8 +12,8 @@ from fra.induction.best_effect import MIN_LIVE_DOCUMENTS
 from fra.induction.channels import Effects
 from fra.induction.cih import Screen
 from fra.induction.examples import Shown
+from fra.induction.outside import status_detail
 from fra.induction.screen import HeadScreen
-from fra.induction.status import HeadStatus
 from fra.report.pictures import BEST, counted, features_on
 from fra.verdicts import stats
 from fra.verdicts.claim import Condition
@@ -37,8 +37,11 @@ def best_channel(screened: Screen, h: str) -> dict[str, Any]:
     return {BEST: shown.picture(on, screened.token_text, screened.pages.get(s.layer))}
 
 
-LATENT = 5
-"""The first five conditions make a channel latent; all of them make it expressed."""
+EFFECT, CONTRAST, ATTENTION, COVERAGE = "effect", "head contrast", "attention", "coverage"
+OVER_LAGS, OVER_SCRAMBLES = "over other lags", "over scrambled heads"
+OVER_PAIRS, OVER_HEADS = "coupling among matched pairs", "coupling over other heads"
+LATENT = (EFFECT, OVER_LAGS, OVER_PAIRS, OVER_HEADS, OVER_SCRAMBLES)
+"""The conditions that make a channel latent; all of them make it expressed."""
 
 
 def channel_detail(
@@ -52,28 +55,28 @@ def channel_detail(
     """The best channels of a head as a reader should see them, with how many are latent and expressed."""
     s = screened.heads[h]
     rows = []
-    order = sorted(zip(live_candidates(s), conditions.items(), strict=True), key=lambda item: -item[1][1][0].effect)
-    for c, (name, own) in order:
-        about = s.tokens[c]
-        latent = all(x.holds(level) for x in own[:LATENT])
-        survives = bool(s.without_heaviest[c] > own[0].bar)
+    by_effect = sorted(zip(live_candidates(s), conditions.items(), strict=True), key=lambda item: -item[1][1][0].effect)
+    for c, (name, all_of) in by_effect:
+        about, own = s.tokens[c], {x.name: x for x in all_of}
+        latent = all(own[x].holds(level) for x in LATENT)
+        survives = bool(s.without_heaviest[c] > own[EFFECT].bar)
         rows.append(
             {
                 "channel": name,
-                "effect (nats)": own[0].effect,
-                "low": own[0].low,
-                "high": own[0].high,
-                "attention": own[6].effect,
-                "coverage": own[7].effect,
+                "effect (nats)": own[EFFECT].effect,
+                "low": own[EFFECT].low,
+                "high": own[EFFECT].high,
+                "attention": own[ATTENTION].effect,
+                "coverage": own[COVERAGE].effect,
                 "live-pair share": about["live_pair_share"],
                 "breadth": about["breadth"],
                 "coupling": float(s.coupling[c]),
                 "coupling rank": float(s.p_coupling[c]),
                 "p other lags": float(s.p_lag[c]),
-                "p scrambles": own[4].p,
-                "head contrast": own[5].effect,
+                "p scrambles": own[OVER_SCRAMBLES].p,
+                "head contrast": own[CONTRAST].effect,
                 "latent": latent,
-                "expressed": latent and all(x.holds(level) for x in own[LATENT:]),
+                "expressed": latent and all(x.holds(level) for x in own.values()),
                 "conceptual": about["breadth"] >= 3 and survives,
                 "query tokens": counted(about["query"], screened.token_text),
                 "key tokens": counted(about["key"], screened.token_text),
@@ -110,13 +113,6 @@ def _spread(values: np.ndarray) -> dict[str, float | None]:
         "median": float(np.median(finite)),
         "95th percentile": float(np.quantile(finite, 0.95)),
         "largest": float(finite.max()),
-    }
-
-
-def status_detail(status: HeadStatus) -> dict[str, Any]:
-    """A head's status with the numbers behind it."""
-    return {"status": status.status, "contrast": status.contrast, "low": status.lower, "high": status.upper} | {
-        f"attention: {name}": value for name, value in status.stripes.items()
     }
 
 

@@ -30,6 +30,7 @@ from fra.stimuli.repeated import Batch
 from fra.stimuli.sets import Design, documents
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.decide import WHOLE, Beside, Given, decide
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -256,18 +257,25 @@ def judged(claim: Claim, screened: Screen, found: Counts, n: int) -> Evidence:
         ("excess of heads", found.excess, found.resampled, stats.rank_p(found.excess, found.null)),
         ("excess by the bars", found.by_bars, found.resampled_by_bars, share(found.resampled_by_bars <= 0)),
     ]
-    conditions = tuple(
-        Condition(
+    columns = [
+        Given(
             name,
-            effect,
-            min(bounds(draws)[0], effect),
-            max(bounds(draws)[1], effect),
-            claim.bars.get(name, claim.bar),
-            p=p,
-            p_refute=share(draws > 0) if effect <= 0 else 1.0,
+            {
+                WHOLE: [
+                    Condition(
+                        name,
+                        effect,
+                        min(bounds(draws)[0], effect),
+                        max(bounds(draws)[1], effect),
+                        claim.bars.get(name, claim.bar),
+                        p=p,
+                        p_refute=share(draws > 0) if effect <= 0 else 1.0,
+                    )
+                ]
+            },
         )
         for name, effect, draws, p in rows
-    )
+    ]
     screens = [s for s in screened.heads.values() if s.planted >= PLANTED_AT_LEAST]
     planted = sum(s.planted for s in screens)
     # known only where channels could be planted in most of the heads that would have to make the excess
@@ -296,12 +304,5 @@ def judged(claim: Claim, screened: Screen, found: Counts, n: int) -> Evidence:
     shown = {h: own[BEST] for h in found.carrying if (own := best_channel(screened, h))}
     if shown:
         detail["best channels of the heads that carry some"] = shown
-    return Evidence(
-        claim=claim,
-        head=None,
-        candidates={"count of heads": conditions},
-        n=n,
-        power=power,
-        undecided=undecided,
-        detail=detail,
-    )
+    beside = Beside(n=n, candidates=("count of heads",), power=power, undecided=undecided, detail=detail)
+    return decide(claim, columns, {WHOLE: beside}, q_over=())[WHOLE]

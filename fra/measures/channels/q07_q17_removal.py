@@ -37,7 +37,9 @@ MEASURES = ("logit", "loss", "KL")
 """Fall of the next token's logit (less the mean of all logits, which softmax ignores); rise of its loss, nats; KL of
 the output from what it was, nats.
 """
+LOGIT, LOSS, KL = map(MEASURES.index, ("logit", "loss", "KL"))
 COPIES = ("second copy", "first copy")
+SECOND, FIRST = map(COPIES.index, ("second copy", "first copy"))
 DOCUMENTS = 32
 RANK_DOCUMENTS = 10
 """The shortest of the confirmation documents: a pass costs a quarter there, and random sets need hundreds."""
@@ -94,7 +96,7 @@ class Part:
         )
         """Which positions belong to which of COPIES: neither BOS nor padding does."""
         back = at[:, None] - at
-        self.stripe: Bool[Tensor, "batch pos pos"] = (back == self.periods[:, None, None] - 1) & self.copies[0][
+        self.stripe: Bool[Tensor, "batch pos pos"] = (back == self.periods[:, None, None] - 1) & self.copies[SECOND][
             ..., None
         ]
         """Entries (t, s*)."""
@@ -143,14 +145,15 @@ class Reader:
         fall = self.logit - (self._own(logits) - logits.mean(-1))
         rise = self._own(self.clean) - self._own(after)
         kl = (self.clean.exp() * (self.clean - after)).sum(-1)
-        values = torch.stack([fall, rise, kl], dim=1).double()
+        by_name = {"logit": fall, "loss": rise, "KL": kl}
+        values = torch.stack([by_name[name] for name in MEASURES], dim=1).double()
         sums = values.new_zeros(self.shape[0] * self.shape[1], self.shape[2])
         return np.asarray(sums.index_add_(0, self.cell, values).view(self.shape).cpu())
 
 
 def copy_rows(period: int, copy: str) -> range:
     """Rows of a copy of the passage that have a next token in the same copy: as many in the one as in the other."""
-    return range(period + 1, 2 * period) if copy == COPIES[0] else range(1, period)
+    return range(period + 1, 2 * period) if copy == COPIES[SECOND] else range(1, period)
 
 
 def removals(
@@ -232,7 +235,7 @@ def measure(
     confirmation, every = sets["confirmation"], sets["sets"]
     shortest = np.argsort(confirmation.periods.numpy(), kind="stable")[:RANK_DOCUMENTS]
     rank = Part(target, confirmation, [int(d) for d in shortest], layer)
-    reader = Reader(rank, COPIES[:1])
+    reader = Reader(rank, (COPIES[SECOND],))
     means = {head: rank.mean_output(rank.scene.head(head)) for head in chosen}
     equal = {head: _suppression(rank, reader, head, own, means[head]) for head, own in chosen.items()}
     n = min(DOCUMENTS, len(every))
@@ -280,10 +283,10 @@ def _suppression(part: Part, reader: Reader, head: int, chosen: Chosen, mean: Te
     the CIH set does: between steps by a straight line; 1 where the whole way does less.
     """
     own = part.scene.head(head)
-    wanted = float(reader.read(own.without(part.share(head, chosen.ranked[:SET_SIZE])))[:, 0, 0].sum())
+    wanted = float(reader.read(own.without(part.share(head, chosen.ranked[:SET_SIZE])))[:, 0, LOGIT].sum())
     before = 0.0
     for step in range(1, SUPPRESSION_STEPS + 1):
-        after = float(reader.read(own.by(step / SUPPRESSION_STEPS * (mean - own.z)))[:, 0, 0].sum())
+        after = float(reader.read(own.by(step / SUPPRESSION_STEPS * (mean - own.z)))[:, 0, LOGIT].sum())
         if after >= wanted:
             return float(np.clip((step - 1 + (wanted - before) / max(after - before, 1e-12)) / SUPPRESSION_STEPS, 0, 1))
         before = after

@@ -8,7 +8,7 @@ other tokens does nothing there, which is what is asked.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,16 +22,18 @@ from fra.induction.best_effect import MIN_LIVE_DOCUMENTS
 from fra.induction.channels import Arms, Effects, HeadOnArms, measure_arms, on_device, shifted_keys
 from fra.induction.cih import Screen
 from fra.induction.examples import Shown, first_example
+from fra.induction.outside import outside
 from fra.induction.search import SET_SIZE, Search
-from fra.measures.channels.q04_q05_sets import outside
+from fra.measures.channels.details import CONTRAST
 from fra.report.pictures import BEST
 from fra.stimuli import repeated
 from fra.stimuli.sets import LONGEST_CONTEXT, mean_prediction
 from fra.stimuli.variants import ARMS, VariantSets, disjoint_halves, token_matches, variant_forms, variant_repeat
 from fra.targets.target import has_dictionary
 from fra.verdicts import stats
-from fra.verdicts.claim import Claim, Condition, Evidence, parse_head
-from fra.verdicts.conditions import as_share, cluster_means, false_discovery, rank_condition, two_sided
+from fra.verdicts.claim import Claim, Evidence, parse_head
+from fra.verdicts.conditions import rank_condition
+from fra.verdicts.decide import Beside, Given, Power, Sampled, decide, means_of
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -41,6 +43,7 @@ DISCOVERY, MEASURED = 60, 60
 LAGS = tuple(range(2, 26))
 """Other stripes of the control: 24, so that the least p is 0.04."""
 SETS = f"the {SET_SIZE} strongest channels"
+UNSEEN, VARIANTS = "effect on unseen tokens", "effect on variants"
 
 
 @dataclass(frozen=True)
@@ -174,74 +177,52 @@ def variants(target: Target, screened: Screen, progress: Callable[[str], None]) 
     return _move(target, screened, sets.discovery, sets.arms, progress, "Q08", False, (), "variant"), sets
 
 
-def linear(
-    claim: Claim,
-    screened: Screen,
-    name: str,
-    bar: float,
-    moved: Mapping[str, Moved],
-    values: Callable[[Moved], np.ndarray],
-    share: int,
-) -> tuple[dict[str, Condition], dict[str, stats.ClusterMeans]]:
-    """A condition on the mean over stripe rows of something summed by document, Holm over the heads; its samples."""
-    means = {
-        h: cluster_means(values(m), m.rows, m.sources, stats.seed_of(claim.digest, screened.target, h, name))
-        for h, m in moved.items()
-    }
-    columns = two_sided(name, bar, means, claim.level, share, False)
-    return {h: own[0] for h, own in columns.items()}, means
+def _means(
+    claim: Claim, screened: Screen, moved: Mapping[str, Moved], name: str, values: Callable[[Moved], np.ndarray]
+) -> dict[str, stats.ClusterMeans]:
+    """The mean over stripe rows of something summed by document."""
+    return {h: means_of(claim, screened.target, h, name, values(m), m.rows, m.sources) for h, m in moved.items()}
 
 
 def unseen_evidence(claim: Claim, screened: Screen, moved: Mapping[str, Moved]) -> dict[str, Evidence]:
     """Q16: of every TIH, a channel that works on unseen tokens, in a set that keeps its effect there."""
-    found = outside(claim, screened, "TIH")
+    found = outside(claim, screened)
     if not moved:
         return found
-    heads, bar = list(moved), claim.bars["share kept"]
-    form, means = linear(
-        claim,
-        screened,
-        "share kept",
-        0.0,
-        moved,
-        lambda m: m.together["unseen"] - bar * m.together["seen"],
-        2,
-    )
+    bar, level = claim.bars["share kept"], claim.level / len(moved)
+    kept = _means(claim, screened, moved, "share kept", lambda m: m.together["unseen"] - bar * m.together["seen"])
     single: dict[str, stats.ClusterMeans] = {}
-    names: dict[str, list[str]] = {}
-    for h in heads:
-        effects, pairs = moved[h].single, moved[h].pairs
-        assert effects is not None
-        live = np.flatnonzero((effects.rows > 0).sum(0) >= MIN_LIVE_DOCUMENTS)
+    rows, lags = {}, {}
+    for h, m in moved.items():
+        assert m.single is not None
+        live = np.flatnonzero((m.single.rows > 0).sum(0) >= MIN_LIVE_DOCUMENTS)
         if len(live):
-            names[h] = [f"{pairs[c, 0]} -> {pairs[c, 1]}" for c in live]
-            seed = stats.seed_of(claim.digest, screened.target, h, "unseen")
-            single[h] = cluster_means(effects.nats[:, live], effects.rows[:, live], moved[h].sources, seed)
-    columns = two_sided("effect on unseen tokens", claim.bar, single, claim.level, 2, True) if single else {}
-    for h in heads:
-        m = moved[h]
-        kept = as_share(form[h], m.mean("seen"), m.mean("unseen"), bar)
-        lags = rank_condition("over other lags", stats.rank_p(m.mean("unseen"), m.lags), claim.level)
-        unmeasured = Condition("effect on unseen tokens", float("nan"), -np.inf, np.inf, claim.bar)
-        candidates = {n: (c, kept, lags) for n, c in zip(names.get(h, ()), columns.get(h, ()), strict=True)}
-        power = stats.power_above(
-            means[h], 0.0, bar * max(m.mean("seen"), 0.0), claim.level / len(heads), simultaneous=False
-        )
-        found[h] = Evidence(
-            claim=claim,
-            head=h,
-            candidates=candidates or {SETS: (unmeasured, kept, lags)},
+            nats, n = m.single.nats[:, live], m.single.rows[:, live]
+            single[h] = means_of(claim, screened.target, h, "unseen", nats, n, m.sources)
+        lags[h] = [rank_condition("over other lags", stats.rank_p(m.mean("unseen"), m.lags), claim.level)]
+        rows[h] = Beside(
             n=len(m.rows),
-            power=float(power[0]),
-            detail=_shown(screened, h, m, "repeated_random: a document of the unseen half of the vocabulary")
-            | {
-                "set, seen tokens (nats a row)": m.mean("seen"),
-                "set, unseen tokens (nats a row)": m.mean("unseen"),
-                "channels live on unseen tokens": f"{len(names.get(h, ()))} of {len(m.pairs)}",
-                "channels above the bar on unseen tokens": sum(c.holds(claim.level) for c in columns.get(h, ())),
-                "largest set at other lags (nats a row)": float(m.lags.max()),
-            },
+            candidates=[f"{i} -> {j}" for i, j in m.pairs[live]] or (SETS,),
+            power=float(stats.power_above(kept[h], 0.0, bar * max(m.mean("seen"), 0.0), level, False)[0]),
         )
+    columns = [
+        Sampled(name=UNSEEN, samples=single, simultaneous=True),
+        Sampled(
+            name="share kept", samples=kept, shares={h: (m.mean("unseen"), m.mean("seen")) for h, m in moved.items()}
+        ),
+        Given("over other lags", lags),
+    ]
+    for h, own in decide(claim, columns, rows, q_over=()).items():
+        m = moved[h]
+        detail = {
+            "set, seen tokens (nats a row)": m.mean("seen"),
+            "set, unseen tokens (nats a row)": m.mean("unseen"),
+            "channels live on unseen tokens": f"{single[h].n_cand if h in single else 0} of {len(m.pairs)}",
+            "channels above the bar on unseen tokens": sum(c.holds(claim.level) for c, *_ in own.candidates.values()),
+            "largest set at other lags (nats a row)": float(m.lags.max()),
+        }
+        on = "repeated_random: a document of the unseen half of the vocabulary"
+        found[h] = replace(own, detail=_shown(screened, h, m, on) | detail)
     return found
 
 
@@ -249,41 +230,32 @@ def variant_evidence(
     claim: Claim, screened: Screen, moved: Mapping[str, Moved], sets: VariantSets | None
 ) -> dict[str, Evidence]:
     """Q08: of every TIH, its set on surface variants, and against equal-cosine neighbours and an unrelated copy."""
-    found = outside(claim, screened, "TIH")
+    found = outside(claim, screened)
     if not moved or sets is None:
         return found
-    heads = list(moved)
-    asked: list[tuple[str, float, Callable[[Moved], np.ndarray]]] = [
-        ("effect on variants", claim.bar, lambda m: m.together["variant"]),
-        ("head contrast", claim.bars["head contrast"], lambda m: m.contrast["variant"]),
-        ("over equal-cosine neighbours", 0.0, lambda m: m.together["variant"] - m.together["neighbour"]),
-        ("over an unrelated copy", 0.0, lambda m: m.together["variant"] - m.together["unrelated"]),
+    asked: dict[str, Callable[[Moved], np.ndarray]] = {
+        VARIANTS: lambda m: m.together["variant"],
+        CONTRAST: lambda m: m.contrast["variant"],
+        "over equal-cosine neighbours": lambda m: m.together["variant"] - m.together["neighbour"],
+        "over an unrelated copy": lambda m: m.together["variant"] - m.together["unrelated"],
+    }
+    columns = [
+        Sampled(name=name, samples=_means(claim, screened, moved, name, values)) for name, values in asked.items()
     ]
-    columns = [linear(claim, screened, name, bar, moved, values, len(asked)) for name, bar, values in asked]
-    q = false_discovery(heads, columns[0][1], claim.bar)
+    rows = {h: Beside(n=len(m.rows), candidates=(SETS,)) for h, m in moved.items()}
     matches = {name: token_matches(batch) for name, batch in sets.arms.items()}
-    for h in heads:
-        m = moved[h]
-        conditions = tuple(column[0][h] for column in columns)
-        power = stats.power_above(columns[0][1][h], 0.0, claim.bar, claim.level / len(heads), simultaneous=False)
-        robust = conditions[0].holds(claim.level) and conditions[1].holds(claim.level)
+    for h, own in decide(claim, columns, rows, power=Power("headline")).items():
+        m, holds = moved[h], {c.name: c.holds(claim.level) for c in own.candidates[SETS]}
         detail: dict[str, Any] = {
             "set (nats a row)": {name: m.mean(name) for name in ARMS},
             "head's contrast": {name: float(m.contrast[name].sum() / m.rows.sum()) for name in ARMS},
             "share of the same-token effect": m.mean("variant") / m.mean("same") if m.mean("same") > 0 else None,
-            "surface-robust (without the controls)": robust,
+            "surface-robust (without the controls)": holds[VARIANTS] and holds[CONTRAST],
             "rows whose token stands in the first copy": matches,
             "mean difference of embedding cosine, neighbour and variant": sets.mean_gap,
         }
-        found[h] = Evidence(
-            claim=claim,
-            head=h,
-            candidates={SETS: conditions},
-            n=len(m.rows),
-            power=float(power[0]),
-            q=q[h],
-            detail=_shown(screened, h, m, "variant_repeat: the second copy in other surface forms") | detail,
-        )
+        on = "variant_repeat: the second copy in other surface forms"
+        found[h] = replace(own, detail=_shown(screened, h, m, on) | detail)
     return found
 
 

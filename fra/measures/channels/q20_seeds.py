@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +25,14 @@ from fra.dictionaries.hooks import attention_input_layer
 from fra.induction.channels import Arms, HeadOnArms, measure_arms, on_device
 from fra.induction.cih import Screen
 from fra.induction.examples import Shown, first_example
+from fra.induction.outside import outside
 from fra.induction.search import SET_SIZE, Search
-from fra.measures.channels.q04_q05_sets import outside
 from fra.measures.channels.q08_q16_transfer import tihs
 from fra.stimuli.sets import Design, documents
 from fra.verdicts import stats
-from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.conditions import as_share, cluster_means, rank_condition, two_sided, weakest
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.conditions import rank_condition
+from fra.verdicts.decide import Beside, Given, Sampled, decide, means_of
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -42,7 +42,8 @@ RANDOM_MATCHINGS = 999
 """For shared channels, which are counted."""
 RANDOM_EFFECTS = 199
 """For the effect, at least: shared out among the ordered pairs of dictionaries."""
-EVERY_SEED, RANKED = "set of every seed", "rank among random matchings"
+KEPT, EVERY_SEED, OVER_RANDOM = "share kept", "set of every seed", "over random matching"
+RANKED, COUNTED = "rank among random matchings", "shared channels over random matching"
 SETS = f"the {SET_SIZE} strongest channels of every seed"
 
 
@@ -181,84 +182,71 @@ def seeds_evidence(
     claim: Claim, screened: Screen, found: Mapping[str, AcrossSeeds], cannot: str | None
 ) -> dict[str, Evidence]:
     """Q20: of every TIH of a layer with dictionaries of several seeds."""
-    evidence = outside(claim, screened, "TIH")
-    for name, status in screened.status.items():
-        if status.status == "TIH" and name not in found and name not in screened.controls:
-            reason = cannot or "the target declares no dictionaries of several seeds at this layer's attention input"
-            evidence[name] = Evidence(claim=claim, head=name, cannot=reason)
+    reason = cannot or "the target declares no dictionaries of several seeds at this layer's attention input"
+    evidence = outside(claim, screened) | {
+        name: Evidence(claim=claim, head=name, cannot=reason)
+        for name, status in screened.status.items()
+        if status.status == "TIH" and name not in found and name not in screened.controls
+    }
     if not found:
         return evidence
 
-    most = max(len(f.own) for f in found.values())
-    refuting = 2 + most
+    def means(h: str, name: str, values: np.ndarray) -> stats.ClusterMeans:
+        return means_of(claim, screened.target, h, name, values, found[h].rows, found[h].sources)
 
-    def condition(
-        name: str, values: Callable[[AcrossSeeds], np.ndarray], bar: float
-    ) -> tuple[dict[str, Condition], dict[str, stats.ClusterMeans]]:
-        means = {
-            h: cluster_means(values(f), f.rows, f.sources, stats.seed_of(claim.digest, screened.target, h, name))
-            for h, f in found.items()
-        }
-        return {h: c[0] for h, c in two_sided(name, bar, means, claim.level, refuting, False).items()}, means
-
-    def mean(parts: Mapping[tuple[int, int], np.ndarray]) -> np.ndarray:
-        return np.asarray(np.mean(list(parts.values()), axis=0))
-
-    def original(f: AcrossSeeds) -> np.ndarray:
-        return np.asarray(np.mean([f.own[b].together for _, b in f.translated], axis=0))
-
-    def by_chance(f: AcrossSeeds) -> np.ndarray:
-        return mean({pair: draws.mean(0) for pair, draws in f.random.items()})
-
-    kept, means = condition("share kept", lambda f: mean(f.translated) - claim.bar * original(f), 0.0)
-    bar = claim.bars[EVERY_SEED]
-
-    def of_seed(k: int, f: AcrossSeeds) -> np.ndarray:
-        """The k-th set; for a head that has fewer dictionaries than another the last one stands again."""
-        return f.own[min(k, len(f.own) - 1)].together
-
-    each_seed = [condition(f"set of seed {k + 1}", partial(of_seed, k), bar)[0] for k in range(most)]
-    over, _ = condition("over random matching", lambda f: mean(f.translated) - by_chance(f), 0.0)
+    kept, every, over, ranked, counted, rows = {}, {}, {}, {}, {}, {}
+    shares: dict[str, tuple[float, float]] = {}
     for h, f in found.items():
         n_rows = f.rows.sum()
-        whole, part = original(f).sum() / n_rows, mean(f.translated).sum() / n_rows
-        c = as_share(kept[h], whole, part, claim.bar)
-        p = stats.rank_p(float(f.shared.mean()), f.shared_random)
-        counted = rank_condition("shared channels over random matching", p, claim.level)
+        translated = np.mean(list(f.translated.values()), axis=0)
+        original = np.mean([f.own[b].together for _, b in f.translated], axis=0)
+        by_chance = np.mean([draws.mean(0) for draws in f.random.values()], axis=0)
+        part, whole = shares[h] = translated.sum() / n_rows, original.sum() / n_rows
+        kept[h] = means(h, KEPT, translated - claim.bar * original)
+        every[h] = [means(h, f"set of seed {k}", own.together) for k, own in enumerate(f.own, 1)]
+        over[h] = means(h, OVER_RANDOM, translated - by_chance)
         # one matching scatters more than the mean over pairs of dictionaries that it is held against
         chance = np.concatenate([draws.sum(1) for draws in f.random.values()]) / n_rows
-        ranked = rank_condition(RANKED, stats.rank_p(part, chance), claim.level)
-        every = weakest([own[h] for own in each_seed], EVERY_SEED, bar)
-        power = stats.power_above(
-            means[h], 0.0, claim.bar * max(whole, 0.0), claim.level / len(found), simultaneous=False
-        )
-        detail: dict[str, Any] = {
-            "dictionaries": len(f.own),
-            "own sets (nats a row)": [float(own.together.sum() / n_rows) for own in f.own],
-            "translated sets (nats a row)": {
-                f"{a + 1} in {b + 1}": float(v.sum() / n_rows) for (a, b), v in f.translated.items()
-            },
-            "randomly matched sets (nats a row)": {
-                "matchings": len(chance),
-                "mean": float(chance.mean()),
-                "95th percentile": float(np.quantile(chance, 0.95)),
-                "largest": float(chance.max()),
-            },
-            "channels whose nearest pair is in the other set": [float(v) for v in f.shared],
-            "the same under random matching": float(f.shared_random.mean()),
-        }
-        on = f"{screened.stimulus}: a document of the confirmation set"
-        detail["strongest channel of every seed"] = {
-            f"seed {number + 1}": own.shown.picture(on, screened.token_text, own.page)
-            for number, own in enumerate(f.own)
-            if own.shown is not None
-        }
-        evidence[h] = Evidence(
-            claim=claim,
-            head=h,
-            candidates={SETS: (c, every, over[h], ranked, counted)},
+        ranked[h] = [rank_condition(RANKED, stats.rank_p(part, chance), claim.level)]
+        p = stats.rank_p(float(f.shared.mean()), f.shared_random)
+        counted[h] = [rank_condition(COUNTED, p, claim.level)]
+        at_bar, level = claim.bar * max(whole, 0.0), claim.level / len(found)
+        rows[h] = Beside(
             n=len(f.rows),
-            power=float(power[0]),
-            detail=detail,
+            candidates=(SETS,),
+            power=float(stats.power_above(kept[h], 0.0, at_bar, level, simultaneous=False)[0]),
+            detail=_detail(screened, f, chance),
         )
-    return evidence
+    columns = [
+        Sampled(name=KEPT, samples=kept, shares=shares),
+        Sampled(name=EVERY_SEED, samples=every),
+        Sampled(name=OVER_RANDOM, samples=over),
+        Given(RANKED, ranked),
+        Given(COUNTED, counted),
+    ]
+    return evidence | decide(claim, columns, rows, q_over=())
+
+
+def _detail(screened: Screen, f: AcrossSeeds, chance: Float[np.ndarray, " n"]) -> dict[str, Any]:
+    """The sets and what they are worth; `chance`: randomly matched ones, nats a row."""
+    n_rows, on = f.rows.sum(), f"{screened.stimulus}: a document of the confirmation set"
+    return {
+        "dictionaries": len(f.own),
+        "own sets (nats a row)": [float(own.together.sum() / n_rows) for own in f.own],
+        "translated sets (nats a row)": {
+            f"{a + 1} in {b + 1}": float(v.sum() / n_rows) for (a, b), v in f.translated.items()
+        },
+        "randomly matched sets (nats a row)": {
+            "matchings": len(chance),
+            "mean": float(chance.mean()),
+            "95th percentile": float(np.quantile(chance, 0.95)),
+            "largest": float(chance.max()),
+        },
+        "channels whose nearest pair is in the other set": [float(v) for v in f.shared],
+        "the same under random matching": float(f.shared_random.mean()),
+        "strongest channel of every seed": {
+            f"seed {number}": own.shown.picture(on, screened.token_text, own.page)
+            for number, own in enumerate(f.own, 1)
+            if own.shown is not None
+        },
+    }

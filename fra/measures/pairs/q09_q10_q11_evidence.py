@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,52 +11,53 @@ from fra.measures.pairs.q09_q11_pairs import HeadPairs, LayerPairs
 from fra.measures.pairs.q10_prediction import Prediction
 from fra.report.pictures import STRONGEST
 from fra.verdicts import stats
-from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.conditions import rank_condition
-from fra.verdicts.jackknife import Jackknifed, conditions, p_above, power
+from fra.verdicts.decide import Beside, Given, Sampled, decide
+from fra.verdicts.jackknife import Jackknifed, power
 
 Layers = Mapping[int, LayerPairs]
 
 
-def _heads(layers: Layers, of: Callable[[LayerPairs], list[Any] | str]) -> tuple[dict[str, Any], dict[str, str]]:
+def _heads(
+    claim: Claim, layers: Layers, of: Callable[[LayerPairs], list[Any] | str]
+) -> tuple[dict[str, Any], dict[str, Evidence]]:
     """What `of` gives for every head of the layers that have it, and why the others' heads have none."""
     measured, cannot = {}, {}
     for layer, own in layers.items():
         got = of(own)
         for head in range(own.n_heads):
+            name = f"L{layer}H{head}"
             if isinstance(got, str):
-                cannot[f"L{layer}H{head}"] = got
+                cannot[name] = Evidence(claim=claim, head=name, cannot=got)
             else:
-                measured[f"L{layer}H{head}"] = got[head]
+                measured[name] = got[head]
     return measured, cannot
 
 
-def _documents(layers: Layers) -> int:
-    return max((own.n_documents for own in layers.values()), default=0)
-
-
-def _assemble(
+def _decided(
     claim: Claim,
     layers: Layers,
-    columns: Mapping[str, Mapping[str, Condition]],
+    columns: Sequence[Sampled | Given],
     headline: Mapping[str, Jackknifed],
-    cannot: Mapping[str, str],
     detail: Callable[[str], dict[str, Any]],
 ) -> dict[str, Evidence]:
-    found = {name: Evidence(claim=claim, head=name, cannot=why) for name, why in cannot.items()}
-    heads = list(headline)
-    q = stats.benjamini_hochberg([p_above(headline[name], claim.bar) for name in heads])
-    for k, name in enumerate(heads):
-        found[name] = Evidence(
-            claim=claim,
-            head=name,
-            candidates={"pairs": tuple(column[name] for column in columns.values())},
-            n=_documents(layers),
-            power=power(headline[name], claim.bar, 0.0, claim.level / len(heads)),
-            q=float(q[k]),
+    level = claim.level / len(headline)
+    rows = {
+        name: Beside(
+            n=max(layer.n_documents for layer in layers.values()),
+            candidates=("pairs",),
+            power=power(own, claim.bar, 0.0, level),
             detail=detail(name),
         )
-    return found
+        for name, own in headline.items()
+    }
+    return decide(claim, columns, rows)
+
+
+def _ranked(claim: Claim, name: str, ranks: Mapping[str, tuple[float, Sequence[float]]]) -> Given:
+    """A head's number among draws of a null."""
+    return Given(name, {h: [rank_condition(name, stats.rank_p(*own), claim.level)] for h, own in ranks.items()})
 
 
 def _pooled(ranked: Mapping[str, HeadPairs], name: str, which: str) -> list[float]:
@@ -68,25 +69,19 @@ def _pooled(ranked: Mapping[str, HeadPairs], name: str, which: str) -> list[floa
 def self_channels(claim: Claim, layers: Layers) -> dict[str, Evidence]:
     """Q09: share of self channels above what relabelled features have, above co-activation, rank among relabellings."""
     ranked: dict[str, HeadPairs]
-    ranked, cannot = _heads(layers, lambda own: own.pairs)
+    ranked, found = _heads(claim, layers, lambda own: own.pairs)
     if not ranked:
-        return _assemble(claim, layers, {}, {}, cannot, lambda _: {})
-    null = {name: float(np.mean(_pooled(ranked, name, "self_shuffled"))) for name in ranked}
+        return found
+    relabelled = {name: _pooled(ranked, name, "self_shuffled") for name in ranked}
+    null = {name: float(np.mean(draws)) for name, draws in relabelled.items()}
     excess = {name: own.self_share.less(null[name]) for name, own in ranked.items()}
     over = {name: own.self_share.less(own.self_coactive) for name, own in ranked.items()}
-    name_of = ("share above relabelled features", "over co-activation alone", "rank among relabelled features")
-    columns = {
-        name_of[0]: conditions(name_of[0], claim.bar, excess, claim.level, 2),
-        name_of[1]: conditions(name_of[1], claim.bars[name_of[1]], over, claim.level, 2),
-        name_of[2]: {
-            name: rank_condition(
-                name_of[2],
-                stats.rank_p(own.self_share.estimate, _pooled(ranked, name, "self_shuffled")),
-                claim.level,
-            )
-            for name, own in ranked.items()
-        },
-    }
+    ranks = {name: (own.self_share.estimate, relabelled[name]) for name, own in ranked.items()}
+    columns = [
+        Sampled(name="share above relabelled features", samples=excess),
+        Sampled(name="over co-activation alone", samples=over),
+        _ranked(claim, "rank among relabelled features", ranks),
+    ]
 
     def detail(name: str) -> dict[str, Any]:
         own = ranked[name]
@@ -97,7 +92,7 @@ def self_channels(claim: Claim, layers: Layers) -> dict[str, Evidence]:
             "strongest (query feature, key feature)": [list(pair) for pair in own.strongest[:10]],
         }
 
-    return _assemble(claim, layers, columns, excess, cannot, detail)
+    return found | _decided(claim, layers, columns, excess, detail)
 
 
 def _strongest(own: HeadPairs) -> dict[str, Any]:
@@ -107,24 +102,19 @@ def _strongest(own: HeadPairs) -> dict[str, Any]:
 def stability(claim: Claim, layers: Layers) -> dict[str, Evidence]:
     """Q11: Jaccard over halves against the bar, the same without any minimum, random atoms, and relabelled features."""
     ranked: dict[str, HeadPairs]
-    ranked, cannot = _heads(layers, lambda own: own.unstable or own.pairs)
+    ranked, found = _heads(claim, layers, lambda own: own.unstable or own.pairs)
     if not ranked:
-        return _assemble(claim, layers, {}, {}, cannot, lambda _: {})
+        return found
     own = {name: pairs.stable for name, pairs in ranked.items()}
     loose = {name: p.stable.less(p.stable_any) for name, p in ranked.items() if p.stable_any is not None}
     atoms = {name: p.stable.less(p.stable_atoms) for name, p in ranked.items() if p.stable_atoms is not None}
-    titles = ("Jaccard of the top 50", "over no minimum", "over random atoms", "rank among relabelled features")
-    columns = {
-        titles[0]: conditions(titles[0], claim.bar, own, claim.level, 3),
-        titles[1]: conditions(titles[1], claim.bars[titles[1]], loose, claim.level, 3),
-        titles[2]: conditions(titles[2], claim.bars[titles[2]], atoms, claim.level, 3),
-        titles[3]: {
-            name: rank_condition(
-                titles[3], stats.rank_p(p.stable.estimate, _pooled(ranked, name, "stable_shuffled")), claim.level
-            )
-            for name, p in ranked.items()
-        },
-    }
+    ranks = {name: (p.stable.estimate, _pooled(ranked, name, "stable_shuffled")) for name, p in ranked.items()}
+    columns = [
+        Sampled(name="Jaccard of the top 50", samples=own),
+        Sampled(name="over no minimum", samples=loose),
+        Sampled(name="over random atoms", samples=atoms),
+        _ranked(claim, "rank among relabelled features", ranks),
+    ]
 
     def detail(name: str) -> dict[str, Any]:
         pairs = ranked[name]
@@ -135,26 +125,25 @@ def stability(claim: Claim, layers: Layers) -> dict[str, Evidence]:
             "standard error (jackknife over sources)": pairs.stable.se,
         }
 
-    return _assemble(claim, layers, columns, own, cannot, detail)
+    return found | _decided(claim, layers, columns, own, detail)
 
 
 def prediction(claim: Claim, layers: Layers) -> dict[str, Evidence]:
     """Q10: rank correlation against the bar, rank among matched permutations, spread of where the head looks."""
     every: dict[str, Prediction]
-    every, cannot = _heads(layers, lambda own: own.predictions)
+    every, found = _heads(claim, layers, lambda own: own.predictions)
     if not every:
-        return _assemble(claim, layers, {}, {}, cannot, lambda _: {})
+        return found
     correlation = {name: one.correlation for name, one in every.items()}
-    spread = {name: one.spread for name, one in every.items()}
-    titles = ("Spearman", "rank among matched pairs", "spread of the log ratio")
-    columns = {
-        titles[0]: conditions(titles[0], claim.bar, correlation, claim.level, 2),
-        titles[1]: {
-            name: rank_condition(titles[1], stats.rank_p(one.correlation.estimate, one.matched), claim.level)
-            for name, one in every.items()
-        },
-        titles[2]: conditions(titles[2], claim.bars[titles[2]], spread, claim.level, 2),
-    }
+    columns = [
+        Sampled(name="Spearman", samples=correlation),
+        _ranked(
+            claim,
+            "rank among matched pairs",
+            {name: (one.correlation.estimate, one.matched) for name, one in every.items()},
+        ),
+        Sampled(name="spread of the log ratio", samples={name: one.spread for name, one in every.items()}),
+    ]
 
     def detail(name: str) -> dict[str, Any]:
         one = every[name]
@@ -163,4 +152,4 @@ def prediction(claim: Claim, layers: Layers) -> dict[str, Evidence]:
             "standard error (jackknife over sources)": one.correlation.se,
         }
 
-    return _assemble(claim, layers, columns, correlation, cannot, detail)
+    return found | _decided(claim, layers, columns, correlation, detail)

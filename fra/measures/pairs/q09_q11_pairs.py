@@ -20,7 +20,7 @@ from fra.induction.examples import example_on_text
 from fra.induction.nulls import draw_atoms, random_atoms
 from fra.measures.pairs.activity import FLOOR, Activity, halves, mean_while_live, summed
 from fra.measures.pairs.q10_prediction import Prediction, predictions
-from fra.report.pictures import ON_NATURAL
+from fra.report.pictures import ON_NATURAL, ChannelPicture
 from fra.targets.target import text_of
 from fra.verdicts.jackknife import Jackknifed, jackknifed
 from fra.verdicts.stats import seed_of
@@ -85,7 +85,7 @@ class HeadPairs:
     """The first, with random atoms for features."""
     strongest: list[tuple[int, int]] = field(default_factory=list)
     """The 50 by sum |F|."""
-    picture: dict[str, Any] | None = None
+    picture: ChannelPicture | None = None
     """The first of them on a document, as the report draws it."""
 
 

@@ -24,16 +24,19 @@ from fra.induction.examples import Shown, example_on_text
 from fra.interventions.downstream import Scene
 from fra.targets.target import has_dictionary, text_of
 from fra.verdicts import stats
-from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.decide import WHOLE, Beside, Sampled, decide
 from fra.verdicts.stats import ClusterMeans, seed_of
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
 
-PREDICTORS = ("centred and softmax-weighted", "raw score", "activation alone")
+PREDICTORS = WEIGHTED, RAW, ACTIVATION = "centred and softmax-weighted", "raw score", "activation alone"
 """|A (F - sum_u A F)| of the term by itself, = A (1 - A) |F|; |F|; a_i a_j."""
 CHANGES = ("loss", "logit", "KL")
 """|change| of the next token's loss, of its logit (less the mean of all logits), and KL of the output, at the row."""
+GAINS = {"gain over the raw score": RAW, "gain over activation alone": ACTIVATION}
+"""Conditions, and over which predictor."""
 TERMS_A_HEAD = 3
 FIRST_ROW = 8
 
@@ -54,7 +57,12 @@ class Terms:
     @property
     def largest(self) -> int:
         """The term that changed the loss most."""
-        return int(self.changed[:, 0].argmax())
+        return int(self.loss.argmax())
+
+    @property
+    def loss(self) -> Float[np.ndarray, " n"]:
+        """|change| of the loss."""
+        return self.changed[:, CHANGES.index("loss")]
 
 
 @dataclass(frozen=True)
@@ -131,7 +139,7 @@ def measure_terms(
     fall = [values.gather(1, following)[:, 0] for values in (clean - log_p, before - logits)]
     centred = fall[1] - (before - logits).mean(-1)
     changed = torch.stack([fall[0].abs(), centred.abs(), (clean.exp() * (clean - log_p)).sum(-1)], dim=1)
-    top = drawn[int(changed[:, 0].argmax())] if drawn else None
+    top = drawn[int(changed[:, CHANGES.index("loss")].argmax())] if drawn else None
     return Terms(
         np.array([term.head for term in drawn]),
         np.array([term.row for term in drawn]),
@@ -198,30 +206,22 @@ def ranking_evidence(
             rng = np.random.default_rng(seed_of(target.name, claim.statistic, str(number), str(layer)))
             terms.append(measure_terms(target.model, target.dictionary_for(layer)[1], document[:length], layer, rng))
             own = terms[-1]
-            if own.shown is not None and (top is None or own.changed[own.largest, 0] > top[0]):
-                top = float(own.changed[own.largest, 0]), layer, own
+            if own.shown is not None and (top is None or own.loss.max() > top[0]):
+                top = float(own.loss.max()), layer, own
         found.append(rank_correlations(terms))
-        by_layer.append([rank_correlations([one])[0, 0] for one in terms])
+        by_layer.append([rank_correlations([one])[PREDICTORS.index(WEIGHTED), CHANGES.index("loss")] for one in terms])
     rho = np.array(found)
-    samples = {"rank correlation": rho[:, 0, 0]}
-    samples |= {name: rho[:, 0, 0] - rho[:, k, 0] for k, name in enumerate(list(claim.bars), start=1)}
-    conditions = []
-    for name, values in samples.items():
-        bar = claim.bars.get(name, claim.bar)
-        means = ClusterMeans(values, seed=seed_of(claim.digest, target.name, name))
-        level = claim.level / len(samples)  # any one of them may refute
-        conditions.append(
-            Condition(
-                name,
-                float(values.mean()),
-                float(means.lower(claim.level, simultaneous=False)[0]),
-                float(means.upper(level, simultaneous=False)[0]),
-                bar,
-                p=float(means.p_above(bar, simultaneous=False)[0]),
-                p_refute=float(min(1.0, len(samples) * means.p_below(bar, simultaneous=False)[0])),
-            )
-        )
-    headline = ClusterMeans(samples["rank correlation"], seed=seed_of(claim.digest, target.name, "power"))
+    with_loss = dict(zip(PREDICTORS, rho[:, :, CHANGES.index("loss")].T, strict=True))
+    headline = with_loss[WEIGHTED]
+    samples = {"rank correlation": headline} | {
+        name: headline - with_loss[predictor] for name, predictor in GAINS.items()
+    }
+
+    def means(values: Float[np.ndarray, " n_docs"], name: str) -> ClusterMeans:
+        return ClusterMeans(values, seed=seed_of(claim.digest, target.name, name))
+
+    columns = [Sampled(name=name, samples={WHOLE: means(values, name)}) for name, values in samples.items()]
+    power = stats.power_above(means(headline, "power"), 0.0, claim.bar, claim.level, simultaneous=False)
     detail: dict[str, Any] = {
         "Spearman's rho, mean over documents": [
             {"ranked by": predictor} | {f"with |change| of {c}": float(m) for c, m in zip(CHANGES, row, strict=True)}
@@ -234,11 +234,5 @@ def ranking_evidence(
     }
     if top is not None:
         detail = _largest(target, *top) | detail
-    return Evidence(
-        claim=claim,
-        head=None,
-        candidates={"single terms": tuple(conditions)},
-        n=len(documents),
-        power=float(stats.power_above(headline, 0.0, claim.bar, claim.level, simultaneous=False)[0]),
-        detail=detail,
-    )
+    beside = Beside(n=len(documents), candidates=("single terms",), power=float(power[0]), detail=detail)
+    return decide(claim, columns, {WHOLE: beside}, q_over=())[WHOLE]

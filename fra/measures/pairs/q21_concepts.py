@@ -19,6 +19,7 @@ from fra.core.threads import each
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import CannotLoad
 from fra.induction.nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
+from fra.induction.outside import BEST_EFFECT, CONTROL
 from fra.induction.screen import PLANTED_AT_LEAST
 from fra.measures.pairs.q21_planting import plant_concepts
 from fra.measures.pairs.q21_search import (
@@ -27,16 +28,19 @@ from fra.measures.pairs.q21_search import (
     ConceptSearch,
     ConceptStripe,
     HeadOnText,
+    Texts,
     example_of,
     texts,
 )
-from fra.report.pictures import BEST, ON_NATURAL
+from fra.report.pictures import BEST, ON_NATURAL, ChannelPicture
 from fra.stimuli import sets
 from fra.stimuli.sets import LONGEST_CONTEXT
 from fra.targets.target import has_dictionary, text_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.conditions import cluster_means, false_discovery, rank_condition, two_sided
+from fra.verdicts.conditions import rank_condition
+from fra.verdicts.decide import Beside, Given, Sampled, decide, means_of
+from fra.verdicts.samples import NO_INPUT_DICTIONARY
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -78,7 +82,7 @@ class Concepts:
     """The mean effect of each control's best channel, positions matched in runs of NEAR; NaN where it has none."""
     sources: tuple[str, ...]
     token_lists: Mapping[str, list[dict[str, Any]]]
-    pictures: Mapping[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    pictures: Mapping[str, ChannelPicture] = dataclasses.field(default_factory=dict)
     """Of the heads' best channels, as the report draws them."""
 
 
@@ -128,16 +132,18 @@ def measure(target: Target, progress: Callable[[str], None] = lambda _: None) ->
     length = min(int(target.model.cfg.n_ctx), LONGEST_CONTEXT)
     start = [] if target.bos is None else [target.bos]
     encoded = [(d.source, (start + target.encode(d.text))[:length]) for d in documents]
-    parts = sets.split(len(encoded), (1, 1), (target.name, "natural", "concepts"))
-    discovery, confirmation = (
-        texts([encoded[k][1] for k in part[: n // 2]], [encoded[k][0] for k in part[: n // 2]], bool(start))
-        for part in (np.random.default_rng(0).permutation(p) for p in parts)
-    )
+    seed_parts = (target.name, "natural", "concepts")
+
+    def drawn(name: str, part: Int[np.ndarray, " m"]) -> Texts:
+        order = np.random.default_rng(stats.seed_of(*seed_parts, name)).permutation(part)[: n // 2]
+        return texts([encoded[k][1] for k in order], [encoded[k][0] for k in order], bool(start))
+
+    discovery, confirmation = map(drawn, ("discovery", "confirmation"), sets.split(len(encoded), (1, 1), seed_parts))
     found: dict[str, HeadConcepts] = {}
     controls: dict[str, float] = {}
     controls_nearer: dict[str, float] = {}
     tokens: dict[str, list[dict[str, Any]]] = {}
-    pictures: dict[str, dict[str, Any]] = {}
+    pictures: dict[str, ChannelPicture] = {}
     for layer in range(target.n_layers):
         if not has_dictionary(target, layer):
             continue
@@ -255,10 +261,10 @@ def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _over_controls(lead: float) -> Condition:
-    """A lead over the best layer-0 head; NaN where there is none to exceed."""
+def _over_control(claim: Claim, name: str, lead: float) -> Condition:
+    """A lead over what a control reaches, which denies and never refutes; NaN where there is none to exceed."""
     low, high = (lead, lead) if np.isfinite(lead) else (-np.inf, np.inf)
-    return Condition("over layer-0 heads", lead, low, high, 0.0, p_refute=1.0)
+    return Condition(name, lead, low, high, claim.bars[name], p_refute=1.0)
 
 
 def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Evidence]:
@@ -266,76 +272,75 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
     evidence = {}
     for name in target.heads:
         if name in found.controls:
-            reason = "a layer-0 head, whose keys cannot know their predecessors: a control, in no family"
             near = found.controls_nearer.get(name, float("nan"))
-            detail = {"best channel effect (nats)": found.controls[name], NEARER: _number(near)}
-            evidence[name] = Evidence(claim=claim, head=name, cannot=reason, detail=detail)
+            detail = {BEST_EFFECT: found.controls[name], NEARER: _number(near)}
+            evidence[name] = Evidence(claim=claim, head=name, cannot=CONTROL, detail=detail)
         elif name not in found.heads:
-            reason = "the target has no dictionary at this layer's attention input"
-            evidence[name] = Evidence(claim=claim, head=name, cannot=reason)
-    # without a dictionary at layer 0 there is nothing to exceed: not measured, and so not supported
+            evidence[name] = Evidence(claim=claim, head=name, cannot=NO_INPUT_DICTIONARY)
+    # keys of layer 0 cannot know what stands before them: what is found there is not conceptual induction; and without
+    # a dictionary there, there is nothing to exceed: not measured, and so not supported
     control = max((v for v in found.controls.values() if np.isfinite(v)), default=0.0 if found.controls else np.nan)
     live = {h: np.flatnonzero(c.effects.documents >= FLOOR_DOCUMENTS) for h, c in found.heads.items()}
-    measured = [h for h in found.heads if len(live[h])]
+    E = {h: found.heads[h].effects.mean()[own] for h, own in live.items() if len(own)}
 
-    def column(name: str, part: str, bar: float) -> dict[str, list[Condition]]:
+    def sampled(name: str, part: str, bar: float) -> Sampled:
         means = {}
-        for h in measured:
+        for h in E:
             e = found.heads[h].effects
-            seed = stats.seed_of(claim.digest, found.target, h, name)
-            means[h] = cluster_means(getattr(e, part)[:, live[h]], e.weight[:, live[h]], found.sources, seed)
-        if part == "nats":
-            q.update(false_discovery(list(found.heads), means, bar, True))
-        return two_sided(name, bar, means, claim.level, 2, True) if means else {}
+            sums, weight = getattr(e, part)[:, live[h]], e.weight[:, live[h]]
+            means[h] = means_of(claim, found.target, h, name, sums, weight, found.sources)
+        return Sampled(name=name, samples=means, bar=bar, simultaneous=True)
 
-    q: dict[str, float] = {}
-    effect = column("effect", "nats", claim.bar)
-    contrast = column("head contrast", "contrast", claim.bars["head contrast"])
-    for h, own in found.heads.items():
-        E, nearer = own.effects.mean(), plain_mean(own.nearer)
-        candidates, rows = {}, []
-        for n, c in enumerate(live[h]):
-            ranks = {
-                "over other lags": stats.rank_p(E[c], own.lag_best),
-                "over scrambled heads": stats.rank_p(E[c], own.scramble_best),
-            }
-            atoms = float(E[c] - own.atoms_best) if np.isfinite(own.atoms_best) else float(E[c])
-            conditions = (
-                effect[h][n],
-                contrast[h][n],
-                *(rank_condition(name, p, claim.level) for name, p in ranks.items()),
-                Condition("over random atoms", atoms, atoms, atoms, 0.0, p_refute=1.0),
-                # keys of layer 0 cannot know what stands before them: what is found there is not conceptual induction
-                _over_controls(E[c] - control),
-            )
-            pair = f"{own.pairs[c, 0]} -> {own.pairs[c, 1]}"
-            candidates[pair] = conditions
-            rows.append(
-                {
-                    "channel": pair,
-                    "effect (nats)": float(E[c]),
-                    "head contrast (nats)": contrast[h][n].effect,
-                    NEARER: _number(nearer[c]),
-                    "documents with such keys": int(own.nearer.documents[c]),
-                    "passes": all(x.holds(claim.level) for x in conditions),
-                    **{f"p, {name}": p for name, p in ranks.items()},
-                    **found.token_lists[h][c],
-                }
-            )
-        rows.sort(key=lambda row: -row["effect (nats)"])
-        power = own.planted_found / own.planted if own.planted >= PLANTED_AT_LEAST else float("nan")
-        finite = own.lag_best[np.isfinite(own.lag_best)]
-        evidence[h] = Evidence(
-            claim=claim,
-            head=h,
-            candidates=candidates,
+    ranks = {
+        "over other lags": {h: [stats.rank_p(e, found.heads[h].lag_best) for e in own] for h, own in E.items()},
+        "over scrambled heads": {
+            h: [stats.rank_p(e, found.heads[h].scramble_best) for e in own] for h, own in E.items()
+        },
+    }
+    atoms = {h: a if np.isfinite(a := found.heads[h].atoms_best) else 0.0 for h in E}
+    columns = [
+        sampled("effect", "nats", claim.bar),
+        sampled("head contrast", "contrast", claim.bars["head contrast"]),
+        *(
+            Given(name, {h: [rank_condition(name, p, claim.level) for p in own] for h, own in by_head.items()})
+            for name, by_head in ranks.items()
+        ),
+        *(
+            Given(name, {h: [_over_control(claim, name, float(e - others[h])) for e in own] for h, own in E.items()})
+            for name, others in (("over random atoms", atoms), ("over layer-0 heads", dict.fromkeys(E, control)))
+        ),
+    ]
+    rows = {
+        h: Beside(
             n=len(own.effects.weight),
-            power=power,
-            q=q[h],
+            candidates=[f"{i} -> {j}" for i, j in own.pairs[live[h]]],
+            power=own.planted_found / own.planted if own.planted >= PLANTED_AT_LEAST else float("nan"),
+        )
+        for h, own in found.heads.items()
+    }
+    for h, judged in decide(claim, columns, rows).items():
+        own, nearer = found.heads[h], plain_mean(found.heads[h].nearer)
+        channels = [
+            {
+                "channel": pair,
+                "effect (nats)": float(E[h][n]),
+                "head contrast (nats)": next(x.effect for x in conditions if x.name == "head contrast"),
+                NEARER: _number(nearer[c]),
+                "documents with such keys": int(own.nearer.documents[c]),
+                "passes": all(x.holds(claim.level) for x in conditions),
+                **{f"p, {name}": by_head[h][n] for name, by_head in ranks.items()},
+                **found.token_lists[h][c],
+            }
+            for n, (c, (pair, conditions)) in enumerate(zip(live[h], judged.candidates.items(), strict=True))
+        ]
+        channels.sort(key=lambda row: -row["effect (nats)"])
+        finite = own.lag_best[np.isfinite(own.lag_best)]
+        evidence[h] = dataclasses.replace(
+            judged,
             detail=({BEST: found.pictures[h]} if h in found.pictures else {})
             | {
-                "best channels": rows[:5],
-                "channels that pass": sum(row["passes"] for row in rows),
+                "best channels": channels[:5],
+                "channels that pass": sum(row["passes"] for row in channels),
                 "planted channels found": f"{own.planted_found} of {own.planted}",
                 "largest effect at other lags": float(finite.max()) if len(finite) else None,
                 "largest effect of scrambled heads": float(own.scramble_best.max()),

@@ -18,7 +18,7 @@ from fra.core.frozen import FrozenLayer, Side
 from fra.core.threads import each
 from fra.dictionaries.codes import Codes
 from fra.measures.scores.layer import ATOMS, FEATURES, SHUFFLED, TOKENS, CarriedLayer
-from fra.verdicts.samples import Measured
+from fra.verdicts.samples import ByDocument
 
 KS = (1, 2, 4, 8, 16)
 """Features kept a position, beside half of the dictionary's mean L0, on which the claim is judged."""
@@ -122,7 +122,7 @@ def fits(
 
 
 @torch.no_grad()
-def carrying(layer: CarriedLayer) -> dict[str, Measured]:
+def carrying(layer: CarriedLayer) -> dict[str, ByDocument]:
     """Q02 at every head of a layer: R2 of the feature-feature block, and its lead over random atoms and a shuffled
     decoder, each under its own best slope.
     """
@@ -132,7 +132,7 @@ def carrying(layer: CarriedLayer) -> dict[str, Measured]:
     off_first = real.clone()
     off_first[:, :, 0] = False
 
-    def measure(head: int) -> Measured:
+    def measure(head: int) -> ByDocument:
         found = fits(frozen, head, parts, real)
         own = found[FEATURES]
         sums = {"R2": own.explained}
@@ -145,14 +145,14 @@ def carrying(layer: CarriedLayer) -> dict[str, Measured]:
             **{f"R2 of {name} (best slope)": found[name].r2(best=True) for name in (ATOMS, SHUFFLED, TOKENS)},
             "live features a position": layer.mean_l0,
         }
-        return Measured(sums, dict.fromkeys(sums, own.total), texts.sources, detail=detail)
+        return ByDocument(sums, dict.fromkeys(sums, own.total), texts.sources, detail=detail)
 
     heads = list(layer.heads)
     return dict(zip(_names(layer), each(measure, heads, frozen.x.device), strict=True))
 
 
 @torch.no_grad()
-def truncation(layer: CarriedLayer, gate: float) -> dict[str, Measured]:
+def truncation(layer: CarriedLayer, gate: float) -> dict[str, ByDocument]:
     """Q14 at every head of a layer: R2 lost when only the k strongest features of each position are kept, k half of
     the dictionary's mean L0, and the lead over k of them at random under their best slope.
 
@@ -167,7 +167,7 @@ def truncation(layer: CarriedLayer, gate: float) -> dict[str, Measured]:
     parts |= {str(k): carried_part(own, rank < k) for k in curve}
     real = real_entries(frozen, texts.lengths)
 
-    def measure(head: int) -> Measured:
+    def measure(head: int) -> ByDocument:
         found = fits(frozen, head, parts, real)
         kept, every = found[str(half)], found["all"]
         sums = {
@@ -183,7 +183,7 @@ def truncation(layer: CarriedLayer, gate: float) -> dict[str, Measured]:
         undecided = None
         if not every.r2() >= gate:
             undecided = f"all features together explain {every.r2():.2f} of the scores, where {gate} is needed"
-        return Measured(sums, dict.fromkeys(sums, every.total), texts.sources, undecided, detail)
+        return ByDocument(sums, dict.fromkeys(sums, every.total), texts.sources, undecided, detail)
 
     return dict(zip(_names(layer), each(measure, list(layer.heads), frozen.x.device), strict=True))
 

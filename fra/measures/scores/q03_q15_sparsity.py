@@ -26,7 +26,7 @@ from fra.measures.scores.layer import ATOMS, FEATURES, TOKENS, CarriedLayer, Ent
 from fra.report.pictures import ON_NATURAL
 from fra.report.pictures import STRONGEST as SHOWN
 from fra.targets.target import text_of
-from fra.verdicts.samples import Measured, mean_of
+from fra.verdicts.samples import ByDocument, mean_of
 
 SHARE = 0.9
 """Of the mass: what "carries" means in a count of channels."""
@@ -155,7 +155,7 @@ def concentration(mass: Float[Tensor, "q k"]) -> tuple[int, float]:
 
 
 @torch.no_grad()
-def sparsity(layer: CarriedLayer, step: int) -> dict[str, Measured]:
+def sparsity(layer: CarriedLayer, step: int) -> dict[str, ByDocument]:
     """Q03 at every head of a layer, on every `step`-th measured document: share of the live channels that
     carry SHARE of the mass, participation ratio over live channels, and both against random atoms and the token
     dictionary (log ratios).
@@ -168,7 +168,7 @@ def sparsity(layer: CarriedLayer, step: int) -> dict[str, Measured]:
     }
     live = {name: np.array([live_channels(frozen, doc) for doc in docs[name]], dtype=np.float64) for name in names}
 
-    def measure(head: int) -> Measured:
+    def measure(head: int) -> ByDocument:
         few, ratio = {}, {}
         for name in names:
             decoder = layer.codes(name).decoder
@@ -190,7 +190,7 @@ def sparsity(layer: CarriedLayer, step: int) -> dict[str, Measured]:
             }
             for name in names
         }
-        return Measured(*mean_of(values), texts.sources, detail=detail)
+        return ByDocument(*mean_of(values), texts.sources, detail=detail)
 
     heads = list(layer.heads)
     measured = each(measure, heads, frozen.x.device)
@@ -249,7 +249,7 @@ def first_key(frozen: FrozenLayer, given: Codes, doc: Document, head: int, pairs
 
 
 @torch.no_grad()
-def content(layer: CarriedLayer, step: int, gate: float) -> dict[str, Measured]:
+def content(layer: CarriedLayer, step: int, gate: float) -> dict[str, ByDocument]:
     """Q15 at every head of a layer, on every `step`-th measured document: the share of the mass of its strongest
     channels that is off the first key, with BOS and with the documents run without it.
 
@@ -271,7 +271,7 @@ def content(layer: CarriedLayer, step: int, gate: float) -> dict[str, Measured]:
         ),
     }
 
-    def measure(head: int) -> Measured:
+    def measure(head: int) -> ByDocument:
         pairs = strongest_channels(chosen_on, chosen_codes, selection, head)
         rows = {
             arm: [first_key(place, own, doc, head, pairs) for doc in docs] for arm, (place, own, docs) in arms.items()
@@ -305,7 +305,7 @@ def content(layer: CarriedLayer, step: int, gate: float) -> dict[str, Measured]:
         undecided = None
         if not to_first >= gate:
             undecided = f"the head gives BOS {to_first:.3f} of its attention, where {gate} is a sink: there is none"
-        return Measured(sums, counts, texts.sources, undecided, detail)
+        return ByDocument(sums, counts, texts.sources, undecided, detail)
 
     heads = list(layer.heads)
     measured = each(measure, heads, frozen.x.device)

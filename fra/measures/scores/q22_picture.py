@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
 from fra.induction.examples import LONGEST
-from fra.report.pictures import packed
+from fra.report.pictures import SwapPicture, packed
 
 if TYPE_CHECKING:
     from fra.measures.scores.q22_scene import Scene
@@ -26,7 +26,7 @@ def swap_picture(
     reading: int,
     factor: float,
     text: Callable[[int], str],
-) -> dict[str, Any] | None:
+) -> SwapPicture | None:
     """The swap of largest `total` (squared change of attention, by swap) among the first LONGEST positions of a
     document, up to that position: the head's pattern, its change, and the change that features foretell in one of the
     readings, times `factor`. None where no swap lies so early, or none changes anything.

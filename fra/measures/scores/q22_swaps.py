@@ -32,15 +32,17 @@ from fra.core.threads import each
 from fra.dictionaries.codes import codes
 from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad
-from fra.measures.scores.layer import FEATURES, CarriedLayer, Texts
+from fra.measures.scores.layer import FEATURES, TOKENS, CarriedLayer, Texts
 from fra.measures.scores.q22_pair_means import PairMeans, Places, places
 from fra.measures.scores.q22_picture import SWAP, swap_picture
 from fra.measures.scores.q22_scene import READINGS, Swaps, scene
 from fra.targets.target import text_of
-from fra.verdicts.samples import Measured
+from fra.verdicts.samples import ByDocument
 from fra.verdicts.stats import seed_of
 
-PREDICTORS = ("features", "token-pair means", "token dictionary", "position only", "activations")
+PAIRS, POSITION = "token-pair means", "position only"
+CONTROLS = (PAIRS, TOKENS, POSITION)
+PREDICTORS = (FEATURES, *CONTROLS, "activations")
 
 PER_DOCUMENT, TUNING = 4, 2
 """Swaps in a measured document, and in one of the selection documents."""
@@ -99,7 +101,7 @@ def elsewhere(layer: CarriedLayer) -> Elsewhere:
     sigma = got["sigma"].to(like) if "sigma" in got else like.new_ones(*x.shape[:2], 1)
     tokens = texts.tokens.to(x.device)
     tables = {
-        "features": learn((x - codes(layer.sae, x).error) / sigma, tokens, texts.lengths),
+        FEATURES: learn((x - codes(layer.sae, x).error) / sigma, tokens, texts.lengths),
         "activations": learn(x / sigma, tokens, texts.lengths),
     }
     scores = got["scores"].to(like).masked_fill(~mask, 0.0)
@@ -111,7 +113,7 @@ def elsewhere(layer: CarriedLayer) -> Elsewhere:
 
 
 @torch.no_grad()
-def telling(layer: CarriedLayer) -> dict[str, Measured]:
+def telling(layer: CarriedLayer) -> dict[str, ByDocument]:
     """Q22 at every head of a layer: by how much the features' R2 of the change exceeds that of each control."""
     frozen, sets = layer.frozen, layer.sets
     device, new = frozen.x.device, frequent(sets.estimation)
@@ -134,19 +136,20 @@ def telling(layer: CarriedLayer) -> dict[str, Measured]:
             known.tables,
         ),
     ]
+    on_measured = scenes[-1]
     asked = [places(tokens, *own.swaps.changed) for own in scenes for tokens in (own.swaps.before, own.swaps.after)]
     pair_means = PairMeans(known.seen, asked, int(layer.model.cfg.d_vocab))
 
-    def measure(head: int) -> Measured:
+    def measure(head: int) -> ByDocument:
         at_places = known.of(head)
         by_position, by_pairs = pair_means.predict(at_places)
         found: dict[str, list[list[np.ndarray]]] = {name: [] for name in PREDICTORS}
         for number, own in enumerate(scenes):
             truth = own.truth(head)
             for name in PREDICTORS:
-                counted = name in ("token-pair means", "position only")
+                counted = name in (PAIRS, POSITION)
                 if counted:
-                    means = by_pairs if name == "token-pair means" else by_position
+                    means = by_pairs if name == PAIRS else by_position
                     before, after = means[2 * number], means[2 * number + 1]
                 else:
                     before, after = own.predicted(name, head)
@@ -157,15 +160,15 @@ def telling(layer: CarriedLayer) -> dict[str, Measured]:
             _, cross, square = measured[reading]
             explained[name] = 2 * factor * cross - factor**2 * square
             how[name] = f"{READINGS[reading]}, times {factor:.2f}"
-        total = found["features"][1][0][0]
-        shown = swap_picture(scenes[1], head, total, *tune(found["features"][0]), text_of(layer.model.tokenizer))
-        counts = np.bincount(scenes[1].swaps.doc.cpu(), weights=total, minlength=len(sets.measured))
+        tuning, ((total, _, _), *_) = found[FEATURES]
+        shown = swap_picture(on_measured, head, total, *tune(tuning), text_of(layer.model.tokenizer))
+        counts = np.bincount(on_measured.swaps.doc.cpu(), weights=total, minlength=len(sets.measured))
 
         def lead(control: str) -> np.ndarray:
-            by_swap = explained["features"] - explained[control]
-            return np.bincount(scenes[1].swaps.doc.cpu(), weights=by_swap, minlength=len(sets.measured))
+            by_swap = explained[FEATURES] - explained[control]
+            return np.bincount(on_measured.swaps.doc.cpu(), weights=by_swap, minlength=len(sets.measured))
 
-        sums = {f"over {control}": lead(control) for control in PREDICTORS[1:4]}
+        sums = {f"over {control}": lead(control) for control in CONTROLS}
         detail = ({} if shown is None else {SWAP: shown}) | {
             "R2 of the change in attention": {
                 name: float(value.sum() / total.sum()) for name, value in explained.items()
@@ -173,7 +176,7 @@ def telling(layer: CarriedLayer) -> dict[str, Measured]:
             "readings and factors": how,
             "swaps": len(total),
         }
-        return Measured(sums, dict.fromkeys(sums, counts), sets.measured.sources, detail=detail)
+        return ByDocument(sums, dict.fromkeys(sums, counts), sets.measured.sources, detail=detail)
 
     heads = list(layer.heads)
     measured = each(measure, heads, device)

@@ -37,7 +37,7 @@ from fra.measures.scores.q03_q15_sparsity import (
 )
 from fra.tests import circuit, models
 from fra.tests.claims import claim as declared
-from fra.verdicts.samples import Measured, paired_evidence
+from fra.verdicts.samples import ByDocument, paired_evidence
 from fra.verdicts.stats import ClusterMeans, seed_of
 
 KINDS = {
@@ -240,7 +240,7 @@ def test_paired_conditions_look_the_right_way() -> None:
     sums = {"small": rng.normal(0.1, 0.05, 30), "lead": rng.normal(0.6, 0.1, 30)}
 
     def outcome(samples: dict[str, np.ndarray]) -> Outcome:
-        measured = Measured(samples, {name: np.ones(30) for name in samples}, [str(k) for k in range(30)])
+        measured = ByDocument(samples, {name: np.ones(30) for name in samples}, [str(k) for k in range(30)])
         found = paired_evidence(c, "t", ["L0H0", "L1H0"], {"L0H0": measured}, below=("small",), null=1.0)
         assert judge(c, found["L1H0"]).outcome is Outcome.CANNOT_RUN
         shown = found["L0H0"].candidates["every condition"][0]
@@ -258,7 +258,7 @@ def test_q_is_of_p_values_that_are_not_yet_adjusted() -> None:
     """Heads that are equally far above the bar: Holm multiplies by their number, Benjamini-Hochberg leaves p alone."""
     c, rng = claim(bar=0.0), np.random.default_rng(2)
     names, sample = [str(k) for k in range(30)], rng.normal(0.35, 1.0, 30)
-    heads = {f"L0H{h}": Measured({"lead": rng.permutation(sample)}, {"lead": np.ones(30)}, names) for h in range(4)}
+    heads = {f"L0H{h}": ByDocument({"lead": rng.permutation(sample)}, {"lead": np.ones(30)}, names) for h in range(4)}
     found = paired_evidence(c, "t", list(heads), heads)
     raw = []
     for h, m in heads.items():

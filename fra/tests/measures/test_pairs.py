@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import stats as sps
 
-from fra.claim import Claim, Outcome, judge
+from fra.claim import Claim, Condition, Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.errors import CannotLoad
 from fra.measures.pairs import activity as activity_module
@@ -30,6 +30,7 @@ from fra.tests import circuit, models
 from fra.tests.claims import claim
 from fra.tests.models import tiny_sae
 from fra.verdicts import jackknife
+from fra.verdicts.decide import Sampled, corrected
 
 N = 48
 
@@ -275,12 +276,18 @@ def test_a_channel_does_not_vouch_for_itself() -> None:
     assert verdict(evidence_for.prediction, PREDICT, "random") is not Outcome.SUPPORTED
 
 
+def only_condition(own: jackknife.Jackknifed, bar: float) -> Condition:
+    """The only condition of the only head."""
+    (((condition,),),) = corrected(SELF, [Sampled(name="", samples={"L0H0": own}, bar=bar)]).conditions.values()
+    return condition
+
+
 def test_jackknife_is_the_textbook_one_for_a_mean() -> None:
     values = np.random.default_rng(0).normal(0.3, 1.0, 20)
     own = jackknife.jackknifed(values.mean(), [np.delete(values, k).mean() for k in range(20)])
     assert own.se == pytest.approx(values.std(ddof=1) / 20**0.5)
     for bar in (-0.5, 0.0, 2.0):
-        condition = jackknife.conditions("mean", bar, {"L0H0": own}, 0.05)["L0H0"]
+        condition = only_condition(own, bar)
         assert condition.p == pytest.approx(sps.ttest_1samp(values, bar, alternative="greater").pvalue)
         assert condition.p_refute == pytest.approx(sps.ttest_1samp(values, bar, alternative="less").pvalue)
         assert condition.holds(0.05) == (condition.low > bar)
@@ -289,7 +296,7 @@ def test_jackknife_is_the_textbook_one_for_a_mean() -> None:
 
 def test_what_does_not_vary_is_not_certain() -> None:
     flat = jackknife.jackknifed(0.2, [0.2] * 10)
-    condition = jackknife.conditions("flat", 0.1, {"L0H0": flat}, 0.05)["L0H0"]
+    condition = only_condition(flat, 0.1)
     assert not condition.holds(0.05)
     assert not condition.fails(0.05)
     assert jackknife.jackknifed(0.2, [0.2] * 10, least=0.01).se == 0.01

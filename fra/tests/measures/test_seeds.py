@@ -25,8 +25,8 @@ from fra.tests import circuit
 from fra.tests.claims import claim
 from fra.tests.models import model_folder
 from fra.tests.tiny_targets import NORMALIZED, refused, signed_axes, write_target, write_text
-from fra.verdicts import stats
-from fra.verdicts.conditions import cluster_means, weakest
+from fra.verdicts.conditions import weakest
+from fra.verdicts.decide import means_of
 
 CLAIM = claim("Q20")
 
@@ -132,9 +132,7 @@ def test_every_seed_is_tested_and_the_worst_decides() -> None:
     # three seeds at the bar: the least of them lies below it by selection, and is tested as one of three
     (own,) = numbers([0.5, 0.5, 0.5], 1.5, 0.1).values()
     raw = [
-        cluster_means(
-            f.together, own.rows, own.sources, stats.seed_of(CLAIM.digest, "circuit", "L1H0", f"set of seed {k}")
-        ).p_below(0.5, False)[0]
+        means_of(CLAIM, "circuit", "L1H0", f"set of seed {k}", f.together, own.rows, own.sources).p_below(0.5, False)[0]
         for k, f in enumerate(own.own, 1)
     ]
     found = conditions({"L1H0": own})["set of every seed"]
@@ -145,10 +143,10 @@ def test_conditions_said_as_one_hold_where_all_do_and_fail_where_one_does() -> N
     one = Condition("a", 0.9, 0.6, 1.2, 0.5, p=0.01, p_refute=1.0)
     other = Condition("b", 0.3, 0.1, 0.4, 0.5, p=0.9, p_refute=0.02)
     unknown = Condition("c", float("nan"), -np.inf, np.inf, 0.5, p=1.0, p_refute=1.0)
-    assert weakest([one, one], "x", 0.5).holds(0.05)
-    assert weakest([one, other], "x", 0.5).fails(0.05) and weakest([other, one], "x", 0.5).low == 0.1
+    assert weakest([one, one]).holds(0.05)
+    assert weakest([one, other]).fails(0.05) and weakest([other, one]).low == 0.1
     for both in ([one, unknown], [unknown, one]):
-        assert not weakest(both, "x", 0.5).finite
+        assert not weakest(both).finite
 
 
 def test_random_matchings_are_a_distribution() -> None:

@@ -16,9 +16,9 @@ from fra.core.coded import measure_arm
 from fra.errors import CannotLoad
 from fra.induction.channels import measure_arms
 from fra.induction.cih import Screen
+from fra.induction.outside import outside
 from fra.induction.search import Search
 from fra.induction.status import HeadStatus
-from fra.measures.channels.q04_q05_sets import outside
 from fra.measures.channels.q08_q16_transfer import Moved, move_layer, tihs, unseen_evidence, variant_evidence
 from fra.stimuli import repeated, variants
 from fra.stimuli.variants import (

@@ -12,7 +12,9 @@ from fra.verdicts.samples import NO_INPUT_DICTIONARY
 CONTROL = "a layer-0 head, whose keys cannot know their predecessors: a control, in no family"
 BEST_EFFECT = "best channel effect (nats)"
 """What stands beside a control: the best that the search finds where nothing can be."""
-_WHAT = {"TIH": "a TIH", "undecided": "neither clearly a TIH nor clearly none"}
+NOT_AS_LISTED = "the target lists this head as a TIH, but it is {status} on {stimulus}"
+NOT_IN_FAMILY = "not in the family: {status}"
+_SAID = {"TIH": "a TIH", "undecided": "neither clearly a TIH nor clearly none"}
 
 
 @runtime_checkable
@@ -69,13 +71,13 @@ def outside(
     for name, status in of.status.items():
         detail = {"status": about(status)}
         if name in of.known_tih and status.status != "TIH":
-            reason = f"the target lists this head as a TIH, but it is {status.status} on {of.stimulus}"
+            reason = NOT_AS_LISTED.format(status=status.status, stimulus=of.stimulus)
             found[name] = Evidence(claim=claim, head=name, undecided=reason, detail=detail)
             continue
         if name in of.controls and status.status in ("TIH", family):
             reason, detail = CONTROL, detail | {BEST_EFFECT: of.controls[name]}
         elif status.status != family:
-            reason = f"not in the family: {_WHAT.get(status.status, status.status)}"
+            reason = NOT_IN_FAMILY.format(status=_SAID.get(status.status, status.status))
         elif name not in of.heads:
             reason = lacking(name)
         else:

@@ -24,7 +24,7 @@ from fra.errors import FraError
 from fra.verdicts import stats
 from fra.verdicts.bounds import exact_where_unbounded
 from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.conditions import as_share, weakest
+from fra.verdicts.conditions import as_share, rank_condition, weakest
 from fra.verdicts.stats import Floats
 
 WHOLE = "all"
@@ -180,6 +180,16 @@ def means_of(
     if sources is not None:
         table, n = stats.by_source(table, sources), stats.by_source(n, sources)
     return stats.ClusterMeans(table, n, seed=stats.seed_of(claim.digest, target, head, name))
+
+
+def ranked(claim: Claim, name: str, p: Mapping[str, ArrayLike]) -> Given:
+    """A condition that is a rank among nulls (`stats.rank_p`), from its p by head, one number or one a candidate: it
+    can deny and never refutes.
+    """
+    return Given(
+        name,
+        {h: [rank_condition(name, float(x), claim.level) for x in np.atleast_1d(own)] for h, own in p.items()},
+    )
 
 
 def corrected(claim: Claim, columns: Sequence[Sampled | Given], refuting: Refuting = "bonferroni") -> Decided:

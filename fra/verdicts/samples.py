@@ -16,8 +16,7 @@ from numpy.typing import ArrayLike
 from fra.errors import FraError
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.conditions import rank_condition
-from fra.verdicts.decide import Beside, Given, Power, Sampled, decide, means_of
+from fra.verdicts.decide import Beside, Given, Power, Sampled, decide, means_of, ranked
 
 NO_INPUT_DICTIONARY = "the target has no dictionary at this layer's attention input"
 
@@ -127,9 +126,8 @@ def family(
         looks = claim.above if condition == headline else condition not in below
         bar = claim.bar if condition == headline else claim.bars[condition]
         columns.append(Sampled(name=condition, samples=means, bar=bar, above=looks))
-    for condition, ranked in (ranks or {}).items():
-        given = {h: [rank_condition(condition, stats.rank_p(*ranked[h]), claim.level)] for h in heads}
-        columns.append(Given(condition, given))
+    for condition, own in (ranks or {}).items():
+        columns.append(ranked(claim, condition, {h: stats.rank_p(*own[h]) for h in heads}))
     candidate = headline if len(columns) == 1 else "every condition"
     rows = {h: Beside(n=np.size(table[headline][h]), candidates=(candidate,)) for h in heads}
     return decide(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -29,8 +29,8 @@ from fra.measures.channels.details import (
 )
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.conditions import exact, rank_condition
-from fra.verdicts.decide import Beside, Given, Power, Sample, Sampled, corrected, decide, means_of
+from fra.verdicts.conditions import exact
+from fra.verdicts.decide import Beside, Given, Power, Sampled, corrected, decide, means_of, ranked
 
 GATE = "gate: feature-feature share"
 """Name of the set claim's gate among its bars: the share of the stripe's contrast that the feature-feature block
@@ -63,10 +63,7 @@ def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
     shares = {
         h: (_set(s).attention.sum() / s.set_rows.sum(), s.contrast.sum() / s.set_rows.sum()) for h, s in screens.items()
     }
-    scrambles = {
-        h: [rank_condition(OVER_SCRAMBLES, stats.rank_p(float(m.estimate[0]), screens[h].scramble_sets), claim.level)]
-        for h, m in effect.items()
-    }
+    scrambles = {h: stats.rank_p(float(m.estimate[0]), screens[h].scramble_sets) for h, m in effect.items()}
     columns = [
         Sampled(name="set effect", samples=effect),
         Sampled(name=SHARE, samples=share, shares=shares),
@@ -74,11 +71,11 @@ def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
             Sampled(name=f"over random atoms {n + 1}", samples=means(f"atoms {n}", partial(_over_atoms, n)))
             for n in range(len(screens[heads[0]].atom_effects))
         ),
-        Given(OVER_SCRAMBLES, scrambles),
+        ranked(claim, OVER_SCRAMBLES, scrambles),
     ]
     level, rows = claim.level / len(heads), {}
     of_channels = channel_columns(claim, screened, heads)
-    channels, smallest = corrected(claim, of_channels).conditions, detectable(of_channels[0].samples, level)
+    channels, smallest = corrected(claim, of_channels).conditions, detectable(of_channels[0], level)
     for h, s in screens.items():
         total = sum(s.blocks.values())
         carried = s.blocks["ff"] / total if total > 0 else float("nan")
@@ -123,7 +120,7 @@ def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") 
         power = s.planted_found / s.planted if s.planted >= PLANTED_AT_LEAST else float("nan")
         rows[h] = Beside(n=len(s.effects.rows), candidates=candidates(s), power=power)
     columns = channel_columns(claim, screened, heads)
-    smallest = detectable(columns[0].samples, claim.level / len(heads))
+    smallest = detectable(columns[0], claim.level / len(heads))
     for h, own in decide(claim, columns, rows).items():
         detail = channel_detail(screened, h, own.candidates, claim.level, smallest.get(h))
         found[h] = replace(own, detail=detail | {"status": status_detail(screened.status[h])})
@@ -152,30 +149,25 @@ def channel_columns(
     def given(name: str, condition: Callable[[HeadScreen, int], Condition]) -> Given:
         return Given(name, {h: [condition(screened.heads[h], c) for c in live] for h, live in keep.items()})
 
-    def ranked(name: str, p: Mapping[str, np.ndarray]) -> Given:
-        return Given(
-            name, {h: [rank_condition(name, float(p[h][c]), claim.level) for c in live] for h, live in keep.items()}
-        )
-
     screens = {h: screened.heads[h] for h in keep}
     scrambled = {
-        h: np.array([stats.rank_p(E, s.scramble_best) for E in mean_effect(s.effects)]) for h, s in screens.items()
+        h: [stats.rank_p(E, s.scramble_best) for E in mean_effect(s.effects)[keep[h]]] for h, s in screens.items()
     }
     return (
         sampled(EFFECT, "nats"),
-        ranked(OVER_LAGS, {h: s.p_lag for h, s in screens.items()}),
-        ranked(OVER_PAIRS, {h: s.p_coupling for h, s in screens.items()}),
+        ranked(claim, OVER_LAGS, {h: s.p_lag[keep[h]] for h, s in screens.items()}),
+        ranked(claim, OVER_PAIRS, {h: s.p_coupling[keep[h]] for h, s in screens.items()}),
         given(OVER_HEADS, lambda s, c: exact(OVER_HEADS, float(s.above_heads[c]), 0.0)),
-        ranked(OVER_SCRAMBLES, scrambled),
+        ranked(claim, OVER_SCRAMBLES, scrambled),
         sampled(CONTRAST, "contrast"),
         sampled(ATTENTION, "attention"),
         given(COVERAGE, lambda s, c: exact(COVERAGE, s.effects.covered[:, c].sum() / s.n_rows, claim.bars[COVERAGE])),
     )
 
 
-def detectable(effects: Mapping[str, Sample | Sequence[Sample]], level: float) -> dict[str, float]:
+def detectable(effects: Sampled, level: float) -> dict[str, float]:
     """For each head the smallest effect (nats; the median over its candidates) that the design tells from zero with
     power 0.8; NaN where no candidate can be tested.
     """
-    smallest = {h: stats.detectable(m, level) for h, m in effects.items() if isinstance(m, stats.ClusterMeans)}
+    smallest = {h: stats.detectable(m, level) for h, m in effects.samples.items() if isinstance(m, stats.ClusterMeans)}
     return {h: float(np.median(d[np.isfinite(d)])) if np.isfinite(d).any() else np.nan for h, d in smallest.items()}

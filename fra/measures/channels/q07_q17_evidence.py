@@ -29,8 +29,7 @@ from fra.measures.channels.q07_q17_removal import (
 )
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.conditions import rank_condition
-from fra.verdicts.decide import Beside, Given, Power, Sampled, decide, means_of
+from fra.verdicts.decide import Beside, Power, Sampled, decide, means_of, ranked
 
 TENTH, PART = "beyond a tenth of the head's", 0.1
 OVER_SUM = "over the top set by plain sum"
@@ -64,12 +63,13 @@ def removal_evidence(claim: Claim, screened: Screen, found: Mapping[str, HeadRem
         OVER_SUM: lambda one: second(one, CIH, LOGIT) - second(one, SUM, LOGIT),
     }
     against = {
-        name: {h: (one.observed[m], one.draws[:, m]) for h, one in found.items()} for m, name in OVER_RANDOM.items()
+        name: {h: (float(one.observed[m]), one.draws[:, m]) for h, one in found.items()}
+        for m, name in OVER_RANDOM.items()
     }
     # sets are matched within 1 % and over both copies: what they do for what they move on second copies counts too
     against[PER_ATTENTION] = {
         h: (
-            one.observed[LOGIT] / np.maximum(one.displaced[SECOND], 1e-9),
+            float(one.observed[LOGIT] / np.maximum(one.displaced[SECOND], 1e-9)),
             one.draws[:, LOGIT] / np.maximum(one.draws_displaced[:, SECOND], 1e-9),
         )
         for h, one in found.items()
@@ -77,14 +77,7 @@ def removal_evidence(claim: Claim, screened: Screen, found: Mapping[str, HeadRem
     columns = [
         *(Sampled(name=name, samples=_means(claim, screened, found, name, sums)) for name, sums in estimands.items()),
         *(
-            Given(
-                name,
-                {
-                    h: [rank_condition(name, stats.rank_p(float(own), draws), claim.level)]
-                    for h, (own, draws) in by_head.items()
-                    if len(draws) >= DRAWS
-                },
-            )
+            ranked(claim, name, {h: stats.rank_p(*own) for h, own in by_head.items() if len(found[h].draws) >= DRAWS})
             for name, by_head in against.items()
         ),
     ]

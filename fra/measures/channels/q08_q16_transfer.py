@@ -24,7 +24,7 @@ from fra.induction.cih import Screen
 from fra.induction.examples import Shown, first_example
 from fra.induction.outside import outside
 from fra.induction.search import SET_SIZE, Search
-from fra.measures.channels.details import CONTRAST
+from fra.measures.channels.details import CONTRAST, OVER_LAGS
 from fra.report.pictures import BEST
 from fra.stimuli import repeated
 from fra.stimuli.sets import LONGEST_CONTEXT, mean_prediction
@@ -32,8 +32,7 @@ from fra.stimuli.variants import ARMS, VariantSets, disjoint_halves, token_match
 from fra.targets.target import has_dictionary
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence, parse_head
-from fra.verdicts.conditions import rank_condition
-from fra.verdicts.decide import Beside, Given, Power, Sampled, decide, means_of
+from fra.verdicts.decide import Beside, Power, Sampled, decide, means_of, ranked
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -199,7 +198,7 @@ def unseen_evidence(claim: Claim, screened: Screen, moved: Mapping[str, Moved]) 
         if len(live):
             nats, n = m.single.nats[:, live], m.single.rows[:, live]
             single[h] = means_of(claim, screened.target, h, "unseen", nats, n, m.sources)
-        lags[h] = [rank_condition("over other lags", stats.rank_p(m.mean("unseen"), m.lags), claim.level)]
+        lags[h] = stats.rank_p(m.mean("unseen"), m.lags)
         rows[h] = Beside(
             n=len(m.rows),
             candidates=[f"{i} -> {j}" for i, j in m.pairs[live]] or (SETS,),
@@ -210,7 +209,7 @@ def unseen_evidence(claim: Claim, screened: Screen, moved: Mapping[str, Moved]) 
         Sampled(
             name="share kept", samples=kept, shares={h: (m.mean("unseen"), m.mean("seen")) for h, m in moved.items()}
         ),
-        Given("over other lags", lags),
+        ranked(claim, OVER_LAGS, lags),
     ]
     for h, own in decide(claim, columns, rows, q_over=()).items():
         m = moved[h]

@@ -31,8 +31,7 @@ from fra.measures.channels.q08_q16_transfer import tihs
 from fra.stimuli.sets import Design, documents
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.conditions import rank_condition
-from fra.verdicts.decide import Beside, Given, Sampled, decide, means_of
+from fra.verdicts.decide import Beside, Sampled, decide, means_of, ranked
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -194,7 +193,7 @@ def seeds_evidence(
     def means(h: str, name: str, values: np.ndarray) -> stats.ClusterMeans:
         return means_of(claim, screened.target, h, name, values, found[h].rows, found[h].sources)
 
-    kept, every, over, ranked, counted, rows = {}, {}, {}, {}, {}, {}
+    kept, every, over, ranks, counted, rows = {}, {}, {}, {}, {}, {}
     shares: dict[str, tuple[float, float]] = {}
     for h, f in found.items():
         n_rows = f.rows.sum()
@@ -207,9 +206,8 @@ def seeds_evidence(
         over[h] = means(h, OVER_RANDOM, translated - by_chance)
         # one matching scatters more than the mean over pairs of dictionaries that it is held against
         chance = np.concatenate([draws.sum(1) for draws in f.random.values()]) / n_rows
-        ranked[h] = [rank_condition(RANKED, stats.rank_p(part, chance), claim.level)]
-        p = stats.rank_p(float(f.shared.mean()), f.shared_random)
-        counted[h] = [rank_condition(COUNTED, p, claim.level)]
+        ranks[h] = stats.rank_p(part, chance)
+        counted[h] = stats.rank_p(float(f.shared.mean()), f.shared_random)
         at_bar, level = claim.bar * max(whole, 0.0), claim.level / len(found)
         rows[h] = Beside(
             n=len(f.rows),
@@ -221,8 +219,8 @@ def seeds_evidence(
         Sampled(name=KEPT, samples=kept, shares=shares),
         Sampled(name=EVERY_SEED, samples=every),
         Sampled(name=OVER_RANDOM, samples=over),
-        Given(RANKED, ranked),
-        Given(COUNTED, counted),
+        ranked(claim, RANKED, ranks),
+        ranked(claim, COUNTED, counted),
     ]
     return evidence | decide(claim, columns, rows, q_over=())
 

@@ -12,8 +12,7 @@ from fra.measures.pairs.q10_prediction import Prediction
 from fra.report.pictures import STRONGEST
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.conditions import rank_condition
-from fra.verdicts.decide import Beside, Given, Sampled, decide
+from fra.verdicts.decide import Beside, Given, Sampled, decide, ranked
 from fra.verdicts.jackknife import Jackknifed, power
 
 Layers = Mapping[int, LayerPairs]
@@ -55,36 +54,31 @@ def _decided(
     return decide(claim, columns, rows)
 
 
-def _ranked(claim: Claim, name: str, ranks: Mapping[str, tuple[float, Sequence[float]]]) -> Given:
-    """A head's number among draws of a null."""
-    return Given(name, {h: [rank_condition(name, stats.rank_p(*own), claim.level)] for h, own in ranks.items()})
-
-
-def _pooled(ranked: Mapping[str, HeadPairs], name: str, which: str) -> list[float]:
+def _pooled(every: Mapping[str, HeadPairs], name: str, which: str) -> list[float]:
     """The null draws of all heads of this head's layer."""
     layer = name.split("H")[0]
-    return [value for other, own in ranked.items() if other.split("H")[0] == layer for value in getattr(own, which)]
+    return [value for other, own in every.items() if other.split("H")[0] == layer for value in getattr(own, which)]
 
 
 def self_channels(claim: Claim, layers: Layers) -> dict[str, Evidence]:
     """Q09: share of self channels above what relabelled features have, above co-activation, rank among relabellings."""
-    ranked: dict[str, HeadPairs]
-    ranked, found = _heads(claim, layers, lambda own: own.pairs)
-    if not ranked:
+    every: dict[str, HeadPairs]
+    every, found = _heads(claim, layers, lambda own: own.pairs)
+    if not every:
         return found
-    relabelled = {name: _pooled(ranked, name, "self_shuffled") for name in ranked}
+    relabelled = {name: _pooled(every, name, "self_shuffled") for name in every}
     null = {name: float(np.mean(draws)) for name, draws in relabelled.items()}
-    excess = {name: own.self_share.less(null[name]) for name, own in ranked.items()}
-    over = {name: own.self_share.less(own.self_coactive) for name, own in ranked.items()}
-    ranks = {name: (own.self_share.estimate, relabelled[name]) for name, own in ranked.items()}
+    excess = {name: own.self_share.less(null[name]) for name, own in every.items()}
+    over = {name: own.self_share.less(own.self_coactive) for name, own in every.items()}
+    ranks = {name: stats.rank_p(own.self_share.estimate, relabelled[name]) for name, own in every.items()}
     columns = [
         Sampled(name="share above relabelled features", samples=excess),
         Sampled(name="over co-activation alone", samples=over),
-        _ranked(claim, "rank among relabelled features", ranks),
+        ranked(claim, "rank among relabelled features", ranks),
     ]
 
     def detail(name: str) -> dict[str, Any]:
-        own = ranked[name]
+        own = every[name]
         return _strongest(own) | {
             "share of self channels among the 50": own.self_share.estimate,
             "with relabelled features": null[name],
@@ -101,23 +95,25 @@ def _strongest(own: HeadPairs) -> dict[str, Any]:
 
 def stability(claim: Claim, layers: Layers) -> dict[str, Evidence]:
     """Q11: Jaccard over halves against the bar, the same without any minimum, random atoms, and relabelled features."""
-    ranked: dict[str, HeadPairs]
-    ranked, found = _heads(claim, layers, lambda own: own.unstable or own.pairs)
-    if not ranked:
+    every: dict[str, HeadPairs]
+    every, found = _heads(claim, layers, lambda own: own.unstable or own.pairs)
+    if not every:
         return found
-    own = {name: pairs.stable for name, pairs in ranked.items()}
-    loose = {name: p.stable.less(p.stable_any) for name, p in ranked.items() if p.stable_any is not None}
-    atoms = {name: p.stable.less(p.stable_atoms) for name, p in ranked.items() if p.stable_atoms is not None}
-    ranks = {name: (p.stable.estimate, _pooled(ranked, name, "stable_shuffled")) for name, p in ranked.items()}
+    own = {name: pairs.stable for name, pairs in every.items()}
+    loose = {name: p.stable.less(p.stable_any) for name, p in every.items() if p.stable_any is not None}
+    atoms = {name: p.stable.less(p.stable_atoms) for name, p in every.items() if p.stable_atoms is not None}
+    ranks = {
+        name: stats.rank_p(p.stable.estimate, _pooled(every, name, "stable_shuffled")) for name, p in every.items()
+    }
     columns = [
         Sampled(name="Jaccard of the top 50", samples=own),
         Sampled(name="over no minimum", samples=loose),
         Sampled(name="over random atoms", samples=atoms),
-        _ranked(claim, "rank among relabelled features", ranks),
+        ranked(claim, "rank among relabelled features", ranks),
     ]
 
     def detail(name: str) -> dict[str, Any]:
-        pairs = ranked[name]
+        pairs = every[name]
         return _strongest(pairs) | {
             "Jaccard without a minimum": None if pairs.stable_any is None else pairs.stable_any.estimate,
             "Jaccard of random atoms": None if pairs.stable_atoms is None else pairs.stable_atoms.estimate,
@@ -135,13 +131,10 @@ def prediction(claim: Claim, layers: Layers) -> dict[str, Evidence]:
     if not every:
         return found
     correlation = {name: one.correlation for name, one in every.items()}
+    ranks = {name: stats.rank_p(one.correlation.estimate, one.matched) for name, one in every.items()}
     columns = [
         Sampled(name="Spearman", samples=correlation),
-        _ranked(
-            claim,
-            "rank among matched pairs",
-            {name: (one.correlation.estimate, one.matched) for name, one in every.items()},
-        ),
+        ranked(claim, "rank among matched pairs", ranks),
         Sampled(name="spread of the log ratio", samples={name: one.spread for name, one in every.items()}),
     ]
 

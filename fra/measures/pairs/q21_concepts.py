@@ -38,8 +38,7 @@ from fra.stimuli.sets import LONGEST_CONTEXT
 from fra.targets.target import has_dictionary, text_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.conditions import rank_condition
-from fra.verdicts.decide import Beside, Given, Sampled, decide, means_of
+from fra.verdicts.decide import Beside, Given, Sampled, decide, means_of, ranked
 from fra.verdicts.samples import NO_INPUT_DICTIONARY
 
 if TYPE_CHECKING:
@@ -301,10 +300,7 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
     columns = [
         sampled("effect", "nats", claim.bar),
         sampled("head contrast", "contrast", claim.bars["head contrast"]),
-        *(
-            Given(name, {h: [rank_condition(name, p, claim.level) for p in own] for h, own in by_head.items()})
-            for name, by_head in ranks.items()
-        ),
+        *(ranked(claim, name, by_head) for name, by_head in ranks.items()),
         *(
             Given(name, {h: [_over_control(claim, name, float(e - others[h])) for e in own] for h, own in E.items()})
             for name, others in (("over random atoms", atoms), ("over layer-0 heads", dict.fromkeys(E, control)))

@@ -69,7 +69,7 @@ def outside(
     """
     found = {}
     for name, status in of.status.items():
-        detail = {"status": about(status)}
+        detail: dict[str, Any] = {"status": about(status)}
         if name in of.known_tih and status.status != "TIH":
             reason = NOT_AS_LISTED.format(status=status.status, stimulus=of.stimulus)
             found[name] = Evidence(claim=claim, head=name, undecided=reason, detail=detail)

@@ -32,7 +32,7 @@ from fra.stimuli.variants import ARMS, VariantSets, disjoint_halves, token_match
 from fra.targets.target import has_dictionary
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence, parse_head
-from fra.verdicts.decide import Beside, Power, Sampled, decide, means_of, ranked
+from fra.verdicts.decide import Beside, Given, Power, Sampled, decide, means_of, ranked
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -204,7 +204,7 @@ def unseen_evidence(claim: Claim, screened: Screen, moved: Mapping[str, Moved]) 
             candidates=[f"{i} -> {j}" for i, j in m.pairs[live]] or (SETS,),
             power=float(stats.power_above(kept[h], 0.0, bar * max(m.mean("seen"), 0.0), level, False)[0]),
         )
-    columns = [
+    columns: list[Sampled | Given] = [
         Sampled(name=UNSEEN, samples=single, simultaneous=True),
         Sampled(
             name="share kept", samples=kept, shares={h: (m.mean("unseen"), m.mean("seen")) for h, m in moved.items()}

@@ -71,7 +71,7 @@ def self_channels(claim: Claim, layers: Layers) -> dict[str, Evidence]:
     excess = {name: own.self_share.less(null[name]) for name, own in every.items()}
     over = {name: own.self_share.less(own.self_coactive) for name, own in every.items()}
     ranks = {name: stats.rank_p(own.self_share.estimate, relabelled[name]) for name, own in every.items()}
-    columns = [
+    columns: list[Sampled | Given] = [
         Sampled(name="share above relabelled features", samples=excess),
         Sampled(name="over co-activation alone", samples=over),
         ranked(claim, "rank among relabelled features", ranks),
@@ -105,7 +105,7 @@ def stability(claim: Claim, layers: Layers) -> dict[str, Evidence]:
     ranks = {
         name: stats.rank_p(p.stable.estimate, _pooled(every, name, "stable_shuffled")) for name, p in every.items()
     }
-    columns = [
+    columns: list[Sampled | Given] = [
         Sampled(name="Jaccard of the top 50", samples=own),
         Sampled(name="over no minimum", samples=loose),
         Sampled(name="over random atoms", samples=atoms),
@@ -132,7 +132,7 @@ def prediction(claim: Claim, layers: Layers) -> dict[str, Evidence]:
         return found
     correlation = {name: one.correlation for name, one in every.items()}
     ranks = {name: stats.rank_p(one.correlation.estimate, one.matched) for name, one in every.items()}
-    columns = [
+    columns: list[Sampled | Given] = [
         Sampled(name="Spearman", samples=correlation),
         ranked(claim, "rank among matched pairs", ranks),
         Sampled(name="spread of the log ratio", samples={name: one.spread for name, one in every.items()}),

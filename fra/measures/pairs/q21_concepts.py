@@ -297,7 +297,7 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
         },
     }
     atoms = {h: a if np.isfinite(a := found.heads[h].atoms_best) else 0.0 for h in E}
-    columns = [
+    columns: list[Sampled | Given] = [
         sampled("effect", "nats", claim.bar),
         sampled("head contrast", "contrast", claim.bars["head contrast"]),
         *(ranked(claim, name, by_head) for name, by_head in ranks.items()),

@@ -64,7 +64,7 @@ def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
         h: (_set(s).attention.sum() / s.set_rows.sum(), s.contrast.sum() / s.set_rows.sum()) for h, s in screens.items()
     }
     scrambles = {h: stats.rank_p(float(m.estimate[0]), screens[h].scramble_sets) for h, m in effect.items()}
-    columns = [
+    columns: list[Sampled | Given] = [
         Sampled(name="set effect", samples=effect),
         Sampled(name=SHARE, samples=share, shares=shares),
         *(

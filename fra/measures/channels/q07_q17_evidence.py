@@ -29,7 +29,7 @@ from fra.measures.channels.q07_q17_removal import (
 )
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.decide import Beside, Power, Sampled, decide, means_of, ranked
+from fra.verdicts.decide import Beside, Given, Power, Sampled, decide, means_of, ranked
 
 TENTH, PART = "beyond a tenth of the head's", 0.1
 OVER_SUM = "over the top set by plain sum"
@@ -74,7 +74,7 @@ def removal_evidence(claim: Claim, screened: Screen, found: Mapping[str, HeadRem
         )
         for h, one in found.items()
     }
-    columns = [
+    columns: list[Sampled | Given] = [
         *(Sampled(name=name, samples=_means(claim, screened, found, name, sums)) for name, sums in estimands.items()),
         *(
             ranked(claim, name, {h: stats.rank_p(*own) for h, own in by_head.items() if len(found[h].draws) >= DRAWS})

@@ -31,7 +31,7 @@ from fra.measures.channels.q08_q16_transfer import tihs
 from fra.stimuli.sets import Design, documents
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.decide import Beside, Sampled, decide, means_of, ranked
+from fra.verdicts.decide import Beside, Given, Sampled, decide, means_of, ranked
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -215,7 +215,7 @@ def seeds_evidence(
             power=float(stats.power_above(kept[h], 0.0, at_bar, level, simultaneous=False)[0]),
             detail=_detail(screened, f, chance),
         )
-    columns = [
+    columns: list[Sampled | Given] = [
         Sampled(name=KEPT, samples=kept, shares=shares),
         Sampled(name=EVERY_SEED, samples=every),
         Sampled(name=OVER_RANDOM, samples=over),

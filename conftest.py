@@ -7,5 +7,6 @@ pytest_plugins = [
     "fixtures.target",
     "fixtures.stimuli",
     "fixtures.verdict",
+    "fixtures.resume",
     "fixtures.session",
 ]

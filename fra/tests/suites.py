@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PLUGINS = ["threads", "devices", "options", "target", "stimuli", "verdict", "session"]
+PLUGINS = ["threads", "devices", "options", "target", "stimuli", "verdict", "resume", "session"]
 
 TARGET = """
 name = "tiny"

@@ -92,6 +92,8 @@ class Header(_Table):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     options: dict[str, JsonValue] = {}
     claims: dict[str, ClaimNote] = {}
+    partial: str | None = None
+    """Why rows that the claims could give are missing (a selection, an interruption); null where none is."""
 
 
 class _Shown(_Table):
@@ -293,6 +295,12 @@ def loads(raw: bytes | str, name: str = "the ledger") -> Ledger:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden" and isinstance(data["header"], dict):
+            by = str(dict(data["header"].get("versions") or {}).get("fra", "another"))[:40]
+            said = (
+                f"{name} has the key {key[:200]!r}, which this fra does not know; fra {by} wrote it: read it with that"
+            )
+            raise FraError(said) from error
         what = re.sub(r"\s+", " ", first["msg"].removeprefix("Value error, "))
         raise FraError(f"{name} is not a ledger: {key[:200] or 'as a whole'}: {what}") from error
     except RecursionError as error:

@@ -1,8 +1,15 @@
 """A run of `pytest claims/` as a whole: the table it ends with, the same rows on workers, progress, interruption."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
-from fra.tests.suites import CLAIM_FILE, FAMILY_FILE, PLUGINS, outcomes, suite
+import pytest
+
+from fra.tests.suites import CLAIM_FILE, FAMILY_FILE, PLUGINS, ROOT, outcomes, suite
 
 __all__ = ["suite"]
 
@@ -106,13 +113,144 @@ def test_workers_report_progress_and_measure_what_is_shared_once(suite):
     assert {row["claim"] for row in suite.rows("l.json")} == {"T01", "T03", "T04"}
 
 
-def test_an_interrupted_run_leaves_the_old_ledger(suite):
+SLOW_FILE = """
+    import os
+    import signal
+    import time
+    import numpy as np
+    import pytest
+    from fra.claim import Claim, family
+
+    CLAIM = Claim(id="T05", title="Slow", h0="E <= 0", bar=0.0, statistic="mean/1", stimuli=("made",), n=20)
+
+    @pytest.fixture(scope="module")
+    def evidence():
+        rng = np.random.default_rng(0)
+        return family(CLAIM, {f"L0H{h}": rng.normal(1, 0.5, 20) for h in range(8)}, target="tiny", null=None, n_boot=99)
+
+    def test_slow(head, evidence, verdict):
+        if head == "L0H3" and "DIES" in os.environ:
+            os._exit(9)
+        if head == "L0H3" and "WAITS" in os.environ:
+            open("waiting", "w").close()
+            time.sleep(120)
+        verdict(evidence.get(head))
+"""
+
+
+def header(suite, name="ledger.json"):
+    return json.loads((suite.path / name).read_text())["header"]
+
+
+def test_an_interrupted_run_keeps_what_it_has_and_says_that_it_is_a_part(suite):
     suite.claims(heads=CLAIM_FILE.replace("raise ZeroDivisionError", "pytest.exit"))
     suite.write("ledger.json", "old")
     result = suite.run("--ledger", "ledger.json")
     assert result.ret == 2
+    assert [row["head"] for row in suite.rows()] == [f"L0H{h}" for h in range(6)]
+    assert header(suite)["partial"] == "the run was interrupted after 6 of 8 rows"
+    result.stdout.fnmatch_lines(["wrote ledger.json, a part: the run was interrupted after 6 of 8 rows"])
+
+
+@pytest.mark.parametrize(("number", "args"), [(signal.SIGINT, ()), (signal.SIGTERM, ("-p", "xdist", "-n", "1"))])
+def test_a_signal_acts_at_once_and_keeps_the_rows(suite, number, args):
+    suite.claims(slow=SLOW_FILE)
+    command = [sys.executable, "-m", "pytest", "claims", "-q", "--ledger", "ledger.json", *args]
+    process = subprocess.Popen(command, cwd=suite.path, env=os.environ | {"WAITS": "1"}, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 100
+    while not (suite.path / "waiting").exists():
+        assert process.poll() is None and time.monotonic() < until, "the run ended before it was interrupted"
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.wait(timeout=30)  # the test within would sleep for two minutes
+    assert [row["head"] for row in suite.rows()] == ["L0H0", "L0H1", "L0H2"]
+    assert "interrupted after 3 of 8" in header(suite)["partial"]
+
+
+def test_a_worker_that_dies_leaves_a_row_for_every_test(suite, monkeypatch):
+    monkeypatch.setenv("DIES", "1")
+    suite.claims(slow=SLOW_FILE)
+    args = (
+        "claims",
+        "-p",
+        "xdist",
+        "-n",
+        "1",
+        "--dist",
+        "loadfile",
+        "--max-worker-restart=0",
+        "--ledger",
+        "ledger.json",
+    )
+    result = suite.pytester.runpytest_subprocess(*args, timeout=120)
+    assert result.ret == 1
+    rows = {row["head"]: row for row in suite.rows()}
+    assert sorted(rows) == [f"L0H{h}" for h in range(8)]
+    broken = {head: row["detail"]["reason"] for head, row in rows.items() if row["verdict"] == "BROKEN"}
+    later = dict.fromkeys(["L0H4", "L0H5", "L0H6", "L0H7"], "its worker died before it was run")
+    assert broken == {"L0H3": "its worker died in it"} | later
+
+
+@pytest.mark.parametrize("asked", ["--setup-plan", "--setup-only", "--fixtures", "--collect-only"])
+def test_what_measures_nothing_writes_nothing(suite, asked):
+    suite.all()
+    suite.write("ledger.json", "old")
+    suite.run(asked, "--ledger", "ledger.json")
     assert (suite.path / "ledger.json").read_text() == "old"
-    result.stdout.fnmatch_lines(["the run did not come to its end*"])
+
+
+def test_a_selection_says_that_it_is_one(suite):
+    suite.all()
+    suite.run("--ledger", "whole.json")
+    assert header(suite, "whole.json")["partial"] is None
+    suite.run("--ledger", "some.json", "-k", "T03 or family")
+    assert header(suite, "some.json")["partial"] == "1 of 17 rows were asked for"
+    suite.run("--ledger", "heads.json", "--heads", "L0H1")
+    assert header(suite, "heads.json")["partial"] == "3 of 17 rows were asked for"
+
+
+def test_the_last_of_several_runs_of_a_test_counts(suite):
+    suite.claims(family=FAMILY_FILE)
+    suite.write(
+        "conftest.py",
+        f"""
+        pytest_plugins = {[f"fixtures.{name}" for name in PLUGINS]}
+
+        def pytest_runtest_logreport(report):
+            ...
+
+        def pytest_runtest_protocol(item, nextitem):
+            from _pytest.runner import runtestprotocol
+            for _ in range(2):  # what plugins that run a test again do
+                for report in runtestprotocol(item, nextitem=nextitem, log=False):
+                    item.ihook.pytest_runtest_logreport(report=report)
+            return True
+        """,
+    )
+    suite.run("--ledger", "ledger.json")
+    assert len(suite.rows()) == 1
+
+
+def test_resume_goes_on_where_a_run_ended(suite):
+    suite.all()
+    mini = str(ROOT / "fixtures" / "targets" / "mini.toml")  # a target whose weights have a fingerprint
+    for name in ("heads", "broken", "family"):
+        path = suite.path / "claims" / f"test_{name}.py"
+        path.write_text(path.read_text().replace("def test_heads(head,", "def test_heads(target, head,"))
+    args = ("--target", mini, "--device", "cpu")
+    suite.write("claims/known.toml", "")
+    suite.run(*args, "--ledger", "whole.json", "-k", "T01 or family")
+    suite.run(*args, "--ledger", "part.json", "-k", "family")
+    again = suite.run(*args, "--ledger", "part.json", "-k", "T01 or family", "--resume")
+    again.stdout.fnmatch_lines(["--resume: 1 rows of part.json stand"])
+    assert suite.rows("part.json") == suite.rows("whole.json")
+    nothing = suite.run(*args, "--ledger", "part.json", "-k", "family", "--resume")
+    assert nothing.ret == 0, "everything stands"
+    failing = suite.run(*args, "--ledger", "whole.json", "-k", "T01 or family", "--resume", ret=1)
+    failing.stdout.fnmatch_lines(["--resume: 3 of the rows that stand fail, first T01 L0H1"])
+    other = suite.run("--target", "tiny.toml", "--ledger", "part.json", "--resume", ret=4)
+    other.stderr.fnmatch_lines(["ERROR: --resume: part.json was made with the target mini and this run has tiny*"])
+    suite.run("--resume", ret=4).stderr.fnmatch_lines(["ERROR: --resume goes on with the ledger that --ledger names*"])
 
 
 def test_collecting_writes_nothing_and_other_tests_are_left_alone(suite):

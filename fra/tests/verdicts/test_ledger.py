@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +235,47 @@ def test_fuzz_any_detail_of_a_measurement_is_kept_and_shown(detail):
     again = ledgers.loads(ledgers.dumps(ledger))
     assert again.verdicts == [row]
     assert report.render(again) == report.render(ledger)
+
+
+def test_a_device_stays_a_device_and_a_pipe_a_pipe(tmp_path):
+    os.mkfifo(pipe := tmp_path / "pipe")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    files.check_writable(pipe)
+    files.write_text("through", pipe)
+    assert os.read(reader, 99) == b"through"
+    os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    before = os.stat(os.devnull)
+    files.write_text("away", Path(os.devnull))
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    assert os.stat(os.devnull).st_rdev == before.st_rdev
+
+
+def test_a_link_stays_a_link_and_a_file_keeps_its_mode(tmp_path):
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    files.write_text("new", link)
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+    assert stat.S_IMODE(real.stat().st_mode) == 0o600
+    dangling = tmp_path / "dangling"
+    dangling.symlink_to(tmp_path / "later")
+    files.write_text("text", dangling)
+    assert (tmp_path / "later").read_text() == "text"
+    assert dangling.is_symlink()
+
+
+def test_a_ledger_of_a_newer_fra_is_refused_by_name():
+    data = json.loads(ledgers.dumps(make_ledger(evidence((GOOD,)))))
+    data["header"]["versions"]["fra"] = "9.1"
+    data["header"]["weather"] = "fine"
+    with pytest.raises(FraError, match=r"key 'header.weather', which this fra does not know; fra 9.1 wrote it"):
+        ledgers.loads(json.dumps(data))
+
+
+@pytest.mark.parametrize("name", ["known", "power", "exploratory", "reason"])
+def test_names_that_the_ledger_keeps_for_itself_are_refused(name):
+    with pytest.raises(FraError, match="is the ledger's own"):
+        row_of(judge(CLAIM, evidence((GOOD,), detail={name: None})), TARGET)

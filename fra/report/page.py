@@ -35,8 +35,11 @@ GLYPHS = {
     "INCONCLUSIVE": "?",
     "CANNOT_RUN": "–",
     "BROKEN": "!",
+    "NOT_APPLICABLE": "·",
 }
 """One sign a verdict, so that colour is never needed."""
+WITHOUT_NUMBERS = ("CANNOT_RUN", "NOT_APPLICABLE")
+"""Verdicts whose rows fold into a line where they hold no numbers."""
 
 DRAWN = ("maps", "strips", "pictures", "curves")
 """Shapes that stand first in a row's detail."""
@@ -47,7 +50,7 @@ _WIDTH, _MARGIN = 260.0, 8.0  # of an interval's drawing, in px
 
 @dataclass(frozen=True)
 class Axis:
-    """Where a number lies in the drawings of one claim: the same scale for all of its heads."""
+    """Where a number lies in the drawings of one condition: the same scale for all heads that it decided at."""
 
     start: float
     end: float
@@ -179,7 +182,12 @@ class Section:
     layers: list[tuple[int, list[Row | None]]]
     family: Row | None
     counts: dict[str, int]
-    axis: Axis
+    axes: dict[str, Axis]
+    """By the name of the condition that decided: each has its own unit."""
+
+    def drawing(self, row: Row) -> dict[str, Any] | None:
+        """Coordinates of a row's interval, effect and bar; None where there is nothing to draw."""
+        return self.axes[_decided(row)].drawing(row)
 
 
 def sections(ledger: Ledger) -> list[Section]:
@@ -188,10 +196,13 @@ def sections(ledger: Ledger) -> list[Section]:
     for name, group in groupby(ledger.verdicts, key=lambda row: row.claim):
         rows = list(group)
         family = next((row for row in rows if row.head is None), None)
-        out.append(
-            Section(name, ledger.header.claims.get(name), rows, _layers(rows), family, count(rows), Axis.over(rows))
-        )
+        axes = {of: Axis.over(row for row in rows if _decided(row) == of) for of in {_decided(row) for row in rows}}
+        out.append(Section(name, ledger.header.claims.get(name), rows, _layers(rows), family, count(rows), axes))
     return out
+
+
+def _decided(row: Row) -> str:
+    return str(row.detail.get("decided", ""))
 
 
 def count(rows: Iterable[Row]) -> dict[str, int]:
@@ -220,6 +231,7 @@ def _template() -> Template:
     }
     environment.globals |= {
         "interval": interval,
+        "without": WITHOUT_NUMBERS,
         "glyphs": GLYPHS,
         "width": _WIDTH,
         "drawn": DRAWN,
@@ -235,7 +247,7 @@ def render(ledger: Ledger, cards: CardLinks | None = None) -> str:
     return _template().render(
         header=ledger.header,
         sections=sections(ledger),
-        total=count(ledger.verdicts),
+        total={word: n for word, n in count(ledger.verdicts).items() if word in ledgers.COUNTED},
         digest_of={row.claim: row.digest for row in ledger.verdicts},
         cards=cards or CardLinks(),
     )

@@ -7,7 +7,8 @@ The judge tests against the claim's registered **bar**, never against zero. For 
 | SUPPORTED | H0 "effect <= bar" is rejected for every condition of one and the same candidate |
 | REFUTED | H0 "effect >= bar" is rejected for some condition of every candidate, and the design had power |
 | INCONCLUSIVE | neither; or too few documents, numbers that are not finite, a gate that was not met |
-| CANNOT_RUN | something needed is not there: a GPU, weights, a dictionary at that hook, the head in the family |
+| CANNOT_RUN | something needed is not there: a GPU, weights, a dictionary at that hook |
+| NOT_APPLICABLE | the head is not in the claim's family |
 """
 
 import hashlib
@@ -192,6 +193,8 @@ class Evidence:
     """A gate that was not met, in a sentence: the verdict is INCONCLUSIVE."""
     cannot: str | None = None
     """What is missing, in a sentence: the verdict is CANNOT_RUN."""
+    outside: str | None = None
+    """Why the head is not in the claim's family, in a sentence: the verdict is NOT_APPLICABLE."""
     detail: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """Whatever a reader should see beside the verdict: JSON values, numpy arrays, data frames."""
 
@@ -224,6 +227,7 @@ class Outcome(StrEnum):
     REFUTED = "REFUTED"
     INCONCLUSIVE = "INCONCLUSIVE"
     CANNOT_RUN = "CANNOT_RUN"
+    NOT_APPLICABLE = "NOT_APPLICABLE"
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,15 @@ class Verdict:
     reason: str
     """One sentence."""
     evidence: Evidence
+    decided: Condition | None = None
+    """What decided: of a refutation a condition that fails, of doubt one that does not hold, else the headline."""
+
+    @property
+    def met(self) -> tuple[int, int]:
+        """How many conditions the candidate of `decided` meets, and of how many."""
+        every = list(self.evidence.candidates.values())
+        own = next((c for c in every if any(one is self.decided for one in c)), every[0] if every else ())
+        return sum(c.holds(self.evidence.claim.level) for c in own), len(own)
 
     @property
     def best(self) -> str | None:
@@ -264,13 +277,17 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     if evidence.claim != claim:
         raise FraError(f"evidence for {evidence.claim.id} cannot decide {claim.id}")
 
-    def verdict(outcome: Outcome, reason: str) -> Verdict:
-        return Verdict(outcome, reason, evidence)
+    headline = Verdict(Outcome.INCONCLUSIVE, "", evidence).headline
+
+    def verdict(outcome: Outcome, reason: str, decided: Condition | None = headline) -> Verdict:
+        return Verdict(outcome, reason, evidence, decided)
 
     conditions = [c for candidate in evidence.candidates.values() for c in candidate]
     for c in conditions:
         if c.holds(claim.level) and c.fails(claim.level):
             raise FraError(f"{claim.id} at {evidence.head}: condition {c.name!r} both holds and fails ({c})")
+    if evidence.outside is not None:
+        return verdict(Outcome.NOT_APPLICABLE, evidence.outside)
     if evidence.cannot is not None:
         return verdict(Outcome.CANNOT_RUN, evidence.cannot)
     if evidence.undecided is not None:
@@ -285,12 +302,11 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     ]
     failed = [any(c.fails(claim.level) for c in candidate) for candidate in evidence.candidates.values()]
     screened = len(evidence.candidates)
-    shown = Verdict(Outcome.SUPPORTED, "", evidence).headline
     if supported:
         of = "" if screened == 1 else f"{len(supported)} of {screened} candidates pass; the strongest: "
         further = len(conditions) // screened - 1
         more = f"; {further} further condition{'s' * (further > 1)} met" if further else ""
-        return verdict(Outcome.SUPPORTED, f"{of}{shown}{more}")
+        return verdict(Outcome.SUPPORTED, f"{of}{headline}{more}")
     if all(failed):
         of = (
             ""
@@ -300,15 +316,15 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
         short = next(c for c in next(iter(evidence.candidates.values())) if c.fails(claim.level))
         what = f"{of}{short}"
         if evidence.power is None:
-            return verdict(Outcome.REFUTED, what)
+            return verdict(Outcome.REFUTED, what, short)
         if evidence.power >= POWER:
-            return verdict(Outcome.REFUTED, f"{what}; power {evidence.power:.2f} at the bar")
+            return verdict(Outcome.REFUTED, f"{what}; power {evidence.power:.2f} at the bar", short)
         known = "not known" if math.isnan(evidence.power) else f"{evidence.power:.2f}, below {POWER}"
-        return verdict(Outcome.INCONCLUSIVE, f"the power to find an effect at the bar is {known}; else refuted: {what}")
+        said = f"the power to find an effect at the bar is {known}; else refuted: {what}"
+        return verdict(Outcome.INCONCLUSIVE, said, short)
     name = next(name for name, fails in zip(evidence.candidates, failed, strict=True) if not fails)
     doubt = next(c for c in evidence.candidates[name] if not c.holds(claim.level))
     of = "" if screened == 1 else f"candidate {name!r} of {screened}: "
     if not doubt.finite:
-        return verdict(Outcome.INCONCLUSIVE, f"{of}{doubt.name} is not a finite number, or was not measured")
-    numbers = "" if doubt == shown else f": {doubt}"  # those of the headline stand in the row
-    return verdict(Outcome.INCONCLUSIVE, f"{of}neither side of the bar is rejected{numbers}")
+        return verdict(Outcome.INCONCLUSIVE, f"{of}{doubt.name} is not a finite number, or was not measured", doubt)
+    return verdict(Outcome.INCONCLUSIVE, f"{of}neither side of the bar is rejected: {doubt}", doubt)

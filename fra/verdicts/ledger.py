@@ -8,8 +8,9 @@ whatever is wrong.
 ```
 
 Rows are sorted by claim and head (a family's own row, head null, first). Numbers are JSON numbers or null: what is not
-finite is null. `detail` holds `reason`, `power`, `candidates` (each with its conditions), `best`, the flags
-`exploratory`, `known` and `overturned`, and whatever the measurement wishes to show.
+finite is null. effect, low, high, bar and p are those of the condition that decided, which `detail` names (`decided`;
+`met`: how many conditions hold, of how many). `detail` also holds `reason`, `power`, `candidates` (each with its
+conditions), `best`, the flags `exploratory`, `known` and `overturned`, and whatever the measurement wishes to show.
 """
 
 import json
@@ -36,9 +37,11 @@ from fra.errors import FraError
 from fra.verdicts.claim import Claim, Condition, Evidence, Verdict, judge, parse_head
 from fra.verdicts.files import write_text
 
-Word = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "CANNOT_RUN", "BROKEN"]
+Word = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "CANNOT_RUN", "BROKEN", "NOT_APPLICABLE"]
 WORDS: tuple[Word, ...] = get_args(Word)
 """The judge's outcomes, and BROKEN: the measurement raised."""
+COUNTED = tuple(word for word in WORDS if word != "NOT_APPLICABLE")
+"""What is counted: heads that a claim is not about are not missing anywhere."""
 
 _TOO_LARGE = 512 * 2**20
 _TOO_DEEP = 40
@@ -113,6 +116,8 @@ class _Known(_Table):
 
     reason: str = ""
     power: Number | None = None
+    decided: str = ""
+    met: str = ""
     best: str | None = None
     candidates: dict[str, dict[str, _Shown]] = {}
     exploratory: bool = False
@@ -218,6 +223,9 @@ def row_of(verdict: Verdict, target: str, **flags: Any) -> Row:
         detail["power"] = evidence.power
     if evidence.candidates:
         detail["best"] = verdict.best
+        if verdict.decided is not None:
+            detail["decided"] = verdict.decided.name
+            detail["met"] = "{} of {}".format(*verdict.met)
         detail["candidates"] = {
             name: {c.name: _shown(c, claim.level) for c in conditions}
             for name, conditions in evidence.candidates.items()
@@ -226,14 +234,14 @@ def row_of(verdict: Verdict, target: str, **flags: Any) -> Row:
         raise FraError(
             f"{claim.id} at {evidence.head or 'the family'}: the name {taken[0]!r} in detail is the ledger's own"
         )
-    head = verdict.headline
-    numbers = {"effect": None, "low": None, "high": None, "p": None} if head is None else _shown(head, claim.level)
+    decided = verdict.decided
+    numbers = dict.fromkeys(("effect", "low", "high", "p")) if decided is None else _shown(decided, claim.level)
     return Row(
         claim=claim.id,
         target=target,
         head=evidence.head,
         verdict=verdict.outcome.value,
-        bar=claim.bar,
+        bar=claim.bar if decided is None else decided.bar,
         q=clean(evidence.q),
         n=int(evidence.n) if evidence.candidates or evidence.n else None,
         digest=claim.digest,

@@ -1,4 +1,7 @@
-"""Heads that a claim about a family of heads does not test, and why not: one text for each reason."""
+"""Heads that a claim about a family of heads does not test, and why not: one text for each reason.
+
+A head that is not in the family is NOT_APPLICABLE; one that is and lacks something, CANNOT_RUN.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,6 @@ CONTROL = "a layer-0 head, whose keys cannot know their predecessors: a control,
 BEST_EFFECT = "best channel effect (nats)"
 """What stands beside a control: the best that the search finds where nothing can be."""
 NOT_AS_LISTED = "the target lists this head as a TIH, but it is {status} on {stimulus}"
-NOT_IN_FAMILY = "not in the family: {status}"
 _SAID = {"TIH": "a TIH", "undecided": "neither clearly a TIH nor clearly none"}
 
 
@@ -47,6 +49,11 @@ class Family(Protocol):
         ...
 
 
+def not_in_family(status: HeadStatus) -> str:
+    """The reason, for a head of this status."""
+    return f"not in the family: {_SAID.get(status.status, status.status)}"
+
+
 def status_detail(status: HeadStatus) -> dict[str, Any]:
     """A head's status with the numbers behind it."""
     return {"status": status.status, "contrast": status.contrast, "low": status.lower, "high": status.upper} | {
@@ -70,17 +77,18 @@ def outside(
     found = {}
     for name, status in of.status.items():
         detail: dict[str, Any] = {"status": about(status)}
+        undecided = stands = cannot = None
         if name in of.known_tih and status.status != "TIH":
-            reason = NOT_AS_LISTED.format(status=status.status, stimulus=of.stimulus)
-            found[name] = Evidence(claim=claim, head=name, undecided=reason, detail=detail)
-            continue
-        if name in of.controls and status.status in ("TIH", family):
-            reason, detail = CONTROL, detail | {BEST_EFFECT: of.controls[name]}
+            undecided = NOT_AS_LISTED.format(status=status.status, stimulus=of.stimulus)
+        elif name in of.controls and status.status in ("TIH", family):
+            stands, detail = CONTROL, detail | {BEST_EFFECT: of.controls[name]}
         elif status.status != family:
-            reason = NOT_IN_FAMILY.format(status=_SAID.get(status.status, status.status))
+            stands = not_in_family(status)
         elif name not in of.heads:
-            reason = lacking(name)
+            cannot = lacking(name)
         else:
             continue
-        found[name] = Evidence(claim=claim, head=name, cannot=reason, detail=detail)
+        found[name] = Evidence(
+            claim=claim, head=name, undecided=undecided, outside=stands, cannot=cannot, detail=detail
+        )
     return found

@@ -324,6 +324,10 @@ class Families:
     """Tokens for random passages."""
     known_tih: Sequence[str] = ()
     progress: Callable[[str], None] = field(default=lambda _: None)
+    stimulus: str = "repeated_random"
+    """What the status was measured on."""
+    controls: Mapping[str, float] = field(default_factory=dict)
+    """None: a family is looked for in any layer with an induction head."""
 
     @property
     def heads(self) -> list[str]:

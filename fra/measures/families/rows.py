@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 
 from fra.dictionaries.codes import dictionary_hook
+from fra.dictionaries.hooks import LayerHooks
+from fra.induction.outside import outside as outside_family
+from fra.induction.status import HeadStatus
 from fra.measures.families.families import Families, LayerFamilies, Selection
 from fra.verdicts.bounds import MATCHED
 from fra.verdicts.claim import Claim, Evidence, parse_head
@@ -16,11 +19,6 @@ from fra.verdicts.decide import Beside, Power, Sampled, decide, means_of
 from fra.verdicts.stats import Floats
 
 NO_FAMILY = "no feature of the head's selection passes the behaviour test, so there is no family to measure"
-NOT_AS_LISTED = "the target lists this head as a TIH, but it is {status} on {stimulus}"
-NOT_IN_FAMILY = "not in the family: {status}"
-UNCLEAR = "neither clearly a TIH nor clearly none"
-"""A status of "undecided", in words."""
-NO_DICTIONARY_AT = "the target has no dictionary of head outputs at {hook}"
 
 
 @dataclass(frozen=True)
@@ -90,25 +88,20 @@ def per_head(
 
 def outside(claim: Claim, families: Families) -> dict[str, Evidence]:
     """Why each head that has no measurement has none."""
-    found = {}
-    for name, status in families.status.items():
-        undecided = cannot = None
-        if name in families.known_tih and status.status != "TIH":
-            undecided = NOT_AS_LISTED.format(status=status.status, stimulus="repeated_random")
-        elif status.status != "TIH":
-            cannot = NOT_IN_FAMILY.format(status=UNCLEAR if status.status == "undecided" else status.status)
-        elif name not in families.heads:
-            cannot = NO_DICTIONARY_AT.format(hook=f"blocks.{parse_head(name)[0]}.attn.hook_z")
-        else:
-            continue
-        found[name] = Evidence(claim=claim, head=name, undecided=undecided, cannot=cannot, detail=about(families, name))
-    return found
+
+    def lacking(head: str) -> str:
+        return f"the target has no dictionary of head outputs at {LayerHooks(parse_head(head)[0]).z}"
+
+    return outside_family(claim, families, lacking=lacking, about=_status)
 
 
 def about(families: Families, head: str) -> dict[str, Any]:
     """A head's status, which stands beside whatever was measured."""
-    status = families.status[head]
-    return {"status": {"status": status.status, "contrast": status.contrast, "low": status.lower}}
+    return {"status": _status(families.status[head])}
+
+
+def _status(status: HeadStatus) -> dict[str, Any]:
+    return {"status": status.status, "contrast": status.contrast, "low": status.lower}
 
 
 def family_of(layer: LayerFamilies, head: int) -> tuple[Selection, np.ndarray, dict[str, Any]]:

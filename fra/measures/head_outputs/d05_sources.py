@@ -14,6 +14,7 @@ from torch import Tensor
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import HeadOutputs, Live, observe
 from fra.attribution.raised_tokens import raised_tokens
+from fra.induction.outside import NOT_AS_LISTED, not_in_family
 from fra.induction.status import head_status
 from fra.stimuli import sets
 from fra.stimuli.repeated import Batch
@@ -140,10 +141,10 @@ def source_evidence(
     found: dict[str, Evidence] = {}
     for name in target.heads:
         if name in target.known_tih and name not in family:
-            why = f"the target lists this head as a TIH, but it is {status[name].status} on {stimulus}"
+            why = NOT_AS_LISTED.format(status=status[name].status, stimulus=stimulus)
             found[name] = Evidence(claim=claim, head=name, undecided=why)
         elif name not in family:
-            found[name] = Evidence(claim=claim, head=name, cannot=f"not in the family: {status[name].status}")
+            found[name] = Evidence(claim=claim, head=name, outside=not_in_family(status[name]))
     samples: dict[str, dict[str, stats.ClusterMeans]] = {}
     details: dict[str, dict[str, Any]] = {}
     for layer in range(target.n_layers):

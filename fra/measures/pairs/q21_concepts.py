@@ -273,7 +273,7 @@ def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Ev
         if name in found.controls:
             near = found.controls_nearer.get(name, float("nan"))
             detail = {BEST_EFFECT: found.controls[name], NEARER: _number(near)}
-            evidence[name] = Evidence(claim=claim, head=name, cannot=CONTROL, detail=detail)
+            evidence[name] = Evidence(claim=claim, head=name, outside=CONTROL, detail=detail)
         elif name not in found.heads:
             evidence[name] = Evidence(claim=claim, head=name, cannot=NO_INPUT_DICTIONARY)
     # keys of layer 0 cannot know what stands before them: what is found there is not conceptual induction; and without

@@ -109,7 +109,7 @@ EXPECTED = {
     "L0H4": ("inconclusive", "INCONCLUSIVE"),
     "L0H5": ("inconclusive", "INCONCLUSIVE"),
     "L0H6": ("failed", "BROKEN"),
-    "L0H7": ("skipped", "CANNOT_RUN"),
+    "L0H7": ("skipped", "NOT_APPLICABLE"),
 }
 
 

@@ -313,7 +313,7 @@ def test_a_random_model_and_dictionary_support_nothing(tmp_path: Path) -> None:
     found |= {f"D05 {head}": row for head, row in d05_sources.source_evidence(own, made).items()}
     outcomes = {name: judge(row.claim, row).outcome for name, row in found.items()}
     assert Outcome.SUPPORTED not in outcomes.values(), outcomes
-    assert outcomes["L0H0"] == Outcome.CANNOT_RUN and outcomes["D05 L1H0"] == Outcome.CANNOT_RUN
+    assert outcomes["L0H0"] == Outcome.CANNOT_RUN and outcomes["D05 L1H0"] == Outcome.NOT_APPLICABLE
     assert outcomes["D01"] == Outcome.REFUTED
     again = d04_d06_heads.dominance_evidence(claim("D04", **few), claim("D04.spread", **few), made)
     assert again["D04"].candidates == found["D04"].candidates

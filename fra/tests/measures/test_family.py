@@ -305,7 +305,7 @@ def test_the_circuit_has_a_family_and_its_claims_say_so() -> None:
         found = build(claim(name), whole())
         verdict = judge(claim(name), found["L1H0"])
         assert verdict.outcome is Outcome.SUPPORTED, f"{name}: {verdict.reason}"
-        assert judge(claim(name), found["L1H1"]).outcome is Outcome.CANNOT_RUN
+        assert judge(claim(name), found["L1H1"]).outcome is Outcome.NOT_APPLICABLE
     d11 = d11_patching.upstream_evidence(claim("D11"), whole())["L1H0"].detail
     assert d11["previous-token head"] == "L0H0"
     assert d11["share by noising and denoising"]["L0H0"] == pytest.approx([1, 1])

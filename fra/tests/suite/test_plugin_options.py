@@ -1,10 +1,13 @@
 """Options, registrations and known refutations of `pytest claims/`: what each does; what is wrong is exit code 4."""
 
+import subprocess
+import sys
+import textwrap
 import tomllib
 
 import pytest
 
-from fra.tests.suites import CLAIM_FILE, FAMILY_FILE, KNOWN, TARGET, outcomes, suite
+from fra.tests.suites import CLAIM_FILE, FAMILY_FILE, KNOWN, ROOT, TARGET, outcomes, suite
 
 __all__ = ["suite"]
 
@@ -176,3 +179,16 @@ def test_local_weights_that_are_no_weights_are_found_before_anything_is_measured
     (suite.path / "model").mkdir()
     (suite.path / "model" / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
     suite.refused(says="model")
+
+
+def test_collecting_claims_loads_no_model_library():
+    code = """
+    import sys
+    import pytest
+    class Look:
+        def pytest_sessionfinish(self):
+            print("loaded:", [m for m in ("transformer_lens", "sae_lens", "transformers") if m in sys.modules])
+    pytest.main(["claims", "--collect-only", "-qq", "-p", "no:cacheprovider"], plugins=[Look()])
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True)
+    assert "loaded: []" in done.stdout, done.stdout[-300:] + done.stderr[-300:]

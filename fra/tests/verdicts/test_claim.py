@@ -79,6 +79,7 @@ GOOD, BAD, OPEN = above(), above(0.2, 1.0, 0.01), above(1.1, 0.4, 0.6)
         (evidence((BAD, Condition("share", NAN, NAN, NAN, 0.1))), "REFUTED", "effect 0.2"),
         (evidence((GOOD,), undecided="the gate was shut"), "INCONCLUSIVE", "the gate was shut"),
         (evidence(cannot="no weights"), "CANNOT_RUN", "no weights"),
+        (evidence(outside="no induction head"), "NOT_APPLICABLE", "no induction head"),
         (evidence((Condition("error", 0.5, 0.5, 0.5, 1.0, above=False),), claim=BELOW), "SUPPORTED", "bar < 1"),
         (evidence((Condition("error", 1.5, 1.5, 1.5, 1.0, above=False),), claim=BELOW), "REFUTED", "bar < 1"),
         (evidence((Condition("error", 1.0, 1.0, 1.0, 1.0, above=False),), claim=BELOW), "INCONCLUSIVE", "neither"),
@@ -258,3 +259,29 @@ def test_judging_and_reporting_import_neither_torch_nor_pytest():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def named(name: str, effect: float, p: float, p_refute: float) -> Condition:
+    return Condition(name, effect, -INF, INF, CLAIM.bar, p=p, p_refute=p_refute)
+
+
+@pytest.mark.parametrize(
+    ("candidate", "outcome", "decided", "met"),
+    [
+        ((named("a", 3, 0.01, 1), named("b", 2, 0.01, 1)), "SUPPORTED", "a", (2, 2)),
+        ((named("a", 3, 0.01, 1), named("b", 0, 1, 0.01), named("c", 2, 0.01, 1)), "REFUTED", "b", (2, 3)),
+        ((named("a", 3, 0.01, 1), named("b", 1, 0.5, 0.5)), "INCONCLUSIVE", "b", (1, 2)),
+        ((named("a", 3, 0.01, 1), named("b", NAN, 1, 1)), "INCONCLUSIVE", "b", (1, 2)),
+    ],
+)
+def test_the_verdict_names_the_condition_that_decided(candidate, outcome, decided, met) -> None:
+    found = judge(CLAIM, evidence(candidate, power=0.9))
+    assert (found.outcome, found.decided.name, found.met) == (outcome, decided, met)
+    unsure = judge(CLAIM, evidence(candidate, power=0.1))
+    assert unsure.decided.name == decided, "without power it is the refutation that is in doubt"
+
+
+def test_a_gate_that_was_not_met_leaves_the_headline() -> None:
+    found = judge(CLAIM, evidence((named("a", 3, 0.01, 1), named("b", 0, 1, 0.01)), undecided="too little"))
+    assert (found.outcome, found.decided.name) == ("INCONCLUSIVE", "a")
+    assert judge(CLAIM, evidence(cannot="no weights")).decided is None

@@ -279,3 +279,15 @@ def test_a_ledger_of_a_newer_fra_is_refused_by_name():
 def test_names_that_the_ledger_keeps_for_itself_are_refused(name):
     with pytest.raises(FraError, match="is the ledger's own"):
         row_of(judge(CLAIM, evidence((GOOD,), detail={name: None})), TARGET)
+
+
+def test_a_row_holds_the_numbers_of_the_condition_that_decided():
+    conditions = (
+        Condition("headline", 3.0, 2.5, INF, CLAIM.bar, p=0.01, p_refute=1.0),
+        Condition("control", 0.1, -INF, 0.4, CLAIM.bar, p=1.0, p_refute=0.02),
+    )
+    row = row_of(judge(CLAIM, evidence(conditions, power=0.9)), TARGET)
+    assert (row.verdict, row.effect, row.low, row.high, row.bar, row.p) == ("REFUTED", 0.1, None, 0.4, CLAIM.bar, 1.0)
+    assert (row.detail["decided"], row.detail["met"]) == ("control", "1 of 2")
+    page = report.render(make_ledger(evidence(conditions, power=0.9)))
+    assert 'control <span class="quiet">1 of 2 met</span>' in page

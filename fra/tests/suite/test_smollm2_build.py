@@ -25,9 +25,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fixtures.smollm2.build import corpus as text
 from fixtures.smollm2.build import harvest, measure, model, progress, recipe, train
 from fra.tests.models import build_tokenizer
-from fra.tests.targets import one_sentence
+from fra.tests.tiny_targets import one_sentence
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HOOKS = ("blocks.0.ln1.hook_normalized", "blocks.1.attn.hook_z", "blocks.2.ln1.hook_normalized")
 D_MODEL, HEADS, VOCAB = 24, 3, 300
 DICTIONARIES = (

@@ -20,17 +20,17 @@ from fra._census.tables import Kind, Tables, Where, count_dtype, shared
 
 _TABLE_BYTES = 1 << 24
 """Of one position part: few enough that it is still in a cache when it is multiplied, head by head."""
-_COLUMNS = 128, 1024
+COLUMNS = 128, 1024
 """Key features at a time, at least and at most, where a table costs little to begin."""
-_TERM_COLUMNS = 256
+TERM_COLUMNS = 256
 """At least, where every block meets all documents anew."""
 _STEP = 0.5
 """A block ends where so few of its first column's query features can still reach a threshold."""
-_SCANNED_AT_ONCE = 1 << 19
+SCANNED_AT_ONCE = 1 << 19
 """Numbers in one tile of a table."""
-_FIRST_SCANNED = 1 << 15
+FIRST_SCANNED = 1 << 15
 """Numbers in the first, after which a threshold stands."""
-_SAMPLED_FEATURES = 256
+SAMPLED_FEATURES = 256
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,12 @@ class DenseScan:
             while rows := laid.rows(low, job, mine):
                 most = job.width(rows * (n_tables * len(job.offsets) * size + count_size), n_live)
                 if not wide:
-                    fits = max(_COLUMNS[0], _TABLE_BYTES // (rows * size) // 64 * 64)
-                    most = laid.columns(low, rows, job, min(most, _COLUMNS[0]), min(most, fits, _COLUMNS[1])) - low
+                    fits = max(COLUMNS[0], _TABLE_BYTES // (rows * size) // 64 * 64)
+                    most = laid.columns(low, rows, job, min(most, COLUMNS[0]), min(most, fits, COLUMNS[1])) - low
                 keys = slice(low, min(low + most, n_live))
                 width = keys.stop - low
-                if len(work) < _SCANNED_AT_ONCE + width:
-                    work = self.corpus.value.new_empty(_SCANNED_AT_ONCE + width)
+                if len(work) < SCANNED_AT_ONCE + width:
+                    work = self.corpus.value.new_empty(SCANNED_AT_ONCE + width)
                 count = self._count(laid.tables, keys, rows, len(mine))
                 for batch in [[source] for source in mine] if wide else [mine]:
                     self._multiply(laid, batch, keys, count, work)
@@ -119,7 +119,7 @@ class DenseScan:
                 # The heads' tables; a document's own, and the cells it goes to; what is added up; counts.
                 one, more = rows * size, rows * (3 * size + 16 + counts)
                 # Every block of key features meets query entries anew: better few heads than narrow blocks.
-                stop = laid.columns(low, rows, job, _TERM_COLUMNS, n_live)
+                stop = laid.columns(low, rows, job, TERM_COLUMNS, n_live)
                 at_once = (job.memory_budget // 4 // (stop - low) - more) // one
                 at_once = max(1, min(len(mine), at_once))
                 keys = slice(low, min(low + job.width(at_once * one + more, stop - low), n_live))
@@ -185,22 +185,22 @@ class DenseScan:
         terms: bool,
     ) -> None:
         """Sets thresholds that the n strongest are known to reach: those of the channels with the largest bounds."""
-        job, live, every = self.job, self.corpus.live, slice(0, _SAMPLED_FEATURES)
+        job, live, every = self.job, self.corpus.live, slice(0, SAMPLED_FEATURES)
         n = job.ask.n
-        if n is None or n > _SAMPLED_FEATURES**2 // 16 or len(live) < 4 * _SAMPLED_FEATURES:
+        if n is None or n > SAMPLED_FEATURES**2 // 16 or len(live) < 4 * SAMPLED_FEATURES:
             return
         known = [source for source in sources if steps.bounded(source) and (terms or self._shared(source))]
         if not known:
             return
         q, k = steps.q_order[every], steps.k_order[every]
         tables = Tables(self.layer, self.corpus, live[q], live[k])
-        count = self._count(tables, every, _SAMPLED_FEATURES, 0)
+        count = self._count(tables, every, SAMPLED_FEATURES, 0)
         found: Mapping[tuple[Kind, int], Tensor] = {}
         if terms:
             of_heads = {head: (sides[0][at][q], sides[1][at][k]) for at, head in enumerate(heads)}
             found = tables.terms([(kind_of(source), source[1]) for source in known], self.where, every, of_heads)
         whole = _Kept(tables, self.where, every)
-        work = self.corpus.value.new_empty(_SAMPLED_FEATURES**2)
+        work = self.corpus.value.new_empty(SAMPLED_FEATURES**2)
         for source in known:
             place = heads.index(source[1])
             if terms:
@@ -269,7 +269,7 @@ class _Kept:
 
 def _tiles(n_rows: int, n_columns: int) -> Iterator[slice]:
     """Some rows at a time, a few at first."""
-    low, width = 0, max(1, _FIRST_SCANNED // n_columns)
+    low, width = 0, max(1, FIRST_SCANNED // n_columns)
     while low < n_rows:
         yield slice(low, min(low + width, n_rows))
-        low, width = low + width, max(1, _SCANNED_AT_ONCE // n_columns)
+        low, width = low + width, max(1, SCANNED_AT_ONCE // n_columns)

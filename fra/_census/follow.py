@@ -20,7 +20,7 @@ from fra._census.observe import Layer
 from fra.errors import FraError
 
 _ROWS_AT_ONCE = 2048
-_PAIRS_AT_ONCE = 1 << 18
+PAIRS_AT_ONCE = 1 << 18
 """Pairs of entries (some 100 bytes each) whose contributions are computed at once."""
 
 
@@ -208,10 +208,10 @@ def _spread(begin: Int[Tensor, " n"], end: Int[Tensor, " n"]) -> tuple[Int[Tenso
 
 
 def _cut(ends: Int[Tensor, " n"]) -> Iterator[slice]:
-    """Consecutive stretches of which each has _PAIRS_AT_ONCE pairs at most (or is one)."""
+    """Consecutive stretches of which each has PAIRS_AT_ONCE pairs at most (or is one)."""
     low, before = 0, 0
     while low < len(ends):
-        high = int(torch.searchsorted(ends, before + _PAIRS_AT_ONCE, right=True))
+        high = int(torch.searchsorted(ends, before + PAIRS_AT_ONCE, right=True))
         high = max(high, low + 1)
         yield slice(low, high)
         low, before = high, int(ends[high - 1])

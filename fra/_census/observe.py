@@ -19,7 +19,7 @@ from fra.core.weights import QKWeights, qk_weights
 from fra.dictionaries.codes import ROWS_AT_ONCE, check_dictionary, codes, dictionary_hook, encoded_rows
 from fra.errors import FraError
 
-_TOKENS_AT_ONCE = 2048
+TOKENS_AT_ONCE = 2048
 """Tokens in one forward pass (one document at least)."""
 _FEATURES_AT_ONCE = 4096
 _CHECKED_TOKENS = 256
@@ -244,7 +244,7 @@ def plan(lengths: Sequence[int]) -> Iterator[list[int]]:
     """
     batch: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batch and (len(batch) + 1) * lengths[number] > _TOKENS_AT_ONCE:
+        if batch and (len(batch) + 1) * lengths[number] > TOKENS_AT_ONCE:
             yield batch
             batch = []
         batch.append(number)

@@ -31,7 +31,7 @@ class Scan:
     def run(self) -> Mapping[Source, Strongest]:
         """The strongest of every source."""
         job = self.job
-        if self.ask.where == "stripe" and (job.often is not None or self._few_pairs()):
+        if self.ask.where == "stripe" and (job.often is not None or self.few_pairs()):
             job.counted = True
             self._over_channels()
         else:
@@ -63,7 +63,7 @@ class Scan:
             return self.ask.where == "stripe" and kind in ("sum", "abs") and len(self.job.offsets) <= _MOST_OFFSETS
         return kind not in ("max", "mass")
 
-    def _few_pairs(self) -> bool:
+    def few_pairs(self) -> bool:
         """Whether it is cheaper to sort out the channels on the stripes than to make tables of all live ones."""
         n_pairs = n_stripe_pairs(self.corpus, self.layer.weights.window)
         n_live, n_heads = len(self.corpus.live), len(self.ask.heads)

@@ -24,10 +24,10 @@ Kind = Literal["sum", "abs", "max", "count", "contrast", "sensitivity", "mass"]
 """What a table holds; "contrast", "sensitivity" and "mass" are explained in `fra.census`."""
 Where = Literal["all", "stripe", "off"]
 
-_ROWS_AT_ONCE = 2048
-_COLUMNS_AT_ONCE = 512
+ROWS_AT_ONCE = 2048
+COLUMNS_AT_ONCE = 512
 """Of W F_k: wide enough for the sums along entries, few enough to stay in a cache."""
-_LOOPED_FROM = 1 << 11
+LOOPED_FROM = 1 << 11
 
 
 def count_dtype(corpus: Corpus) -> torch.dtype:
@@ -78,7 +78,7 @@ class Tables:
     def _parts(self) -> list[tuple[Part, _Sorted, _Sorted]]:
         found = []
         same = self.q_ids is self.k_ids
-        for part in self.corpus.parts(_ROWS_AT_ONCE):
+        for part in self.corpus.parts(ROWS_AT_ONCE):
             q = self._sorted(part, self._slots[0], len(self.q_ids))
             found.append((part, q, q if same else self._sorted(part, self._slots[1], len(self.k_ids))))
         return found
@@ -133,7 +133,7 @@ class Tables:
         n, n_q = keys.stop - keys.start, len(self.q_ids) if n_first is None else n_first
         dtype = count_dtype(self.corpus) if kind == "count" else self.corpus.value.dtype
         table = None
-        if len(self._parts) != 1 or n > _COLUMNS_AT_ONCE:
+        if len(self._parts) != 1 or n > COLUMNS_AT_ONCE:
             table = torch.zeros(n_q, n, dtype=dtype, device=self.corpus.device)
         expected = found = self.corpus.value.new_zeros((), dtype=torch.float64)
         checked = kind in ("sum", "abs", "count") and not self.corpus.signed
@@ -146,7 +146,7 @@ class Tables:
             if checked:
                 q_rows = self._row_sums(part, q, weight)
             # Fewer columns where rows are many, but no fewer than vector units like.
-            width = max(64, min(_COLUMNS_AT_ONCE, WORK_BYTES // (n_rows * 4)))
+            width = max(64, min(COLUMNS_AT_ONCE, WORK_BYTES // (n_rows * 4)))
             for low in range(keys.start, keys.stop, width):
                 high = min(low + width, keys.stop)
                 mine = slice(k.looked_up[low], k.looked_up[high])
@@ -306,7 +306,7 @@ def prefix(keys: Float[Tensor, "docs pos k"]) -> Float[Tensor, "docs pos k"]:
     n_docs, n_pos, width = keys.shape
     if keys.is_cuda or width == 1:
         return keys.cumsum(1)
-    if n_docs * width < _LOOPED_FROM and n_pos <= 256:
+    if n_docs * width < LOOPED_FROM and n_pos <= 256:
         return keys.new_ones(n_pos, n_pos).tril_() @ keys
     for pos in range(1, n_pos):  # on a CPU a hundred times faster than cumsum along a dimension not the last
         keys[:, pos] += keys[:, pos - 1]

@@ -85,9 +85,9 @@ _SCANNED_AT_ONCE = 1 << 19
 """Numbers compared with the running threshold at once: few enough to stay in a cache."""
 _ROWS_TOGETHER = 32
 """Rows whose largest number is looked for first, column by column."""
-_SAMPLED = 384
+SAMPLED = 384
 """Entries of either side, the longest, whose pairs are looked at before all others."""
-_STRETCHES, _STRETCH = 4, 1024
+_STRETCHES, STRETCH = 4, 1024
 """Consecutive query entries that one thread works on: at least so many stretches, of at most so many entries."""
 _ROUNDING = 1e-4
 """Products in tiles of another shape may differ in their last bits."""
@@ -102,7 +102,7 @@ def top_terms(
     lengths = [side.vector.norm(dim=1) for side in (q, k)]
     longest = [length.sort(descending=True, stable=True) for length in lengths]
     best, lock, own = Strongest(n), Lock(), local()
-    floor = _sampled_threshold(q, k, mask, n, by, dtype, *(found.indices[:_SAMPLED] for found in longest))
+    floor = _sampled_threshold(q, k, mask, n, by, dtype, *(found.indices[:SAMPLED] for found in longest))
     best.expect(floor)
     # Keys beyond the last that a stretch of queries may attend are never multiplied.
     last = (torch.arange(len(mask), device=mask.device) * mask).amax(1).cummax(0).values + 1
@@ -141,7 +141,7 @@ def top_terms(
                 best.offer(key[seen], code, value[seen])
             low += len(some)
 
-    width = max(_ROWS_TOGETHER, min(_STRETCH, -(-len(q.pos) // _STRETCHES)))
+    width = max(_ROWS_TOGETHER, min(STRETCH, -(-len(q.pos) // _STRETCHES)))
     # The last stretches have most keys.
     starts = range(0, len(q.pos), width)[::-1]
     stretches = [slice(start, min(start + width, len(q.pos))) for start in starts]

@@ -160,81 +160,6 @@ def test_claims_get_fixtures_by_injection() -> None:
 
 
 OURS = ("fra", "fixtures", "claims")
-STANDING: dict[str, set[str]] = {
-    "fra/tests/_census/test_census.py": {
-        "fra._census.census._check_reduces",
-        "fra._census.observe._TOKENS_AT_ONCE",
-    },
-    "fra/tests/_census/test_census_bounds.py": {
-        "fra._census.dense._COLUMNS",
-        "fra._census.dense._FIRST_SCANNED",
-        "fra._census.dense._SCANNED_AT_ONCE",
-        "fra._census.dense._TERM_COLUMNS",
-    },
-    "fra/tests/_census/test_census_follow.py": {
-        "fra._census.follow._PAIRS_AT_ONCE",
-        "fra._census.observe._TOKENS_AT_ONCE",
-    },
-    "fra/tests/_census/test_census_properties.py": {
-        "fra._census.dense._SAMPLED_FEATURES",
-        "fra._census.scan.Scan._few_pairs",
-        "fra._census.tables._COLUMNS_AT_ONCE",
-        "fra._census.tables._LOOPED_FROM",
-        "fra._census.tables._ROWS_AT_ONCE",
-        "fra.core.strongest.Strongest._offer_unseen",
-    },
-    "fra/tests/calibration.py": {
-        "fra.verdicts.stats._Tail",
-        "fra.verdicts.stats._linearised",
-    },
-    "fra/tests/core/test_resolve_architectures.py": {
-        "fra.core.frozen._check_frozen",
-        "fra.targets.models._quiet",
-    },
-    "fra/tests/core/test_resolve_properties.py": {
-        "fra.core.reductions._SAMPLED",
-        "fra.core.reductions._STRETCH",
-    },
-    "fra/tests/core/test_resolve_terms.py": {
-        "fra.core.weights._read_bridge",
-    },
-    "fra/tests/measures/test_dfa_exactness.py": {
-        "fra.attribution.upstream._freeze",
-    },
-    "fra/tests/measures/test_exact_interventions.py": {
-        "fra.measures.identities.q01_q18_exactness._own_outputs",
-        "fra.measures.identities.q19_leaks._live_channels",
-    },
-    "fra/tests/measures/test_family.py": {
-        "fra.measures.families.d07_behaviour._fisher_power",
-    },
-    "fra/tests/measures/test_pairs.py": {
-        "fra.measures.pairs.activity._TABLE_CELLS",
-        "fra.measures.pairs.q09_q11_pairs._LEAST",
-        "fra.measures.pairs.q09_q11_pairs._Lists",
-        "fra.measures.pairs.q10_prediction._joint",
-        "fra.measures.pairs.q10_prediction._predict",
-    },
-    "fra/tests/models.py": {
-        "fra.targets.models._quiet",
-    },
-    "fra/tests/replay.py": {
-        "fra.verdicts.bounds._exact_where_unbounded",
-    },
-    "fra/tests/report/test_pictures.py": {
-        "fra.measures.pairs.q12_causal_ranking._largest",
-    },
-    "fra/tests/together.py": {
-        "fra.verdicts.stats._Tail",
-    },
-    "fra/tests/verdicts/test_replay.py": {
-        "fra.verdicts.stats._guarded",
-    },
-    "fra/tests/verdicts/test_stats.py": {
-        "fra.verdicts.stats._BLOCK",
-    },
-}
-"""Private names of other modules that tests still use, by file: it may only shrink."""
 
 
 def _is_private(name: str) -> bool:
@@ -284,10 +209,7 @@ def test_modules_are_used_by_their_public_names_and_patched_as_objects() -> None
     trees = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in files}
     assert [f"{file}:{line}" for file, tree in trees.items() for line in _patches_by_path(tree)] == []
     found = {file: set(_private_names(tree)) for file, tree in trees.items()}
-    new = {file: names - STANDING.get(file, set()) for file, names in found.items()}
-    assert {file: names for file, names in new.items() if names} == {}
-    gone = {file: names - found.get(file, set()) for file, names in STANDING.items()}
-    assert {file: names for file, names in gone.items() if names} == {}, "mended: take it off the list"
+    assert {file: names for file, names in found.items() if names} == {}
 
 
 @pytest.mark.parametrize(

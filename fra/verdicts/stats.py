@@ -28,7 +28,7 @@ GUARD = 1.5
 Chosen among 1, 1.5 and 2 on simulated samples, never on a model; CALIBRATION.md tells on which, and has others too.
 """
 
-_BLOCK = 2**21  # numbers in one block of resamples (16 MiB); about ten such arrays live at once
+BLOCK = 2**21  # numbers in one block of resamples (16 MiB); about ten such arrays live at once
 
 
 class ClusterMeans:
@@ -174,7 +174,7 @@ class Tail:
         return bound
 
     def _columns(self) -> Iterator[slice]:
-        size = max(1, _BLOCK // self._n_boot)
+        size = max(1, BLOCK // self._n_boot)
         for start in range(0, self.estimate.size, size):
             yield slice(start, start + size)
 
@@ -208,7 +208,7 @@ class Tail:
         live = (n > 0).astype(np.float64)
         n_docs = len(r)
         rng = np.random.default_rng(self._seed)
-        size = max(1, _BLOCK // max(r.shape[1], n_docs))
+        size = max(1, BLOCK // max(r.shape[1], n_docs))
         for start in range(0, self._n_boot, size):
             drawn = (min(size, self._n_boot - start),)
             w = rng.multinomial(n_docs, np.full(n_docs, 1 / n_docs), size=drawn).astype(np.float64)

@@ -25,7 +25,7 @@ FLOOR = 10
 """Documents of a half in which a pair must be jointly live, where there is a minimum."""
 FEWEST = 100
 """Pairs that must be jointly live in enough documents, or there is nothing to choose fifty from."""
-_TABLE_CELLS = 2**27
+TABLE_CELLS = 2**27
 
 
 def halves(sources: Sequence[str], seed_parts: Sequence[str]) -> Bool[np.ndarray, " n_documents"]:
@@ -73,8 +73,8 @@ class Activity:
         seen = torch.unique(codes.feature[inside] * batch + doc[inside]) // batch
         ids, times = torch.unique_consecutive(seen, return_counts=True)
         self.live: Int[Tensor, " live"] = ids[times >= floor]  # a pair in so many documents has features in as many
-        if len(self.live) ** 2 > _TABLE_CELLS:
-            most = int(_TABLE_CELLS**0.5)
+        if len(self.live) ** 2 > TABLE_CELLS:
+            most = int(TABLE_CELLS**0.5)
             raise CannotLoad(f"{len(self.live)} live features make too large a table of pairs ({most} would fit)")
         self._entry = inside & torch.isin(codes.feature, self.live)
 

@@ -33,7 +33,7 @@ _CANDIDATES = 300
 """The strongest of each list, among which the list without one source is looked for."""
 _DRAWS = 40
 """Relabellings a layer, shared out among its heads and pooled."""
-_LEAST = 0.5 / STRONGEST
+LEAST = 0.5 / STRONGEST
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def measure_arm_pairs(arm: Arm, documents: Natural, seed_parts: Sequence[str]) -
         return LayerPairs(str(lacking), str(lacking), n, len(heads))
     if (problem := why_not(arm)) is not None:
         return LayerPairs(problem, foretold, n, len(heads))
-    found = _Lists(activity, seed_parts).heads(heads)
+    found = Lists(activity, seed_parts).heads(heads)
     unstable = activity.too_few(of_each_half=True)
     if unstable is None:
         generator = torch.Generator().manual_seed(seed_of(*seed_parts, "atoms"))
@@ -157,15 +157,15 @@ def _controls(
     control = Activity(atoms, *given)
     if (why := control.too_few(of_each_half=True)) is not None:
         return f"random atoms, the control: {why}"
-    jaccards = _Lists(control, seed_parts).stability(heads)
+    jaccards = Lists(control, seed_parts).stability(heads)
     del control  # tables of the same size follow
-    loose = _Lists(Activity(arm, *given, floor=1), seed_parts, floor=1).stability(heads)
+    loose = Lists(Activity(arm, *given, floor=1), seed_parts, floor=1).stability(heads)
     for own, own_any, own_atoms in zip(found, loose, jaccards, strict=True):
         own.stable_any, own.stable_atoms = own_any, own_atoms
     return None
 
 
-class _Lists:
+class Lists:
     """The strongest lists of the heads of a layer, whole and without each source."""
 
     def __init__(self, activity: Activity, seed_parts: Sequence[str], floor: int = FLOOR) -> None:
@@ -292,7 +292,7 @@ class _WithoutSources:
         for source, half in enumerate(np.where(self.first, 0, 1)):
             without = set(self._top(halves[half] - self.by_source[:, source], value, True).tolist())
             left_out.append(_jaccard(without, lists[1 - half]))
-        return jackknifed(_jaccard(*lists), left_out, _LEAST)
+        return jackknifed(_jaccard(*lists), left_out, LEAST)
 
     def self_share(self, value: Any, coupled: bool) -> Jackknifed:
         """Share of i = j among the strongest; NaN where there are none."""
@@ -303,4 +303,4 @@ class _WithoutSources:
             return float(self.same[top].mean()) if len(top) else float("nan")
 
         left_out = [share(total - self.by_source[:, source]) for source in range(self.by_source.shape[1])]
-        return jackknifed(share(total), left_out, _LEAST)
+        return jackknifed(share(total), left_out, LEAST)

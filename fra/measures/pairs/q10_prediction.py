@@ -55,11 +55,12 @@ def predictions(activity: Activity, heads: Sequence[int], seed_parts: Sequence[s
     """`Prediction` of each head, on 1 000 pairs drawn evenly from those jointly live in 20 documents; the same pairs
     for all heads. Raises CannotLoad where there are fewer than 100.
     """
-    joint = _joint(activity, seed_parts)
-    return [_predict(activity, joint, head, seed_parts) for head in heads]
+    joint = joint_terms(activity, seed_parts)
+    return [prediction_of(activity, joint, head, seed_parts) for head in heads]
 
 
-def _joint(activity: Activity, seed_parts: Sequence[str]) -> _Joint:
+def joint_terms(activity: Activity, seed_parts: Sequence[str]) -> _Joint:
+    """Where pairs of live features meet, over all documents and by source: what every head of the layer shares."""
     n = len(activity.live)
     tables = activity.tables
     eligible = torch.nonzero((tables.documents.sum(0) >= 2 * FLOOR).flatten())[:, 0]
@@ -100,7 +101,8 @@ def _joint(activity: Activity, seed_parts: Sequence[str]) -> _Joint:
     return _Joint(pairs, pair, source_of, row_q, row_k, product, group, np.asarray(shared.cpu().double()))
 
 
-def _predict(activity: Activity, joint: _Joint, head: int, seed_parts: Sequence[str]) -> Prediction:
+def prediction_of(activity: Activity, joint: _Joint, head: int, seed_parts: Sequence[str]) -> Prediction:
+    """One head's rank correlation with its nulls, and the spread of where it looks."""
     frozen = activity.arm.frozen
     pos, n_sources, n = activity.arm.codes.shape[1], len(activity.names), len(joint.pairs)
     F = joint.product * _coupling(activity, joint, head)

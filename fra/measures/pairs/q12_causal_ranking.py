@@ -172,7 +172,7 @@ def rank_correlations(layers: Sequence[Terms]) -> Float[np.ndarray, "predictors 
     return found
 
 
-def _largest(target: Target, change: float, layer: int, terms: Terms) -> dict[str, Any]:
+def largest_term(target: Target, change: float, layer: int, terms: Terms) -> dict[str, Any]:
     """The term that changed a loss most, as a row shows it."""
     at = terms.largest
     assert terms.shown is not None
@@ -233,6 +233,6 @@ def ranking_evidence(
         "terms a document": len(layers) * target.n_heads * TERMS_A_HEAD,
     }
     if top is not None:
-        detail = _largest(target, *top) | detail
+        detail = largest_term(target, *top) | detail
     beside = Beside(n=len(documents), candidates=("single terms",), power=float(power[0]), detail=detail)
     return decide(claim, columns, {WHOLE: beside}, q_over=())[WHOLE]

@@ -92,7 +92,7 @@ def test_the_sensitivity_is_the_derivative_of_attention_in_the_gain_of_a_channel
 
 def test_padding_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     together = take("pythia", reduce=ALL, stripes=STRIPES)
-    monkeypatch.setattr(census_observe, "_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(census_observe, "TOKENS_AT_ONCE", 1)
     alone = take("pythia", reduce=ALL, stripes=STRIPES)
     assert together.n_positions == alone.n_positions == sum(map(len, DOCUMENTS))
     for where in ("all", "stripe", "off"):
@@ -171,7 +171,7 @@ def interrupt_once(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_an_interrupted_census_goes_on_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(census_observe, "_TOKENS_AT_ONCE", 12)
+    monkeypatch.setattr(census_observe, "TOKENS_AT_ONCE", 12)
     never = take("llama", reduce=ALL, stripes=STRIPES)
     calls = interrupt_once(monkeypatch)
     options: Any = {"reduce": ALL, "stripes": STRIPES, "checkpoint": tmp_path, "checkpoint_every": 2}

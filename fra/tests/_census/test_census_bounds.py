@@ -48,10 +48,10 @@ def test_no_channel_is_stronger_than_its_bound(shape: dict[str, Any], where: str
 @pytest.fixture
 def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """A column or two in a block, a few numbers in a tile: bounds are looked at everywhere."""
-    monkeypatch.setattr(dense, "_COLUMNS", (1, 2))
-    monkeypatch.setattr(dense, "_TERM_COLUMNS", 1)
-    monkeypatch.setattr(dense, "_FIRST_SCANNED", 1)
-    monkeypatch.setattr(dense, "_SCANNED_AT_ONCE", 2)
+    monkeypatch.setattr(dense, "COLUMNS", (1, 2))
+    monkeypatch.setattr(dense, "TERM_COLUMNS", 1)
+    monkeypatch.setattr(dense, "FIRST_SCANNED", 1)
+    monkeypatch.setattr(dense, "SCANNED_AT_ONCE", 2)
 
 
 @pytest.mark.usefixtures("_narrow")
@@ -84,7 +84,7 @@ def test_most_is_left_out_and_the_answer_is_that_of_everything(rotary: bool, mon
     corpus = workloads.entries(2, 40, 6, 300)
     layer = workloads.layer(300, 2, d_model=16, d_head=8, n_pos=40 if rotary else None)
     every = workloads.of(layer, corpus).strongest(("sum", "abs"), None)
-    for name, value in {"_SAMPLED_FEATURES": 16, "_COLUMNS": (8, 64), "_TERM_COLUMNS": 8, "_STEP": 0.75}.items():
+    for name, value in {"SAMPLED_FEATURES": 16, "COLUMNS": (8, 64), "TERM_COLUMNS": 8, "_STEP": 0.75}.items():
         monkeypatch.setattr(dense, name, value)
     looked: list[int] = []
     right = Strongest.offer_tile

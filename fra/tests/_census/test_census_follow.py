@@ -53,7 +53,7 @@ def test_the_strongest_contributions_are_held_and_halves_merge(
     census = make_census(**shape, n_docs=4)
     nothing = Followed.nothing(CHANNELS, k, census.corpus.value)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(census_follow, "_PAIRS_AT_ONCE", pairs)
+        patch.setattr(census_follow, "PAIRS_AT_ONCE", pairs)
         whole = nothing.see(census.layer, census.corpus)
         documents = [one_document(census.corpus, doc) for doc in range(4)]
         halves = [nothing, nothing]
@@ -104,7 +104,7 @@ def test_a_census_follows_channels_as_examples_find_them_afterwards(
 ) -> None:
     ids = strongest_ids(take(kind, heads=[1, 2]))
     options: Any = {"heads": [1, 2], "follow": ids, "n_examples": 3}
-    monkeypatch.setattr(observe, "_TOKENS_AT_ONCE", 12)  # several batches
+    monkeypatch.setattr(observe, "TOKENS_AT_ONCE", 12)  # several batches
     found = take(kind, **options)
     frame = found.followed()
     for head, i, j in ids.itertuples(index=False):
@@ -122,7 +122,7 @@ def test_a_census_follows_channels_as_examples_find_them_afterwards(
 
 
 def test_interrupted_and_resumed_it_holds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(observe, "_TOKENS_AT_ONCE", 12)
+    monkeypatch.setattr(observe, "TOKENS_AT_ONCE", 12)
     pairs = strongest_ids(take(heads=[0]))[["q_feature", "k_feature"]].to_numpy()
     options: Any = {"follow": torch.tensor(pairs), "n_examples": 4}
     never = take(**options)

@@ -201,13 +201,13 @@ def _chunks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Chunked: documents one at a time, a few numbers in each intermediate array; stripes by tables, which are
     otherwise sorted out channel by channel.
     """
-    monkeypatch.setattr(scan.Scan, "_few_pairs", lambda _: request.param == "whole")
+    monkeypatch.setattr(scan.Scan, "few_pairs", lambda _: request.param == "whole")
     if request.param == "chunked":
         for module in (blocks, tables, meetings):
             monkeypatch.setattr(module, "WORK_BYTES", 200)
-        monkeypatch.setattr(tables, "_ROWS_AT_ONCE", 10)
-        monkeypatch.setattr(tables, "_COLUMNS_AT_ONCE", 64)
-        monkeypatch.setattr(tables, "_LOOPED_FROM", 0)
+        monkeypatch.setattr(tables, "ROWS_AT_ONCE", 10)
+        monkeypatch.setattr(tables, "COLUMNS_AT_ONCE", 64)
+        monkeypatch.setattr(tables, "LOOPED_FROM", 0)
 
 
 shapes = st.fixed_dictionaries(
@@ -402,7 +402,7 @@ def test_a_threshold_from_the_busiest_features_loses_nothing(reduces: Any, monke
     told = []
     right = Strongest.expect
     monkeypatch.setattr(Strongest, "expect", lambda self, threshold: (told.append(threshold), right(self, threshold)))
-    monkeypatch.setattr(dense, "_SAMPLED_FEATURES", 16)
+    monkeypatch.setattr(dense, "SAMPLED_FEATURES", 16)
     for name, frame in workloads.of(layer, corpus).strongest(reduces, 9).items():
         pd.testing.assert_frame_equal(frame, plain[name], check_exact=True)
     assert told and min(told) > 0

@@ -236,7 +236,7 @@ def test_the_number_of_threads_changes_nothing(by: Any, monkeypatch: pytest.Monk
     sides = [layer.directions(side, 0, every)[feature] * corpus.value[:, None] for side in ("query", "key")]
     q, k = (Entries(pos, feature, vector, None, None) for vector in sides)
     mask = torch.ones(48, 48, dtype=torch.bool).tril().triu(-20)
-    monkeypatch.setattr(reductions, "_SAMPLED", 200)  # in two dimensions long pairs are strong pairs
+    monkeypatch.setattr(reductions, "SAMPLED", 200)  # in two dimensions long pairs are strong pairs
     monkeypatch.setattr(reductions, "TILE_ELEMENTS", 5_000)
     terms = (q.vector @ k.vector.mT).masked_fill(~mask[pos][:, pos], -torch.inf)
     key = terms.abs().masked_fill(terms == -torch.inf, -1.0) if by == "abs" else terms
@@ -266,8 +266,8 @@ def test_chunk_size_changes_nothing(r: ResolvedHead, elements: int) -> None:
     whole = [r.top(10), r.top(10, "value"), *(r.channels(reduce, n=5) for reduce in REDUCTIONS), r.channels()]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reductions, "TILE_ELEMENTS", elements)
-        patch.setattr(reductions, "_STRETCH", elements)
-        patch.setattr(reductions, "_SAMPLED", elements)
+        patch.setattr(reductions, "STRETCH", elements)
+        patch.setattr(reductions, "SAMPLED", elements)
         cut = [r.top(10), r.top(10, "value"), *(r.channels(reduce, n=5) for reduce in REDUCTIONS), r.channels()]
     for left, right in zip(whole, cut, strict=True):
         pd.testing.assert_frame_equal(left, right)

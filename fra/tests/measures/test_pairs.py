@@ -21,7 +21,7 @@ from fra.measures.pairs import q09_q10_q11_evidence as evidence_for
 from fra.measures.pairs import q09_q11_pairs
 from fra.measures.pairs.activity import FLOOR, Activity, halves, mean_while_live, summed
 from fra.measures.pairs.q09_q11_pairs import STRONGEST, LayerPairs, Natural
-from fra.measures.pairs.q10_prediction import PAIRS, _joint, _predict, predictions
+from fra.measures.pairs.q10_prediction import PAIRS, joint_terms, prediction_of, predictions
 from fra.measures.scores import layer as carried
 from fra.measures.scores import q22_swaps
 from fra.stimuli import natural as natural_module
@@ -105,8 +105,8 @@ def test_lists_with_and_without_a_source_are_those_of_an_enumeration() -> None:
     own, documents = activity("gpt2")
     loose = Activity(own.arm, documents.lengths, documents.sources, own.first, floor=1)
     assert len(loose.live) > len(own.live), "no feature is rare here"
-    (found,) = q09_q11_pairs._Lists(own, ("test",)).heads([2])
-    (without,) = q09_q11_pairs._Lists(loose, ("test",), floor=1).stability([2])
+    (found,) = q09_q11_pairs.Lists(own, ("test",)).heads([2])
+    (without,) = q09_q11_pairs.Lists(loose, ("test",), floor=1).stability([2])
     measured = q09_q11_pairs.measure_arm_pairs(own.arm, documents, ("test",)).pairs[2]
     assert isinstance(measured, q09_q11_pairs.HeadPairs)
     assert measured.stable_any is not None and measured.stable_any.estimate == without.estimate
@@ -125,7 +125,7 @@ def test_the_correlation_is_that_of_a_softmax_without_the_channel(kind: str) -> 
     own, documents = activity(kind)  # gemma2 caps its scores, rotates and has a window; pythia rotates
     head = 1
     (found,) = predictions(own, [head], ("test",))
-    joint = _joint(own, ("test",))
+    joint = joint_terms(own, ("test",))
     frozen, codes = own.arm.frozen, own.arm.codes.dense() / own.arm.frozen.sigma[..., None]
     U, V = own.arm.couplings(head)
     pos = codes.shape[1]
@@ -158,7 +158,7 @@ def test_the_correlation_is_that_of_a_softmax_without_the_channel(kind: str) -> 
         group=torch.unique(joint.group[kept], return_inverse=True)[1],
         **{name: getattr(joint, name)[kept] for name in ("pair", "source", "row_q", "row_k", "product")},
     )
-    again = _predict(own, few, head, ("test",))
+    again = prediction_of(own, few, head, ("test",))
     assert again.correlation.estimate == pytest.approx(sps.spearmanr(G, ratio).statistic, abs=1e-6)
     low, high = np.quantile(ratio, [0.25, 0.75])
     assert again.spread.estimate == pytest.approx(high - low, rel=1e-5)
@@ -228,7 +228,7 @@ def test_lists_are_not_stable_where_the_text_changes_between_halves() -> None:
 
 def stable_lists(any_: float, atoms: float) -> dict[str, Outcome]:
     """Condition by condition, what is said of a head with a Jaccard of 0.9 that hardly varies."""
-    flat = lambda value: jackknife.jackknifed(value, [value] * 30, q09_q11_pairs._LEAST)  # noqa: E731
+    flat = lambda value: jackknife.jackknifed(value, [value] * 30, q09_q11_pairs.LEAST)  # noqa: E731
     lists: dict[str, Any] = {"stable": flat(0.9), "stable_any": flat(any_), "stable_atoms": flat(atoms)}
     lists["stable_shuffled"] = [0.1] * 40
     own = dataclasses.replace(planted("random").pairs[1], **lists)  # type: ignore[type-var, arg-type]
@@ -254,11 +254,11 @@ def test_where_a_head_looks_has_an_interval_and_a_spread_near_its_bar_refutes_no
     assert len(found.spread.left_out) == len(own.names) and found.spread.se > 0
     assert len(found.matched) == 999
     # without a source: as if its documents had not been read
-    joint = _joint(own, ("test",))
+    joint = joint_terms(own, ("test",))
     kept = joint.source != 3
     fields = {name: getattr(joint, name)[kept] for name in ("pair", "source", "row_q", "row_k", "product")}
     group = torch.unique(joint.group[kept], return_inverse=True)[1]
-    without = _predict(own, dataclasses.replace(joint, group=group, **fields), 1, ("test",))
+    without = prediction_of(own, dataclasses.replace(joint, group=group, **fields), 1, ("test",))
     assert found.spread.left_out[3] == pytest.approx(without.spread.estimate)
     assert found.correlation.left_out[3] == pytest.approx(without.correlation.estimate)
     about = jackknife.jackknifed(0.09, 0.09 + 0.05 * np.random.default_rng(0).standard_normal(30))
@@ -338,7 +338,7 @@ def test_a_layer_with_too_few_live_pairs_cannot_run_and_says_so_while_others_are
 
 def test_a_layer_with_too_many_live_features_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     own, documents = activity("gpt2")
-    monkeypatch.setattr(activity_module, "_TABLE_CELLS", 16)
+    monkeypatch.setattr(activity_module, "TABLE_CELLS", 16)
     found = outcomes({0: q09_q11_pairs.measure_arm_pairs(own.arm, documents, ("test",))})
     reasons = {v.reason for verdicts in found.values() for v in verdicts.values()}
     assert reasons == {f"{len(own.live)} live features make too large a table of pairs (4 would fit)"}

@@ -205,7 +205,7 @@ def test_the_term_that_changed_a_loss_most_is_shown(named: Any) -> None:
     assert one.contribution[row, key] != 0
     assert np.abs(one.contribution - truth.numpy()).max() < 1e-5 * float(truth.abs().max())
     target: Any = SimpleNamespace(tokenizer=None, dictionary_for=lambda layer: (HOOK, named))
-    (shown_as,) = q12_causal_ranking._largest(target, 0.5, 1, terms).values()
+    (shown_as,) = q12_causal_ranking.largest_term(target, 0.5, 1, terms).values()
     assert shown_as["document"].startswith(f"L1H{head}:")
     assert shown_as["term"].startswith(f"query {row}, key {key}:")
     assert shown_as["pages"][0] == f"{PAGES}/{one.pair[0]}"

@@ -17,7 +17,7 @@ def test_strict_verdicts_fail_what_is_inconclusive(suite):
     result = suite.run("--strict-verdicts", "-v", "-k", "H4 or H7", "--ledger", "ledger.json", ret=1)
     assert outcomes(result) == {"failed": 1, "skipped": 1, "deselected": 6}
     result.stdout.fnmatch_lines(["*L0H4*INCONCLUSIVE*"])
-    assert [r["verdict"] for r in suite.rows()] == ["INCONCLUSIVE", "CANNOT_RUN"]
+    assert [r["verdict"] for r in suite.rows()] == ["INCONCLUSIVE", "NOT_APPLICABLE"]
     suite.run("-k", "H4 or H7", ret=0)
 
 

@@ -133,7 +133,7 @@ def test_no_text_serves_both_purposes(tmp_path: Path) -> None:
 
 def test_the_recipe_keeps_to_its_size() -> None:
     megabytes = 0.0
-    for one in recipe._dictionaries():
+    for one in recipe.every_dictionary():
         weights = 2 * 576 * one.d_sae // (recipe.N_HEADS if one.block else 1)
         megabytes += 2 * (weights + one.d_sae + 576) / 1e6
     assert megabytes < 110
@@ -303,5 +303,5 @@ def test_help_costs_no_import() -> None:
 
 
 def test_dictionaries_of_the_recipe_are_distinct() -> None:
-    assert len({one.folder for one in recipe._dictionaries()}) == 14
-    assert all(dataclasses.asdict(one)["tokens"] > 1e6 for one in recipe._dictionaries())
+    assert len({one.folder for one in recipe.every_dictionary()}) == 14
+    assert all(dataclasses.asdict(one)["tokens"] > 1e6 for one in recipe.every_dictionary())

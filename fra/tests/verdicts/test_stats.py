@@ -243,7 +243,7 @@ def test_the_seed_alone_decides_and_blocks_do_not(monkeypatch):
     other = ClusterMeans(sums, counts, seed=12, n_boot=501)
     assert (first.p_above(1.2) == same.p_above(1.2)).all()
     assert (first.lower(0.1) != other.lower(0.1)).any()
-    monkeypatch.setattr(stats, "_BLOCK", 1_100)  # 36 resamples and 2 candidates at a time
+    monkeypatch.setattr(stats, "BLOCK", 1_100)  # 36 resamples and 2 candidates at a time
     for simultaneous in (True, False):
         pieces = ClusterMeans(sums, counts, seed=11, n_boot=501)
         assert np.allclose(pieces.lower(0.1, simultaneous), first.lower(0.1, simultaneous), rtol=1e-9)

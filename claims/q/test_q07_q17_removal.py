@@ -35,14 +35,14 @@ REMOVAL = Claim(
     bar=0.10,
     bars={
         "loss": 0.02,
-        "beyond a tenth of the head's": 0.0,
+        "share of the head's": 0.1,
         "over the top set by plain sum": 0.0,
         "over random live sets: logit": 0.95,
         "over random live sets: loss": 0.95,
         "over random live sets: KL": 0.95,
         "over random live sets: logit per attention moved": 0.95,
     },
-    statistic="removal/2",
+    statistic="removal/3",
     stimuli=("repeated_random",),
     n=32,
 )

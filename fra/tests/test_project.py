@@ -154,6 +154,23 @@ def test_what_is_imported_is_declared() -> None:
     assert checked > 20
 
 
+RUN_NOT_IMPORTED = {"beartype", "import-linter", "mypy", "pre-commit", "pytest-benchmark", "pytest-xdist", "ruff"}
+"""Development tools: named to a command, to pytest or to jaxtyping's import hook."""
+
+
+def test_what_is_declared_is_imported() -> None:
+    providers = packages_distributions()
+    by_folder: dict[str, set[str]] = {"library": set(), "suite": set()}
+    for path, module in (pair for folder in ("fra", "fixtures", "claims") for pair in _imports(ROOT / folder)):
+        parts = path.relative_to(ROOT).parts
+        given_by = {canonicalize_name(name) for name in providers.get(module, [module])}
+        by_folder["library" if parts[0] == "fra" and "tests" not in parts else "suite"] |= given_by
+    needed = {canonicalize_name(requirement.name) for requirement in NEEDED}
+    assert needed - by_folder["library"] == set(), "the library does not import these"
+    dev = {canonicalize_name(requirement.name) for requirement in DEV} - RUN_NOT_IMPORTED
+    assert dev - by_folder["library"] - by_folder["suite"] == set(), "nothing imports these"
+
+
 def test_claims_get_fixtures_by_injection() -> None:
     found = [(path.name, module) for path, module in _imports(ROOT / "claims") if module in ("fixtures", "conftest")]
     assert found == [], "a claim names its fixtures as parameters and imports fra alone"

@@ -31,7 +31,7 @@ from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Given, Power, Sampled, decide, means_of, ranked
 
-TENTH, PART = "beyond a tenth of the head's", 0.1
+SHARE = "share of the head's"
 OVER_SUM = "over the top set by plain sum"
 OVER_RANDOM = {m: f"over random live sets: {name}" for m, name in enumerate(MEASURES)}
 PER_ATTENTION = "over random live sets: logit per attention moved"
@@ -59,7 +59,7 @@ def removal_evidence(claim: Claim, screened: Screen, found: Mapping[str, HeadRem
     estimands: dict[str, Sums] = {
         "copied-token logit": lambda one: second(one, CIH, LOGIT),
         "loss": lambda one: second(one, CIH, LOSS),
-        TENTH: lambda one: second(one, CIH, LOGIT) - PART * second(one, MEAN, LOGIT),
+        SHARE: lambda one: second(one, CIH, LOGIT) - claim.bars[SHARE] * second(one, MEAN, LOGIT),
         OVER_SUM: lambda one: second(one, CIH, LOGIT) - second(one, SUM, LOGIT),
     }
     against = {
@@ -74,8 +74,22 @@ def removal_evidence(claim: Claim, screened: Screen, found: Mapping[str, HeadRem
         )
         for h, one in found.items()
     }
+    shares = {
+        h: (
+            float(second(one, CIH, LOGIT).sum() / one.rows.sum()),
+            float(second(one, MEAN, LOGIT).sum() / one.rows.sum()),
+        )
+        for h, one in found.items()
+    }
     columns: list[Sampled | Given] = [
-        *(Sampled(name=name, samples=_means(claim, screened, found, name, sums)) for name, sums in estimands.items()),
+        *(
+            Sampled(
+                name=name,
+                samples=_means(claim, screened, found, name, sums),
+                shares=shares if name == SHARE else None,
+            )
+            for name, sums in estimands.items()
+        ),
         *(
             ranked(claim, name, {h: stats.rank_p(*own) for h, own in by_head.items() if len(found[h].draws) >= DRAWS})
             for name, by_head in against.items()

@@ -6,13 +6,13 @@ PYTHON ?= python3
 VENV ?= .venv
 # Where pip finds torch, if not in the default index: README, "Choosing a CPU or CUDA torch".
 TORCH_INDEX ?=
-# Further arguments for pytest: make claims ARGS="--target gpt2-small --device cuda"
+# Further arguments for pytest: make claims TARGET=gpt2-small ARGS="--device cuda"
 ARGS ?=
 # A directory of .txt files, one book each, for `make mini`; `make twin` does without.
 CORPUS ?=
 # Draws a claim for `make calibrate`.
 DRAWS ?= 200
-# For `make cards`.
+# A preset or a target file: make claims TARGET=mine.toml; also for cards and frontiers.
 TARGET ?= mini
 HOOK ?= blocks.1.attn.hook_z
 
@@ -28,7 +28,7 @@ WORKERS ?= 2
 
 help:
 	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'
-	@echo 'make claims   every claim on the embedded target; ARGS= goes to pytest'
+	@echo 'make claims   every claim on the embedded target, or on TARGET=; ARGS= goes to pytest'
 	@echo 'make test     the tests of the library; ARGS= goes to pytest'
 	@echo 'make lint     ruff, mypy, import-linter; make format rewrites'
 	@echo 'make bench    benchmarks, kept in build/bench.json; make bench-census: the census at full size (long)'
@@ -56,7 +56,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 claims: $(INSTALLED)
 	@mkdir -p build
 	$(CALM) $(BIN)/python -m pytest claims -n $(WORKERS) --dist loadfile -r fE \
-	  --ledger build/ledger.json --report build/report.html $(ARGS)
+	  --ledger build/ledger.json --report build/report.html $(if $(filter command,$(origin TARGET)),--target "$(TARGET)") $(ARGS)
 
 test: $(INSTALLED)
 	$(ONE_THREAD) $(BIN)/python -m pytest fra/tests -n $(WORKERS) --dist loadfile $(ARGS)
@@ -112,7 +112,7 @@ mini: $(INSTALLED)
 	@test -d "$(CORPUS)" || { echo 'make mini needs a directory of .txt files, one book each: make mini CORPUS=DIR' >&2; exit 2; }
 	$(CALM) $(BIN)/python -m fixtures.mini.build "$(CORPUS)" $(ARGS)
 
-# The control of everything that says that heads learnt something: make claims ARGS="--target build/twin/twin.toml"
+# The control of everything that says that heads learnt something: make claims TARGET=build/twin/twin.toml
 twin: $(INSTALLED)
 	$(ONE_THREAD) $(BIN)/python -m fixtures.mini.build.twin -o build/twin $(if $(CORPUS),--corpus "$(CORPUS)") $(ARGS)
 

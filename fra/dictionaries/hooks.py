@@ -41,6 +41,8 @@ class LayerHooks:
         """[batch, pos, rot]: cosines of the rotary angles (TransformerBridge)."""
         self.sin = f"{block}.attn.hook_sin"
         """[batch, pos, rot]: their sines."""
+        self.attn_out = f"{block}.hook_attn_out"
+        """[batch, pos, d_model]: what attention writes."""
         self.mlp_out = f"{block}.hook_mlp_out"
         """[batch, pos, d_model]: what the MLP writes."""
         self.attention = (f"{block}.ln1.", f"{block}.attn.")

@@ -21,6 +21,7 @@ from fra.dictionaries.blockdiag import (
     BlockDiagonalTrainingSAE,
     BlockDiagonalTrainingSAEConfig,
 )
+from fra.dictionaries.hooks import LayerHooks
 from fra.measures.block_diagonal.frontier import Frontier, encode, head_of
 from fra.stimuli.natural import natural_documents
 from fra.targets.target import Target
@@ -157,7 +158,7 @@ def belonging_evidence(claim: Claim, target: Target, frontier: Frontier | None) 
         )
         dense = TopKSAE(TopKSAEConfig(**config, k=k * n_heads, rescale_acts_by_decoder_norm=True))
         masked = MaskedSAE(dense.cfg)
-    hook = frontier.hook if frontier else f"blocks.{target.n_layers - 1}.attn.hook_z"
+    hook = frontier.hook if frontier else LayerHooks(target.n_layers - 1).z
     z = _head_outputs(target, hook, claim.n)
     blocks = [fresh, *(sae for arm, saes in trained.items() if arm.startswith("block") for sae in saes)]
     controls = [dense, *(sae for arm, saes in trained.items() if arm.startswith("dense") for sae in saes)]

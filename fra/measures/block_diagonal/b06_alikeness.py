@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
+from fra.dictionaries.hooks import layer_of
 from fra.measures.block_diagonal.b05_likeness import ALIVE, Activations, activations
 from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, head_of
 from fra.verdicts import stats
@@ -134,7 +135,7 @@ def alikeness_evidence(claim: Claim, frontier: Frontier | None, arm: str = "bloc
     target = frontier.target
     saes = target.study(arm)
     found = profiles(frontier, saes[len(saes) // 2])
-    layer, n = int(frontier.hook.split(".")[1]), len(frontier.measured)
+    layer, n = layer_of(frontier.hook), len(frontier.measured)
     rng = np.random.default_rng(stats.seed_of(claim.digest, target.name, "controls"))
     everything = np.arange(len(found.owner))
     heads = [h for h in range(target.n_heads) if (found.owner == h).sum() >= _LEAST_FEATURES]

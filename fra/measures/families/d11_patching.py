@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fra.attribution.head_outputs import HeadOutputs
 from fra.core.weights import Model
+from fra.dictionaries.hooks import LayerHooks
 from fra.interventions.attach import Hook
 from fra.interventions.heads import set_output
 from fra.interventions.patching import own_positions, patch_activation
@@ -97,7 +98,8 @@ def patch_upstream(model: Model, observed: HeadOutputs, given: Prompts) -> Patch
         return np.asarray(value.double().cpu())
 
     rows = own_positions(given.at.to(home), arms[0].shape[1])
-    outputs = [f"blocks.{n}.attn.hook_z" for n in range(layer)]
+    upstream = [LayerHooks(n) for n in range(layer)]
+    outputs = [points.z for points in upstream]
     seen = [model.run_with_cache(tokens, names_filter=outputs, stop_at_layer=layer)[1] for tokens in arms]
     moved: tuple[dict[str, Floats], dict[str, Floats]] = ({}, {})
     for way, (own, other) in enumerate(((0, 1), (1, 0))):
@@ -107,12 +109,12 @@ def patch_upstream(model: Model, observed: HeadOutputs, given: Prompts) -> Patch
             for head in range(z.shape[2]):
                 patch = set_output(model, z[:, :, head], layer=n, head=head, rows=rows)
                 moved[way][f"L{n}H{head}"] = metric(arms[own], patch.hooks)
-        for kind, hook in (("attention", "hook_attn_out"), ("MLP", "hook_mlp_out")):
-            points = [f"blocks.{n}.{hook}" for n in range(layer)]
+        writes = {"attention": [points.attn_out for points in upstream], "MLP": [points.mlp_out for points in upstream]}
+        for kind, names in writes.items():
             if kind == "MLP" and getattr(model.cfg, "attn_only", False):
                 moved[way][kind] = metric(arms[own], [])
                 continue
-            hooks = [h for point in points for h in patch_activation(model, arms[other], point, rows=rows).hooks]
+            hooks = [h for at in names for h in patch_activation(model, arms[other], at, rows=rows).hooks]
             moved[way][kind] = metric(arms[own], hooks)
     return Patched(metric(arms[0], []), metric(arms[1], []), *moved)
 

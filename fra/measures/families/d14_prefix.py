@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.core.weights import Model
+from fra.dictionaries.hooks import LayerHooks
 from fra.errors import CannotLoad
 from fra.measures.families.families import Families
 from fra.verdicts import stats
@@ -101,7 +102,7 @@ def prefix_attention(model: Model, examples: PrefixExamples, heads: Sequence[tup
     rows = torch.cat([examples.tokens.flatten(0, 1), examples.before, examples.unrelated]).to(device)
     keys = torch.cat([examples.key.repeat_interleave(n_prefix), examples.key, examples.key]).to(device)
     layers = sorted({layer for layer, _ in heads})
-    names = {layer: f"blocks.{layer}.attn.hook_pattern" for layer in layers}
+    names = {layer: LayerHooks(layer).pattern for layer in layers}
     parts: list[Tensor] = []
     for start in range(0, len(rows), 128):
         some = rows[start : start + 128]

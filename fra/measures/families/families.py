@@ -22,9 +22,10 @@ from torch import Tensor
 
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import HeadOutputs, Live, observe
+from fra.core.architecture import architecture_of
 from fra.core.weights import Model
 from fra.dictionaries.encoder import head_output_layer
-from fra.dictionaries.hooks import head_output_layer_of
+from fra.dictionaries.hooks import LayerHooks, head_output_layer_of
 from fra.induction.status import HeadStatus, head_status
 from fra.interventions.patching import effective_decoder, readout
 from fra.stimuli import repeated
@@ -247,7 +248,7 @@ class LayerFamilies:
     @cached_property
     def dictionary(self) -> Any:
         """At the layer's hook_z."""
-        return self.target.dictionaries[f"blocks.{self.layer}.attn.hook_z"]
+        return self.target.dictionaries[LayerHooks(self.layer).z]
 
     @cached_property
     def found(self) -> HeadOutputs:
@@ -262,7 +263,7 @@ class LayerFamilies:
     @cached_property
     def selections(self) -> dict[int, Selection]:
         """By head."""
-        last = f"blocks.{int(self.model.cfg.n_layers) - 1}.hook_resid_post"
+        last = LayerHooks(architecture_of(self.model).n_layers - 1).resid_post
         some = self.discovery.tokens[:16].to(self.found.z.device)
         with torch.no_grad():
             resid = self.model.run_with_cache(some, names_filter=[last])[1][last]

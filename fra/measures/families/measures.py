@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra.attribution.head_outputs import HeadOutputs, Live
+from fra.core.architecture import architecture_of
 from fra.core.weights import Model
 from fra.dictionaries.encoder import encode
+from fra.dictionaries.hooks import LayerHooks
 from fra.interventions.attach import Hook
 from fra.interventions.heads import set_output
 from fra.interventions.patching import ablate_features, losses, readout
@@ -210,8 +212,8 @@ def path_changes(
     longest = tokens.shape[1]
     shape = (len(pairs), longest - 1)
     total, mlp, direct = (torch.zeros(shape, device=home) for _ in range(3))
-    last = f"blocks.{int(model.cfg.n_layers) - 1}.hook_resid_post"
-    mid, out = f"blocks.{layer}.hook_resid_post", f"blocks.{layer}.hook_mlp_out"
+    last = LayerHooks(architecture_of(model).n_layers - 1).resid_post
+    mid, out = LayerHooks(layer).resid_post, LayerHooks(layer).mlp_out
     with_mlp = not getattr(model.cfg, "attn_only", False)
     names = list(dict.fromkeys([mid, last, *([out] if with_mlp else [])]))
     for some in torch.split(order, _PAIRS_AT_ONCE):

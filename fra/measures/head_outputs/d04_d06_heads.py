@@ -15,6 +15,9 @@ from torch import Tensor
 
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import Live
+from fra.core.architecture import architecture_of
+from fra.dictionaries.encoder import head_output_layer
+from fra.dictionaries.hooks import layer_of
 from fra.measures.head_outputs.corpus import MIN_FIRINGS, CorpusFirings, corpus
 from fra.targets.target import head_output_hooks, text_of
 from fra.verdicts import stats
@@ -193,7 +196,7 @@ def _picture(target: Target, firings: CorpusFirings, division: Division, hook: s
     if heads.shape[1] < rank or not bool(fires.any()):
         return None
     best = int(shares[:, rank - 1].masked_fill(~fires, -1.0).argmax())
-    layer = hook.split(".")[1]
+    layer = layer_of(hook)
     through = {f"L{layer}H{h}": h for h in heads[best, :rank].tolist()}
     feature, text = int(division.alive[best]), text_of(target.tokenizer)
     return feature_example(
@@ -204,7 +207,7 @@ def _picture(target: Target, firings: CorpusFirings, division: Division, hook: s
 def decoder_norms(target: Target, hook: str, through_output: bool) -> Float[Tensor, "d_sae n_heads"]:
     """Norm of each feature's decoder block by head, as it is, or after W_O."""
     sae = target.dictionaries[hook]
-    W_O = target.model.blocks[int(hook.split(".")[1])].attn.W_O.detach()
+    W_O = architecture_of(target.model).read_ov(head_output_layer(sae)).W_O.detach()
     blocks = sae.W_dec.detach().to(W_O).view(len(sae.W_dec), *W_O.shape[:2])
     written = torch.einsum("fhd,hdm->fhm", blocks, W_O) if through_output else blocks
     norms: Tensor = written.norm(dim=-1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import HeadOutputs, Live, observe
 from fra.attribution.raised_tokens import raised_tokens
+from fra.dictionaries.hooks import LayerHooks, layer_of
 from fra.induction.outside import NOT_AS_LISTED, not_in_family
 from fra.induction.status import head_status
 from fra.stimuli import sets
@@ -149,7 +150,7 @@ def source_evidence(
     details: dict[str, dict[str, Any]] = {}
     for layer in range(target.n_layers):
         heads = [h for h in range(target.n_heads) if f"L{layer}H{h}" in family]
-        hook = f"blocks.{layer}.attn.hook_z"
+        hook = LayerHooks(layer).z
         if heads and hook not in target.dictionaries:
             why = "the target has no dictionary of head outputs at this layer"
             found |= {f"L{layer}H{h}": Evidence(claim=claim, head=f"L{layer}H{h}", cannot=why) for h in heads}
@@ -174,7 +175,7 @@ def source_evidence(
 def _layer(
     claim: Claim, target: Target, hook: str, heads: Sequence[int], batches: dict[str, Batch]
 ) -> dict[str, Evidence | tuple[dict[str, stats.ClusterMeans], dict[str, Any]]]:
-    sae, layer = target.dictionaries[hook], int(hook.split(".")[1])
+    sae, layer = target.dictionaries[hook], layer_of(hook)
     own = raised_tokens(target.model, sae)
     chosen_on, measured_on = (
         observe(target.model, sae, documents_of(batches[name])) for name in ("discovery", "confirmation")

@@ -18,6 +18,7 @@ from torch import Tensor
 from fra.attribution.head_outputs import observe
 from fra.core.weights import Model
 from fra.dictionaries.codes import dictionary_hook
+from fra.dictionaries.hooks import is_head_output
 from fra.errors import FraError
 from fra.interventions.patching import ablate_features, own_positions
 from fra.verdicts.bounds import MATCHED, above_share
@@ -225,7 +226,7 @@ def at_s2(model: Model, dictionary: Any, prompts: IOIPrompts) -> tuple[Int[Tenso
 
 def ioi_evidence(claim: Claim, target: Target, progress: Callable[[str], None] = lambda _: None) -> Evidence:
     """D15 on a target with head-output dictionaries: one row."""
-    hooks = [hook for hook in target.dictionaries if hook.endswith(".attn.hook_z")]
+    hooks = [hook for hook in target.dictionaries if is_head_output(hook)]
     if not hooks:
         return Evidence(claim=claim, head=None, cannot="the target has no dictionary of head outputs")
     if (why := lacking(target.encode)) is not None:

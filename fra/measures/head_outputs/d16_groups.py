@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.attribution.examples import FEATURE, feature_example
+from fra.dictionaries.hooks import layer_of
 from fra.measures.head_outputs.corpus import CorpusFirings, corpus
 from fra.measures.head_outputs.d04_d06_heads import Division, alive_features, divide
 from fra.targets.target import head_output_hooks, text_of
@@ -98,7 +99,7 @@ def group_evidence(
 ) -> dict[str, Evidence]:
     """D16 for every head of a layer with a dictionary of head outputs; Holm across them."""
     hooks = head_output_hooks(target)
-    layers = {int(hook.split(".")[1]): hook for hook in hooks}
+    layers = {layer_of(hook): hook for hook in hooks}
     found: dict[str, Evidence] = {}
     excess: dict[str, stats.ClusterMeans] = {}
     cosine: dict[str, list[Condition]] = {}

@@ -20,7 +20,7 @@ from fra import attribution
 from fra.attribution.head_outputs import HeadOutputs, Live
 from fra.core.weights import Model, ov_weights
 from fra.dictionaries.encoder import own_pre_activation
-from fra.dictionaries.hooks import is_head_output
+from fra.dictionaries.hooks import LayerHooks, head_output_layer_of
 from fra.errors import FraError
 from fra.measures.identities.q01_q18_exactness import largest
 from fra.targets.target import head_output_hooks
@@ -91,7 +91,7 @@ def source_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> Err
     if bool(bias.any()):
         found["bias"] = off(o, torch.zeros_like(bias))
     found["rows of the pattern"] = off(dataclasses.replace(o, pattern=o.pattern.roll(1, dims=2)))
-    b_V = ov_weights(target.model, o.encoder.layer, f"blocks.{o.encoder.layer}.hook_resid_pre").b_V
+    b_V = ov_weights(target.model, o.encoder.layer, LayerHooks(o.encoder.layer).resid_pre).b_V
     if bool(b_V.any()):
         found["b_V"] = off(dataclasses.replace(o, values=o.values - b_V.to(o.values)))
     groups = _queries_for_each_key_head(target.model, o)
@@ -135,12 +135,9 @@ def recursive_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> 
 
 def _routes(target: Target, layer: int) -> list[dict[str, Any]]:
     """Which dictionaries a trace ends at: none, those of head outputs below, those of attention inputs."""
-    below = [hook for hook in target.dictionaries if is_head_output(hook) and int(hook.split(".")[1]) < layer]
-    inputs = [
-        hook
-        for hook in target.dictionaries
-        if hook.endswith(("ln1.hook_normalized", "hook_resid_pre")) and int(hook.split(".")[1]) <= layer
-    ]
+    below = [hook for hook in target.dictionaries if head_output_layer_of(hook) in range(layer)]
+    read = [(own.normalized, own.resid_pre) for own in map(LayerHooks, range(layer + 1))]
+    inputs = [hook for hook in target.dictionaries if any(hook in points for points in read)]
     routes = [[], below, *([hook] for hook in inputs)]
     return [{hook: target.dictionaries[hook] for hook in route} for k, route in enumerate(routes) if route or k == 0]
 

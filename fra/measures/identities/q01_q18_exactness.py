@@ -17,6 +17,7 @@ from fra.core.output import ResolvedOutput, Space
 from fra.core.resolve import TERMS, ResolvedHead, resolve
 from fra.core.weights import Model, ov_weights
 from fra.dictionaries.codes import dictionary_hook
+from fra.dictionaries.hooks import LayerHooks
 from fra.interventions.attach import Intervention
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.conditions import exact
@@ -188,7 +189,7 @@ def own_outputs(
     attention: Any = model.blocks[layer].attn
     handle = attention.register_forward_hook(look)
     try:
-        with Intervention(model, [], [(f"blocks.{layer}.attn.hook_z", keep_one)]):
+        with Intervention(model, [], [(LayerHooks(layer).z, keep_one)]):
             model(tokens.expand(n_heads + 1, -1), stop_at_layer=layer + 1)
     finally:
         handle.remove()

@@ -22,6 +22,7 @@ from fra.core.frozen import FrozenLayer, Side, freeze
 from fra.core.resolve import ResolvedHead
 from fra.core.weights import Model, raw_weights
 from fra.dictionaries.codes import Codes, codes, dictionary_hook
+from fra.dictionaries.hooks import is_normalized
 from fra.interventions.gauges import basis, key_bias, mean_direction, norm, parameter, rank_one, turned, why_not
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.stats import seed_of
@@ -73,7 +74,7 @@ def measure(
         asked = "mean_direction" if gauge == "another direction" else gauge
         draw = _draw(model, layer, gauge, generator)
         problem = why_not(model, layer, asked, draw)
-        if problem is None and asked == "mean_direction" and not hook.endswith("hook_normalized"):
+        if problem is None and asked == "mean_direction" and not is_normalized(hook):
             problem = "the dictionary stands before the LayerNorm, which centres every decoder: the gauge moves nothing"
         if problem is not None:
             found[gauge] = problem

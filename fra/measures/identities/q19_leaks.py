@@ -16,6 +16,7 @@ from fra import interventions as iv
 from fra.core.coded import Arm, measure_arm
 from fra.core.weights import Model
 from fra.dictionaries.codes import dictionary_hook
+from fra.dictionaries.hooks import LayerHooks
 from fra.errors import CannotLoad
 
 _AT_A_SIDE = 8
@@ -107,7 +108,7 @@ def unmasked(model: Model, layer: int, head: int) -> iv.Intervention:
         scores[:, head] = 0.0
         return scores
 
-    return iv.Intervention(model, [], [(f"blocks.{layer}.attn.hook_attn_scores", edit)])
+    return iv.Intervention(model, [], [(LayerHooks(layer).attn_scores, edit)])
 
 
 @dataclass(frozen=True)

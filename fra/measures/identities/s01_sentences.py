@@ -14,6 +14,7 @@ from fra.core.resolve import ResolvedHead
 from fra.core.sentences import Sensitivity
 from fra.core.weights import Model
 from fra.dictionaries.codes import codes, dictionary_hook
+from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 from fra.verdicts.stats import seed_of
 
@@ -108,10 +109,10 @@ def _patterns(
     def keep(pattern: Tensor, hook: Any) -> None:
         kept.append(pattern[0].detach())
 
-    block = f"blocks.{frozen.layer}.attn"
+    points = LayerHooks(frozen.layer)
     hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [
-        (f"{block}.hook_attn_scores", edit),
-        (f"{block}.hook_pattern", keep),
+        (points.attn_scores, edit),
+        (points.pattern, keep),
     ]
     model.run_with_hooks(tokens[None].to(before.device), fwd_hooks=hooks, return_type=None)
     if len(kept) != 1:

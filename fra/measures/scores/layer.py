@@ -17,10 +17,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fra.core.architecture import architecture_of
 from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer, freeze, read_hooks
 from fra.core.weights import Model
 from fra.dictionaries.codes import Codes, codes
+from fra.dictionaries.hooks import LayerHooks
 from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad
 from fra.induction import nulls
@@ -108,13 +110,10 @@ def observe(
     """Some of x, scores, pattern and sigma (absent where the hook stands behind the norm) as `freeze` reads them,
     without its checks: for further documents of a layer that was frozen before.
     """
-    block = f"blocks.{layer}"
-    names = {"x": hook_name, "scores": f"{block}.attn.hook_attn_scores", "pattern": f"{block}.attn.hook_pattern"}
-    if not hook_name.endswith("hook_normalized") and f"{block}.ln1.hook_scale" in model.hook_dict:
-        names["sigma"] = f"{block}.ln1.hook_scale"
-    names = {name: hook for name, hook in names.items() if name in what}
-    home = next(model.parameters()).device
-    parts = [read_hooks(model, part.to(home), layer, names) for part in torch.split(tokens, _AT_ONCE)]
+    own, points = architecture_of(model), LayerHooks(layer)
+    shown = own.input_hooks(layer, hook_name) | {"scores": points.attn_scores, "pattern": points.pattern}
+    names = {name: hook for name, hook in shown.items() if name in what}
+    parts = [read_hooks(model, part.to(own.device), layer, names) for part in torch.split(tokens, _AT_ONCE)]
     return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 

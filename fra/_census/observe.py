@@ -18,6 +18,7 @@ from fra.core.frozen import assemble, folded, freeze, qk_gain, read_hooks
 from fra.core.weights import QKWeights, qk_weights
 from fra.dictionaries.codes import ROWS_AT_ONCE, check_dictionary, codes, dictionary_hook, encoded_rows
 from fra.errors import FraError
+from fra.stimuli.padding import padded
 
 TOKENS_AT_ONCE = 2048
 """Tokens in one forward pass (one document at least)."""
@@ -160,7 +161,7 @@ class Observer:
         length = torch.tensor([len(tokens) for tokens in documents])
         home, like = self.layer.decoder.device, self.layer.decoder
         n_pos = int(length.max())
-        batch = torch.nn.utils.rnn.pad_sequence([tokens.to(home).long() for tokens in documents], batch_first=True)
+        batch = padded([tokens.to(home).long() for tokens in documents])
         got = _seen(self._model, batch, self._raw.layer, {k: v for k, v in self._names.items() if k not in ANGLES})
         real = (torch.arange(n_pos) < length[:, None]).to(home)
         x = got["x"].to(like)[real]

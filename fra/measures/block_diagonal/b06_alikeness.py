@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from fra.dictionaries.hooks import layer_of
 from fra.measures.block_diagonal.b05_likeness import ALIVE, Activations, activations
 from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, head_of
+from fra.stimuli.padding import padded
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.conditions import rank_condition
@@ -49,8 +50,7 @@ def profiles(frontier: Frontier, sae: object) -> Profiles:
     table = frontier.model.W_E.detach().float().cpu()
 
     def embedded(documents: list[torch.Tensor], like: Activations) -> torch.Tensor:
-        padded = torch.nn.utils.rnn.pad_sequence([tokens[1:] for tokens in documents], batch_first=True)
-        return table[padded] * like.valid[..., None]
+        return table[padded(documents)[:, 1:]] * like.valid[..., None]
 
     e_sel, e_meas = embedded(frontier.selection, sel), embedded(frontier.measured, meas)
     mean = e_sel.sum((0, 1)) / sel.valid.sum()  # without it every profile would lean towards the mean token

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fra.errors import CannotLoad, FraError
 from fra.stimuli.natural import natural_documents, natural_sources
+from fra.stimuli.padding import padded
 from fra.stimuli.repeated import repeated_natural
 from fra.targets.target import Target
 from fra.verdicts import stats
@@ -194,10 +195,10 @@ def _documents(target: Target, n: int, stimulus: str) -> tuple[list[Int[Tensor, 
 
 
 def _batches(documents: Sequence[Int[Tensor, " _pos"]]) -> list[tuple[list[int], Int[Tensor, "batch pos"]]]:
-    """Documents of about one length, padded on the right, which a causal model does not see; and which they are."""
+    """Documents of about one length, padded; and which they are."""
     order = sorted(range(len(documents)), key=lambda d: len(documents[d]))
     parts = [order[start : start + _AT_ONCE] for start in range(0, len(order), _AT_ONCE)]
-    return [(part, torch.nn.utils.rnn.pad_sequence([documents[d] for d in part], batch_first=True)) for part in parts]
+    return [(part, padded([documents[d] for d in part])) for part in parts]
 
 
 def encode(sae: Any, z: Float[Tensor, "*rows n_heads d_head"]) -> Float[Tensor, "*rows d_sae"]:

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from fra.dictionaries.encoder import encode
-from fra.interventions.attach import Intervention
+from fra.interventions.patching import losses_under, splice
 from fra.measures.head_outputs.corpus import HalvedCorpus, corpus, repeated_corpus
 from fra.targets.target import head_output_hooks
 from fra.verdicts import stats
@@ -94,19 +93,10 @@ def losses(
 ) -> Losses:
     """Sum over positions of the next-token loss (nats), by document, with `value` in place of the head outputs."""
     found = []
-    model = target.model
     for start in range(0, len(tokens), _DOCUMENTS_AT_ONCE):
         some = slice(start, start + _DOCUMENTS_AT_ONCE)
-        rows = tokens[some].to(next(model.parameters()).device)
-
-        def put(z: Tensor, hook: Any, some: slice = some) -> Tensor:
-            assert value is not None
-            return value[some].reshape(z.shape).to(z)
-
-        with Intervention(model, [], [] if value is None else [(hook, put)]):
-            logits = model(rows)
-        each = cross_entropy(logits[:, :-1].flatten(0, 1).float(), rows[:, 1:].flatten(), reduction="none")
-        each = each.view(len(rows), -1)
+        put = [] if value is None else [splice(target.model, hook, value[some])]
+        each = losses_under(target.model, tokens[some], *put)
         found.append((each * real[some, 1:].to(each)).sum(1).double().cpu())
     return np.asarray(torch.cat(found))
 

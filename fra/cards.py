@@ -27,7 +27,7 @@ from fra.attribution.head_outputs import Live
 from fra.attribution.raised_tokens import direct_logits
 from fra.dictionaries.encoder import head_output_layer
 from fra.errors import FraError
-from fra.report.card_pages import Card, Example, write_pages
+from fra.report.card_pages import Card, CardExample, write_pages
 from fra.stimuli.natural import natural_documents
 
 if TYPE_CHECKING:
@@ -127,12 +127,12 @@ def cards(
     share = decoder_shares(sae, target.n_heads)
     text = {token: str(target.tokenizer.decode([token])) for token in range(int(target.model.cfg.d_vocab))}
     firing = _by_feature(found.live)
-    examples: dict[int, list[Example]] = {}
+    examples: dict[int, list[CardExample]] = {}
     for doc, pos, feature, of in zip(at.doc.tolist(), at.pos.tolist(), at.feature.tolist(), sources, strict=True):
         docs, positions, values = firing[feature]
         here = dict(zip(positions[docs == doc].tolist(), values[docs == doc].tolist(), strict=True))
         tokens = [text[int(token)] for token in documents[doc]]
-        examples.setdefault(feature, []).append(Example(tokens, pos, here, of.tolist()))
+        examples.setdefault(feature, []).append(CardExample(tokens, pos, here, of.tolist()))
 
     def words(logits: Tensor, ids: Tensor) -> list[tuple[str, float]]:
         return [(text[i], value) for i, value in zip(ids.tolist(), logits.tolist(), strict=True)]

@@ -32,7 +32,7 @@ class _Rows(NamedTuple):
     """Most live features of any of these rows."""
 
 
-class Block(NamedTuple):
+class RowPairs(NamedTuple):
     """Some pairs of rows, their entries side by side."""
 
     chosen: Int[Tensor, " n"]
@@ -73,7 +73,7 @@ class Meetings:
         sizes = [len(code) for code in codes]
         tabled = n_live**2 <= 2 * sum(sizes)
         found, places, self.documents = (self._by_table if tabled else self._by_sort)(codes, docs, floor)
-        self.blocks = [Block(*block, place) for block, place in zip(blocks, places, strict=True)]
+        self.blocks = [RowPairs(*block, place) for block, place in zip(blocks, places, strict=True)]
         code = found - 1
         self.q_slot, self.k_slot = code // n_live, code % n_live
         """By query feature, then key feature; `documents`: in how many each pair meets (ones where not counted)."""

@@ -23,7 +23,7 @@ from fra.verdicts import files
 
 
 @dataclass(frozen=True)
-class Example:
+class CardExample:
     """One firing of a feature."""
 
     tokens: Sequence[str]
@@ -76,7 +76,7 @@ class Card:
     """Of each head in the norms of the decoder; they add up to one."""
     top: Sequence[tuple[str, float]]
     bottom: Sequence[tuple[str, float]]
-    examples: Sequence[Example]
+    examples: Sequence[CardExample]
 
 
 @cache

@@ -55,3 +55,7 @@ class Texts:
     def first(self, n: int) -> Texts:
         """The first n documents, as wide as all of them were."""
         return Texts(self.tokens[:n], self.lengths[:n], self.sources[:n])
+
+    def every(self, step: int) -> Texts:
+        """Every `step`-th document, as wide as all of them were."""
+        return Texts(self.tokens[::step], self.lengths[::step], self.sources[::step])

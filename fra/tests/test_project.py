@@ -247,6 +247,17 @@ def test_a_private_name_is_noticed(source: str, name: str | None) -> None:
     assert list(_patches_by_path(ast.parse("m.setattr('fra.core.frozen.rms', 1)"))) == [1]
 
 
+def test_a_class_is_known_by_its_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "fra").rglob("*.py")):
+        file = path.relative_to(ROOT)
+        for node in [] if "tests" in file.parts else ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(f"{file.as_posix()}:{node.lineno}")
+    assert len(places) > 100
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
 def test_architecture_names_every_room_and_door_in_their_order() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text()
     named = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)

@@ -45,7 +45,7 @@ _RESAMPLES = 1_999
 
 
 @dataclass(frozen=True)
-class HeadNumbers:
+class ExcessNumbers:
     """What the two tests look at, of one head."""
 
     effects: Effects
@@ -57,7 +57,7 @@ class HeadNumbers:
 
 
 @dataclass(frozen=True)
-class Counts:
+class HeadCounts:
     """The two counts, and what they are under the null and over resampled documents."""
 
     heads: tuple[str, ...]
@@ -126,11 +126,11 @@ def measure(
     *,
     design: Design | None = None,
     progress: Callable[[str], None] = lambda _: None,
-) -> tuple[dict[str, HeadNumbers], float]:
+) -> tuple[dict[str, ExcessNumbers], float]:
     """Both numbers of every screened head and of its scrambles, and the number of confirmation rows."""
     stimulus = screened.stimulus
     sets = documents(target, stimulus, design or Design())
-    found: dict[str, HeadNumbers] = {}
+    found: dict[str, ExcessNumbers] = {}
     for layer in sorted({s.layer for s in screened.heads.values()}):
         heads = [s.head for s in screened.heads.values() if s.layer == layer]
         hook_name, sae = target.dictionary_for(layer)
@@ -149,13 +149,13 @@ def layer_numbers(
     heads: Sequence[int],
     bars: Mapping[str, float],
     discovery_batch: Batch,
-) -> dict[str, HeadNumbers]:
+) -> dict[str, ExcessNumbers]:
     """The numbers of chosen heads of one layer."""
     batch = on_device(discovery_batch, discovery.frozen.x.device)
     stripe = Search(batch, discovery).stripes((0,))[0]
     n_rows = float(len(confirmation.batch.row_doc))
 
-    def one(head: int) -> HeadNumbers:
+    def one(head: int) -> ExcessNumbers:
         seed = stats.seed_of(screened.target, screened.stimulus, "excess", f"L{layer}H{head}")
         generator = torch.Generator().manual_seed(seed % 2**63)
         own, effects = _measured(stripe, discovery, confirmation, head)
@@ -169,7 +169,7 @@ def layer_numbers(
             there, its = _measured(stripe, arm, turned, head)
             margin.append(margins(its, n_rows, bars)[0])
             contrast.append(float(there.sum()) / n_rows)
-        return HeadNumbers(effects, own, np.array(margin), np.array(contrast))
+        return ExcessNumbers(effects, own, np.array(margin), np.array(contrast))
 
     return {f"L{layer}H{h}": n for h, n in zip(heads, each(one, heads, discovery.frozen.x.device), strict=True)}
 
@@ -182,8 +182,8 @@ def _measured(stripe: Stripe, discovery: Arm, confirmation: Arms, head: int) -> 
 
 
 def count(
-    numbers: Mapping[str, HeadNumbers], n_rows: float, periods: np.ndarray, bars: Mapping[str, float], seed: int
-) -> Counts:
+    numbers: Mapping[str, ExcessNumbers], n_rows: float, periods: np.ndarray, bars: Mapping[str, float], seed: int
+) -> HeadCounts:
     """The two counts by thresholds calibrated on the scrambles of each layer.
 
     The null draws one scramble for each head, the same for both tests; resampled documents are the same for all heads.
@@ -217,7 +217,7 @@ def count(
     margin = np.array([margins(numbers[h].effects, n_rows, bars)[0] for h in heads])
     contrast = np.array([numbers[h].contrast.sum() / n_rows for h in heads])
     own_bars = int((margin >= 1).sum()) - int((contrast >= TIH_AT_LEAST).sum())
-    return Counts(heads, margin, contrast, at_margin, at_contrast, null, resampled, own_bars, by_bars)
+    return HeadCounts(heads, margin, contrast, at_margin, at_contrast, null, resampled, own_bars, by_bars)
 
 
 def excess_evidence(
@@ -235,7 +235,7 @@ def excess_evidence(
     return judged(claim, screened, found, len(periods))
 
 
-def judged(claim: Claim, screened: Screen, found: Counts, n: int) -> Evidence:
+def judged(claim: Claim, screened: Screen, found: HeadCounts, n: int) -> Evidence:
     """The evidence that the counts give."""
     needed = found.needed(claim.level)
     others = len(found.heads) - len(found.inducing)

@@ -76,7 +76,7 @@ class HeadRemoval:
     """Share of the way to its mean at which the head's ablation lowers the copied token's logit as much as the set."""
 
 
-class Part:
+class BatchPart:
     """Some documents of a batch at one layer."""
 
     def __init__(self, target: Target, batch: Batch, documents: Sequence[int], layer: int) -> None:
@@ -115,7 +115,7 @@ class Reader:
     """Reads MEASURES on the rows of a part, against what the model does when nothing is changed."""
 
     @torch.no_grad()
-    def __init__(self, part: Part, copies: Sequence[str] = COPIES) -> None:
+    def __init__(self, part: BatchPart, copies: Sequence[str] = COPIES) -> None:
         self.down: Downstream = part.scene.down
         self.shape = (len(part.periods), len(copies), len(MEASURES))
         rows = [
@@ -234,7 +234,7 @@ def measure(
     """Everything about the heads of one layer whose sets are `chosen`."""
     confirmation, every = sets["confirmation"], sets["sets"]
     shortest = np.argsort(confirmation.periods.numpy(), kind="stable")[:RANK_DOCUMENTS]
-    rank = Part(target, confirmation, [int(d) for d in shortest], layer)
+    rank = BatchPart(target, confirmation, [int(d) for d in shortest], layer)
     reader = Reader(rank, (COPIES[SECOND],))
     means = {head: rank.mean_output(rank.scene.head(head)) for head in chosen}
     equal = {head: _suppression(rank, reader, head, own, means[head]) for head, own in chosen.items()}
@@ -242,7 +242,7 @@ def measure(
     used = sorted((k * len(every) // n for k in range(n)), key=lambda d: int(every.periods[d]))
     outcomes: dict[int, dict[str, list[np.ndarray]]] = {head: {} for head in chosen}
     for documents in np.array_split(used, min(_CHUNKS, n)):  # of like length, so that little is padding
-        part = Part(target, every, [int(d) for d in documents], layer)
+        part = BatchPart(target, every, [int(d) for d in documents], layer)
         both = Reader(part)
         for head, own in chosen.items():
             for name, changes in _everything(target, part, head, own, means[head], equal[head]):
@@ -258,7 +258,7 @@ def measure(
 
 
 def _everything(
-    target: Target, part: Part, head: int, chosen: Chosen, mean: Tensor, equal: float
+    target: Target, part: BatchPart, head: int, chosen: Chosen, mean: Tensor, equal: float
 ) -> Iterator[tuple[str, tuple[attach.Intervention, ...]]]:
     """What is done to one head, by name."""
     own = part.scene.head(head)
@@ -278,7 +278,7 @@ def _everything(
     yield EQUAL, (own.by(equal * (mean - own.z)),)
 
 
-def _suppression(part: Part, reader: Reader, head: int, chosen: Chosen, mean: Tensor) -> float:
+def _suppression(part: BatchPart, reader: Reader, head: int, chosen: Chosen, mean: Tensor) -> float:
     """How far towards its mean the head's output must go to lower the copied token's logit as much as the removal of
     the CIH set does: between steps by a straight line; 1 where the whole way does less.
     """
@@ -294,7 +294,7 @@ def _suppression(part: Part, reader: Reader, head: int, chosen: Chosen, mean: Te
 
 
 def _against_random(
-    target: Target, part: Part, reader: Reader, head: int, chosen: Chosen, draws: int, seed_parts: Sequence[str]
+    target: Target, part: BatchPart, reader: Reader, head: int, chosen: Chosen, draws: int, seed_parts: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """`observed`, `draws`, `scales`, `displaced` and `draws_displaced` of a HeadRemoval."""
     own, layer = part.scene.head(head), part.scene.arm.frozen.layer

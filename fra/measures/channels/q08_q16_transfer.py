@@ -46,7 +46,7 @@ UNSEEN, VARIANTS = "effect on unseen tokens", "effect on variants"
 
 
 @dataclass(frozen=True)
-class Moved:
+class Transferred:
     """What the channels of one head do on each arm, by document."""
 
     pairs: Int[np.ndarray, "n 2"]
@@ -77,7 +77,7 @@ def move_layer(
     single: bool,
     lags: Sequence[int],
     show: str | None = None,
-) -> dict[str, Moved]:
+) -> dict[str, Transferred]:
     """The channels of chosen heads of one layer, found by `search`, on every arm.
 
     show: the arm that a reader sees; the last one where it is None.
@@ -86,7 +86,7 @@ def move_layer(
     last = list(arms)[-1]
     shifted = {lag: shifted_keys(arms[last].batch, lag) for lag in lags}
 
-    def one(head: int) -> Moved:
+    def one(head: int) -> Transferred:
         pairs, _ = stripes[0].strongest(search.arm, head, SET_SIZE)
         on = {name: HeadOnArms(own, head) for name, own in arms.items()}
         rows = np.bincount(arms[last].batch.row_doc.cpu().numpy(), minlength=len(arms[last].batch)).astype(float)
@@ -96,7 +96,7 @@ def move_layer(
             keep = used.cpu().numpy()
             nats = on[last].on_stripe(keys).removed_together(there).nats[:, 0]
             at_lags.append(float((nats * keep).sum() / max((rows * keep).sum(), 1.0)))
-        return Moved(
+        return Transferred(
             pairs.cpu().numpy(),
             {name: own.removed_together(pairs).nats[:, 0] for name, own in on.items()},
             {name: own.by_document(own.contrast) for name, own in on.items()},
@@ -127,8 +127,8 @@ def _move(
     single: bool,
     lags: Sequence[int],
     show: str,
-) -> dict[str, Moved]:
-    found: dict[str, Moved] = {}
+) -> dict[str, Transferred]:
+    found: dict[str, Transferred] = {}
     for layer in range(target.n_layers):
         heads = tihs(target, screened, layer)
         if not heads or not has_dictionary(target, layer):
@@ -151,7 +151,7 @@ def _context(target: Target) -> int:
     return min(int(target.model.cfg.n_ctx), LONGEST_CONTEXT)
 
 
-def unseen_tokens(target: Target, screened: Screen, progress: Callable[[str], None]) -> dict[str, Moved]:
+def unseen_tokens(target: Target, screened: Screen, progress: Callable[[str], None]) -> dict[str, Transferred]:
     """Q16: the TIHs' channels, found over one half of the vocabulary, on documents over either half ("seen",
     "unseen").
     """
@@ -161,7 +161,9 @@ def unseen_tokens(target: Target, screened: Screen, progress: Callable[[str], No
     return _move(target, screened, halves[0], arms, progress, "Q16", True, LAGS, "unseen")
 
 
-def variants(target: Target, screened: Screen, progress: Callable[[str], None]) -> tuple[dict[str, Moved], VariantSets]:
+def variants(
+    target: Target, screened: Screen, progress: Callable[[str], None]
+) -> tuple[dict[str, Transferred], VariantSets]:
     """Q08: the TIHs' channels, found on plain repeats of words that have variants, on the four arms.
 
     Raises CannotLoad where the vocabulary has too few such words.
@@ -177,13 +179,17 @@ def variants(target: Target, screened: Screen, progress: Callable[[str], None]) 
 
 
 def _means(
-    claim: Claim, screened: Screen, moved: Mapping[str, Moved], name: str, values: Callable[[Moved], np.ndarray]
+    claim: Claim,
+    screened: Screen,
+    moved: Mapping[str, Transferred],
+    name: str,
+    values: Callable[[Transferred], np.ndarray],
 ) -> dict[str, stats.ClusterMeans]:
     """The mean over stripe rows of something summed by document."""
     return {h: means_of(claim, screened.target, h, name, values(m), m.rows, m.sources) for h, m in moved.items()}
 
 
-def unseen_evidence(claim: Claim, screened: Screen, moved: Mapping[str, Moved]) -> dict[str, Evidence]:
+def unseen_evidence(claim: Claim, screened: Screen, moved: Mapping[str, Transferred]) -> dict[str, Evidence]:
     """Q16: of every TIH, a channel that works on unseen tokens, in a set that keeps its effect there."""
     found = outside(claim, screened)
     if not moved:
@@ -226,13 +232,13 @@ def unseen_evidence(claim: Claim, screened: Screen, moved: Mapping[str, Moved]) 
 
 
 def variant_evidence(
-    claim: Claim, screened: Screen, moved: Mapping[str, Moved], sets: VariantSets | None
+    claim: Claim, screened: Screen, moved: Mapping[str, Transferred], sets: VariantSets | None
 ) -> dict[str, Evidence]:
     """Q08: of every TIH, its set on surface variants, and against equal-cosine neighbours and an unrelated copy."""
     found = outside(claim, screened)
     if not moved or sets is None:
         return found
-    asked: dict[str, Callable[[Moved], np.ndarray]] = {
+    asked: dict[str, Callable[[Transferred], np.ndarray]] = {
         VARIANTS: lambda m: m.together["variant"],
         CONTRAST: lambda m: m.contrast["variant"],
         "over equal-cosine neighbours": lambda m: m.together["variant"] - m.together["neighbour"],
@@ -258,7 +264,7 @@ def variant_evidence(
     return found
 
 
-def _shown(screened: Screen, h: str, moved: Moved, on: str) -> dict[str, Any]:
+def _shown(screened: Screen, h: str, moved: Transferred, on: str) -> dict[str, Any]:
     if moved.shown is None:
         return {}
     page = screened.pages.get(parse_head(h)[0])

@@ -23,7 +23,7 @@ _AT_A_SIDE = 8
 
 
 @dataclass(frozen=True)
-class Texts:
+class CutTexts:
     """Documents of one length: as they are, with everything from `cut` on exchanged, and others to patch from."""
 
     tokens: Int[Tensor, "batch pos"]
@@ -32,7 +32,7 @@ class Texts:
     cut: int
 
 
-def texts(documents: list[Int[Tensor, " pos"]], cut: int) -> Texts:
+def texts(documents: list[Int[Tensor, " pos"]], cut: int) -> CutTexts:
     """From three documents for each one tested, all cut to the length of the shortest: the first third is tested, the
     second gives what comes after position `cut`, the third is what is patched from.
 
@@ -43,10 +43,10 @@ def texts(documents: list[Int[Tensor, " pos"]], cut: int) -> Texts:
         raise CannotLoad(f"a document of {length} tokens has too little behind position {cut}: use longer text")
     every = torch.stack([document[:length] for document in documents])
     tokens, later, other = every.chunk(3)
-    return Texts(tokens, torch.cat([tokens[:, :cut], later[:, cut:]], dim=1), other, cut)
+    return CutTexts(tokens, torch.cat([tokens[:, :cut], later[:, cut:]], dim=1), other, cut)
 
 
-def every_intervention(model: Model, sae: Any, arm: Arm, head: int, text: Texts) -> dict[str, iv.Intervention]:
+def every_intervention(model: Model, sae: Any, arm: Arm, head: int, text: CutTexts) -> dict[str, iv.Intervention]:
     """One of each kind of intervention at one head, each of them strong, by name.
 
     `arm`: the documents at the head's layer. Features are live before the cut and after it.
@@ -124,7 +124,7 @@ class Leaks:
 
 
 @torch.no_grad()
-def leaks(model: Model, sae: Any, text: Texts, layer: int, heads: list[int]) -> dict[int, Leaks]:
+def leaks(model: Model, sae: Any, text: CutTexts, layer: int, heads: list[int]) -> dict[int, Leaks]:
     """Every intervention at every one of these heads. Both texts are run in the same shape: products of another shape
     round differently. Raises CannotLoad where the layer has too few live features, FraError as `fra.resolve` does.
     """
@@ -145,7 +145,7 @@ def _logits(model: Callable[..., Tensor], tokens: Tensor) -> Float[Tensor, "batc
     return model(tokens)
 
 
-def _earlier(model: Model, intervention: iv.Intervention, text: Texts) -> tuple[int, Tensor]:
+def _earlier(model: Model, intervention: iv.Intervention, text: CutTexts) -> tuple[int, Tensor]:
     """How many logits before the cut differ between the two texts, and the logits of the first."""
     with intervention:
         one, two = _logits(model, text.tokens), _logits(model, text.changed)

@@ -38,7 +38,7 @@ def halves(sources: Sequence[str], seed_parts: Sequence[str]) -> Bool[np.ndarray
 
 
 @dataclass
-class Tables:
+class PairTables:
     """Sums over documents, [2 halves, live, live] each, query feature first."""
 
     products: Float[Tensor, "2 live live"]
@@ -97,7 +97,7 @@ class Activity:
         return own, dense
 
     @cached_property
-    def tables(self) -> Tables:
+    def tables(self) -> PairTables:
         """Summed over the documents of each half."""
         n, pos = len(self.live), self.arm.codes.shape[1]
         found = torch.zeros(3, 2, n, n, device=self.live.device)
@@ -114,7 +114,7 @@ class Activity:
                 torch.sub(stacked[part].cumsum(1), stacked[part], out=stacked[part + 1])
             rows = stacked.flatten(1, 2)
             found[0, half], found[1, half] = rows[0].T @ rows[1], rows[2].T @ rows[3]
-        return Tables(*found)
+        return PairTables(*found)
 
     def too_few(self, of_each_half: bool = False) -> str | None:
         """Why so few pairs are jointly live in 20 documents (or in 10 of each half) that none can be chosen, in a

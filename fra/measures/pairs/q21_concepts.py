@@ -28,7 +28,7 @@ from fra.measures.pairs.q21_search import (
     ConceptSearch,
     ConceptStripe,
     HeadOnText,
-    Texts,
+    MarkedTexts,
     example_of,
     texts,
 )
@@ -133,7 +133,7 @@ def measure(target: Target, progress: Callable[[str], None] = lambda _: None) ->
     encoded = [(d.source, (start + target.encode(d.text))[:length]) for d in documents]
     seed_parts = (target.name, "natural", "concepts")
 
-    def drawn(name: str, part: Int[np.ndarray, " m"]) -> Texts:
+    def drawn(name: str, part: Int[np.ndarray, " m"]) -> MarkedTexts:
         order = np.random.default_rng(stats.seed_of(*seed_parts, name)).permutation(part)[: n // 2]
         return texts([encoded[k][1] for k in order], [encoded[k][0] for k in order], bool(start))
 

@@ -34,7 +34,7 @@ _OCTAVES = 16
 
 
 @dataclass(frozen=True)
-class Texts:
+class MarkedTexts:
     """Natural documents padded to one length; which positions are text, and which rows repeat no token."""
 
     tokens: Int[Tensor, "batch pos"]
@@ -63,16 +63,16 @@ class Texts:
         return torch.rand(self.tokens.shape, generator=generator)
 
 
-def texts(documents: Sequence[Sequence[int]], sources: Sequence[str], has_bos: bool) -> Texts:
+def texts(documents: Sequence[Sequence[int]], sources: Sequence[str], has_bos: bool) -> MarkedTexts:
     """Documents of token ids, BOS first where `has_bos`."""
     length = max(len(d) for d in documents)
     tokens = torch.tensor([[*d, *([d[0]] * (length - len(d)))] for d in documents])
     position = torch.arange(length)
     valid = position[None, :] < torch.tensor([len(d) for d in documents])[:, None]
-    return Texts(tokens, valid & (position >= int(has_bos)), tuple(sources))
+    return MarkedTexts(tokens, valid & (position >= int(has_bos)), tuple(sources))
 
 
-def example_of(text: Texts, arm: Arm, head: int, pair: Sequence[int]) -> Shown | None:
+def example_of(text: MarkedTexts, arm: Arm, head: int, pair: Sequence[int]) -> Shown | None:
     """The channel where it does what is asked for: from a row that repeats no token, to a key that follows its query
     feature; None where there is no such score.
     """
@@ -90,7 +90,7 @@ class ConceptSearch:
     over features live in enough documents. What heads share is computed once for a stripe.
     """
 
-    def __init__(self, text: Texts, arm: Arm) -> None:
+    def __init__(self, text: MarkedTexts, arm: Arm) -> None:
         self.text, self.arm = text, arm
         codes = arm.codes
         batch, pos = codes.shape
@@ -221,7 +221,7 @@ class ConceptEffects:
 class HeadOnText:
     """One head on natural documents."""
 
-    def __init__(self, text: Texts, arm: Arm, head: int) -> None:
+    def __init__(self, text: MarkedTexts, arm: Arm, head: int) -> None:
         self.text, self.arm, self.head = text, arm, head
         frozen = arm.frozen
         self.scores = frozen.scores(head)

@@ -26,6 +26,7 @@ from fra.dictionaries.hooks import LayerHooks
 from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad
 from fra.induction import nulls
+from fra.stimuli.padding import Texts, padded
 from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
@@ -40,36 +41,12 @@ LONGEST = 128
 _AT_ONCE = 50
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Natural documents as token ids, BOS first where the target has one, padded on the right to one length.
-
-    Causal attention never lets padding reach a real row; nobody looks at rows of padding.
-    """
-
-    tokens: Int[Tensor, "docs pos"]
-    lengths: tuple[int, ...]
-    sources: tuple[str, ...]
-    """Documents of one source are one cluster."""
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def first(self, n: int) -> Texts:
-        """The first n documents."""
-        return Texts(self.tokens[:n], self.lengths[:n], self.sources[:n])
-
-    def every(self, step: int) -> Texts:
-        """Every `step`-th document."""
-        return Texts(self.tokens[::step], self.lengths[::step], self.sources[::step])
-
-
 def texts(documents: Sequence[tuple[str, Sequence[int]]], longest: int) -> Texts:
     """Documents of (source, token ids), padded to `longest`. Raises CannotLoad where there are none or one is empty."""
     if not documents or not all(len(ids) for _, ids in documents):
         raise CannotLoad("there are no documents to measure on, or one of them is empty: add text to text.documents")
-    rows = [[*ids, *[ids[0]] * (longest - len(ids))] for _, ids in documents]
-    return Texts(torch.tensor(rows), tuple(len(ids) for _, ids in documents), tuple(source for source, _ in documents))
+    rows = padded([torch.tensor(ids) for _, ids in documents], longest)
+    return Texts(rows, tuple(len(ids) for _, ids in documents), tuple(source for source, _ in documents))
 
 
 @dataclass(frozen=True)
@@ -129,7 +106,7 @@ def shuffled_decoder(x: Float[Tensor, "docs pos d_model"], given: Codes, generat
 
 
 @dataclass(frozen=True)
-class Entries:
+class DocumentEntries:
     """The live entries of one document."""
 
     pos: Int[Tensor, " n"]
@@ -137,12 +114,12 @@ class Entries:
     value: Float[Tensor, " n"]
 
 
-def entries(given: Codes, doc: int, length: int) -> Entries:
+def entries(given: Codes, doc: int, length: int) -> DocumentEntries:
     """Entries of one document, its padding left out; by position, then feature."""
     first = doc * given.shape[1]
     ends = torch.tensor([first, first + length], device=given.row.device)
     low, high = torch.searchsorted(given.row, ends).tolist()
-    return Entries(given.row[low:high] - first, given.feature[low:high], given.value[low:high])
+    return DocumentEntries(given.row[low:high] - first, given.feature[low:high], given.value[low:high])
 
 
 class CarriedLayer:

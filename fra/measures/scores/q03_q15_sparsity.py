@@ -22,9 +22,10 @@ from fra.core.reductions import refuse_beyond_memory
 from fra.core.threads import each
 from fra.dictionaries.codes import Codes, codes, neuronpedia
 from fra.induction.examples import example_on_text
-from fra.measures.scores.layer import ATOMS, FEATURES, TOKENS, CarriedLayer, Entries, Texts, entries
+from fra.measures.scores.layer import ATOMS, FEATURES, TOKENS, CarriedLayer, DocumentEntries, entries
 from fra.report.pictures import ON_NATURAL
 from fra.report.pictures import STRONGEST as SHOWN
+from fra.stimuli.padding import Texts
 from fra.targets.target import text_of
 from fra.verdicts.samples import ByDocument, mean_of
 
@@ -36,46 +37,49 @@ SELECTED_ON = 12
 
 
 @dataclass(frozen=True)
-class Document:
+class LiveDocument:
     """What the masses of every head need of one document in one dictionary."""
 
     number: int
     length: int
-    entries: Entries
+    entries: DocumentEntries
     live: Int[Tensor, " live"]
     """Ids of the features that are live in the document, ascending."""
     slot: Int[Tensor, " n"]
     """Place of each entry's feature among them."""
 
 
-def document(given: Codes, number: int, length: int) -> Document:
+def document(given: Codes, number: int, length: int) -> LiveDocument:
     """One document's entries, its live features numbered."""
     own = entries(given, number, length)
     live, slot = torch.unique(own.feature, return_inverse=True)
-    return Document(number, length, own, live, slot)
+    return LiveDocument(number, length, own, live, slot)
 
 
-def dense(doc: Document, value: Float[Tensor, " n"]) -> Float[Tensor, "live pos"]:
+def dense(doc: LiveDocument, value: Float[Tensor, " n"]) -> Float[Tensor, "live pos"]:
     """Values of entries as one row a live feature."""
     out = value.new_zeros(len(doc.live), doc.length)
     out[doc.slot, doc.entries.pos] = value
     return out
 
 
-def coefficients(frozen: FrozenLayer, doc: Document, side: Any, head: int) -> Float[Tensor, " n"]:
+def coefficients(frozen: FrozenLayer, doc: LiveDocument, side: Any, head: int) -> Float[Tensor, " n"]:
     """What multiplies the coupling of two directions, for each entry."""
     rows = doc.entries.pos + doc.number * frozen.x.shape[1]
     return doc.entries.value * frozen.gain(side, head, rows)
 
 
-def pattern(frozen: FrozenLayer, doc: Document, head: int) -> Float[Tensor, "pos pos"]:
+def pattern(frozen: FrozenLayer, doc: LiveDocument, head: int) -> Float[Tensor, "pos pos"]:
     """The head's own pattern on the document, exactly zero where masked."""
     n = doc.length
     return frozen.pattern[doc.number, head, :n, :n].masked_fill(~frozen.mask[:n, :n], 0.0)
 
 
 def spread(
-    values: Float[Tensor, "live pos"], doc: Document, value: Float[Tensor, " n"], attention: Float[Tensor, "pos pos"]
+    values: Float[Tensor, "live pos"],
+    doc: LiveDocument,
+    value: Float[Tensor, " n"],
+    attention: Float[Tensor, "pos pos"],
 ) -> tuple[Float[Tensor, "live pos"], Float[Tensor, "live pos"]]:
     """For each feature and row: `sum_s A |a_s - mean|` and the mean `sum_s A a_s`.
 
@@ -98,7 +102,7 @@ def couplings(frozen: FrozenLayer, decoder: Tensor, head: int, ids: Int[Tensor, 
     return frozen.scale * directions @ frozen.W_q[head], directions @ frozen.W_k[head]
 
 
-def masses(frozen: FrozenLayer, decoder: Tensor, doc: Document, head: int) -> Float[Tensor, "q_live k_live"]:
+def masses(frozen: FrozenLayer, decoder: Tensor, doc: LiveDocument, head: int) -> Float[Tensor, "q_live k_live"]:
     """Mass of every channel of the document's live features.
 
     Without rotary positions `|G_ij| sum_t |a_i(t)| sum_s A(t,s) |a_j(s) - sum_u A(t,u) a_j(u)|`; with them from all
@@ -119,7 +123,7 @@ def masses(frozen: FrozenLayer, decoder: Tensor, doc: Document, head: int) -> Fl
     return table.mul_(dense(doc, q).abs_() @ around.mT)
 
 
-def live_channels(frozen: FrozenLayer, doc: Document) -> int:
+def live_channels(frozen: FrozenLayer, doc: LiveDocument) -> int:
     """Channels both of whose features are live at some position pair that may attend."""
     marks = dense(doc, torch.ones_like(doc.entries.value))
     mask = frozen.mask[: doc.length, : doc.length].to(marks)
@@ -221,7 +225,7 @@ class FirstKey:
     drawn_to_first: float
 
 
-def first_key(frozen: FrozenLayer, given: Codes, doc: Document, head: int, pairs: Int[Tensor, "n 2"]) -> FirstKey:
+def first_key(frozen: FrozenLayer, given: Codes, doc: LiveDocument, head: int, pairs: Int[Tensor, "n 2"]) -> FirstKey:
     """Sums of A |F~| over channels, rows and keys, of it at key 0, and of A F~ at key 0 where positive."""
     attention = pattern(frozen, doc, head)
     q, k = (dense(doc, coefficients(frozen, doc, side, head)) for side in ("query", "key"))
@@ -262,7 +266,7 @@ def content(layer: CarriedLayer, step: int, gate: float) -> dict[str, ByDocument
     bare = Texts(texts.tokens[:, 1:], tuple(n - 1 for n in texts.lengths), texts.sources)
     without = freeze(layer.model, bare.tokens, layer.layer, layer.hook_name)
     without_codes = codes(layer.sae, without.x)
-    arms: Mapping[str, tuple[FrozenLayer, Codes, list[Document]]] = {
+    arms: Mapping[str, tuple[FrozenLayer, Codes, list[LiveDocument]]] = {
         "BOS": (frozen, given, [document(given, n * step, length) for n, length in enumerate(texts.lengths)]),
         "no BOS": (
             without,

@@ -13,14 +13,14 @@ from fra.induction.examples import LONGEST
 from fra.report.pictures import SwapPicture, packed
 
 if TYPE_CHECKING:
-    from fra.measures.scores.q22_scene import Scene
+    from fra.measures.scores.q22_scene import SwapScene
 
 SWAP = "the swap that changes most, on a document"
 """What the picture is called in a row of the ledger."""
 
 
 def swap_picture(
-    scene: Scene,
+    scene: SwapScene,
     head: int,
     total: Float[np.ndarray, " n"],
     reading: int,

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fra.core.frozen import FrozenLayer, Side
 from fra.dictionaries.tokens import TokenDictionary
-from fra.measures.scores.layer import CarriedLayer, Texts, observe
+from fra.measures.scores.layer import CarriedLayer, observe
+from fra.stimuli.padding import Texts
 
 READINGS = ("added", "put in place")
 
@@ -82,7 +83,7 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Scene:
+class SwapScene:
     """Swaps at one layer: the layer as it was, patterns after the swap, and inputs as predictors take them to be."""
 
     swaps: Swaps
@@ -139,12 +140,12 @@ class Scene:
         change = (self.after[swap, head, pos] - pattern).masked_fill_(~mask, 0.0)
         return Truth(frozen.scores(head)[doc, pos], pattern, change)
 
-    def only(self, swap: int) -> Scene:
+    def only(self, swap: int) -> SwapScene:
         """One of the swaps."""
         s, one = self.swaps, slice(swap, swap + 1)
         alone = Swaps(s.texts, *(part[one] for part in (s.doc, s.at, s.before, s.after, s.lengths)))
         inputs = {name: (before, after[one]) for name, (before, after) in self.inputs.items()}
-        return Scene(alone, self.frozen, self.after[one], inputs)
+        return SwapScene(alone, self.frozen, self.after[one], inputs)
 
     def responses(
         self, truth: Truth, before: Tensor, after: Tensor, *, centred: bool
@@ -184,7 +185,7 @@ class Scene:
 
 def scene(
     layer: CarriedLayer, frozen: FrozenLayer, own_error: Tensor, swaps: Swaps, tables: dict[str, TokenDictionary]
-) -> Scene:
+) -> SwapScene:
     """The swaps run through the model, and every predictor's inputs. own_error: the dictionary's, of frozen.x."""
     after = observe(layer.model, swaps.after, layer.layer, layer.hook_name, ("pattern",))["pattern"].to(frozen.x)
     sigma = frozen.sigma[..., None]
@@ -197,4 +198,4 @@ def scene(
         "token dictionary": (by_tokens, exchanged(by_tokens, tables["activations"], swaps)),
     }
     whole = dataclasses.replace(frozen, x=y, sigma=torch.ones_like(frozen.sigma))
-    return Scene(swaps, whole, after, inputs)
+    return SwapScene(swaps, whole, after, inputs)

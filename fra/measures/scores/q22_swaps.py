@@ -32,10 +32,11 @@ from fra.core.threads import each
 from fra.dictionaries.codes import codes
 from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad
-from fra.measures.scores.layer import FEATURES, TOKENS, CarriedLayer, Texts
+from fra.measures.scores.layer import FEATURES, TOKENS, CarriedLayer
 from fra.measures.scores.q22_pair_means import PairMeans, Places, places
 from fra.measures.scores.q22_picture import SWAP, swap_picture
 from fra.measures.scores.q22_scene import READINGS, Swaps, scene
+from fra.stimuli.padding import Texts
 from fra.targets.target import text_of
 from fra.verdicts.samples import ByDocument
 from fra.verdicts.stats import seed_of

@@ -141,7 +141,7 @@ def test_a_dense_feature_counts_for_the_head_with_most_of_its_decoder(target: Ta
     assert frontier.head_of(target.study("block-width")[0], HEADS).tolist() == sorted(list(range(HEADS)) * 16)
 
 
-class Planted(Frontier):
+class PlantedFrontier(Frontier):
     """A frontier of given points: 30 sources of two documents, zero ablation a nat a token, 10 tokens a document."""
 
     def __init__(self, arms: dict[str, list[tuple[float, float]]], spread: float = 0.02, gap: float = 1.0) -> None:
@@ -174,7 +174,7 @@ DENSE = [(8.0, 0.80), (16.0, 0.85), (32.0, 0.90)]
 def test_arms_are_compared_at_equal_sparsity(lost: float, outcome: str) -> None:
     arms = {"dense": DENSE, "block-width": [(l0 * 1.3, r + 0.05 * np.log2(1.3) - lost) for l0, r in DENSE]}
     c = claim("B03.width")
-    found = compare(c, Planted(arms), "block-width", "dense", control="dense", effect_of_interest=0.0)
+    found = compare(c, PlantedFrontier(arms), "block-width", "dense", control="dense", effect_of_interest=0.0)
     assert judge(c, found).outcome == outcome
     (condition,) = found.candidates["block-width over dense"]
     assert condition.effect == pytest.approx(-lost, abs=0.015)
@@ -186,7 +186,7 @@ def test_arms_are_compared_at_equal_sparsity(lost: float, outcome: str) -> None:
 def test_what_keeps_arms_from_being_compared() -> None:
     def reason(arms: dict[str, Any], **options: Any) -> str:
         c = claim()
-        verdict = judge(c, compare(c, Planted(arms, **options), "block-width", "dense", control="dense"))
+        verdict = judge(c, compare(c, PlantedFrontier(arms, **options), "block-width", "dense", control="dense"))
         return f"{verdict.outcome}: {verdict.reason}"
 
     assert "CANNOT_RUN" in judge(claim(), compare(claim(), None, "a", "b", control="b")).outcome
@@ -199,7 +199,7 @@ def test_what_keeps_arms_from_being_compared() -> None:
 
 
 def test_interpolation_stays_within_the_points() -> None:
-    points = Planted({"dense": DENSE}, spread=0).points("dense")
+    points = PlantedFrontier({"dense": DENSE}, spread=0).points("dense")
     assert at(points, 8.0 * 2**0.25) == pytest.approx(0.75 * points[0].loss + 0.25 * points[1].loss)
     for outside in (7.9, 32.1):
         with pytest.raises(FraError, match="lies outside"):
@@ -217,7 +217,7 @@ def test_exchange_rate_of_sparsities(rho: float, outcome: str) -> None:
         "dense-l1": [(x, recovered(x)) for x in (8.0, 16.0, 32.0, 64.0)],
         "block-l1": [(x, recovered(x / rho)) for x in (16.0, 32.0, 64.0, 128.0, 256.0)],
     }
-    planted = Planted(arms)
+    planted = PlantedFrontier(arms)
     found = exchange_rate(planted, "dense-l1", "block-l1")
     assert found is not None
     assert found["rho"] == pytest.approx(rho, rel=0.1)
@@ -236,7 +236,7 @@ def test_jaccard_is_that_of_sets() -> None:
             assert float(found[i, j]) == pytest.approx(len(at_[i] & at_[j]) / len(at_[i] | at_[j]))
 
 
-class Twins(Planted):
+class Twins(PlantedFrontier):
     """Head outputs of 60 + 60 documents; head 1 fires as head 0 does, on `share` of its features. Codes are the
     signs of the axes.
     """
@@ -314,7 +314,7 @@ def _profiles(alike: float, seed: int = 0) -> b06_alikeness.Profiles:
 @pytest.mark.parametrize(("alike", "outcome"), [(1.0, "SUPPORTED"), (0.0, "REFUTED")])
 def test_heads_that_keep_to_one_kind_of_token(monkeypatch: pytest.MonkeyPatch, alike: float, outcome: str) -> None:
     monkeypatch.setattr(b06_alikeness, "profiles", lambda *_: _profiles(alike))
-    planted = Planted({})
+    planted = PlantedFrontier({})
     planted.hook, planted.target.n_heads = HEAD_OUTPUT, 8  # type: ignore[misc]
     planted.target.study = lambda arm: [None]  # type: ignore[method-assign]
     c = claim("B06")

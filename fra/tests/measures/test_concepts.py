@@ -15,7 +15,7 @@ from fra.claim import Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.measures.pairs import q21_search
 from fra.measures.pairs.q21_concepts import Concepts, LayerConcepts, best, concept_evidence, control, plain_mean
-from fra.measures.pairs.q21_search import ROWS, ConceptSearch, HeadOnText, Texts, example_of, texts
+from fra.measures.pairs.q21_search import ROWS, ConceptSearch, HeadOnText, MarkedTexts, example_of, texts
 from fra.tests import circuit
 from fra.tests.claims import claim
 from fra.tests.models import N_CTX, tiny, tiny_sae
@@ -25,14 +25,14 @@ KINDS = 6
 """Kinds of tokens; token v is of kind v % KINDS."""
 
 
-def random_texts(n: int, seed: int, length: int = N_CTX, vocabulary: int = 40) -> Texts:
+def random_texts(n: int, seed: int, length: int = N_CTX, vocabulary: int = 40) -> MarkedTexts:
     rng = np.random.default_rng(seed)
     documents = [[0, *rng.integers(1, vocabulary, length - 1).tolist()] for _ in range(n)]
     return texts(documents, [f"s{k}" for k in range(n)], True)
 
 
 def brute(
-    text: Texts, arm: Arm, head: int, pair: tuple[int, int], lag: int, within: int | None = None
+    text: MarkedTexts, arm: Arm, head: int, pair: tuple[int, int], lag: int, within: int | None = None
 ) -> tuple[float, int]:
     """Effect of one channel and its number of matched stripe keys, cell by cell in float64."""
     frozen = arm.frozen.to(torch.float64)

@@ -22,7 +22,7 @@ KINDS = ["gpt2", "gemma2", "no_layernorm"]  # test_interventions_safety has ever
 CUT = 9
 
 
-def six(n: int = 18) -> q19_leaks.Texts:
+def six(n: int = 18) -> q19_leaks.CutTexts:
     return q19_leaks.texts([random_tokens(n, seed) for seed in range(6)], CUT)
 
 

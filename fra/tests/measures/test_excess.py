@@ -15,7 +15,7 @@ from fra.induction.status import HeadStatus
 from fra.measures.channels.q06_excess import (
     FALSE_POSITIVES,
     SCRAMBLES,
-    HeadNumbers,
+    ExcessNumbers,
     count,
     judged,
     layer_numbers,
@@ -30,7 +30,7 @@ BARS = CLAIM.bars
 ROWS = 30.0
 
 
-def numbers(rng: np.random.Generator, margin: float, contrast: float, n: int = 60) -> HeadNumbers:
+def numbers(rng: np.random.Generator, margin: float, contrast: float, n: int = 60) -> ExcessNumbers:
     """A head whose best channel clears the bars `margin` times; its scrambles clear next to nothing."""
     rows = np.full((n, 2), ROWS)
     noise = rng.normal(1.0, 0.05, (n, 2))
@@ -42,7 +42,7 @@ def numbers(rng: np.random.Generator, margin: float, contrast: float, n: int = 6
         rows=rows,
         covered=rows,
     )
-    return HeadNumbers(
+    return ExcessNumbers(
         effects,
         ROWS * rng.normal(contrast, 0.01, n),
         rng.normal(0.1, 0.02, SCRAMBLES),

@@ -13,7 +13,7 @@ from fra.errors import FraError
 from fra.measures.scores.layer import CarriedLayer, observe, texts
 from fra.measures.scores.q22_pair_means import PairMeans, Places, places
 from fra.measures.scores.q22_picture import swap_picture
-from fra.measures.scores.q22_scene import READINGS, STRIDE, Scene, exchanged, scene
+from fra.measures.scores.q22_scene import READINGS, STRIDE, SwapScene, exchanged, scene
 from fra.measures.scores.q22_swaps import draw, frequent, telling, tune
 from fra.report.drawings import numbers
 from fra.tests import models
@@ -33,7 +33,7 @@ def first_layer(kind: str) -> CarriedLayer:
     return CarriedLayer(models.tiny(kind), models.tiny_sae(hook), sets(), 0, hook, seed_parts=("t", kind))
 
 
-def brute(own: CarriedLayer, made: Scene, head: int) -> np.ndarray:
+def brute(own: CarriedLayer, made: SwapScene, head: int) -> np.ndarray:
     """Squared change of the model's own pattern, one swap at a time: rows s and s + 1, and later rows with weights."""
     out = []
     every = zip(made.swaps.doc, made.swaps.at, made.swaps.before, made.swaps.after, strict=True)
@@ -85,7 +85,7 @@ def test_a_perfect_prediction_scores_one(kind: str) -> None:
         looks_like_the_model(own, made, head, int(expected.argmax()), shown)
 
 
-def looks_like_the_model(own: CarriedLayer, made: Scene, head: int, best: int, shown: dict[str, Any]) -> None:
+def looks_like_the_model(own: CarriedLayer, made: SwapScene, head: int, best: int, shown: dict[str, Any]) -> None:
     """A picture against two runs of the model; every row that it shows, and at least the swapped one and the next."""
     n, at = int(made.swaps.lengths[best]), int(made.swaps.at[best])
     assert shown["tokens"] == [str(t) for t in made.swaps.before[best, :n].tolist()]

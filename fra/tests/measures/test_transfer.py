@@ -19,7 +19,7 @@ from fra.induction.cih import Screen
 from fra.induction.outside import outside
 from fra.induction.search import Search
 from fra.induction.status import HeadStatus
-from fra.measures.channels.q08_q16_transfer import Moved, move_layer, tihs, unseen_evidence, variant_evidence
+from fra.measures.channels.q08_q16_transfer import Transferred, move_layer, tihs, unseen_evidence, variant_evidence
 from fra.stimuli import repeated, variants
 from fra.stimuli.variants import (
     Forms,
@@ -90,7 +90,7 @@ def test_layer_0_heads_that_are_controls_are_in_no_family() -> None:
     assert "layer-0 head" in str(said["L0H0"].cannot) and "layer-0" not in str(said["L1H0"].cannot)
 
 
-def moved(model, sae, discovery, arms, lags=(3, 5, 7, 9)) -> dict[str, Moved]:
+def moved(model, sae, discovery, arms, lags=(3, 5, 7, 9)) -> dict[str, Transferred]:
     arm = measure_arm(model, sae, discovery.tokens, 1, circuit.HOOK)
     measured = {name: measure_arms(model, sae, batch, 1, circuit.HOOK) for name, batch in arms.items()}
     return move_layer(Search(discovery, arm), measured, [0], single=True, lags=lags)

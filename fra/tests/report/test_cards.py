@@ -15,7 +15,7 @@ from fra import attribution, cards
 from fra.attribution.head_outputs import Live
 from fra.attribution.raised_tokens import direct_logits
 from fra.report import card_links
-from fra.report.card_pages import Card, Example, render_head, write_pages
+from fra.report.card_pages import Card, CardExample, render_head, write_pages
 from fra.stimuli.natural import natural_documents
 from fra.targets.target import Target, load_target
 
@@ -117,7 +117,7 @@ class Page(HTMLParser):
 
 
 def hostile_card() -> Card:
-    example = Example([HOSTILE, "b", "c", "d"], 2, {1: 0.5, 2: 1.0}, [0.2, -2.0, 1.0])
+    example = CardExample([HOSTILE, "b", "c", "d"], 2, {1: 0.5, 2: 1.0}, [0.2, -2.0, 1.0])
     word = [(HOSTILE, 1.0)]
     return Card(7, 0.1, 1, 1.0, [0, 3, 1], 0.1, [0.25, 0.75], word, word, [example])
 

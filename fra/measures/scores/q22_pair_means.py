@@ -17,9 +17,6 @@ from torch import Tensor
 
 from fra.dictionaries.tokens import group_means
 
-STAGES = ("lag", "key token", "token before the key", "match", "pair", "pair with the token before the key")
-"""The first knows positions only."""
-
 
 @dataclass(frozen=True)
 class Places:

@@ -299,7 +299,9 @@ def test_make_installs_only_when_stale_and_then_runs(tmp_path: Path) -> None:
     ran = "-m pytest claims -n 2 --dist loadfile -r fE --ledger build/ledger.json --report build/report.html -k Q01"
     assert (code, first[-2:]) == (0, [installed, ran])
     assert _make(tmp_path, "claims", "ARGS=-k Q01") == (0, [ran])
-    assert _make(tmp_path, "claims", "TARGET=mine.toml")[1][-1].endswith("--report build/report.html --target mine.toml")
+    assert _make(tmp_path, "claims", "TARGET=mine.toml")[1][-1].endswith(
+        "--report build/report.html --target mine.toml"
+    )
     stamp = (tmp_path / "venv" / ".fra-installed").stat().st_mtime
     os.utime(tmp_path / "constraints.txt", (stamp + 10, stamp + 10))
     code, again = _make(tmp_path, "test")

@@ -72,7 +72,7 @@ def test_token_level_status_is_what_was_built(found: cih.Screen) -> None:
 
 def test_planted_set_is_supported(found: cih.Screen) -> None:
     evidence = evidence_for.set_evidence(CIH_SET, found)
-    assert [head for head, own in evidence.items() if own.cannot is None] == ["L1H0"]
+    assert [head for head, own in evidence.items() if own.cannot is None and own.outside is None] == ["L1H0"]
     verdict = judge(CIH_SET, evidence["L1H0"])
     assert verdict.outcome is Outcome.SUPPORTED, verdict.reason
     assert abs(verdict.headline.effect - expected_effect()) < 0.02
@@ -137,7 +137,7 @@ def test_a_stripe_off_by_one_finds_no_induction_head() -> None:
     """Key t - P instead of t - P + 1: the bug that takes duplicate-token heads for induction heads."""
     wrong = screened(circuit.model(), off_by=-1)
     assert wrong.status["L1H0"].status == "not a TIH"
-    assert all(own.cannot for own in evidence_for.set_evidence(CIH_SET, wrong).values())
+    assert all(own.outside for own in evidence_for.set_evidence(CIH_SET, wrong).values())
 
 
 def test_control_documents_have_no_induction_head() -> None:

@@ -210,7 +210,7 @@ def test_the_circuits_channels_do_what_they_were_built_for(found: Any) -> None:
     assert given.outcome is Outcome.INCONCLUSIVE and "was not measured" in given.reason
     evidence = removal_evidence(Q07, screened, {"L1H0": beaten(one)})
     assert judge(Q07, evidence["L1H0"]).outcome is Outcome.SUPPORTED
-    assert evidence["L1H1"].cannot is not None
+    assert evidence["L1H1"].outside is not None
 
 
 def test_random_sets_that_do_as_much_for_what_they_move_leave_it_open(found: Any) -> None:

@@ -87,7 +87,7 @@ def test_layer_0_heads_that_are_controls_are_in_no_family() -> None:
     own = dataclasses.replace(screen(), status=status, controls={"L0H0": 0.3, "L0H1": 0.1})
     assert [tihs(target, own, layer) for layer in (0, 1)] == [[], [0, 1]]
     said = outside(Q16, own, "TIH")
-    assert "layer-0 head" in str(said["L0H0"].cannot) and "layer-0" not in str(said["L1H0"].cannot)
+    assert "layer-0 head" in str(said["L0H0"].outside) and "layer-0" not in str(said["L1H0"].outside)
 
 
 def moved(model, sae, discovery, arms, lags=(3, 5, 7, 9)) -> dict[str, Transferred]:
@@ -135,7 +135,7 @@ def test_channels_of_words_work_on_unseen_tokens_and_channels_of_tokens_do_not()
     assert words["L1H0"].mean("unseen") == pytest.approx(expected.mean(), abs=0.02)
     evidence = unseen_evidence(Q16, screen(), words)
     assert judge(Q16, evidence["L1H0"]).outcome is Outcome.SUPPORTED
-    assert evidence["L1H1"].cannot is not None
+    assert evidence["L1H1"].outside is not None
     tokens = moved(tokens_circuit(), circuit.dictionary(), discovery, arms, lags=tuple(range(2, 26)))
     assert abs(tokens["L1H0"].mean("unseen")) < 1e-6
     verdict = judge(Q16, unseen_evidence(Q16, screen(), tokens)["L1H0"])

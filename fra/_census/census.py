@@ -15,7 +15,8 @@ from fra._census.follow import Followed, channels_to_follow
 from fra._census.job import CensusReduce
 from fra._census.observe import Observer, check_documents, documents_digest, plan, stripe_lists
 from fra._census.result import NEED_INPUTS, NEED_STRIPES, Census
-from fra.core.architecture import Model, architecture_of, check_layer_and_head
+from fra.architectures.architecture import Model
+from fra.architectures.known import architecture_of, check_layer_and_head
 from fra.errors import FraError
 
 __all__ = ["Census", "census"]

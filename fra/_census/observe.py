@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra._census.corpus import Corpus
-from fra.core.architecture import ANGLES, Model, Rotary, Side, architecture_of, check_layer_and_head
+from fra.architectures.architecture import ANGLES, Model, Rotary, Side
+from fra.architectures.known import architecture_of, check_layer_and_head
 from fra.core.frozen import assemble, folded, freeze, qk_gain, read_hooks
 from fra.core.weights import QKWeights, qk_weights
 from fra.dictionaries.codes import ROWS_AT_ONCE, check_dictionary, codes, dictionary_hook, encoded_rows

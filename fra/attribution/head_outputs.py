@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra.core.architecture import Model, architecture_of, check_layer_and_head, check_tokens, working_dtype
+from fra.architectures.architecture import Model
+from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens, working_dtype
 from fra.core.frozen import read_hooks
 from fra.core.output import by_head, check_output
 from fra.dictionaries.encoder import Encoder, check_features, encode, encoder, head_output_layer

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra.core.architecture import Model, architecture_of
+from fra.architectures.architecture import Model
+from fra.architectures.known import architecture_of
 from fra.dictionaries.encoder import head_output_layer
 
 _FEATURES_AT_ONCE = 512

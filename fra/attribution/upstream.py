@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fra.architectures.architecture import Model
+from fra.architectures.known import architecture_of
 from fra.attribution.head_outputs import Live, observe
-from fra.core.architecture import Model, architecture_of
 from fra.core.frozen import read_hooks, read_present
 from fra.core.weights import OVWeights, ov_weights
 from fra.dictionaries.codes import Codes, codes, gain_and_offset

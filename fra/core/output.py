@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra.core.architecture import Architecture, architecture_of
+from fra.architectures.architecture import Architecture
+from fra.architectures.known import architecture_of
 from fra.core.coded import Arm
 from fra.core.frozen import freeze, read_hooks
 from fra.core.resolve import TERMS

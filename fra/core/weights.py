@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fra.core.architecture import Model, Norm, QKNorm, architecture_of, check_layer_and_head, working_dtype
+from fra.architectures.architecture import Model, Norm, QKNorm
+from fra.architectures.known import architecture_of, check_layer_and_head, working_dtype
 from fra.dictionaries.hooks import attention_input_layer
 from fra.errors import FraError
 

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fra.core.architecture import ANGLES, Architecture, Model, architecture_of
+from fra.architectures.architecture import ANGLES, Architecture, Model
+from fra.architectures.known import architecture_of
 from fra.core.frozen import FrozenLayer, freeze, seen_layer
 from fra.core.weights import QKWeights
 from fra.errors import FraError

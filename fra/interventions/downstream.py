@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache
 
-from fra.core.architecture import Model, architecture_of
+from fra.architectures.architecture import Model
+from fra.architectures.known import architecture_of
 from fra.core.coded import Arm, measure_arm
 from fra.core.output import by_head, check_output, value_terms
 from fra.core.weights import OVWeights, ov_weights

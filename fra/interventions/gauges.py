@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fra.core.architecture import Model, RawQK, architecture_of
+from fra.architectures.architecture import Model, RawQK
+from fra.architectures.known import architecture_of
 from fra.core.frozen import freeze
 from fra.core.weights import qk_weights
 from fra.dictionaries.hooks import LayerHooks

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra.core.architecture import Model, architecture_of, check_layer_and_head, check_tokens
+from fra.architectures.architecture import Model
+from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens
 from fra.core.frozen import read_hooks
 from fra.core.output import by_head
 from fra.dictionaries.hooks import LayerHooks, layer_of

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra.core.architecture import Model, architecture_of, check_layer_and_head, check_tokens
+from fra.architectures.architecture import Model
+from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens
 from fra.core.frozen import read_hooks
 from fra.dictionaries.codes import check_kind, check_scaling, dictionary_hook, gain_and_offset
 from fra.dictionaries.encoder import encode, head_output_layer

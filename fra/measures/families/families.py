@@ -20,9 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fra.architectures.known import architecture_of
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import HeadOutputs, Live, observe
-from fra.core.architecture import architecture_of
 from fra.core.weights import Model
 from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import LayerHooks, head_output_layer_of

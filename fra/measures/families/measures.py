@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fra.architectures.known import architecture_of
 from fra.attribution.head_outputs import HeadOutputs, Live
-from fra.core.architecture import architecture_of
 from fra.core.weights import Model
 from fra.dictionaries.encoder import encode
 from fra.dictionaries.hooks import LayerHooks

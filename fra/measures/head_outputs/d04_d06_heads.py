@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from scipy.stats import rankdata
 from torch import Tensor
 
+from fra.architectures.known import architecture_of
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import Live
-from fra.core.architecture import architecture_of
 from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import layer_of
 from fra.measures.head_outputs.corpus import MIN_FIRINGS, CorpusFirings, corpus

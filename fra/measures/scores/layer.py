@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra.core.architecture import architecture_of
+from fra.architectures.known import architecture_of
 from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer, freeze, read_hooks
 from fra.core.weights import Model

@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM
 
 import fra
-from fra.core.architecture import architecture_of
+from fra.architectures.known import architecture_of
 from fra.core.frozen import check_scores, freeze
 from fra.errors import FraError
 from fra.targets import models as target_models

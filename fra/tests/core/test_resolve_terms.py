@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import fra
-from fra.core.architecture import BridgeArchitecture, RawQK
+from fra.architectures.architecture import RawQK
+from fra.architectures.bridge import BridgeArchitecture
 from fra.core.resolve import ResolvedHead
 from fra.errors import FraError
 from fra.tests.core.conftest import Register

@@ -1,0 +1,1 @@
+"""The architectures that `fra` knows, and where a user registers one."""

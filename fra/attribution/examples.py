@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fra.attribution.head_outputs import HeadOutputs, Live
 from fra.dictionaries.codes import dictionary_hook, neuronpedia
+from fra.report.pictures import FeaturePicture, Strip
 from fra.report.tokens import AFTER, AROUND, BEFORE
 
 FEATURE = "a feature where it fires most"
@@ -29,7 +30,7 @@ def feature_example(
     text: Callable[[int], str],
     heads: Mapping[str, int | None],
     at: Live | None = None,
-) -> dict[str, Any] | None:
+) -> FeaturePicture | None:
     """The feature's strongest firing on documents that were observed, as the report draws it: the tokens around it,
     shaded by activation, and, for each of `heads` (by name; None stands for all heads together), the tokens around the
     source position that contributes most through that head, shaded by contribution (direct feature attribution). None
@@ -54,18 +55,18 @@ def feature_example(
             ids[: pos + 1], sources, int(sources.argmax()), AROUND, AROUND, text
         )
     page = neuronpedia(sae)
-    return {
+    picture: FeaturePicture = {
         "feature": feature,
         "dictionary": dictionary_hook(sae),
         "activation": float(live.value[best]),
-        **({} if page is None else {"pages": [f"{page}/{feature}"]}),
         "strips": strips,
     }
+    return picture if page is None else {**picture, "pages": [f"{page}/{feature}"]}
 
 
 def _strip(
     ids: list[int], values: Float[np.ndarray, " pos"], at: int, before: int, after: int, text: Callable[[int], str]
-) -> dict[str, Any]:
+) -> Strip:
     window = range(max(0, at - before), min(len(ids), at + after + 1))
     return {
         "tokens": [text(ids[k]) for k in window],

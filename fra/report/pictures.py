@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NotRequired, TypedDict
 
 import numpy as np
@@ -45,6 +45,31 @@ class SwapPicture(TypedDict):
     rows: str
     tokens: list[str]
     maps: dict[str, list[str]]
+
+
+class Strip(TypedDict):
+    """Tokens in a line, each with a number as text (parted by spaces), and which of them is meant."""
+
+    tokens: list[str]
+    values: str
+    marked: int
+
+
+class FeaturePicture(TypedDict):
+    """A feature of head outputs where it fires most: strips by name."""
+
+    feature: int
+    dictionary: str
+    activation: float
+    pages: NotRequired[list[str]]
+    strips: dict[str, Strip]
+
+
+class CurvesPicture(TypedDict):
+    """Curves by name over the numbers x; None where a curve has no value."""
+
+    x: Sequence[int]
+    curves: Mapping[str, Sequence[float | None]]
 
 
 def features_on(page: str, pair: Sequence[int]) -> list[str]:

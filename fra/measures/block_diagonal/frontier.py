@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.errors import CannotLoad, FraError
+from fra.interventions.patching import losses_under, splice
 from fra.stimuli.natural import natural_documents, natural_sources
 from fra.stimuli.padding import padded
 from fra.stimuli.repeated import repeated_natural
@@ -146,18 +147,13 @@ class Frontier:
         """Summed loss of each measured document with `replace` of the hook's activation [batch, pos, n_heads, d_head]
         in its place.
         """
-
-        def edit(z: Tensor, hook: Any) -> Tensor:
-            assert replace is not None
-            heads = z.reshape(*z.shape[:2], self.n_heads, -1)
-            return replace(heads).reshape(z.shape).to(z.dtype)
-
+        changes = []
+        if replace is not None:
+            by_head = replace
+            changes = [splice(self.model, self.hook, lambda z: by_head(z.reshape(*z.shape[:2], self.n_heads, -1)))]
         found = np.zeros(len(self.measured))
         for which, tokens in _batches(self.measured):
-            on = tokens.to(self.target.device)
-            hooks: list[Any] = [] if replace is None else [(self.hook, edit)]
-            logits = self.model.run_with_hooks(on, fwd_hooks=hooks).float()
-            each = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), on[:, 1:], reduction="none")
+            each = losses_under(self.model, tokens, *changes)
             for k, d in enumerate(which):
                 found[d] = float(each[k, : len(self.measured[d]) - 1].double().sum())
         return found

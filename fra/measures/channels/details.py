@@ -14,7 +14,7 @@ from fra.induction.cih import Screen
 from fra.induction.examples import Shown
 from fra.induction.outside import status_detail
 from fra.induction.screen import HeadScreen
-from fra.report.pictures import BEST, counted, features_on
+from fra.report.pictures import BEST, CurvesPicture, counted, features_on
 from fra.verdicts import stats
 from fra.verdicts.claim import Condition
 
@@ -123,21 +123,15 @@ def set_detail(screened: Screen, h: str, carried: float, effect: stats.ClusterMe
     """What stands beside the verdict on a head's CIH set: other sizes, marginals, what its blocks carry."""
     s = screened.heads[h]
     contrast = float(s.contrast.sum() / s.set_rows.sum())
+    shares = [float(e.attention.sum() / s.contrast.sum()) if contrast > 0 else None for e in s.set_effects.values()]
+    sizes: CurvesPicture = {"x": list(s.set_effects), "curves": {"share of the contrast": shares}}
     return {
         "status": status_detail(screened.status[h]),
         "feature-feature share of the stripe contrast": carried,
         "stripe contrast by block (nats)": {
             f"{_BLOCK_NAMES[k[0]]} x {_BLOCK_NAMES[k[1]]}": v for k, v in s.blocks.items()
         },
-        "set size and what it accounts for": {
-            "x": list(s.set_effects),
-            "curves": {
-                "share of the contrast": [
-                    float(e.attention.sum() / s.contrast.sum()) if contrast > 0 else None
-                    for e in s.set_effects.values()
-                ]
-            },
-        },
+        "set size and what it accounts for": sizes,
         "sets removed together": [
             {
                 "channels": n,

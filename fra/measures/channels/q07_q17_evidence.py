@@ -27,6 +27,7 @@ from fra.measures.channels.q07_q17_removal import (
     SUM,
     HeadRemoval,
 )
+from fra.report.pictures import CurvesPicture
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Given, Power, Sampled, decide, means_of, ranked
@@ -175,7 +176,7 @@ def _detail(one: HeadRemoval) -> dict[str, Any]:
         for m, measure in enumerate(MEASURES)
     }
     detail: dict[str, Any] = {
-        "channels removed together and what that does (a row)": {"x": sizes, "curves": curves},
+        "channels removed together and what that does (a row)": CurvesPicture(x=sizes, curves=curves),
         "removals (a row)": table,
         "the head's induction": "fall of the copied token's logit, and its share of what mean ablation does",
         "ablation at equal suppression goes this far to the mean": one.suppression,

@@ -199,9 +199,10 @@ def _picture(target: Target, firings: CorpusFirings, division: Division, hook: s
     layer = layer_of(hook)
     through = {f"L{layer}H{h}": h for h in heads[best, :rank].tolist()}
     feature, text = int(division.alive[best]), text_of(target.tokenizer)
-    return feature_example(
+    found = feature_example(
         firings.outputs, target.dictionaries[hook], firings.corpus.tokens, feature, text, through, at
     )
+    return None if found is None else dict(found)
 
 
 def decoder_norms(target: Target, hook: str, through_output: bool) -> Float[Tensor, "d_sae n_heads"]:

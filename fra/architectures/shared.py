@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from fra.architectures.architecture import Architecture, Norm, RawOV
 from fra.errors import FraError
 
 
-class TransformerLensArchitecture(Architecture):
+class TransformerLensArchitecture(Architecture, ABC):
     """What TransformerBridge and HookedTransformer have in common."""
 
     def until(self, layer: int) -> dict[str, Any]:
@@ -42,9 +43,9 @@ class TransformerLensArchitecture(Architecture):
         found = getattr(attn, f"_{name}", getattr(attn, name, None))
         return None if found is None else found.data
 
+    @abstractmethod
     def norm_of(self, module: Any) -> Norm:
-        """A norm's weight as it multiplies, its bias, and whether it centres."""
-        raise NotImplementedError
+        """A norm's weight as it multiplies, its bias, and whether it centres: each class keeps them in its own way."""
 
     def norm_after(self, layer: int) -> Norm | None:
         """ln1_post, of Gemma 2 and 3."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fra.errors import CannotLoad
 from fra.stimuli.padding import Texts
+from fra.stimuli.sources import spread
 
 if TYPE_CHECKING:
     from fra.targets.documents import Document
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def natural_documents(target: Target, n: int, longest: int = 128) -> list[Int[Tensor, " _pos"]]:
-    """Token ids of n of the target's texts, spread over all of them: BOS first where the target has one, cut to the
-    context.
+    """Token ids of n of the target's texts, from as many sources as there are: BOS first where the target has one, cut
+    to the context.
 
     Raises CannotLoad where the target has fewer texts.
     """
@@ -50,4 +51,4 @@ def _spread(target: Target, n: int) -> list[Document]:
     texts = target.documents()
     if len(texts) < n:
         raise CannotLoad(f"{target.name!r} has {len(texts)} documents where {n} are needed: add text to text.documents")
-    return [texts[k * len(texts) // n] for k in range(n)]
+    return [texts[k] for k in spread([text.source for text in texts], n)]

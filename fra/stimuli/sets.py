@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from fra.core.weights import Model
 from fra.errors import FraError
 from fra.stimuli import repeated
-from fra.verdicts.stats import seed_of
+from fra.stimuli.sources import disjoint
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -28,12 +27,16 @@ LONGEST_CONTEXT = 128
 
 @dataclass(frozen=True)
 class Design:
-    """How many documents each set gets. Natural text is what there is: its sets get these shares of it."""
+    """How many documents each set gets. Natural text is what there is: its sets get these shares of it, each source in
+    one set only.
+    """
 
-    status: int = 60
+    status: int = 120
     discovery: int = 100
-    confirmation: int = 60
-    sets: int = 60
+    confirmation: int = 120
+    sets: int = 120
+    longest: int = 128
+    """Tokens of a document, at most."""
 
     def sizes(self) -> tuple[int, ...]:
         """In the order of stimuli.SETS."""
@@ -46,7 +49,7 @@ def documents(target: Target, stimulus: str, design: Design) -> dict[str, repeat
     Raises FraError for an unknown stimulus, too little text, or too short a context.
     """
     model = target.model
-    context = min(int(model.cfg.n_ctx), LONGEST_CONTEXT)
+    context = min(int(model.cfg.n_ctx), design.longest)
     seed_parts = (target.name, stimulus)
     if stimulus == "repeated_random":
         pool = repeated.token_pool(mean_prediction(model, target), _special_ids(target))
@@ -56,8 +59,9 @@ def documents(target: Target, stimulus: str, design: Design) -> dict[str, repeat
         made = repeated.repeated_natural(texts, context, target.bos, seed_parts)
     else:
         raise FraError(f"there is no stimulus {stimulus!r} with a repeat: use {' or '.join(STIMULI)}")
-    parts = split(len(made), design.sizes(), (*seed_parts, "split"))
-    return {name: repeated.Batch.of([made[n] for n in part]) for name, part in zip(SETS, parts, strict=True)}
+    sizes = dict(zip(SETS, design.sizes(), strict=True))
+    parts = disjoint([doc.source for doc in made], sizes, MEASURED, (*seed_parts, "split"))
+    return {name: repeated.Batch.of([made[n] for n in part]) for name, part in parts.items()}
 
 
 def _special_ids(target: Target) -> list[int]:
@@ -82,10 +86,4 @@ def mean_prediction(model: Model, target: Target, n: int = 32) -> Float[np.ndarr
 
 SETS = ("status", "discovery", "confirmation", "sets")
 """Four disjoint sets: which heads are TIHs; choosing channels; every quoted number; the effect of sets."""
-
-
-def split(n: int, shares: Sequence[int], seed_parts: Sequence[str]) -> list[Int[np.ndarray, " _m"]]:
-    """Indices 0..n-1, shuffled and cut into disjoint sets in proportion to `shares`."""
-    order = np.random.default_rng(seed_of(*seed_parts)).permutation(n)
-    cuts = np.cumsum(np.asarray(shares) * n // int(np.sum(shares)))
-    return [np.sort(part) for part in np.split(order, cuts)[: len(shares)]]
+MEASURED = ("status", "confirmation", "sets")

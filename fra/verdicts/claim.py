@@ -1,30 +1,23 @@
-"""A claim, the evidence for it at one head, and the judge. Neither torch nor pytest is needed to reach a verdict.
-
-The judge tests against the claim's registered **bar**, never against zero. For a claim "effect > bar":
-
-| verdict | when |
-|---|---|
-| SUPPORTED | H0 "effect <= bar" is rejected for every condition of one and the same candidate |
-| REFUTED | H0 "effect >= bar" is rejected for some condition of every candidate, and the design had power |
-| INCONCLUSIVE | neither; or too few documents, numbers that are not finite, a gate that was not met |
-| CANNOT_RUN | something needed is not there: a GPU, weights, a dictionary at that hook |
-| NOT_APPLICABLE | the head is not in the claim's family |
-"""
+"""A claim, as it is registered, and the evidence for it at one head. Neither torch nor pytest is needed for either."""
 
 import hashlib
 import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Any, Literal, TypeVar
 
 from fra.errors import FraError
+from fra.verdicts.rules import RULES
 
-POWER = 0.8
-"""The power that a refutation needs (Cohen 1988's convention, and CLAIMS': "found with power 0.8 or more")."""
+Kind = Literal["finding", "identity", "control"]
+"""A finding could be otherwise; an identity holds by algebra, and only a wrong computation breaks it; a control must
+fail where something is broken on purpose."""
+D = TypeVar("D")
 
+_CLOSE = 1e-9
+"""Rounding between a p-value and the bound that inverts it, as a share of the numbers."""
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_]*([.-][A-Za-z0-9_]+)*")
 _HEAD = re.compile(r"L(0|[1-9]\d{0,3})H(0|[1-9]\d{0,3})", re.ASCII)
 
@@ -48,20 +41,35 @@ class Claim:
     """The null hypothesis, in a formula ("E_set <= 0.5 nat")."""
     bar: float
     """The bar of the headline condition, in the effect's unit."""
+    condition: str = "effect"
+    """The name of the headline condition."""
     statistic: str
     """Name and version of the measurement ("set_effect/1"): raise the version when the numbers would change."""
     stimuli: tuple[str, ...]
     """The stimulus families that it is measured on."""
     n: int
     """Documents that the design uses, at most."""
+    kind: Kind = "finding"
+    """What the claim is; findings, identities and controls are counted apart."""
     level: float = 0.05
-    """Level of the test, family-wise over the heads."""
-    min_documents: int = 20
-    """With fewer documents the verdict is INCONCLUSIVE."""
+    """Level of the test, family-wise over the heads, for all conditions together."""
+    min_sources: int = 20
+    """With fewer independent sources of documents the verdict is INCONCLUSIVE."""
     above: bool = True
     """True: the claim says effect > bar. False: it says effect < bar."""
     bars: Mapping[str, float] = field(default_factory=dict, hash=False)
-    """Bars of further conditions and gates, by name."""
+    """Bars of the further conditions, by name: each must be in the evidence, and nothing else may be."""
+    below: tuple[str, ...] = ()
+    """The further conditions that say effect < bar."""
+    gates: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """What must be so before the claim can be asked of a head, by name; else the verdict is INCONCLUSIVE."""
+    worth: Mapping[str, float] = field(default_factory=dict, hash=False)
+    """By condition: the distance from its bar that the design must be able to see before the condition may refute.
+    The bar's distance from zero where it is not given; a condition with its bar at zero and nothing given here can be
+    missed and never refutes.
+    """
+    design: tuple[Any, ...] = field(default=(), hash=False)
+    """Frozen dataclasses with every number that the measurement uses (how many draws, pairs, positions, thresholds)."""
 
     def __post_init__(self) -> None:
         def must(fine: bool, what: str) -> None:
@@ -79,28 +87,73 @@ class Claim:
             )
         must(not isinstance(self.stimuli, str), 'stimuli is a tuple of names, as in ("natural",)')
         object.__setattr__(self, "stimuli", tuple(self.stimuli))
+        object.__setattr__(self, "below", tuple(self.below))
+        object.__setattr__(self, "design", tuple(self.design))
         object.__setattr__(self, "bar", float(self.bar))
-        object.__setattr__(self, "bars", {str(name): float(bar) for name, bar in self.bars.items()})
-        must(all(map(math.isfinite, (self.bar, *self.bars.values()))), "every bar must be a finite number")
+        for name in ("bars", "gates", "worth"):
+            numbers = {str(key): float(value) for key, value in getattr(self, name).items()}
+            object.__setattr__(self, name, numbers)
+            must(all(map(math.isfinite, (self.bar, *numbers.values()))), f"every number in {name} must be finite")
+        conditions = (self.condition, *self.bars)
+        must(self.condition not in self.bars, f"{self.condition!r} is the headline: its bar is `bar`, not one of bars")
+        for name, among in (("below", self.bars), ("worth", conditions)):
+            strange = [key for key in getattr(self, name) if key not in among]
+            must(not strange, f"{name} names {strange[:1]}, which is none of its conditions")
+        must(all(value > 0 for value in self.worth.values()), "what is worth seeing is a distance: above 0")
+        must(self.kind in ("finding", "identity", "control"), f"kind is {self.kind!r}: a finding, identity or control")
         must(0 < self.level < 1, f"level is {self.level}; it must lie between 0 and 1")
         must(
-            self.n >= 1 and 1 <= self.min_documents <= self.n,
-            f"min_documents ({self.min_documents}) must lie in 1..n ({self.n})",
+            self.n >= 1 and 1 <= self.min_sources <= self.n,
+            f"min_sources ({self.min_sources}) must lie in 1..n ({self.n})",
         )
+        for part in self.design:
+            frozen = is_dataclass(part) and not isinstance(part, type) and part.__dataclass_params__.frozen  # type: ignore[attr-defined]
+            must(frozen, f"design holds {part!r}, which is no frozen dataclass")
+        must(len({type(part) for part in self.design}) == len(self.design), "design holds two of one class")
+
+    def bar_of(self, name: str) -> float:
+        """The registered bar of a condition. Raises FraError for one that is not registered."""
+        if name == self.condition:
+            return self.bar
+        if name not in self.bars:
+            raise FraError(f"claim {self.id!r} registers no condition {name!r}: it has {self.condition!r}, {self.bars}")
+        return self.bars[name]
+
+    def above_of(self, name: str) -> bool:
+        """Whether a condition says effect > bar."""
+        return self.above if name == self.condition else name not in self.below
+
+    def worth_of(self, name: str) -> float | None:
+        """The distance from its bar that is worth seeing; None for a condition that cannot refute."""
+        return self.worth.get(name, abs(self.bar_of(name)) or None)
+
+    def designed(self, kind: type[D]) -> D:
+        """The part of the design that is of this class. Raises FraError where there is none."""
+        for part in self.design:
+            if isinstance(part, kind):
+                return part
+        raise FraError(f"claim {self.id!r} registers no {kind.__name__} in its design")
 
     def registration(self) -> dict[str, Any]:
         """What is registered: everything that could turn a verdict, and no prose."""
         return {
             "id": self.id,
             "h0": self.h0,
+            "kind": self.kind,
+            "condition": self.condition,
             "bar": self.bar,
             "above": self.above,
             "bars": dict(sorted(self.bars.items())),
+            "below": sorted(self.below),
+            "gates": dict(sorted(self.gates.items())),
+            "worth": dict(sorted(self.worth.items())),
             "level": float(self.level),
             "statistic": self.statistic,
             "stimuli": list(self.stimuli),
             "n": int(self.n),
-            "min_documents": int(self.min_documents),
+            "min_sources": int(self.min_sources),
+            "design": {type(part).__name__: _plain(asdict(part)) for part in self.design},
+            "rules": asdict(RULES),
         }
 
     @property
@@ -109,11 +162,18 @@ class Claim:
         return hashlib.sha256(json.dumps(self.registration(), sort_keys=True).encode()).hexdigest()
 
 
+def _plain(value: Any) -> Any:
+    """A design in JSON's own types, so that its digest is that of the file it is registered in."""
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in sorted(value.items())}
+    return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 @dataclass(frozen=True)
 class Condition:
     """One number against its bar. NaN in `effect` says "not measured": such a condition neither holds nor fails.
 
-    Raises FraError where a p-value is no probability or the interval is upside down.
+    Raises FraError where a p-value or a power is no probability, or the interval is upside down.
     """
 
     name: str
@@ -129,18 +189,41 @@ class Condition:
     """Family-adjusted p of the opposite H0; None: the interval decides."""
     above: bool = True
     """True: the condition is effect > bar; False: effect < bar."""
+    power: float | None = None
+    """The chance to see an effect that is worth seeing, where the condition fails; None: it may not refute."""
+    needed: int | None = None
+    """About how many independent sources would decide, where neither side of the bar is rejected."""
 
     def __post_init__(self) -> None:
-        for name in ("effect", "low", "high", "bar", "p", "p_refute"):
+        for name in ("effect", "low", "high", "bar", "p", "p_refute", "power"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, float(value))
-        for name in ("p", "p_refute"):
+        for name in ("p", "p_refute", "power"):
             p = getattr(self, name)
             if p is not None and not (math.isnan(p) or 0 <= p <= 1):
                 raise FraError(f"condition {self.name!r}: {name} is {p}, which is no probability")
         if self.low > self.high:
             raise FraError(f"condition {self.name!r}: the interval [{self.low}, {self.high}] is upside down")
+
+    @property
+    def estimated(self) -> bool:
+        """Whether the number has an uncertainty; an exact one can be missed, and refutes identities only."""
+        return self.p is not None or self.p_refute is not None
+
+    def contradiction(self, level: float) -> str | None:
+        """What in the condition contradicts itself at this level, in words; None where nothing does."""
+        if not self.finite:
+            return None
+        close = _CLOSE * max(1.0, *(abs(x) for x in (self.effect, self.low, self.high, self.bar) if math.isfinite(x)))
+        if not self.low - close <= self.effect <= self.high + close:
+            return "the effect lies outside its interval"
+        near, far = (self.low, self.high) if self.above else (-self.high, -self.low)
+        bar = self.bar if self.above else -self.bar
+        for p, beyond, what in ((self.p, near - bar, "p"), (self.p_refute, bar - far, "p_refute")):
+            if p is not None and (beyond < -close if p <= level else beyond > close):
+                return f"{what} = {p:.3g} says otherwise than the interval"
+        return None
 
     @property
     def finite(self) -> bool:
@@ -184,9 +267,11 @@ class Evidence:
     candidates: Mapping[str, tuple[Condition, ...]] = field(default_factory=dict, hash=False)
     """Conditions by candidate, the same names in the same order for each; the first one is the headline."""
     n: int = 0
-    """Documents that the numbers rest on."""
+    """Independent sources of documents that the numbers rest on."""
     power: float | None = None
-    """Chance to find an effect at the bar; None where that is not at issue (an exact number), NaN where unknown."""
+    """Of a search: the chance that what was planted at the bars goes through every condition, its lower confidence
+    bound; NaN where unknown. None: each condition has a power of its own.
+    """
     q: float | None = None
     """Benjamini-Hochberg over the family: descriptive."""
     undecided: str | None = None
@@ -204,127 +289,27 @@ class Evidence:
             parse_head(self.head)
         if self.n > self.claim.n:
             raise FraError(f"{where}: it rests on {self.n} documents, but {self.claim.n} are registered")
-        layouts = {tuple((c.name, c.bar, c.above) for c in conditions) for conditions in self.candidates.values()}
-        if len(layouts) > 1:
-            raise FraError(f"{where}: candidates differ in their conditions; give those not measured an effect of NaN")
-        for layout in layouts:
-            if not layout:
+        if self.power is not None and not (math.isnan(self.power) or 0 <= self.power <= 1):
+            raise FraError(f"{where}: power is {self.power}, which is no probability")
+        registered = (self.claim.condition, *self.claim.bars)
+        for conditions in self.candidates.values():
+            names = [c.name for c in conditions]
+            if not names:
                 raise FraError(f"{where}: a candidate without conditions would be supported by nothing")
-            if layout[0][2] != self.claim.above:
-                raise FraError(f"{where}: the headline condition {layout[0][0]!r} looks the other way than the claim")
-            for name, bar, _ in layout:
-                registered = self.claim.bars.get(name, self.claim.bar)
-                if bar != registered:
+            if names[0] != self.claim.condition or sorted(names) != sorted(registered):
+                lacking, strange = sorted(set(registered) - set(names)), sorted(set(names) - set(registered))
+                said = f"lacks {lacking[0]!r}" if lacking else f"brings {strange[0]!r}" if strange else "has an order"
+                raise FraError(
+                    f"{where}: it {said}, where {', '.join(map(repr, registered))} are registered, the headline first; "
+                    "a condition that was not measured has an effect of NaN"
+                )
+            for c in conditions:
+                if c.above != self.claim.above_of(c.name):
+                    raise FraError(f"{where}: condition {c.name!r} looks the other way than the claim registers")
+                if c.bar != (bar := self.claim.bar_of(c.name)):
                     raise FraError(
-                        f"{where}: condition {name!r} is held against {bar:g}, but {registered:g} is registered"
+                        f"{where}: condition {c.name!r} is held against {c.bar:g}, but {bar:g} is registered"
                     )
-
-
-class Outcome(StrEnum):
-    """What the judge can say."""
-
-    SUPPORTED = "SUPPORTED"
-    REFUTED = "REFUTED"
-    INCONCLUSIVE = "INCONCLUSIVE"
-    CANNOT_RUN = "CANNOT_RUN"
-    NOT_APPLICABLE = "NOT_APPLICABLE"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The judge's answer."""
-
-    outcome: Outcome
-    reason: str
-    """One sentence."""
-    evidence: Evidence
-    decided: Condition | None = None
-    """What decided: of a refutation a condition that fails, of doubt one that does not hold, else the headline."""
-
-    @property
-    def met(self) -> tuple[int, int]:
-        """How many conditions the candidate of `decided` meets, and of how many."""
-        every = list(self.evidence.candidates.values())
-        own = next((c for c in every if any(one is self.decided for one in c)), every[0] if every else ())
-        return sum(c.holds(self.evidence.claim.level) for c in own), len(own)
-
-    @property
-    def best(self) -> str | None:
-        """The candidate whose numbers stand for the head: the farthest beyond its bar of those that meet all
-        conditions, else the first.
-        """
-        claim, candidates = self.evidence.claim, self.evidence.candidates
-        passing = [name for name, conditions in candidates.items() if all(c.holds(claim.level) for c in conditions)]
-        sign = 1 if claim.above else -1
-        return (
-            max(passing, key=lambda name: sign * candidates[name][0].effect)
-            if passing
-            else next(iter(candidates), None)
-        )
-
-    @property
-    def headline(self) -> Condition | None:
-        """The first condition of the best candidate; None where there is no candidate."""
-        return None if self.best is None else self.evidence.candidates[self.best][0]
-
-
-def judge(claim: Claim, evidence: Evidence) -> Verdict:
-    """The verdict that the evidence gives on the claim (the table at the top of this module).
-
-    Raises FraError where the evidence is another claim's, or contradicts itself (a condition that both holds and
-    fails).
-    """
-    if evidence.claim != claim:
-        raise FraError(f"evidence for {evidence.claim.id} cannot decide {claim.id}")
-
-    headline = Verdict(Outcome.INCONCLUSIVE, "", evidence).headline
-
-    def verdict(outcome: Outcome, reason: str, decided: Condition | None = headline) -> Verdict:
-        return Verdict(outcome, reason, evidence, decided)
-
-    conditions = [c for candidate in evidence.candidates.values() for c in candidate]
-    for c in conditions:
-        if c.holds(claim.level) and c.fails(claim.level):
-            raise FraError(f"{claim.id} at {evidence.head}: condition {c.name!r} both holds and fails ({c})")
-    if evidence.outside is not None:
-        return verdict(Outcome.NOT_APPLICABLE, evidence.outside)
-    if evidence.cannot is not None:
-        return verdict(Outcome.CANNOT_RUN, evidence.cannot)
-    if evidence.undecided is not None:
-        return verdict(Outcome.INCONCLUSIVE, evidence.undecided)
-    if evidence.n < claim.min_documents:
-        return verdict(Outcome.INCONCLUSIVE, f"{evidence.n} documents, where {claim.min_documents} are needed")
-    if not evidence.candidates:
-        return verdict(Outcome.INCONCLUSIVE, "there is no candidate to test")
-
-    supported = [
-        name for name, candidate in evidence.candidates.items() if all(c.holds(claim.level) for c in candidate)
-    ]
-    failed = [any(c.fails(claim.level) for c in candidate) for candidate in evidence.candidates.values()]
-    screened = len(evidence.candidates)
-    if supported:
-        of = "" if screened == 1 else f"{len(supported)} of {screened} candidates pass; the strongest: "
-        further = len(conditions) // screened - 1
-        more = f"; {further} further condition{'s' * (further > 1)} met" if further else ""
-        return verdict(Outcome.SUPPORTED, f"{of}{headline}{more}")
-    if all(failed):
-        of = (
-            ""
-            if screened == 1
-            else f"none among the {screened} screened reaches the bar of every condition; the first: "
-        )
-        short = next(c for c in next(iter(evidence.candidates.values())) if c.fails(claim.level))
-        what = f"{of}{short}"
-        if evidence.power is None:
-            return verdict(Outcome.REFUTED, what, short)
-        if evidence.power >= POWER:
-            return verdict(Outcome.REFUTED, f"{what}; power {evidence.power:.2f} at the bar", short)
-        known = "not known" if math.isnan(evidence.power) else f"{evidence.power:.2f}, below {POWER}"
-        said = f"the power to find an effect at the bar is {known}; else refuted: {what}"
-        return verdict(Outcome.INCONCLUSIVE, said, short)
-    name = next(name for name, fails in zip(evidence.candidates, failed, strict=True) if not fails)
-    doubt = next(c for c in evidence.candidates[name] if not c.holds(claim.level))
-    of = "" if screened == 1 else f"candidate {name!r} of {screened}: "
-    if not doubt.finite:
-        return verdict(Outcome.INCONCLUSIVE, f"{of}{doubt.name} is not a finite number, or was not measured", doubt)
-    return verdict(Outcome.INCONCLUSIVE, f"{of}neither side of the bar is rejected: {doubt}", doubt)
+        layouts = {tuple(c.name for c in conditions) for conditions in self.candidates.values()}
+        if len(layouts) > 1:
+            raise FraError(f"{where}: candidates differ in the order of their conditions")

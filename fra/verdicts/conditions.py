@@ -10,13 +10,15 @@ import numpy as np
 from fra.verdicts.claim import Condition
 
 
-def rank_condition(name: str, p: float, level: float) -> Condition:
-    """A condition that is a rank among nulls: 1 - p above 1 - level. It can be missed; it refutes nothing."""
-    return Condition(name, 1 - p, 1 - p, 1.0, 1 - level, p=p, p_refute=1.0)
+def rank_condition(name: str, p: float, adjusted: float, bar: float) -> Condition:
+    """A condition that is a rank among draws of a null: 1 - p against 1 - level, bounded by the p that is adjusted over
+    the heads. It can be missed; it refutes nothing.
+    """
+    return Condition(name, 1 - p, min(1 - adjusted, 1 - p), 1.0, bar, p=adjusted, p_refute=1.0)
 
 
 def exact(name: str, value: float, bar: float, above: bool = True) -> Condition:
-    """A condition on a number that is not estimated from the documents: it decides by itself."""
+    """A condition on a number that is not estimated: it can be missed, and refutes identities only."""
     return Condition(name, value, value, value, bar, above=above)
 
 

@@ -1,42 +1,50 @@
 """The one place that decides: what a claim measured, condition by condition, becomes evidence for the judge.
 
-A claim says what it measured, a `Sampled` or a `Given` for each condition, and `decide` corrects for everything that
-was looked at. Every head is tested in both directions against the condition's bar:
+A claim says what it measured, a `Sampled`, a `Given` or a `Drawn` for each condition, and `decide` corrects for
+everything that was looked at:
 
-- "the condition does not hold" is rejected by Holm over the heads of the family, over the best candidate of each (max-T
-  within the head, where it is `simultaneous`);
-- "the condition holds" is rejected by Bonferroni over the heads and over every sample that may refute by itself, or, in
-  a claim of one condition, by Holm (`refuting`).
+- "the head passes" is an intersection-union test: the head's p is the largest among its conditions (of the candidate
+  for which that is least, simultaneous over the candidates where the column says so), and Holm goes over the heads
+  (`fra.verdicts.multiplicity`). The chance that any head of the family is SUPPORTED wrongly is bounded by the claim's
+  level, for all of its conditions together, where the candidates of a head fail for one and the same reason; where
+  each fails for another, by the level times the conditions that are tested over candidates.
+- "the head is refuted" needs that of every candidate some condition is short of its bar. For the one that would make
+  the claim true any of them may be wrong: Bonferroni over the samples that may refute, then Holm over the heads.
 
-Bounds are at the level at which the head was tested, so that they exclude the bar exactly where the test rejects.
+Nulls come last, one draw after another, and only for heads that pass everything else. Bounds are at the level at which
+the head was tested, so that they exclude the bar exactly where the test rejects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fra.errors import FraError
 from fra.verdicts import stats
-from fra.verdicts.bounds import exact_where_unbounded
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.conditions import as_share, rank_condition, weakest
+from fra.verdicts.exact import exact_where_unbounded
+from fra.verdicts.multiplicity import Family, least_most, most_least
+from fra.verdicts.nulls import Ranks, sequential
+from fra.verdicts.rules import RULES
 from fra.verdicts.stats import Floats
 
 WHOLE = "all"
 """Stands for the head of a claim about the target as a whole."""
-Refuting = Literal["bonferroni", "holm"]
 
 
 @runtime_checkable
 class Sample(Protocol):
     """What one head (or dictionary) gave: something to test against a bar in either direction, for n_cand candidates.
 
-    `fra.verdicts.stats.ClusterMeans`, `fra.verdicts.jackknife.Jackknifed` and `Number` are such.
+    `fra.verdicts.stats.ClusterMeans`, `fra.verdicts.jackknife.Jackknifed`, `fra.verdicts.conditions.Proportion` and
+    `Number` are such.
     """
 
     @property
@@ -65,10 +73,18 @@ class Sample(Protocol):
         """[n_cand] upper bounds, one-sided at the level."""
         ...
 
+    def power(self, worth: float, level: float, above: bool, simultaneous: bool) -> Floats:
+        """[n_cand] the chance that an effect that lies `worth` beyond a bar (above it or below) is told from the bar
+        at the level.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Number:
-    """A number in which all documents agree (L0 under TopK, say): it has no spread, and decides by itself."""
+    """A number in which all documents agree (L0 under TopK, say): it has no spread. It can be missed, and refutes
+    nothing but an identity.
+    """
 
     estimate: float
     n_cand: int = 1
@@ -87,6 +103,10 @@ class Number:
 
     upper = lower
 
+    def power(self, worth: float, level: float, above: bool = True, simultaneous: bool = False) -> Floats:
+        """[1] nothing is known of it."""
+        return np.full(1, np.nan)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
@@ -97,10 +117,6 @@ class Sampled:
     """By head. Where a head has several (one a seed; one a dictionary, by its name), the condition holds where it does
     for each of them, and any of them may refute; a head with fewer than another has its last one counted again.
     """
-    bar: float | None = None
-    """None: what the claim registers under this name, or its headline's bar."""
-    above: bool = True
-    """True: effect > bar."""
     simultaneous: bool = False
     """Candidates of a head are tested together."""
     shares: Mapping[str, tuple[float, float]] | None = None
@@ -115,51 +131,66 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Given:
-    """A condition that is no mean over documents: a rank among nulls, an exact number, an exact test."""
+    """A condition on numbers that are not estimated: it can be missed, and refutes identities only."""
 
     name: str
-    conditions: Mapping[str, Sequence[Condition]]
+    values: Mapping[str, ArrayLike]
     """By head, one a candidate, or one for all."""
-    refutes: bool = False
-    """Whether it counts among those that may refute by themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Conditions that are ranks among draws of a null, `claim.bars[name]` being 1 - level: each can be missed and
+    never refutes. Draws are made one after another while a head can still pass, at most `RULES.draws`.
+    """
+
+    observed: Mapping[str, Mapping[str, ArrayLike]]
+    """By condition, by head: [n_cand] the head's own numbers."""
+    draw: Callable[[str, int], Mapping[str, float]]
+    """`draw(head, k)`: the k-th draw's numbers by condition, the largest over what would be its candidates. It depends
+    on head and k alone, k = 0, 1, ....
+    """
+
+
+Column = Sampled | Given | Drawn
+
+
+@dataclass(frozen=True)
+class Planted:
+    """How many planted effects went through every condition, of how many."""
+
+    found: int
+    tried: int
+
+    @property
+    def power(self) -> float:
+        """The lower confidence bound of the share (RULES.power_level); NaN with fewer than RULES.plantings."""
+        if self.tried < RULES.plantings:
+            return float("nan")
+        return stats.clopper_pearson(self.found, self.tried, RULES.power_level)[0]
+
+
+@dataclass(frozen=True)
 class Beside:
     """What stands beside a head's numbers."""
 
-    n: int
+    n: int | None = None
+    """Independent sources; None: what the samples rest on."""
     candidates: Sequence[str] = ("every condition",)
     """Names of the candidates, in the order of the samples."""
-    power: float | None = None
-    """The claim's own; used where `decide` is not asked for one."""
     undecided: str | None = None
     detail: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Power:
-    """The chance to find an effect at the bar.
-
-    headline: of the first condition, in every row. failing: the least among the conditions that fail.
-    """
-
-    of: Literal["headline", "failing"]
-    null: float | Mapping[str, float] = 0.0
-    """What an effect at the bar must be told from; by condition where they differ, and then only those have a power."""
-    or_headline: bool = False
-    """failing: the headline's where no condition fails; and at a bar that is the null itself there is nothing to tell
-    apart, and a sample that the bootstrap cannot test has an exact bound instead: such conditions do not count.
-    """
-
-
-@dataclass(frozen=True)
 class Decided:
-    """Conditions by head and candidate, in the order of the table, and what they rest on."""
+    """Conditions by head and candidate, in the order of the columns, and what they rest on."""
 
     conditions: Mapping[str, list[tuple[Condition, ...]]]
     raw: Mapping[str, float]
-    """The headline's p before it was corrected over the heads, of each head's best candidate."""
+    """Each head's p of "it passes", before the correction over the heads."""
+    drawn: Mapping[str, int]
+    """Draws of nulls that were made for each head."""
 
 
 def means_of(
@@ -182,17 +213,16 @@ def means_of(
     return stats.ClusterMeans(table, n, seed=stats.seed_of(claim.digest, target, head, name))
 
 
-def ranked(claim: Claim, name: str, p: Mapping[str, ArrayLike]) -> Given:
-    """A condition that is a rank among nulls (`stats.rank_p`), from its p by head, one number or one a candidate: it
-    can deny and never refutes.
-    """
-    return Given(
-        name,
-        {h: [rank_condition(name, float(x), claim.level) for x in np.atleast_1d(own)] for h, own in p.items()},
+def ranked(claim: Claim, name: str, observed: Mapping[str, ArrayLike], draws: Mapping[str, ArrayLike]) -> Drawn:
+    """Ranks among draws that were all made beforehand, by head [n_draws]: where a draw costs nothing."""
+    every = {h: np.asarray(own, dtype=np.float64).ravel() for h, own in draws.items()}
+    return Drawn(
+        observed={name: observed},
+        draw=lambda h, k: {name: float(every[h][k]) if k < every[h].size else np.inf},
     )
 
 
-def corrected(claim: Claim, columns: Sequence[Sampled | Given], refuting: Refuting = "bonferroni") -> Decided:
+def corrected(claim: Claim, columns: Sequence[Column]) -> Decided:
     """Every condition of every head, corrected. The first column is the headline.
 
     A head that a column does not have, or has no candidates in, gets conditions that were not measured: they neither
@@ -200,117 +230,89 @@ def corrected(claim: Claim, columns: Sequence[Sampled | Given], refuting: Refuti
     """
     if not columns:
         raise FraError(f"{claim.id}: a claim without conditions would be supported by nothing")
-    share = may_refute(columns)
-    found: list[Mapping[str, Sequence[Condition]]] = []
-    raw: dict[str, float] = {}
-    for column in columns:
-        if isinstance(column, Given):
-            found.append(column.conditions)
-            continue
-        own, p = _column(column, bar_of(claim, column), claim.level, share, refuting)
-        found.append(own)
-        raw = raw or p
-    table: dict[str, list[tuple[Condition, ...]]] = {}
-    for h in dict.fromkeys(h for by_head in found for h in by_head):
-        several = [by_head.get(h, ()) for by_head in found]
-        n_cand = max(map(len, several))
-        if any(len(own) not in (0, 1, n_cand) for own in several):
-            counts = ", ".join(f"{len(own)} of {column.name!r}" for own, column in zip(several, columns, strict=True))
+    heads = list(dict.fromkeys(h for column in columns for h in _heads(column)))
+    tests = {c.name: _Tests(claim, c) for c in columns if isinstance(c, Sampled)}
+    sampled = {h: {name: t for name, t in tests.items() if h in t.up} for h in heads}
+    refuting = sum(t.parts for t in tests.values() if t.refutes)
+    against = [
+        most_least([own for t in sampled[h].values() if t.refutes for own in t.down[h]])
+        * (refuting / max(1, sum(t.parts for t in sampled[h].values() if t.refutes)))
+        for h in heads
+    ]
+    down = Family(np.minimum(1.0, against), claim.level)
+    p, ranks = _ranks(claim, columns, heads, tests)
+    up = Family([least_most(p[h]) for h in heads], claim.level)
+    found: dict[str, list[tuple[Condition, ...]]] = {}
+    for k, h in enumerate(heads):
+        own: list[list[Condition]] = []
+        for column in columns:
+            if isinstance(column, Drawn):
+                own += [_of_ranks(claim, name, h, column, ranks, up, k) for name in column.observed]
+            elif isinstance(column, Given):
+                own.append(_given(claim, column, h))
+            else:
+                t = tests[column.name]
+                own.append(t.conditions(h, k, up, down, refuting) if h in t.up else [_unmeasured(claim, column.name)])
+        n_cand = max(map(len, own))
+        if any(len(each) not in (0, 1, n_cand) for each in own):
+            counts = ", ".join(f"{len(each)} of {each[0].name!r}" for each in own if each)
             raise FraError(f"{claim.id} at {h}: the conditions differ in their number of candidates ({counts})")
-        table[h] = [
-            tuple(
-                own[c if len(own) > 1 else 0] if own else _unmeasured(claim, column)
-                for own, column in zip(several, columns, strict=True)
-            )
-            for c in range(n_cand)
-        ]
-    return Decided(table, raw)
+        found[h] = [tuple(each[c if len(each) > 1 else 0] for each in own) for c in range(n_cand)] if all(own) else []
+    drawn = {h: max((r.n for (head, _), r in ranks.items() if head == h), default=0) for h in heads}
+    return Decided(found, {h: float(up.p[k]) for k, h in enumerate(heads)}, drawn)
 
 
 def decide(
     claim: Claim,
-    columns: Sequence[Sampled | Given],
+    columns: Sequence[Column],
     rows: Mapping[str, Beside],
     *,
-    power: Power | None = None,
-    refuting: Refuting = "bonferroni",
+    planted: Callable[[str], Planted] | None = None,
     q_over: Sequence[str] | None = None,
 ) -> dict[str, Evidence]:
     """Evidence for every head of `rows`: conditions as `corrected` has them, power, and q over the heads.
 
-    rows: {WHOLE: ...} for a claim about the whole target: its one row has head None. power: None where it is not at
-    issue, or the rows bring their own. q_over: the heads over which q is taken (those without a candidate count as p =
-    1); all rows where None, none where empty.
+    rows: {WHOLE: ...} for a claim about the whole target: its one row has head None. planted: for a search, how many
+    planted effects go through every condition at a head; asked only where the head would be refuted. q_over: the heads
+    over which q is taken (those without a candidate count as p = 1); all rows where None, none where empty.
     """
-    decided = corrected(claim, columns, refuting)
+    decided = corrected(claim, columns)
     over = list(rows) if q_over is None else list(q_over)
     q = dict(zip(over, stats.benjamini_hochberg([decided.raw.get(h, 1.0) for h in over]), strict=True))
-    heads = max((len(column.samples) for column in columns if isinstance(column, Sampled)), default=1)
     found = {}
     for h, beside in rows.items():
         own = decided.conditions.get(h, [])
-        chance = beside.power if power is None else power_of(claim, power, columns, h, own, heads)
+        detail, power = dict(beside.detail), None
+        if planted is not None:
+            power = float("nan")
+            if own and all(any(c.fails(claim.level) for c in each) for each in own) and beside.undecided is None:
+                seen = planted(h)
+                power = seen.power
+                detail["planted at the bars and found"] = f"{seen.found} of {seen.tried}"
+        if decided.drawn.get(h):
+            detail["draws of the nulls"] = decided.drawn[h]
         found[h] = Evidence(
             claim=claim,
             head=None if h == WHOLE else h,
             candidates=dict(zip(beside.candidates, own, strict=True)) if own else {},
-            n=beside.n,
-            power=chance,
+            n=_sources(columns, h) if beside.n is None else beside.n,
+            power=power,
             q=float(q[h]) if h in q else None,
             undecided=beside.undecided,
-            detail=beside.detail,
+            detail=detail,
         )
     return found
 
 
-def power_of(
-    claim: Claim,
-    power: Power,
-    columns: Sequence[Sampled | Given],
-    head: str,
-    conditions: Sequence[tuple[Condition, ...]],
-    heads: int,
-) -> float | None:
-    """The chance to find an effect at the bar at one head, at the first step of Holm; None where it is not at issue.
-
-    Of several samples of a condition the least, of several candidates the median.
-    """
-    tested = [c for c in columns if isinstance(c, Sampled) and head in c.samples]
-    fails = [[c.name for c in own if c.fails(claim.level)] for own in conditions]
-    if power.of == "headline" or (power.or_headline and not any(fails)):
-        fails = [[tested[0].name] for _ in conditions] if tested else []
-    asked = {name for own in fails for name in own}
-    level, many = claim.level / heads, len(conditions) > 1
-    chance: dict[str, Floats] = {}
-    for column in tested:
-        null = power.null.get(column.name) if isinstance(power.null, Mapping) else power.null
-        bar, sign = bar_of(claim, column), 1 if column.above else -1
-        samples = [m for m in _several(column.samples[head]) if isinstance(m, stats.ClusterMeans)]
-        if column.name not in asked or null is None or not samples:
-            continue
-        if power.or_headline and (bar == null or not samples[0].testable.any()):
-            continue
-        each = [
-            stats.power_above(
-                m if column.above else m.turned(), sign * null, sign * bar, level, column.simultaneous and many
-            )
-            for m in samples
-        ]
-        chance[column.name] = np.min(each, axis=0)
-    least = [[chance[name][n] for name in own if name in chance] for n, own in enumerate(fails)]
-    powers = [min(own) for own in least if own]
-    return float(np.median(powers)) if powers else None
+def may_refute(claim: Claim, columns: Sequence[Column]) -> int:
+    """How many samples may refute, each by itself."""
+    return sum(_parts(c) for c in columns if isinstance(c, Sampled) and claim.worth_of(c.name) is not None)
 
 
-def may_refute(columns: Sequence[Sampled | Given]) -> int:
-    """How many samples and given conditions may refute, each by itself."""
-    return sum(c.refutes if isinstance(c, Given) else _parts(c) for c in columns)
-
-
-def bar_of(claim: Claim, column: Sampled | Given) -> float:
-    """The bar of a column: its own, else what the claim registers under its name, else the headline's."""
-    own = column.bar if isinstance(column, Sampled) else None
-    return claim.bars.get(column.name, claim.bar) if own is None else own
+def _heads(column: Column) -> list[str]:
+    if isinstance(column, Drawn):
+        return [h for by_head in column.observed.values() for h in by_head]
+    return list(column.samples if isinstance(column, Sampled) else column.values)
 
 
 def _several(samples: Sample | Sequence[Sample] | Mapping[str, Sample]) -> Sequence[Sample]:
@@ -324,77 +326,150 @@ def _parts(column: Sampled) -> int:
     return max((len(_several(own)) for own in column.samples.values()), default=1)
 
 
-def _column(
-    column: Sampled, bar: float, level: float, share: int, refuting: Refuting
-) -> tuple[dict[str, list[Condition]], dict[str, float]]:
-    """The conditions of one column by head and candidate, and the heads' raw p."""
-    at = 0.0 if column.shares is not None else bar
-    raw: dict[str, float] = {}
-    parts: list[dict[str, list[Condition]]] = []
-    for k in range(_parts(column)):
-        own = {h: several[min(k, len(several) - 1)] for h, s in column.samples.items() if (several := _several(s))}
-        parts.append(_tested(column, own, at, level, share, refuting, raw))
-    found: dict[str, list[Condition]] = {}
-    for h in parts[0]:
-        candidates = [list(each) for each in zip(*(part[h] for part in parts), strict=True)]
-        found[h] = [own[0] if len(own) == 1 else weakest(own) for own in candidates]
-        if column.shares is not None:
-            part, whole = column.shares[h]
-            found[h] = [as_share(c, part, whole, bar) for c in found[h]]
-    return found, raw
+def _sources(columns: Sequence[Column], head: str) -> int:
+    """The fewest clusters that a sample of the head rests on; 0 without samples."""
+    of = [m for c in columns if isinstance(c, Sampled) and head in c.samples for m in _several(c.samples[head])]
+    return min((n for m in of if (n := getattr(m, "n_docs", None)) is not None), default=0)
 
 
-def _tested(
-    column: Sampled,
-    samples: Mapping[str, Sample],
-    bar: float,
-    level: float,
-    share: int,
-    refuting: Refuting,
-    raw: dict[str, float],
-) -> dict[str, list[Condition]]:
-    """One sample a head against the bar, in both directions."""
-    if not samples:
-        return {}
-    together = column.simultaneous
-    up = [(m.p_above if column.above else m.p_below)(bar, together) for m in samples.values()]
-    down = [(m.p_below if column.above else m.p_above)(bar, together) for m in samples.values()]
-    best = [float(p.min(initial=1.0)) for p in up]
-    levels, adjusted = stats.holm_levels(best, level), stats.holm_within(up, level)
-    if refuting == "holm":
-        other_levels = stats.holm_levels([float(p.min(initial=1.0)) for p in down], level)
-        refuted = stats.holm_within(down, level)
-    else:
-        tests = share * len(samples)
-        other_levels = np.full(len(samples), level / tests)
-        refuted = [np.minimum(1.0, p * tests) for p in down]
-    found: dict[str, list[Condition]] = {}
-    for k, (h, m) in enumerate(samples.items()):
-        near, far = (levels[k], other_levels[k]) if column.above else (other_levels[k], levels[k])
-        low, high = m.lower(float(near), together), m.upper(float(far), together)
-        estimate, fixed = np.atleast_1d(np.asarray(m.estimate, dtype=np.float64)), isinstance(m, Number)
-        found[h] = [
-            Condition(
-                column.name,
-                float(estimate[c]),
-                float(low[c]),
-                float(high[c]),
-                bar,
-                p=None if fixed else float(adjusted[k][c]),
-                p_refute=None if fixed else float(refuted[k][c]),
-                above=column.above,
+class _Tests:
+    """One column's samples against its bar, in both directions: raw p-values by head."""
+
+    def __init__(self, claim: Claim, column: Sampled) -> None:
+        self.claim, self.column = claim, column
+        self.bar = 0.0 if column.shares is not None else claim.bar_of(column.name)
+        self.above, self.parts = claim.above_of(column.name), _parts(column)
+        self.refutes = claim.worth_of(column.name) is not None
+        self.samples: dict[str, list[Sample]] = {}
+        self.up: dict[str, Floats] = {}
+        """[n_cand] of "the condition does not hold", of the part of which that is least clear."""
+        self.down: dict[str, list[Floats]] = {}
+        """[n_cand] a part, of "the condition holds"."""
+        self.each_up: dict[str, list[Floats]] = {}
+        for h, samples in column.samples.items():
+            several = _several(samples)
+            if not several or not several[0].n_cand:
+                continue
+            own = [self._sample(several[min(k, len(several) - 1)]) for k in range(self.parts)]
+            tests = [(m.p_above, m.p_below) if self.above else (m.p_below, m.p_above) for m in own]
+            self.samples[h] = own
+            self.each_up[h] = [np.atleast_1d(p(self.bar, column.simultaneous)) for p, _ in tests]
+            self.down[h] = [np.atleast_1d(p(self.bar, False)) for _, p in tests]
+            self.up[h] = np.max(self.each_up[h], axis=0)
+
+    def _sample(self, m: Sample) -> Sample:
+        """The sample itself, or an exact one in its place."""
+        column = self.column
+        if column.bounded is None or not isinstance(m, stats.ClusterMeans) or m.n_cand != 1:
+            return m
+        return exact_where_unbounded(m, column.bounded, column.linearised) or m
+
+    def conditions(self, head: str, number: int, up: Family, down: Family, refuting: int) -> list[Condition]:
+        """Of every candidate of a head, at the levels at which the head was tested."""
+        level, other = float(up.levels[number]), float(down.levels[number]) / max(1, refuting)
+        together, found = self.column.simultaneous, []
+        for k, m in enumerate(self.samples[head]):
+            low, high = (m.lower, m.upper) if self.above else (m.upper, m.lower)
+            near, far = np.atleast_1d(low(level, together)), np.atleast_1d(high(other, False))
+            p = up.adjusted(number, self.each_up[head][k])
+            p_refute = down.adjusted(number, np.minimum(1.0, self.down[head][k] * max(1, refuting)))
+            estimate, fixed = np.atleast_1d(np.asarray(m.estimate, dtype=np.float64)), isinstance(m, Number)
+            lows, highs = (near, far) if self.above else (far, near)
+            found.append(
+                [
+                    self._with_power(
+                        head,
+                        Condition(
+                            self.column.name,
+                            float(estimate[c]),
+                            float(lows[c]),
+                            float(highs[c]),
+                            self.bar,
+                            p=None if fixed else float(p[c]),
+                            p_refute=None if fixed else float(p_refute[c]) if self.refutes else 1.0,
+                            above=self.above,
+                        ),
+                        m,
+                        c,
+                        self.claim.level / len(up.p),
+                    )
+                    for c in range(m.n_cand)
+                ]
             )
-            for c in range(m.n_cand)
-        ]
-        raw[h] = min(raw.get(h, 1.0), best[k])
-        if column.bounded is not None and isinstance(m, stats.ClusterMeans) and m.n_cand == 1:
-            exact, p = exact_where_unbounded(
-                found[h][0], m, column.bounded, level, len(samples), share, column.linearised
-            )
-            found[h], raw[h] = [exact], raw[h] if p is None else p
-    return found
+        candidates = [list(each) for each in zip(*found, strict=True)]
+        joined = [own[0] if len(own) == 1 else weakest(own) for own in candidates]
+        if self.column.shares is None:
+            return joined
+        part, whole = self.column.shares[head]
+        return [as_share(c, part, whole, self.claim.bar_of(self.column.name)) for c in joined]
+
+    def _with_power(self, head: str, own: Condition, m: Sample, candidate: int, level: float) -> Condition:
+        """The condition with the power behind it where it fails, and what it would take where it is undecided."""
+        claim, worth = self.claim, self.claim.worth_of(self.column.name)
+        if worth is None or not own.finite or own.holds(claim.level):
+            return own
+        if self.column.shares is not None:
+            worth *= abs(self.column.shares[head][1])  # as the samples are: part - bar * whole
+        if own.fails(claim.level):
+            together = self.column.simultaneous and m.n_cand > 1
+            power = np.atleast_1d(m.power(worth, level, self.above, together))
+            return replace(own, power=float(power[candidate]))
+        if m.n_cand == 1 and isinstance(m, stats.ClusterMeans) and hasattr(stats, "sources_needed"):
+            return replace(own, needed=stats.sources_needed(m, self.bar, level))
+        return own
 
 
-def _unmeasured(claim: Claim, column: Sampled | Given) -> Condition:
-    above = column.above if isinstance(column, Sampled) else True
-    return Condition(column.name, np.nan, -np.inf, np.inf, bar_of(claim, column), above=above)
+def _given(claim: Claim, column: Given, head: str) -> list[Condition]:
+    """Numbers that are not estimated, as conditions."""
+    if head not in column.values:
+        return [_unmeasured(claim, column.name)]
+    values = np.atleast_1d(np.asarray(column.values[head], dtype=np.float64))
+    bar, above = claim.bar_of(column.name), claim.above_of(column.name)
+    return [Condition(column.name, v, v, v, bar, above=above) for v in values.tolist()]
+
+
+def _given_p(claim: Claim, column: Given, head: str) -> Floats:
+    return np.array([float(not c.holds(claim.level)) for c in _given(claim, column, head)])
+
+
+def _ranks(
+    claim: Claim, columns: Sequence[Column], heads: Sequence[str], tests: Mapping[str, _Tests]
+) -> tuple[dict[str, list[Floats]], dict[tuple[str, str], Ranks]]:
+    """Raw p-values of every head, by condition, and the ranks among nulls: drawn for heads that pass all else."""
+    p: dict[str, list[Floats]] = {h: [] for h in heads}
+    for column in columns:
+        for h in heads:
+            if isinstance(column, Sampled):
+                t = tests[column.name]
+                p[h].append(t.up[h] if h in t.up else np.ones(1))
+            elif isinstance(column, Given):
+                p[h].append(_given_p(claim, column, h))
+    ranks: dict[tuple[str, str], Ranks] = {}
+    step = claim.level / max(1, len(heads))
+    most = min(RULES.draws, int(np.ceil(RULES.draws_a_step / step)) - 1)
+    for column in (c for c in columns if isinstance(c, Drawn)):
+        for h in heads:
+            observed = {n: np.atleast_1d(np.asarray(own[h], float)) for n, own in column.observed.items() if h in own}
+            n_cand = max(max(map(np.size, p[h]), default=1), *(own.size for own in observed.values()), 1)
+            worst = np.max([np.zeros(n_cand), *(np.broadcast_to(own, (n_cand,)) for own in p[h])], axis=0)
+            standing = worst <= claim.level
+            for name, own in sequential(observed, partial(column.draw, h), standing, claim.level, most).items():
+                ranks[h, name] = own
+                p[h].append(own.p)
+            p[h] += [np.ones(1)] * (len(column.observed) - len(observed))
+    return p, ranks
+
+
+def _of_ranks(
+    claim: Claim, name: str, head: str, column: Drawn, ranks: Mapping[tuple[str, str], Ranks], up: Family, number: int
+) -> list[Condition]:
+    if head not in column.observed[name] or (head, name) not in ranks or not ranks[head, name].n:
+        size = np.size(column.observed[name].get(head, [0.0]))
+        return [_unmeasured(claim, name)] * size
+    own = ranks[head, name]
+    adjusted = up.adjusted(number, own.p)
+    return [rank_condition(name, float(p), float(a), claim.bar_of(name)) for p, a in zip(own.p, adjusted, strict=True)]
+
+
+def _unmeasured(claim: Claim, name: str) -> Condition:
+    return Condition(name, np.nan, -np.inf, np.inf, claim.bar_of(name), above=claim.above_of(name))

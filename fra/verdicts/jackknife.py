@@ -56,6 +56,18 @@ class Jackknifed:
         """[1] upper bound; inf without a standard error."""
         return np.atleast_1d(self.estimate + self._reach(level))
 
+    @property
+    def n_docs(self) -> int:
+        """Sources."""
+        return len(self.left_out)
+
+    def power(self, worth: float, level: float, above: bool = True, simultaneous: bool = False) -> Floats:
+        """[1] chance to tell an effect `worth` beyond a bar from it, with this standard error (shifted t)."""
+        df = len(self.left_out) - 1
+        if not self.se > 0:
+            return np.full(1, np.nan)
+        return np.array([float(sps.t.sf(sps.t.isf(level, df) - worth / self.se, df))])
+
     def _p(self, bar: float, sign: float) -> Floats:
         if not self.se > 0:
             return np.ones(1)
@@ -77,11 +89,3 @@ class Jackknifed:
 def jackknifed(estimate: float, left_out: ArrayLike, least: float = 0.0) -> Jackknifed:
     """From a number and a sequence."""
     return Jackknifed(float(estimate), np.asarray(left_out, dtype=np.float64), least)
-
-
-def power(found: Jackknifed, bar: float, null: float, level: float) -> float:
-    """Chance to tell an effect at the bar from `null` at `level`, with this standard error (shifted t)."""
-    df = len(found.left_out) - 1
-    if not found.se > 0:
-        return float("nan")
-    return float(sps.t.sf(sps.t.isf(level, df) - (bar - null) / found.se, df))

@@ -34,8 +34,9 @@ from pydantic import (
 )
 
 from fra.errors import FraError
-from fra.verdicts.claim import Claim, Condition, Evidence, Verdict, judge, parse_head
+from fra.verdicts.claim import Claim, Condition, Evidence, Kind, parse_head
 from fra.verdicts.files import write_text
+from fra.verdicts.judge import Verdict, judge
 
 Word = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "CANNOT_RUN", "BROKEN", "NOT_APPLICABLE"]
 WORDS: tuple[Word, ...] = get_args(Word)
@@ -68,6 +69,9 @@ class ClaimNote(_Table):
 
     title: str
     h0: str
+    kind: Kind
+    condition: str
+    """Name of the headline condition."""
     bar: Number
     above: bool
     level: Share
@@ -107,6 +111,8 @@ class _Shown(_Table):
     above: bool
     p: Share | None
     p_refute: Share | None
+    power: Share | None
+    needed: int | None
     holds: bool
     fails: bool
 
@@ -205,7 +211,7 @@ def clean(value: Any, where: str = "detail") -> Any:
 
 
 def _shown(condition: Condition, level: float) -> dict[str, Any]:
-    fields = ("effect", "low", "high", "bar", "above", "p", "p_refute")
+    fields = ("effect", "low", "high", "bar", "above", "p", "p_refute", "power", "needed")
     return {name: getattr(condition, name) for name in fields} | {
         "holds": condition.holds(level),
         "fails": condition.fails(level),
@@ -219,8 +225,9 @@ def row_of(verdict: Verdict, target: str, **flags: Any) -> Row:
     """
     evidence, claim = verdict.evidence, verdict.evidence.claim
     detail: dict[str, Any] = {"reason": verdict.reason} | flags
-    if evidence.power is not None:
-        detail["power"] = evidence.power
+    power = evidence.power if verdict.decided is None or evidence.power is not None else verdict.decided.power
+    if power is not None:
+        detail["power"] = power
     if evidence.candidates:
         detail["best"] = verdict.best
         if verdict.decided is not None:
@@ -258,7 +265,10 @@ def bare_row(claim: Claim, head: str | None, target: str, word: Word, reason: st
 
 def note_of(claim: Claim, *, exploratory: bool) -> ClaimNote:
     """What the header says of a claim."""
-    shown = {name: getattr(claim, name) for name in ("title", "h0", "bar", "above", "level", "statistic", "n")}
+    shown = {
+        name: getattr(claim, name)
+        for name in ("title", "h0", "kind", "condition", "bar", "above", "level", "statistic", "n")
+    }
     return ClaimNote(**shown, stimuli=list(claim.stimuli), exploratory=exploratory)
 
 

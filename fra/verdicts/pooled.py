@@ -10,7 +10,7 @@ import numpy as np
 
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.decide import WHOLE, Beside, Number, Power, Sampled, decide
+from fra.verdicts.decide import WHOLE, Beside, Number, Sampled, decide
 from fra.verdicts.stats import by_source
 
 NO_HEAD_OUTPUT_DICTIONARY = "the target has no dictionary of head outputs (blocks.L.attn.hook_z)"
@@ -21,11 +21,7 @@ class ByDictionary:
     """One condition's numbers, by dictionary: ratio means over documents, sources as clusters."""
 
     name: str
-    bar: float
     means: Mapping[str, stats.ClusterMeans | Number]
-    null: float | None = None
-    """Power is the chance to tell an effect at the bar from this; None: power is not at issue."""
-    above: bool = True
 
 
 def clustered(
@@ -60,16 +56,12 @@ def differences(
 
 
 def evidence(
-    claim: Claim, measured: Sequence[ByDictionary], n: int, detail: Mapping[str, Any], head: str | None = None
+    claim: Claim, measured: Sequence[ByDictionary], detail: Mapping[str, Any], head: str | None = None
 ) -> Evidence:
-    """One row's evidence: all of these conditions, of all dictionaries. Its power is the least among the conditions
-    that would refute.
-    """
+    """One row's evidence: all of these conditions, of all dictionaries."""
     row = WHOLE if head is None else head
-    columns = [Sampled(name=each.name, samples={row: each.means}, bar=each.bar, above=each.above) for each in measured]
-    power = Power("failing", {each.name: each.null for each in measured if each.null is not None})
-    beside = {row: Beside(n=n, candidates=("every dictionary",), detail=detail)}
-    return decide(claim, columns, beside, power=power, q_over=())[row]
+    columns = [Sampled(name=each.name, samples={row: each.means}) for each in measured]
+    return decide(claim, columns, {row: Beside(candidates=("every dictionary",), detail=detail)}, q_over=())[row]
 
 
 def by_dictionary(measured: Sequence[ByDictionary], level: float) -> dict[str, dict[str, list[float]]]:

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike
 from fra.errors import FraError
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.decide import Beside, Given, Power, Sampled, decide, means_of, ranked
+from fra.verdicts.decide import Beside, Column, Sampled, decide, means_of, ranked
+from fra.verdicts.rules import RULES
 
 NO_INPUT_DICTIONARY = "the target has no dictionary at this layer's attention input"
 
@@ -40,25 +41,15 @@ def mean_of(values: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], di
 
 
 def paired_evidence(
-    claim: Claim,
-    target: str,
-    heads: Iterable[str],
-    measured: Mapping[str, ByDocument],
-    *,
-    below: Sequence[str] = (),
-    null: float | None = None,
+    claim: Claim, target: str, heads: Iterable[str], measured: Mapping[str, ByDocument]
 ) -> dict[str, Evidence]:
     """Evidence for every head of a family from paired samples; one candidate that must meet all conditions.
 
-    The first condition of a head is the claim's headline and is held against `claim.bar`; the others against
-    `claim.bars`. heads: all of the target; those not measured CANNOT_RUN for want of a dictionary. below: conditions
-    that say effect < bar. null: power is the chance to tell the headline's bar from this value; None where power is not
-    at issue.
+    heads: all of the target; those not measured CANNOT_RUN for want of a dictionary.
     """
     found = {h: Evidence(claim=claim, head=h, cannot=NO_INPUT_DICTIONARY) for h in heads if h not in measured}
     if not measured:
         return found
-    names = list(next(iter(measured.values())).sums)
     columns = [
         Sampled(
             name=name,
@@ -66,13 +57,11 @@ def paired_evidence(
                 h: means_of(claim, target, h, name, m.sums[name], m.counts[name], m.sources)
                 for h, m in measured.items()
             },
-            bar=claim.bar if name == names[0] else claim.bars[name],
-            above=name not in below,
         )
-        for name in names
+        for name in (claim.condition, *claim.bars)
     ]
-    rows = {h: Beside(n=len(m.sources), undecided=m.undecided, detail=m.detail) for h, m in measured.items()}
-    return found | decide(claim, columns, rows, power=None if null is None else Power("headline", null))
+    rows = {h: Beside(undecided=m.undecided, detail=m.detail) for h, m in measured.items()}
+    return found | decide(claim, columns, rows)
 
 
 def family(
@@ -80,63 +69,47 @@ def family(
     samples: Mapping[str, ArrayLike] | Mapping[str, Mapping[str, ArrayLike]],
     *,
     target: str,
-    null: float | None = 0.0,
-    name: str = "effect",
-    below: Sequence[str] = (),
+    sources: Sequence[str] | None,
     ranks: Mapping[str, Mapping[str, tuple[float, ArrayLike]]] | None = None,
-    sources: Sequence[str] | None = None,
-    n_boot: int = 9_999,
+    n_boot: int = RULES.resamples,
 ) -> dict[str, Evidence]:
     """Evidence for every head of a family from one number a document and head, or from several, one a condition.
 
-    The effect of a condition is its mean over documents, tested against its bar in both directions by a studentised
-    bootstrap of the documents, seeded from (digest, target, head) and, of several conditions, the condition; Holm
-    across the heads. Of one condition the opposite direction is its own family of Holm's; of several, any of which may
-    refute, it is adjusted by Bonferroni over heads and conditions. Bounds are at each head's own level, so that they
-    exclude the bar exactly where the test rejects; q by Benjamini-Hochberg.
+    The effect of a condition is its mean over documents, documents of one source as one, tested against its bar in both
+    directions by a studentised bootstrap of the sources; corrected over conditions and heads as `fra.verdicts.decide`
+    says.
 
-    samples: per head, [n_docs] values in the bar's unit, one a document; or per condition such a mapping, the headline
-    first (held against `claim.bar`, the others against `claim.bars` by name). A head with a value that is not finite
-    comes out INCONCLUSIVE.
+    samples: per head, [n_docs] values in the bar's unit, one a document; or per condition such a mapping. A head with a
+    value that is not finite comes out INCONCLUSIVE.
     target: the target's name, for seeds alone.
-    null: power is the chance to tell a headline *at the bar* from this value, at the first Holm step. None: power is
-    not at issue (a bar at zero, say).
-    name: of the condition, where there is one. below: conditions that say effect < bar, beside the headline, which
-    looks where the claim does.
+    sources: [n_docs] where each document comes from (`Document.source`): what comes from one source is not independent.
+    None: every document is a source of its own.
     ranks: further conditions, by name and head (the head's number, draws of a null): its rank among them, 1 - p, must
-    exceed `claim.bars[name]`, which is 1 - level; it can deny and never refutes.
-    sources: [n_docs] names; documents of one source are resampled together. n_boot: resamples.
+    reach `claim.bars[name]`, which is 1 - level; it can deny and never refutes. One over the number of heads, over the
+    level, is the least number of draws with which any head can pass: 480 for 24 heads.
+    n_boot: resamples.
 
-    Raises FraError where a sample is not one number a document.
+    Raises FraError where a sample is not one number a document, or a condition is missing.
     """
-    table = _by_condition(samples, name)
+    table = _by_condition(samples, claim.condition)
     if not table or not next(iter(table.values())):
         return {}
-    headline = next(iter(table))
-    heads = list(table[headline])
-    columns: list[Sampled | Given] = []
-    for condition, by_head in table.items():
+    heads = list(next(iter(table.values())))
+    columns: list[Column] = []
+    for condition in (claim.condition, *(name for name in claim.bars if name not in (ranks or {}))):
         means = {}
         for head in heads:
-            values = _checked(claim, head, condition, by_head.get(head))
-            parts = (claim.digest, target, head) if len(table) == 1 else (claim.digest, target, head, condition)
+            values = _checked(claim, head, condition, table.get(condition, {}).get(head))
             clustered = values if sources is None else stats.by_source(values, sources)
             counts = None if sources is None else stats.by_source(np.ones_like(values), sources)
-            means[head] = stats.ClusterMeans(clustered, counts, seed=stats.seed_of(*parts), n_boot=n_boot)
-        looks = claim.above if condition == headline else condition not in below
-        bar = claim.bar if condition == headline else claim.bars[condition]
-        columns.append(Sampled(name=condition, samples=means, bar=bar, above=looks))
+            seed = stats.seed_of(claim.digest, target, head, condition)
+            means[head] = stats.ClusterMeans(clustered, counts, seed=seed, n_boot=n_boot)
+        columns.append(Sampled(name=condition, samples=means))
     for condition, own in (ranks or {}).items():
-        columns.append(ranked(claim, condition, {h: stats.rank_p(*own[h]) for h in heads}))
-    candidate = headline if len(columns) == 1 else "every condition"
-    rows = {h: Beside(n=np.size(table[headline][h]), candidates=(candidate,)) for h in heads}
-    return decide(
-        claim,
-        columns,
-        rows,
-        power=None if null is None else Power("headline", null),
-        refuting="holm" if len(columns) == 1 else "bonferroni",
-    )
+        columns.append(ranked(claim, condition, {h: own[h][0] for h in heads}, {h: own[h][1] for h in heads}))
+    if unknown := sorted(table.keys() - {claim.condition, *claim.bars}):
+        raise FraError(f"{claim.id}: {unknown[0]!r} was measured and is no condition that the claim registers")
+    return decide(claim, columns, {h: Beside() for h in heads})
 
 
 def _by_condition(

@@ -127,6 +127,10 @@ class ClusterMeans:
         """The sample of -E, with the same resamples: "below" said as "above"."""
         return ClusterMeans(-self.sums, self.counts, seed=self.seed, n_boot=self.n_boot)
 
+    def power(self, worth: float, level: float, above: bool = True, simultaneous: bool = False) -> Floats:
+        """[n_cand] the chance that an effect `worth` beyond a bar is told from it: `power_above`, either way round."""
+        return power_above(self if above else self.turned(), 0.0, worth, level, simultaneous)
+
     def _each(self, value: ArrayLike) -> Floats:
         return np.broadcast_to(np.asarray(value, dtype=np.float64), (self.n_cand,))[self.testable]
 
@@ -321,8 +325,27 @@ def clopper_pearson(k: int, n: int, level: float) -> tuple[float, float]:
 
 
 def seed_of(*parts: str) -> int:
-    """A seed from the sha256 of the parts: 63 bits, which numpy and torch both take. ("ab", "c") is not ("a", "bc")."""
-    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big") >> 1
+    """A seed from the sha256 of the parts, and of the run's own (`use_seed`): 63 bits, which numpy and torch both take.
+    ("ab", "c") is not ("a", "bc").
+    """
+    of_run = (f"seed {_run.seed}",) if _run.seed else ()
+    return int.from_bytes(hashlib.sha256(json.dumps([*of_run, *parts]).encode()).digest()[:8], "big") >> 1
+
+
+def use_seed(seed: int) -> None:
+    """Let every seed of this process depend on this number too (`--seed`); 0, which is where a process begins, changes
+    nothing.
+    """
+    _run.seed = seed
+
+
+class _OfRun:
+    """One a process, for all of its threads."""
+
+    seed = 0
+
+
+_run = _OfRun()
 
 
 def power_above(

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -27,6 +26,7 @@ from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad
 from fra.induction import nulls
 from fra.stimuli.padding import Texts, padded
+from fra.stimuli.sources import disjoint
 from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FEATURES, ATOMS, TOKENS, SHUFFLED = "features", "random atoms", "token dictionary", "shuffled decoder"
 DICTIONARIES = (FEATURES, ATOMS, TOKENS, SHUFFLED)
 
-MEASURED, SELECTION, ESTIMATION = 60, 40, 120
+MEASURED, SELECTION, ESTIMATION = 120, 40, 120
 """Documents of the three sets, at most: never more than half of the text, than half of what is left."""
 LONGEST = 128
 _AT_ONCE = 50
@@ -70,14 +70,9 @@ def document_sets(target: Target) -> Sets:
     start = [] if target.bos is None else [target.bos]
     encoded = [(doc.source, (start + target.encode(doc.text))[:cut]) for doc in every]
     longest = max(len(ids) for _, ids in encoded)
-    n = min(MEASURED, len(every) // 2)
-    measured = [k * len(every) // n for k in range(n)]
-    rest = [k for k in range(len(every)) if k not in set(measured)]
-    n_selection = min(SELECTION, len(rest) // 2)
-    order = np.random.default_rng(seed_of(target.name, "natural", "sets")).permutation(len(rest))
-    selection, estimation = order[:n_selection], order[n_selection : n_selection + ESTIMATION]
-    parts = (measured, *([rest[k] for k in sorted(part)] for part in (selection, estimation)))
-    return Sets(*(texts([encoded[k] for k in part], longest) for part in parts))
+    sizes = {"measured": MEASURED, "selection": SELECTION, "estimation": ESTIMATION}
+    parts = disjoint([doc.source for doc in every], sizes, ("measured",), (target.name, "natural", "sets"))
+    return Sets(*(texts([encoded[k] for k in part], longest) for part in parts.values()))
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ from fra.induction.channels import Arms, HeadOnArms, measure_arms, on_device
 from fra.induction.screen import HeadScreen, LayerScreen, screen_head
 from fra.induction.status import HeadStatus, head_status
 from fra.stimuli import repeated
-from fra.stimuli.sets import Design, documents
+from fra.stimuli.designs import RepeatedSets
+from fra.stimuli.sets import documents
 from fra.targets.target import has_dictionary
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def screen(
     target: Target,
     stimulus: str,
     *,
-    design: Design | None = None,
+    design: RepeatedSets | None = None,
     families: Sequence[str] = ("TIH", "not a TIH"),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Screen:
@@ -61,7 +62,7 @@ def screen(
     Layer-0 heads are negative controls on repeated_random (a key there cannot know its predecessor): they are screened
     and join no family. Layers without a dictionary are left out.
     """
-    design = design or Design()
+    design = design or RepeatedSets()
     sets = documents(target, stimulus, design)
     model = target.model
     progress(f"{stimulus}: status of {model.cfg.n_layers * model.cfg.n_heads} heads")

@@ -17,11 +17,10 @@ from torch import Tensor
 from fra.core.weights import Model
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
+from fra.induction.designs import TokenInduction
 from fra.stimuli.repeated import Batch
 from fra.verdicts.stats import ClusterMeans, by_source, seed_of
 
-TIH_AT_LEAST = 0.20
-NOT_TIH_AT_MOST = 0.05
 STRIPES = ("induction", "duplicate", "previous", "after", "before")
 _DOCUMENTS_AT_ONCE = 32
 
@@ -95,21 +94,24 @@ class HeadStatus:
     """Mean attention on each of STRIPES and `uniform`, repeated documents."""
 
 
-def classify(means: ClusterMeans, level: float) -> list[tuple[str, float, float]]:
+def classify(means: ClusterMeans, design: TokenInduction) -> list[tuple[str, float, float]]:
     """Status of every head, from the contrasts of all, with the bounds that it rests on."""
     return [
-        ("TIH" if low >= TIH_AT_LEAST else "not a TIH" if high <= NOT_TIH_AT_MOST else "undecided", low, high)
-        for low, high in zip(means.lower(level).tolist(), means.upper(level).tolist(), strict=True)
+        (
+            "TIH" if low >= design.tih_at_least else "not a TIH" if high <= design.not_tih_at_most else "undecided",
+            low,
+            high,
+        )
+        for low, high in zip(means.lower(design.level).tolist(), means.upper(design.level).tolist(), strict=True)
     ]
 
 
 def head_status(
-    model: Model, batch: Batch, *, target: str, stimulus: str, level: float = 0.05
+    model: Model, batch: Batch, *, target: str, stimulus: str, design: TokenInduction | None = None
 ) -> dict[str, HeadStatus]:
-    """Status of every head by its contrast on the status documents.
+    """Status of every head by its contrast on the status documents, as `TokenInduction` says.
 
-    TIH: the lower bound of the contrast is at least 0.20; not a TIH: the upper bound is at most 0.05 (CLAIMS, common
-    definitions). Bounds are one-sided, simultaneous over all heads of the model (max-T), documents resampled.
+    Bounds are one-sided, simultaneous over all heads of the model (max-T), sources resampled.
     """
     sides = [patterns(model, tokens) for tokens in (batch.tokens, batch.control)]
     n_heads = sides[0].shape[2]
@@ -121,7 +123,7 @@ def head_status(
     )
     stripes = {name: value.mean(-1) for name, value in stripe_attention(heads_first[0], batch).items()}
     found = {}
-    for number, (status, low, high) in enumerate(classify(means, level)):
+    for number, (status, low, high) in enumerate(classify(means, design or TokenInduction())):
         name = f"L{number // n_heads}H{number % n_heads}"
         own = {stripe: float(value[number]) for stripe, value in stripes.items()}
         found[name] = HeadStatus(name, status, float(means.estimate[number]), low, high, own)

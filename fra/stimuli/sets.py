@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 from fra.core.weights import Model
 from fra.errors import FraError
 from fra.stimuli import repeated
+from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.sources import disjoint
 
 if TYPE_CHECKING:
@@ -25,25 +25,7 @@ STIMULI = ("repeated_random", "repeated_natural")
 LONGEST_CONTEXT = 128
 
 
-@dataclass(frozen=True)
-class Design:
-    """How many documents each set gets. Natural text is what there is: its sets get these shares of it, each source in
-    one set only.
-    """
-
-    status: int = 120
-    discovery: int = 100
-    confirmation: int = 120
-    sets: int = 120
-    longest: int = 128
-    """Tokens of a document, at most."""
-
-    def sizes(self) -> tuple[int, ...]:
-        """In the order of stimuli.SETS."""
-        return self.status, self.discovery, self.confirmation, self.sets
-
-
-def documents(target: Target, stimulus: str, design: Design) -> dict[str, repeated.Batch]:
+def documents(target: Target, stimulus: str, design: RepeatedSets) -> dict[str, repeated.Batch]:
     """The four disjoint sets of one stimulus family, seeded from (target, stimulus).
 
     Raises FraError for an unknown stimulus, too little text, or too short a context.

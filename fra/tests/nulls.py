@@ -26,6 +26,7 @@ from fra.induction.status import HeadStatus
 from fra.measures.channels import q04_q05_sets
 from fra.stimuli import repeated as stimuli
 from fra.stimuli import sets as document_sets
+from fra.stimuli.designs import RepeatedSets
 from fra.targets import target as target_module
 from fra.targets.target import Target, load_target
 from fra.tests import circuit, claims
@@ -112,7 +113,7 @@ def rates(target: Target, seeds: int, layers: Sequence[int] | None) -> None:
         "| null | claim | heads | SUPPORTED | 95 % interval | REFUTED | INCONCLUSIVE |\n|---|---|---|---|---|---|---|"
     )
     layers = layers or [layer for layer in range(1, target.n_layers) if target_module.has_dictionary(target, layer)]
-    batches = document_sets.documents(target, "repeated_random", document_sets.Design())
+    batches = document_sets.documents(target, "repeated_random", RepeatedSets())
     counts: dict[tuple[str, str], Counter[str]] = {}
     for layer in layers:
         own = measured(target, layer, batches)

@@ -26,8 +26,9 @@ from fra.induction.search import Search, Stripe
 from fra.induction.status import TIH_AT_LEAST
 from fra.measures.channels.details import best_channel
 from fra.report.pictures import BEST
+from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.repeated import Batch
-from fra.stimuli.sets import Design, documents
+from fra.stimuli.sets import documents
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.decide import WHOLE, Beside, Given, decide
@@ -124,12 +125,12 @@ def measure(
     screened: Screen,
     bars: Mapping[str, float],
     *,
-    design: Design | None = None,
+    design: RepeatedSets | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[dict[str, ExcessNumbers], float]:
     """Both numbers of every screened head and of its scrambles, and the number of confirmation rows."""
     stimulus = screened.stimulus
-    sets = documents(target, stimulus, design or Design())
+    sets = documents(target, stimulus, design or RepeatedSets())
     found: dict[str, ExcessNumbers] = {}
     for layer in sorted({s.layer for s in screened.heads.values()}):
         heads = [s.head for s in screened.heads.values() if s.layer == layer]
@@ -228,7 +229,7 @@ def excess_evidence(
         return Evidence(claim=claim, head=None, cannot="no head could be screened: a dictionary at its input is needed")
     numbers, n_rows = measure(target, screened, claim.bars, progress=progress)
     periods = np.bincount(
-        documents(target, screened.stimulus, Design())["confirmation"].row_doc.numpy(),
+        documents(target, screened.stimulus, RepeatedSets())["confirmation"].row_doc.numpy(),
         minlength=screened.n_documents["confirmation"],
     ).astype(float)
     found = count(numbers, n_rows, periods, claim.bars, stats.seed_of(claim.digest, target.name, "family"))

@@ -26,6 +26,7 @@ from fra.interventions.downstream import Downstream, Head, Scene
 from fra.interventions.heads import freeze_scales
 from fra.measures.channels.q07_q17_matched import Pool, displaced, matched_sets
 from fra.stimuli import sets as document_sets
+from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.repeated import Batch
 from fra.verdicts.claim import parse_head
 from fra.verdicts.stats import seed_of
@@ -169,7 +170,7 @@ def removals(
     Channels come from the discovery documents; random sets are compared on RANK_DOCUMENTS confirmation documents, where
     the equal suppression is found, too; all else is measured on DOCUMENTS of the sets documents.
     """
-    sets = document_sets.documents(target, screened.stimulus, document_sets.Design())
+    sets = document_sets.documents(target, screened.stimulus, RepeatedSets())
     by_layer: dict[int, list[int]] = {}
     for name in heads:
         layer, head = parse_head(name)

@@ -28,7 +28,8 @@ from fra.induction.examples import Shown, first_example
 from fra.induction.outside import outside
 from fra.induction.search import SET_SIZE, Search
 from fra.measures.channels.q08_q16_transfer import tihs
-from fra.stimuli.sets import Design, documents
+from fra.stimuli.designs import RepeatedSets
+from fra.stimuli.sets import documents
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Given, Sampled, decide, means_of, ranked
@@ -101,7 +102,7 @@ def measure(
             f"the target declares {most} dictionaries that differ by their seed at one attention input; {FEWEST} are "
             "needed ([[seed]] in its file)"
         )
-    sets = documents(target, screened.stimulus, Design())
+    sets = documents(target, screened.stimulus, RepeatedSets())
     found: dict[str, AcrossSeeds] = {}
     for hook in hooks:
         layer = attention_input_layer(hook)

@@ -30,6 +30,7 @@ from fra.induction.status import HeadStatus, head_status
 from fra.interventions.patching import effective_decoder, readout
 from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets
+from fra.stimuli.designs import RepeatedSets
 from fra.targets.target import text_of
 from fra.verdicts.claim import parse_head
 
@@ -346,7 +347,7 @@ def survey(target: Target, progress: Callable[[str], None] = lambda _: None) -> 
     dictionary; `repeated_natural` gives discovery documents and, from its other two sets, those of measurement.
     """
     progress("induction heads of head-output dictionaries")
-    model, design = target.model, document_sets.Design()
+    model, design = target.model, RepeatedSets()
     status_documents = document_sets.documents(target, "repeated_random", design)["status"]
     status = head_status(model, status_documents, target=target.name, stimulus="repeated_random")
     dictionaries = {head_output_layer_of(hook) for hook in target.dictionaries} - {None}

@@ -16,6 +16,7 @@ from torch import Tensor
 from fra.attribution.head_outputs import HeadOutputs, Live, observe, padded
 from fra.stimuli import natural
 from fra.stimuli import sets as document_sets
+from fra.stimuli.designs import RepeatedSets
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -111,7 +112,7 @@ def repeated_corpus(target: Target) -> HalvedCorpus:
     """Repeated natural documents: the discovery set for choosing, the confirmation set for measuring. Only positions
     that the first copy foretells count as real: those of the second but its first.
     """
-    sets = document_sets.documents(target, "repeated_natural", document_sets.Design())
+    sets = document_sets.documents(target, "repeated_natural", RepeatedSets())
     chosen, measured = sets["discovery"], sets["confirmation"]
     documents = [
         tokens[: 1 + 2 * int(period)]

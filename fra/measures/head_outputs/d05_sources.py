@@ -18,6 +18,7 @@ from fra.dictionaries.hooks import LayerHooks, layer_of
 from fra.induction.outside import NOT_AS_LISTED, not_in_family
 from fra.induction.status import head_status
 from fra.stimuli import sets
+from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.repeated import Batch
 from fra.targets.target import text_of
 from fra.verdicts import stats
@@ -136,7 +137,7 @@ def source_evidence(
 ) -> dict[str, Evidence]:
     """D05 for every head: token induction heads whose layer has a dictionary of head outputs; others cannot run."""
     (stimulus,) = claim.stimuli
-    batches = sets.documents(target, stimulus, sets.Design())
+    batches = sets.documents(target, stimulus, RepeatedSets())
     status = head_status(target.model, batches["status"], target=target.name, stimulus=stimulus)
     family = [name for name in target.heads if status[name].status == "TIH"]
     found: dict[str, Evidence] = {}

@@ -16,6 +16,7 @@ from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import is_head_output
 from fra.measures.head_outputs.d05_sources import documents_of, second_copy
 from fra.stimuli import sets
+from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.repeated import Batch
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
@@ -81,7 +82,7 @@ def width_evidence(claim: Claim, target: Target, progress: Callable[[str], None]
         )
         return Evidence(claim=claim, head=None, cannot=why)
     (stimulus,) = claim.stimuli
-    batch = sets.documents(target, stimulus, sets.Design())["confirmation"]
+    batch = sets.documents(target, stimulus, RepeatedSets())["confirmation"]
     gain: dict[str, stats.ClusterMeans | Number] = {}
     over: dict[str, stats.ClusterMeans | Number] = {}
     numbers: dict[str, Any] = {}

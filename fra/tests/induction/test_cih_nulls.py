@@ -27,7 +27,7 @@ from fra.tests.claims import claim
 
 CIH_SET, CIH_CHANNEL = claim("Q04"), claim("Q05")
 LAYER = 1
-DESIGN = document_sets.Design(status=1, discovery=60, confirmation=60, sets=40)
+DESIGN = RepeatedSets(status=1, discovery=60, confirmation=60, sets=40)
 
 
 @pytest.fixture(scope="module")

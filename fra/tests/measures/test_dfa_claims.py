@@ -22,6 +22,7 @@ from fra.measures.head_outputs import d01_quality, d04_d06_heads, d05_sources, d
 from fra.measures.head_outputs.corpus import CorpusFirings, HalvedCorpus
 from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets
+from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.repeated import Batch
 from fra.tests.claims import claim
 from fra.tests.models import ARCHITECTURES, D_MODEL, build_sae, model_folder, random_tokens, tiny, tiny_sae
@@ -444,7 +445,7 @@ def test_a_dictionary_that_never_fires_is_said_to() -> None:
 @pytest.mark.usefixtures("short_repeats")
 def test_tokens_found_are_counted_by_document(tmp_path: Path) -> None:
     made = target(tmp_path, build_sae("topk", D_MODEL, Z, tmp_path / "sae", reshape_activations="hook_z"))
-    batch = document_sets.documents(made, "repeated_natural", document_sets.Design())["confirmation"]
+    batch = document_sets.documents(made, "repeated_natural", RepeatedSets())["confirmation"]
     sae = made.dictionaries[Z]
     count, dealt, _ = d18_width.tokens_found(made, sae, batch, 0)
     o = observe(made.model, sae, d05_sources.documents_of(batch))

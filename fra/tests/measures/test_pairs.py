@@ -26,6 +26,7 @@ from fra.measures.scores import layer as carried
 from fra.measures.scores import q22_swaps
 from fra.stimuli import natural as natural_module
 from fra.stimuli import repeated, sets
+from fra.stimuli.designs import RepeatedSets
 from fra.tests import circuit, models
 from fra.tests.claims import claim
 from fra.tests.models import tiny_sae
@@ -364,7 +365,7 @@ def test_too_little_text_is_no_mistake_of_the_claims() -> None:
         lambda: natural_module.natural_sources(target, 4),
         lambda: carried.document_sets(target),
         lambda: carried.texts([], 8),
-        lambda: sets.documents(target, "repeated_natural", sets.Design()),
+        lambda: sets.documents(target, "repeated_natural", RepeatedSets()),
         lambda: repeated.token_pool(np.ones(8)),
         lambda: repeated.periods(3, 4, np.random.default_rng(0)),
         lambda: q22_swaps.frequent(carried.texts([("a", [0, 1, 2])], 8)),

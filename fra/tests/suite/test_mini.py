@@ -15,6 +15,7 @@ from fixtures.mini.build.train_model import tensors_hash, untrained
 from fixtures.mini.build.train_study import arms
 from fra.induction.status import head_status
 from fra.stimuli import sets as document_sets
+from fra.stimuli.designs import RepeatedSets
 from fra.targets.admission import admit
 from fra.targets.file import read_target
 from fra.targets.target import Target, load_target
@@ -66,7 +67,7 @@ def test_dictionaries_are_good_enough(target: Target) -> None:
 
 
 def test_induction_heads_are_those_of_the_detector(target: Target) -> None:
-    batch = document_sets.documents(target, "repeated_random", document_sets.Design())["status"]
+    batch = document_sets.documents(target, "repeated_random", RepeatedSets())["status"]
     status = head_status(target.model, batch, target="mini", stimulus="repeated_random")
     tih = {name for name, s in status.items() if s.status == "TIH"}
     assert tih == set(target.known_tih)
@@ -81,10 +82,10 @@ def test_induction_heads_are_those_of_the_detector(target: Target) -> None:
 
 def test_sets_of_documents_are_disjoint(target: Target) -> None:
     for stimulus in document_sets.STIMULI:
-        sets = document_sets.documents(target, stimulus, document_sets.Design())
+        sets = document_sets.documents(target, stimulus, RepeatedSets())
         rows = [tuple(doc.tolist()) for batch in sets.values() for doc in batch.tokens]
         assert len(set(rows)) == len(rows)
-        again = document_sets.documents(target, stimulus, document_sets.Design())
+        again = document_sets.documents(target, stimulus, RepeatedSets())
         assert all(bool((sets[name].tokens == again[name].tokens).all()) for name in sets)
 
 

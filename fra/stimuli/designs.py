@@ -1,0 +1,37 @@
+"""How much is measured on: frozen designs of documents, for claims to register. Light: no torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class RepeatedSets:
+    """Documents of each set of repeated text. Natural text is what there is: its sets get these shares of it, each
+    source in one set only.
+    """
+
+    status: int = 120
+    discovery: int = 100
+    confirmation: int = 120
+    sets: int = 120
+    longest: int = 128
+    """Tokens of a document, at most."""
+    shortest_period: int = 16
+    """Tokens that are repeated, at least."""
+
+    def sizes(self) -> tuple[int, ...]:
+        """In the order of `fra.stimuli.sets.SETS`."""
+        return self.status, self.discovery, self.confirmation, self.sets
+
+
+@dataclass(frozen=True)
+class NaturalSets:
+    """Documents of each set of natural text, each source in one set only."""
+
+    measured: int = 120
+    """Every quoted number."""
+    selection: int = 40
+    """Where channels are chosen and predictors tuned."""
+    estimation: int = 120
+    """Where token dictionary and token means come from."""
+    longest: int = 128
+    """Tokens of a document, at most."""

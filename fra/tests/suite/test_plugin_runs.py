@@ -129,7 +129,8 @@ SLOW_FILE = """
     @pytest.fixture(scope="module")
     def evidence():
         rng = np.random.default_rng(0)
-        return family(CLAIM, {f"L0H{h}": rng.normal(1, 0.5, 20) for h in range(8)}, target="tiny", sources=None, n_boot=99)
+        drawn = {f"L0H{h}": rng.normal(1, 0.5, 20) for h in range(8)}
+        return family(CLAIM, drawn, target="tiny", sources=None, n_boot=99)
 
     def test_slow(head, evidence, verdict):
         if head == "L0H3" and "DIES" in os.environ:

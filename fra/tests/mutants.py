@@ -67,6 +67,7 @@ def read(path: Path = LIST) -> list[Mutant]:
 
 def copy_of(root: Path, folder: Path) -> Path:
     """What tests need of the project, copied."""
+    folder.mkdir()
     for name in COPIED:
         source = root / name
         skip = shutil.ignore_patterns("__pycache__")

@@ -271,9 +271,9 @@ What this shows, and what it does not:
   fails; and a family of which each head lies exactly at its bar is the worst there is. A head far from the bar is in no
   danger.
 - The population has no more sources than the claim had, so every draw lacks a third of them. Where *one source is
-  unlike all others*, a third of all draws do not hold it, look tight, and decide wrongly; no test can see what is not there.
-  Whether text at large has one such source in a hundred nobody knows: the rate says what happens if it has. What shows
-  in none of the sources is not simulated at all.
+  unlike all others*, a third of all draws do not hold it, look tight, and decide wrongly; no test can see what is not
+  there. Whether text at large has one such source in a hundred nobody knows: the rate says what happens if it has.
+  What shows in none of the sources is not simulated at all.
 - It is about the last step alone, from samples to a decision. Selection, search and wrong controls come before it.
 - Resamples: {n_boot} or some more instead of 9,999, chosen so that no test is coarser than its level; a little less
   power, the same size.

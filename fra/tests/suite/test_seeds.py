@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from fixtures import seeds
 from fra.errors import FraError
 from fra.tests.suites import FAMILY_FILE, suite
 from fra.tests.verdicts.test_claim import BAD, CLAIM, GOOD, OPEN, evidence
 from fra.tests.verdicts.test_ledger import make_ledger
 from fra.verdicts import ledger as ledgers
 from fra.verdicts import stats
+
+seeds = importlib.import_module("fixtures.seeds")  # a test of the suite, from within the library
 
 __all__ = ["suite"]
 

@@ -90,6 +90,7 @@ class Tuned:
 class OnRanked:
     """What the removal of one set does on the ranked documents."""
 
+    pairs: Int[np.ndarray, "n 2"]
     effects: Float[np.ndarray, " measures"]
     """A row of the second copies."""
     displaced: Float[np.ndarray, " copies"]
@@ -368,6 +369,7 @@ def _on_ranked(part: BatchPart, reader: Reader, head: int, pairs: Int[Tensor, "n
     own, taken = part.scene.head(head), scale * part.share(head, pairs)
     by_row = displaced(own, taken, part.copies.any(0))
     return OnRanked(
+        pairs.numpy(),
         np.asarray(reader.read(own.without(taken))[:, 0].sum(0) / reader.rows.sum()),
         np.array([float(by_row[copy].mean()) for copy in part.copies]),
         scale,

@@ -56,7 +56,7 @@ class Transferred:
     sources: tuple[str, ...]
     single: Effects
     """Of each channel by itself, on the arm that is measured."""
-    at_lags: Mapping[int, Int[np.ndarray, "n 2"]] = field(default_factory=dict)
+    at_lags: Mapping[int, Int[np.ndarray, "_n 2"]] = field(default_factory=dict)
     """What the same search finds on other stripes."""
     lags: Float[np.ndarray, " n_lags"] = field(default_factory=lambda: np.zeros(0))
     """Nats a row of those sets, on the arm that is measured."""

@@ -201,6 +201,14 @@ def document_sets() -> dict[str, repeated.Batch]:
     return sets
 
 
+def screen_of(pairs: np.ndarray) -> HeadScreen:
+    """Of a screen, nothing but its channels and an example is asked for."""
+    screen: Any = object.__new__(HeadScreen)
+    object.__setattr__(screen, "example", None)
+    object.__setattr__(screen, "pairs", pairs)
+    return screen
+
+
 @pytest.fixture(scope="module")
 def found() -> tuple[Screen, Mapping[str, HeadRemoval]]:
     model, sae = circuit_with_constants(), circuit.dictionary()
@@ -208,18 +216,14 @@ def found() -> tuple[Screen, Mapping[str, HeadRemoval]]:
     status = head_status(model, sets["status"], target="circuit", stimulus="repeated_random")
     arm = measure_arm(model, sae, sets["discovery"].tokens, 1, circuit.HOOK)
     pairs, _ = Search(sets["discovery"], arm).stripes((0,), 20)[0].strongest(arm, 0, 50)
-    screen: Any = object.__new__(HeadScreen)  # of a screen, nothing but its channels and an example is asked for
-    object.__setattr__(screen, "example", None)
-    object.__setattr__(screen, "pairs", pairs.numpy())
-    screened = Screen("circuit", "repeated_random", status, {"L1H0": screen}, SIZES, str)
+    screened = Screen("circuit", "repeated_random", status, {"L1H0": screen_of(pairs.numpy())}, SIZES, str)
     target: Any = SimpleNamespace(model=model, name="circuit", dictionary_for=lambda layer: (circuit.HOOK, sae))
     chosen = removal.choose(target, screened, sets["discovery"], 1, [0], PLAN)
     tuned = removal.tune(target, sets["confirmation"], 1, chosen, PLAN, ("circuit",))
     measured = removal.measure(target, sets["sets"], 1, chosen, tuned, PLAN)
-    object.__setattr__(screen, "pairs", pairs.numpy() + 60)
+    strange = dataclasses.replace(screened, heads={"L1H0": screen_of(pairs.numpy() + 60)})
     with pytest.raises(FraError, match="the screen of L1H0"):
-        removal.choose(target, screened, sets["discovery"], 1, [0], PLAN)
-    object.__setattr__(screen, "pairs", pairs.numpy())
+        removal.choose(target, strange, sets["discovery"], 1, [0], PLAN)
     return screened, measured
 
 
@@ -243,7 +247,8 @@ def test_the_circuits_channels_do_what_they_were_built_for(found: Any) -> None:
     assert abs(per_row["1 channels"][0, 0] - per_row[removal.CIH][0, 0] / 48) < 0.05
     assert per_row["500 channels"] == pytest.approx(per_row[removal.CIH], abs=0.1)
     assert per_row[removal.ON_STRIPE][0] == pytest.approx(per_row[removal.CIH][0], abs=0.1)
-    assert np.abs(per_row[removal.OFF_STRIPE][0]).max() < 0.1 > np.abs(per_row[removal.SUM][0]).max()
+    assert np.abs(per_row[removal.OFF_STRIPE][0]).max() < 0.1
+    assert np.abs(per_row[removal.SUM][0]).max() < 0.2  # nearly all of them constant along rows
     assert per_row[removal.FROZEN] == pytest.approx(per_row[removal.CIH])  # it has no norm
     assert one.ranked.displaced[0] > 0.7 and one.ranked.displaced[1] < 0.01
     assert one.random is None
@@ -439,7 +444,7 @@ def test_what_is_selected_is_the_same_whatever_is_measured(monkeypatch: pytest.M
     chosen_on = {"discovery": short_documents("discovery", 12, pool), "confirmation": short_documents("c", 6, pool)}
     arm = measure_arm(model, sae, chosen_on["discovery"].tokens, LAYER, hook_of("gpt2"))
     pairs = Search(chosen_on["discovery"], arm).stripes((0,), 2)[0].strongest(arm, HEAD, 6)[0].numpy()
-    screened: Any = SimpleNamespace(stimulus="repeated", heads={f"L{LAYER}H{HEAD}": SimpleNamespace(pairs=pairs)})
+    screened = Screen("tiny", "repeated_random", {}, {f"L{LAYER}H{HEAD}": screen_of(pairs)}, {}, str)
     seen: list[Any] = []
     measure = removal.measure
 

@@ -15,11 +15,12 @@ import torch
 from fra.claim import Outcome, judge
 from fra.core.coded import measure_arm
 from fra.errors import CannotLoad
-from fra.induction.channels import measure_arms
+from fra.induction.channels import Effects, measure_arms
 from fra.induction.cih import Screen
 from fra.induction.outside import outside
 from fra.induction.search import Search
 from fra.induction.status import HeadStatus
+from fra.interventions.scores import channel_share
 from fra.measures.channels import q08_q16_transfer as transfer
 from fra.measures.channels.q08_q16_transfer import Transferred, move_layer, tihs, unseen_evidence, variant_evidence
 from fra.measures.channels.transfer_designs import ChannelSet, UnseenTokens, VariantRepeat
@@ -82,6 +83,12 @@ def words_dictionary():
 def screen() -> Screen:
     status = {f"L1H{h}": HeadStatus(f"L1H{h}", s, 0.0, 0.0, 0.0, {}) for h, s in ((0, "TIH"), (1, "not a TIH"))}
     return Screen("words", "repeated_random", status, {}, {}, str)
+
+
+def both_layers() -> Screen:
+    """The same with the layer below, where nothing is asked."""
+    below = {f"L0H{h}": HeadStatus(f"L0H{h}", "not a TIH", 0.0, 0.0, 0.0, {}) for h in (0, 1)}
+    return dataclasses.replace(screen(), status={**below, **screen().status})
 
 
 def test_layer_0_heads_that_are_controls_are_in_no_family() -> None:
@@ -177,7 +184,7 @@ SMALL08 = claim("Q08", design=(VariantRepeat(50, 24), ChannelSet(), RepeatedSets
 
 def test_unseen_is_the_half_that_was_not_searched(door: pytest.MonkeyPatch) -> None:
     """Through the door: a head that matches tokens, whose every channel is one token's, keeps nothing of them there."""
-    own = transfer.unseen_tokens(target_of(tokens_circuit(), circuit.dictionary()), screen(), SMALL16)["L1H0"]
+    own = transfer.unseen_tokens(target_of(tokens_circuit(), circuit.dictionary()), both_layers(), SMALL16)["L1H0"]
     assert own.mean("seen") > 3.0
     assert np.abs(own.together["unseen"]).max() < 1e-6
     assert np.abs(own.single.nats).max() < 1e-6  # channel by channel, too
@@ -206,9 +213,9 @@ def test_what_is_found_is_the_same_whatever_it_is_measured_on(door: pytest.Monke
         discovery, seen, unseen = make(n_discovery, n, *given)
         return discovery, unseen, seen
 
-    first = transfer.unseen_tokens(target, screen(), SMALL16)["L1H0"]
+    first = transfer.unseen_tokens(target, both_layers(), SMALL16)["L1H0"]
     door.setattr(transfer, "disjoint_halves", others)
-    second = transfer.unseen_tokens(target, screen(), SMALL16)["L1H0"]
+    second = transfer.unseen_tokens(target, both_layers(), SMALL16)["L1H0"]
     assert not np.array_equal(first.together["seen"], second.together["seen"])
     assert np.array_equal(first.pairs, second.pairs)
     assert first.at_lags.keys() == second.at_lags.keys() == set(SMALL16.designed(UnseenTokens).lags)
@@ -221,15 +228,15 @@ def test_what_is_found_is_the_same_whatever_it_is_measured_on(door: pytest.Monke
         return dataclasses.replace(sets, arms=dict(zip(names, sets.arms.values(), strict=True)))
 
     door.setattr(transfer, "token_matches", lambda batch: 0.0)
-    one, _ = transfer.variants(target, screen(), SMALL08)
+    one, _ = transfer.variants(target, both_layers(), SMALL08)
     door.setattr(transfer, "variant_repeat", turned)
-    two, _ = transfer.variants(target, screen(), SMALL08)
+    two, _ = transfer.variants(target, both_layers(), SMALL08)
     assert np.array_equal(one["L1H0"].pairs, two["L1H0"].pairs)
     assert not np.array_equal(one["L1H0"].together["variant"], two["L1H0"].together["variant"])
     # and more measured documents choose no others
     more = dataclasses.replace(SMALL08, design=(VariantRepeat(50, 31), ChannelSet(), RepeatedSets()))
     door.setattr(transfer, "variant_repeat", make_variants)
-    assert np.array_equal(transfer.variants(target, screen(), more)[0]["L1H0"].pairs, one["L1H0"].pairs)
+    assert np.array_equal(transfer.variants(target, both_layers(), more)[0]["L1H0"].pairs, one["L1H0"].pairs)
 
 
 def told(**changed: Any) -> Transferred:
@@ -247,7 +254,8 @@ def told(**changed: Any) -> Transferred:
         )
     }
     nats["same"] = nats["seen"]
-    single: Any = SimpleNamespace(nats=np.stack([nats["unseen"], 0 * rows], 1), rows=np.stack([rows, rows], 1))
+    live = np.stack([rows, rows], 1)
+    single = Effects(np.stack([nats["unseen"], rows * rng.normal(0, 0.01, 40)], 1), live, live, live, live)
     own = Transferred(
         np.array([[0, 1], [2, 3]]),
         nats,
@@ -261,18 +269,16 @@ def told(**changed: Any) -> Transferred:
     return dataclasses.replace(own, **changed)
 
 
-def test_effects_are_ratios_of_means_over_rows() -> None:
+def test_effects_are_ratios_of_means_over_rows(sets: VariantSets) -> None:
     own = told()
     n = sum(own.rows)
     total = {name: sum(v) for name, v in own.together.items()}
-    one, other = unseen_evidence(Q16, screen(), {"L1H0": own})["L1H0"].candidates.values()
+    one, _ = unseen_evidence(Q16, screen(), {"L1H0": own})["L1H0"].candidates.values()
     effects = {c.name: c.effect for c in one}
     assert effects["effect on unseen tokens"] == pytest.approx(total["unseen"] / n)
     assert effects["share kept"] == pytest.approx(total["unseen"] / total["seen"])
     assert effects["over other lags"] == pytest.approx(total["unseen"] / n - 0.7)
-    assert {c.name: c.effect for c in other}["effect on unseen tokens"] is not None
-    empty = VariantSets(None, {}, 0.0)  # type: ignore[arg-type]
-    (one,) = variant_evidence(Q08, screen(), {"L1H0": own}, empty)["L1H0"].candidates.values()
+    (one,) = variant_evidence(Q08, screen(), {"L1H0": own}, sets)["L1H0"].candidates.values()
     effects = {c.name: c.effect for c in one}
     assert effects["effect on variants"] == pytest.approx(total["variant"] / n)
     assert effects["head contrast"] == pytest.approx(total["variant"] / 10 / n)
@@ -291,13 +297,32 @@ def test_one_other_lag_that_does_as_much_denies_and_does_not_refute() -> None:
 
 
 def test_sets_of_other_lags_are_measured_on_their_own_stripe(halves) -> None:
-    """By hand: what one lag's set does to the log-odds of that lag's key, on the documents where it lies far off."""
-    arms = {"seen": halves[1], "unseen": halves[2]}
-    own = moved(tokens_circuit(), circuit.dictionary(), halves[0], arms, lags=(4, 21), on="seen")["L1H0"]
-    assert list(own.at_lags) == [4, 21]
-    assert not np.array_equal(own.at_lags[4], own.pairs[: len(own.at_lags[4])])
-    # the only channels there are belong to the induction stripe: those of another one take nothing from its key
-    assert np.abs(own.lags).max() < 0.3 < 3 < own.mean("seen")
+    """By hand, for a head in which every channel does something: log-odds of the key that lies `lag` further on in the
+    first copy, in both arms, over all rows of the documents where that is far from the induction key.
+    """
+    model, sae, channels = tokens_circuit(), circuit.dictionary(), ChannelSet(size=12, floor=3)
+    arm = measure_arm(model, sae, halves[0].tokens, 1, circuit.HOOK)
+    seen = measure_arms(model, sae, halves[1], 1, circuit.HOOK)
+    lags = (4, 15, 18)
+    own = move_layer(Search(halves[0], arm), {"seen": seen}, [1], channels, measured="seen", lags=lags)["L1H1"]
+    for lag, found in zip(lags, own.lags, strict=True):
+        pairs = torch.from_numpy(own.at_lags[lag])
+        assert len(pairs) == 12 and not np.array_equal(own.at_lags[lag], own.pairs)
+        total, rows = 0.0, 0
+        for sign, side in ((1, seen.repeated), (-1, seen.control)):
+            scores = side.frozen.scores(1).double()
+            after = scores - channel_share(pairs)(side, 1)
+            for d, period in enumerate(halves[1].periods.tolist()):
+                if not 1 < lag % period < period - 2:
+                    continue
+                for r in range(period):
+                    t, key = period + 1 + r, 1 + (r + 1 + lag) % period
+                    others = [u for u in range(t + 1) if u != key]
+                    odds = [float(S[d, t, key] - S[d, t, others].logsumexp(0)) for S in (scores, after)]
+                    total += sign * (odds[0] - odds[1])
+                    rows += sign == 1
+        assert found == pytest.approx(total / rows, rel=1e-3) and abs(found) > 1e-6
+    assert len({float(x) for x in own.lags}) == 3
 
 
 def forms() -> Forms:
@@ -330,7 +355,6 @@ def test_the_four_arms_are_what_they_say(sets: VariantSets) -> None:
         assert not set(words.tolist()) & set(unrelated.tolist())
 
 
-@pytest.mark.parametrize("build", ["words", "tokens"])
 def test_neighbours_and_unrelated_words_are_drawn_anew_for_every_document(sets: VariantSets) -> None:
     """Of eleven or twelve equal ones each is taken about as often: the scatter of the control is that of documents."""
     same, near = sets.arms["same"], sets.arms["neighbour"]
@@ -349,6 +373,7 @@ def test_neighbours_and_unrelated_words_are_drawn_anew_for_every_document(sets: 
     assert len(set(seconds)) == len(seconds)
 
 
+@pytest.mark.parametrize("build", ["words", "tokens"])
 def test_channels_of_words_survive_variants_and_channels_of_tokens_do_not(sets: VariantSets, build: str) -> None:
     made = (words_circuit(), words_dictionary()) if build == "words" else (tokens_circuit(), circuit.dictionary())
     verdict = judge(Q08, variant_evidence(Q08, screen(), moved(*made, sets.discovery, sets.arms), sets)["L1H0"])

@@ -12,22 +12,8 @@ from jaxtyping import Float
 from fra.induction.cih import Screen, families
 from fra.induction.outside import outside
 from fra.measures.channels.details import best_channel
-from fra.measures.channels.q07_q17_removal import (
-    CIH,
-    COPIES,
-    EQUAL,
-    FIRST,
-    KL,
-    LOGIT,
-    LOSS,
-    MEAN,
-    MEASURES,
-    SECOND,
-    SUM,
-    HeadRemoval,
-    OnRanked,
-    Plan,
-)
+from fra.measures.channels.q07_q17_reading import COPIES, FIRST, KL, LOGIT, LOSS, MEASURES, SECOND
+from fra.measures.channels.q07_q17_removal import CIH, EQUAL, MEAN, SUM, HeadRemoval, OnRanked, Plan
 from fra.measures.channels.transfer_designs import ChannelSet, MatchedSets, Removal
 from fra.report.pictures import CurvesPicture
 from fra.verdicts import stats

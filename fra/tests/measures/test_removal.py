@@ -29,6 +29,7 @@ from fra.interventions.downstream import Downstream, Scene
 from fra.measures.channels import q07_q17_removal as removal
 from fra.measures.channels.q07_q17_evidence import plan_of, removal_evidence, selectivity_evidence
 from fra.measures.channels.q07_q17_matched import Pool, RandomSets, displaced
+from fra.measures.channels.q07_q17_reading import MEASURES, BatchPart
 from fra.measures.channels.q07_q17_removal import HeadRemoval, OnRanked, Plan
 from fra.measures.channels.transfer_designs import ChannelSet, MatchedSets, Removal
 from fra.stimuli import repeated
@@ -364,7 +365,7 @@ def test_random_sets_that_do_as_much_for_what_they_move_leave_it_open(found: Any
     assert held.pop("over random live sets: logit per attention moved") is False
     assert judge(Q07, evidence).outcome is Outcome.INCONCLUSIVE
     # a set that does more than all of them in every respect but one
-    for m, name in enumerate(removal.MEASURES):
+    for m, name in enumerate(MEASURES):
         better = np.where(np.arange(3) == m, 1.001, 0.5) * one.ranked.effects
         only = OnRanked(one.ranked.pairs, better, one.ranked.displaced * 4)
         evidence = removal_evidence(Q07, screened, {"L1H0": dataclasses.replace(one, random=lambda _, o=only: o)})[
@@ -474,7 +475,7 @@ def test_what_is_selected_is_the_same_whatever_is_measured(monkeypatch: pytest.M
         assert not np.array_equal(here.effects, there.effects)
     # and they are those of the confirmation documents: a set moves as much there as the CIH set does
     c = chosen_on["confirmation"]
-    part = removal.BatchPart(target, c, sorted(range(6), key=lambda d: int(c.periods[d]))[:3], LAYER)
+    part = BatchPart(target, c, sorted(range(6), key=lambda d: int(c.periods[d]))[:3], LAYER)
     moved = partial(displaced, part.scene.head(HEAD), rows=part.copies.any(0))
     random = one.random(0)
     assert random is not None

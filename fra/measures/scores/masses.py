@@ -46,15 +46,6 @@ def numbered(own: DocumentEntries, number: int, length: int) -> LiveDocument:
     return LiveDocument(number, length, own, live, slot)
 
 
-def restricted(doc: LiveDocument, slots: Int[Tensor, " n"]) -> LiveDocument:
-    """The document with only some of its live features, ascending, numbered anew."""
-    place = torch.full_like(doc.live, -1)
-    place[slots] = torch.arange(len(slots), device=slots.device)
-    kept = place[doc.slot] >= 0
-    own = DocumentEntries(doc.entries.pos[kept], doc.entries.feature[kept], doc.entries.value[kept])
-    return LiveDocument(doc.number, doc.length, own, doc.live[slots], place[doc.slot][kept])
-
-
 def dense(doc: LiveDocument, value: Float[Tensor, " n"]) -> Float[Tensor, "live pos"]:
     """Values of entries as one row a live feature."""
     out = value.new_zeros(len(doc.live), doc.length)
@@ -75,24 +66,23 @@ def pattern(frozen: FrozenLayer, doc: LiveDocument, head: int) -> Float[Tensor, 
 
 
 def spread(
-    values: Float[Tensor, "live pos"],
-    doc: LiveDocument,
+    mean: Float[Tensor, "slots pos"],
+    slot: Int[Tensor, " n"],
     value: Float[Tensor, " n"],
-    attention: Float[Tensor, "pos pos"],
-) -> tuple[Float[Tensor, "live pos"], Float[Tensor, "live pos"]]:
-    """For each feature and row: `sum_s A |a_s - mean|` and the mean `sum_s A a_s`.
+    at_key: Float[Tensor, "n pos"],
+) -> Float[Tensor, "slots pos"]:
+    """For each feature (of each document: a slot) and row: `sum_s A |a_s - mean|`, from the mean `sum_s A a_s`, the
+    values of its entries, and the attention of every row to where these stand.
 
     Deviations cancel under A, so that twice the positive ones are all of them; only keys where the feature is live, and
     the rest of A where the mean is negative, can be positive.
     """
-    mean = values @ attention.mT
-    at_key = attention.mT.contiguous()[doc.entries.pos]
-    positive = (value[:, None] - mean[doc.slot]).clamp_(min=0).mul_(at_key)
-    out = torch.zeros_like(mean).index_add_(0, doc.slot, positive)
+    positive = (value[:, None] - mean[slot]).clamp_(min=0).mul_(at_key)
+    out = torch.zeros_like(mean).index_add_(0, slot, positive)
     if bool((mean < 0).any()):
-        share = torch.zeros_like(mean).index_add_(0, doc.slot, at_key)
+        share = torch.zeros_like(mean).index_add_(0, slot, at_key)
         out += (1 - share).clamp_(min=0) * (-mean).clamp_(min=0)
-    return 2 * out, mean
+    return 2 * out
 
 
 def couplings(frozen: FrozenLayer, decoder: Tensor, head: int, ids: Int[Tensor, " n"]) -> tuple[Tensor, Tensor]:
@@ -121,7 +111,8 @@ def mass_blocks(
         )
         yield reduce_blocks(q_side, k_side, ("mass",), attention)["mass"]
         return
-    around = spread(dense(doc, k), doc, k, attention)[0].mT.contiguous()
+    at_key = attention.mT.contiguous()[doc.entries.pos]
+    around = spread(dense(doc, k) @ attention.mT, doc.slot, k, at_key).mT.contiguous()
     order, bounds = by_slot(doc.slot, len(doc.live))
     pos, size = doc.entries.pos[order], q.abs()[order]
     step = max(1, _BLOCK_CELLS // max(1, len(doc.live)))

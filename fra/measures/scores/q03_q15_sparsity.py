@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer, freeze
+from fra.core.frozen import Side as CoreSide
 from fra.core.reductions import refuse_beyond_memory
 from fra.core.threads import each
 from fra.dictionaries.codes import Codes, codes, neuronpedia
@@ -20,18 +21,13 @@ from fra.induction.examples import example_on_text
 from fra.measures.scores.designs import Concentration, Strongest
 from fra.measures.scores.layer import ATOMS, FEATURES, TOKENS, CarriedLayer
 from fra.measures.scores.masses import (
-    LiveDocument,
-    coefficients,
     concentration,
     couplings,
-    dense,
     document,
     live_channels,
     mass_blocks,
     masses,
     numbered,
-    pattern,
-    restricted,
     spread,
 )
 from fra.report.pictures import ON_NATURAL
@@ -113,43 +109,62 @@ def strongest_channels(
 
 @dataclass(frozen=True)
 class FirstKey:
-    """Mass of some channels on one document, its part at the first key, and how much of that is positive: attention
-    drawn to the first key. Half of all mass is positive.
+    """By document, mass of some channels, its part at the first key, and how much of that is positive: attention drawn
+    to the first key. Half of all mass is positive.
     """
 
-    mass: float
-    at_first: float
-    drawn_to_first: float
+    mass: Float[np.ndarray, " n_docs"]
+    at_first: Float[np.ndarray, " n_docs"]
+    drawn_to_first: Float[np.ndarray, " n_docs"]
 
 
-def first_key(frozen: FrozenLayer, given: Codes, doc: LiveDocument, head: int, pairs: Int[Tensor, "n 2"]) -> FirstKey:
-    """Sums of A |F~| over channels, rows and keys, of it at key 0, and of A F~ at key 0 where positive."""
-    attention = pattern(frozen, doc, head)
-    at = torch.searchsorted(doc.live, pairs).clamp(max=len(doc.live) - 1)
-    both = (doc.live[at] == pairs).all(1)
-    i, j = at[both].T
-    (U, _), (_, V) = (couplings(frozen, given.decoder, head, doc.live[feature]) for feature in (i, j))
-    q = dense(doc, coefficients(frozen, doc, "query", head))[i]
+def first_key(
+    frozen: FrozenLayer, given: Codes, lengths: Sequence[int], head: int, pairs: Int[Tensor, "n 2"]
+) -> FirstKey:
+    """By document, sums of A |F~| over channels, rows and keys, of it at key 0, and of A F~ at key 0 where positive.
+
+    F = w_i(t) a_j(s) without rotary positions: the key's part is shared by the channels of one key feature, and only
+    where that is live does it matter.
+    """
+    docs, pos = given.shape
+    ends = torch.tensor(lengths, device=given.row.device)
+    attention = frozen.pattern[:, head].masked_fill(~frozen.mask, 0.0)
+
+    def columns(side: CoreSide, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Dense [docs, n, pos] coefficients of features, and slot and value of each entry; none on padding."""
+        which, entry = given.index.of(ids)
+        row = given.row[entry]
+        kept = row % pos < ends[row // pos]
+        which, entry, row = which[kept], entry[kept], row[kept]
+        value = given.value[entry] * frozen.gain(side, head, row)
+        out = value.new_zeros(docs * len(ids), pos)
+        slot = row // pos * len(ids) + which
+        out[slot, row % pos] = value
+        return out.view(docs, len(ids), pos), torch.stack((slot, row)), value
+
+    (queries, of_query), (keys, of_key) = (torch.unique(ids, return_inverse=True) for ids in pairs.T)
+    (q, _, _), (k, (slot, row), value) = columns("query", queries), columns("key", keys)
+    (U, _), (_, V) = (couplings(frozen, given.decoder, head, ids) for ids in pairs.T)
     if frozen.rotary is None:
-        # F = w_i(t) a_j(s): the key's part is shared by the channels of one key feature.
-        weight = q * (U * V).sum(-1, keepdim=True)
-        keys, of = torch.unique(j, return_inverse=True)
-        some = restricted(doc, keys)
-        k = coefficients(frozen, some, "key", head)
-        values = dense(some, k)
-        around, mean = spread(values, some, k, attention)
-        mass = weight.abs() * around[of]
-        first = weight * (attention[:, 0] * (values[:, :1] - mean))[of]
+        weight = q[:, of_query] * (U * V).sum(-1, keepdim=True)
+        mean = k @ attention.mT
+        around = spread(mean.flatten(0, 1), slot, value, attention[row // pos, :, row % pos]).view_as(mean)
+        mass = (weight.abs() * around[:, of_key]).sum((1, 2))
+        first = weight * (attention[:, None, :, 0] * (k[..., :1] - mean))[:, of_key]
+        at_first, drawn = first.abs().sum((1, 2)), first.clamp(min=0).sum((1, 2))
     else:
-        where = torch.arange(doc.length, device=q.device)
-        k = dense(doc, coefficients(frozen, doc, "key", head))[j]
-        turned = [
-            frozen.rotary.rotate(part[..., None] * vector[:, None, :], where) for part, vector in ((q, U), (k, V))
-        ]
-        weighed = (turned[0] @ turned[1].mT).mul_(attention)
-        around = weighed - weighed.sum(-1, keepdim=True) * attention  # A F~, which sums to zero along a row
-        mass, first = around.abs().sum(-1), around[..., 0]
-    return FirstKey(float(mass.sum()), float(first.abs().sum()), float(first.clamp(min=0).sum()))
+        where, sums = torch.arange(pos, device=q.device), []
+        for q_doc, k_doc, own in zip(q[:, of_query], k[:, of_key], attention, strict=True):
+            turned = [
+                frozen.rotary.rotate(part[..., None] * vector[:, None, :], where)
+                for part, vector in ((q_doc, U), (k_doc, V))
+            ]
+            weighed = (turned[0] @ turned[1].mT).mul_(own)
+            apart = weighed - weighed.sum(-1, keepdim=True) * own  # A F~, which sums to zero along a row
+            first = apart[..., 0]
+            sums.append(torch.stack((apart.abs().sum(), first.abs().sum(), first.clamp(min=0).sum())))
+        mass, at_first, drawn = torch.stack(sums, dim=1)
+    return FirstKey(*(np.asarray(part.double().cpu()) for part in (mass, at_first, drawn)))
 
 
 @torch.no_grad()
@@ -165,37 +180,24 @@ def content(layer: CarriedLayer, design: Strongest, gate: float) -> dict[str, By
     bare = Texts(texts.tokens[:, 1:], tuple(n - 1 for n in texts.lengths), texts.sources)
     without = freeze(layer.model, bare.tokens, layer.layer, layer.hook_name)
     without_codes = codes(layer.sae, without.x)
-    arms: Mapping[str, tuple[FrozenLayer, Codes, list[LiveDocument]]] = {
-        "BOS": (frozen, given, [document(given, n, length) for n, length in enumerate(texts.lengths)]),
-        "no BOS": (
-            without,
-            without_codes,
-            [document(without_codes, n, length) for n, length in enumerate(bare.lengths)],
-        ),
-    }
 
     def measure(head: int) -> ByDocument:
         pairs = strongest_channels(chosen_on, chosen_codes, some, head, design.channels)
-        rows = {
-            arm: [first_key(place, own, doc, head, pairs) for doc in docs] for arm, (place, own, docs) in arms.items()
-        }
-
-        def column(arm: str, name: str) -> np.ndarray:
-            return np.array([getattr(row, name) for row in rows[arm]])
-
-        mass, bare_mass = column("BOS", "mass"), column("no BOS", "mass")
+        own = first_key(frozen, given, texts.lengths, head, pairs)
+        other = first_key(without, without_codes, bare.lengths, head, pairs)
         counts = {
-            "mass off BOS": mass,
-            "drawn off BOS": mass / 2,
-            "mass off the first token, BOS removed": bare_mass,
+            "mass off BOS": own.mass,
+            "drawn off BOS": own.mass / 2,
+            "mass off the first token, BOS removed": other.mass,
         }
         sums = {
-            "mass off BOS": mass - column("BOS", "at_first"),
-            "drawn off BOS": mass / 2 - column("BOS", "drawn_to_first"),
-            "mass off the first token, BOS removed": bare_mass - column("no BOS", "at_first"),
+            "mass off BOS": own.mass - own.at_first,
+            "drawn off BOS": own.mass / 2 - own.drawn_to_first,
+            "mass off the first token, BOS removed": other.mass - other.at_first,
         }
-        to_first = float(np.mean([float(pattern(frozen, doc, head)[1:, 0].mean()) for doc in arms["BOS"][2]]))
-        drawn = column("no BOS", "drawn_to_first").sum() / max(float(bare_mass.sum()) / 2, 1e-30)
+        by_row = frozen.pattern[:, head, :, 0].cpu()
+        to_first = float(np.mean([float(rows[1:n].mean()) for rows, n in zip(by_row, texts.lengths, strict=True)]))
+        drawn = other.drawn_to_first.sum() / max(float(other.mass.sum()) / 2, 1e-30)
         detail: dict[str, Any] = {
             "the head's own attention to BOS": to_first,
             "drawn off the first token, BOS removed": float(1 - drawn),

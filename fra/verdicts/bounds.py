@@ -27,19 +27,23 @@ def exact_where_unbounded(
     """A condition with Clopper-Pearson's bound in a direction in which the bootstrap has none, and its p of "mean <=
     bar" before it was adjusted over the heads, None where that stays the bootstrap's.
 
-    Where nearly all clusters agree, resamples without a spread leave the bootstrap no bound. If a cluster's value lies
-    in [lo, hi] (`bounded`) and does not depend on its size, P(value >= c) >= q gives mean >= q c + (1 - q) lo, and q is
-    Clopper-Pearson's bound for the clusters that reach c; likewise from above. c is the common value where all agree to
-    the last, else halfway from the bar to that end of the range, at half the level.
+    Where nearly all clusters agree, resamples without a spread leave the bootstrap no bound, and where clusters are
+    few, nothing but a range says that what they do not show cannot turn the mean (`fra.verdicts.unseen.RARE`); where
+    all agree, the range says more than their number. If a cluster's value lies in [lo, hi] (`bounded`) and does not
+    depend on its size, P(value >= c) >= q gives mean >= q c + (1 - q) lo, and q is Clopper-Pearson's bound for the
+    clusters that reach c; likewise from above. c is the common value where all agree to the last, else halfway from
+    the bar to that end of the range, at half the level.
 
     means: of one candidate. heads, share: what the condition was corrected for, as in `fra.verdicts.decide`.
     linearised: values have the range only where all agree.
     """
     live = means.counts.ravel() > 0
     values = means.sums.ravel()[live] / means.counts.ravel()[live]
-    if len(values) < 2 or (np.isfinite(own.low) and np.isfinite(own.high)):
+    if len(values) < 2:
         return own, None
     constant = bool(np.ptp(values) <= 1e-9 * max(1.0, float(np.abs(values).max())))
+    if np.isfinite(own.low) and np.isfinite(own.high) and not constant:
+        return own, None
     if linearised and not constant:
         return own, None
     effect = float(values.mean()) if constant else own.effect
@@ -66,6 +70,24 @@ def exact_where_unbounded(
         own, effect=effect, low=min(low, effect), high=max(high, effect), p=kept["p"], p_refute=kept["p_refute"]
     )
     return exact, raw.get("p")
+
+
+def power_of_share(
+    n: int, bar: float, effect: float, level: float, bounded: tuple[float, float] = (0.0, 1.0), above: bool = True
+) -> float:
+    """The chance that Clopper-Pearson's bound of a mean of n values, each at one end of the range or at the other,
+    lies beyond the bar at this level if the true mean is `effect`.
+
+    With q = (mean - lo) / (hi - lo), at the far end for the direction: P(K >= k) under the effect's q, where k is the
+    least count that P(K >= k) <= level under the bar's.
+    """
+    lo, hi = bounded if above else (-bounded[1], -bounded[0])
+    sign = 1 if above else -1
+    at_bar, at_effect = ((sign * x - lo) / (hi - lo) for x in (bar, effect))
+    if not 0 <= at_bar <= 1 or not 0 <= at_effect <= 1:
+        return float("nan")
+    least = int(sps.binom.isf(level, n, at_bar)) + 1
+    return float(sps.binom.sf(least - 1, n, at_effect))
 
 
 def difference(a: Floats, n_a: Floats, b: Floats, n_b: Floats) -> tuple[Floats, Floats]:

@@ -32,9 +32,9 @@ RARE = 0.073
 """The share of sources that may all be unlike the rest, as far away as it takes: p is no smaller than the chance
 (1 - RARE)^n that n sources show none of them. Forty sources reach 5 %, 61 reach 1 %, 101 reach 0.05 %."""
 
-HARMLESS, SHOWN = 1.5, 3
-"""A sample has no such floor whose SHOWN-th farthest effect to the harmless side lies HARMLESS times as far out as the
-farthest to the other: it is skewed, and where to is known.
+HARMLESS, SHOWN, SEEN = 1.5, 3, 20
+"""A sample of SEEN live sources or more has no such floor if its SHOWN-th farthest effect to the harmless side lies
+HARMLESS times as far out as the farthest to the other: it is skewed, and where to is known.
 """
 
 
@@ -66,7 +66,8 @@ def harmlessly_skewed(s: Floats, n: Floats) -> NDArray[np.bool_]:
     if len(s) < SHOWN:
         return np.zeros(s.shape[1], dtype=bool)
     e = apart(s, n)
-    return np.asarray(np.partition(e, -SHOWN, axis=0)[-SHOWN] >= HARMLESS * -e.min(axis=0))
+    shown = np.partition(e, -SHOWN, axis=0)[-SHOWN] >= HARMLESS * -e.min(axis=0)
+    return np.asarray(shown & ((n > 0).sum(axis=0) >= SEEN))
 
 
 def guarded(s: Floats, n: Floats) -> tuple[Floats, Floats]:

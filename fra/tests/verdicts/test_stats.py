@@ -186,6 +186,8 @@ def test_a_sample_skewed_the_harmless_way_has_no_floor_and_one_odd_document_does
     x = rng.exponential(size=30)
     means = ClusterMeans(x, seed=0)
     assert means.p_above(-50.0)[0] < 0.001 < floor(30) <= means.p_below(50.0)[0]
+    few = ClusterMeans(rng.exponential(size=unseen.SEEN - 1) ** 2, seed=0)
+    assert few.p_above(-50.0)[0] >= floor(unseen.SEEN - 1)
     for odd in (1, 2, 3):
         y = np.concatenate([rng.normal(size=30 - odd), 50.0 + np.arange(odd)])
         assert (ClusterMeans(y, seed=0).p_above(-1e4)[0] >= floor(30)) == (odd < 3)
@@ -464,6 +466,11 @@ def test_sources_needed_is_the_number_that_decides_half_of_the_time(rng):
             for k in range(40)
         ]
         assert 0.2 < np.mean(hits) < 0.95
+    x = 0.1 + rng.normal(size=120)
+    margin = x.mean() - ClusterMeans(x, seed=3).lower(0.01)[0]
+    by_hand = int(np.ceil(120 * (margin / (x.mean() + 0.1)) ** 2))
+    assert stats.sources_needed(ClusterMeans(x, seed=3), -0.1, 0.01) == by_hand > 120
+    assert stats.sources_needed(ClusterMeans(-x, seed=3), 0.1, 0.01, "below") == by_hand
     near = ClusterMeans(0.9 + 0.01 * rng.normal(size=30), seed=0)
     assert stats.sources_needed(near, 0.5, 0.0005) == unseen.sources_for(0.0005)  # the margin is nothing: the floor
     assert stats.sources_needed(near, 1.5, 0.0005, "below") == unseen.sources_for(0.0005)

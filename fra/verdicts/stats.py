@@ -62,9 +62,9 @@ class ClusterMeans:
     - the guard: one document more, max(GUARD (a - o), REACH a) from E on the side of a, with the mean number of rows;
     - the shift: at a level p below ONE_GUARD, E moves by ln(ONE_GUARD / p) / G of that distance;
     - the least margin: Student's, t_{G-1}(p) se;
-    - the floor: p >= (1 - RARE)^G, by Bonferroni over candidates tested together, unless even the SHOWN-th farthest
-      effect on the other side lies HARMLESS a from E: a small share of all documents may hold what turns the verdict,
-      and fewer than forty show none of it too often for 5 %;
+    - the floor: p >= (1 - RARE)^G, by Bonferroni over candidates tested together, unless SEEN documents or more are
+      live and even the SHOWN-th farthest on the other side lies HARMLESS a from E: a small share of all documents may
+      hold what turns the verdict, and fewer than forty show none of it too often for 5 %;
     - where more than half of the documents agree, also the binomial test of how few do not (`unseen.Agreement`), which
       decides alone where all agree: p = (1 - RARE)^G, and both bounds are the value itself where that is reached.
 

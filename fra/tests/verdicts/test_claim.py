@@ -27,7 +27,7 @@ def make_claim(**fields) -> Claim:
         "bar": 1.0,
         "statistic": "mean/1",
         "stimuli": ("made",),
-        "n": 100,
+        "n": 200,
     }
     return Claim(**(standard | fields))
 
@@ -155,7 +155,7 @@ def test_the_headline_is_the_strongest_of_the_candidates_that_pass():
         (lambda: above(p=1.2), "no probability"),
         (lambda: dataclasses.replace(GOOD, power=7.0), "no probability"),
         (lambda: Condition("effect", 2, 2, 1, 1.0), "upside down"),
-        (lambda: evidence((GOOD,), n=101), "100 are registered"),
+        (lambda: evidence((GOOD,), n=201), "200 are registered"),
         (lambda: evidence((GOOD,), power=7.0), "no probability"),
         (lambda: evidence(()), "without conditions"),
         # The judge asks for exactly what is registered.
@@ -202,7 +202,7 @@ def test_the_digest_moves_with_what_could_turn_a_verdict_and_with_nothing_else()
         "kind": "identity",
         "statistic": "mean/2",
         "stimuli": ("made", "other"),
-        "n": 101,
+        "n": 201,
         "min_sources": 21,
         "above": False,
         "bars": {"share": 0.2},
@@ -261,7 +261,7 @@ def test_whatever_the_numbers_there_is_a_verdict_that_is_earned_or_a_refusal(eff
         assert power >= 0.8
 
 
-def samples(seed: int, means: dict[str, float], n: int = 60) -> dict[str, np.ndarray]:
+def samples(seed: int, means: dict[str, float], n: int = 120) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {head: rng.normal(mean, 1.0, n) for head, mean in means.items()}
 
@@ -271,11 +271,15 @@ def test_family_numbers_agree_with_the_t_test_and_with_holm():
     found = family(CLAIM, data, target="t", sources=None)
     raw = [sps.ttest_1samp(x, 1.0, alternative="greater").pvalue for x in data.values()]
     conditions = [e.candidates["every condition"][0] for e in found.values()]
-    # The bootstrap's p on normal data is the t-test's, up to its own Monte Carlo error.
-    np.testing.assert_allclose([c.p for c in conditions], stats.holm(raw), atol=0.03)
-    np.testing.assert_allclose([e.q for e in found.values()], sps.false_discovery_control(raw), atol=0.03)
+    # The p of normal data is the t-test's, up to Monte Carlo error, and what is supposed of documents that none shows.
+    for ours, theirs in (
+        ([c.p for c in conditions], stats.holm(raw)),
+        ([e.q for e in found.values()], sps.false_discovery_control(raw)),
+    ):
+        np.testing.assert_allclose(ours, theirs, atol=0.1)
+        assert (np.array(ours) >= theirs - 0.01).all()
     for (head, e), c in zip(found.items(), conditions, strict=True):
-        assert (e.head, e.n, e.claim) == (head, 60, CLAIM)
+        assert (e.head, e.n, e.claim) == (head, 120, CLAIM)
         assert c.effect == pytest.approx(data[head].mean())
         assert (c.p <= 0.05) == (c.low > 1.0), "the bound must invert the adjusted test"
         assert (c.p_refute <= 0.05) == (c.high < 1.0), "the bound must invert the adjusted test"
@@ -307,29 +311,28 @@ def test_family_depends_on_nothing_but_claim_target_and_data():
 
 def test_documents_of_one_source_count_as_one():
     data = samples(6, {"L0H0": 1.6})
-    found = family(CLAIM, data, target="t", sources=[f"s{k % 15}" for k in range(60)], n_boot=999)["L0H0"]
+    found = family(CLAIM, data, target="t", sources=[f"s{k % 15}" for k in range(120)], n_boot=999)["L0H0"]
     assert found.n == 15
     assert "15 independent sources" in judge(CLAIM, found).reason
 
 
 def test_a_head_with_nan_is_inconclusive_and_costs_the_others_nothing_but_correction():
-    data = samples(4, {"L0H0": 3.0}) | {"L0H2": np.r_[NAN, np.ones(59)]}
+    data = samples(4, {"L0H0": 3.0}) | {"L0H2": np.r_[NAN, np.ones(119)]}
     found = family(CLAIM, data, target="t", sources=None, n_boot=999)
     assert [judge(CLAIM, e).outcome.value for e in found.values()] == ["SUPPORTED", "INCONCLUSIVE"]
 
 
 def test_a_refutation_needs_a_design_that_could_have_seen_the_effect():
     rng = np.random.default_rng(5)
-    claim = make_claim(n=25)
     # Far below the bar, yet so wide that an effect at the bar could not be told from none.
-    wide = family(claim, {"L0H0": rng.normal(-8.0, 10.0, 25)}, target="t", sources=None, n_boot=999)["L0H0"]
+    wide = family(CLAIM, {"L0H0": rng.normal(-8.0, 20.0, 120)}, target="t", sources=None, n_boot=999)["L0H0"]
     (condition,) = wide.candidates["every condition"]
     assert condition.fails(0.05)
     assert condition.power < 0.3
-    assert judge(claim, wide).outcome is Outcome.INCONCLUSIVE
-    narrow = family(claim, {"L0H0": rng.normal(0.0, 0.5, 25)}, target="t", sources=None, n_boot=999)["L0H0"]
+    assert judge(CLAIM, wide).outcome is Outcome.INCONCLUSIVE
+    narrow = family(CLAIM, {"L0H0": rng.normal(0.0, 0.5, 120)}, target="t", sources=None, n_boot=999)["L0H0"]
     assert narrow.candidates["every condition"][0].power > 0.99
-    assert judge(claim, narrow).outcome is Outcome.REFUTED
+    assert judge(CLAIM, narrow).outcome is Outcome.REFUTED
 
 
 def test_judging_and_reporting_import_neither_torch_nor_pytest():

@@ -42,14 +42,14 @@ ONE = Claim(
     bar=0.5,
     statistic="test/1",
     stimuli=("natural",),
-    n=60,
+    n=120,
 )
 TWO = replace(ONE, bars={"second": 0.1})
 RANKED = replace(ONE, bars={"rank": 0.95})
 HEADS = ("L0H0", "L0H1", "L1H0")
 
 
-def sample(mean: float, seed: int, n: int = 40) -> stats.ClusterMeans:
+def sample(mean: float, seed: int, n: int = 120) -> stats.ClusterMeans:
     values = np.random.default_rng(seed).normal(mean, 0.2, n)
     return stats.ClusterMeans(values, seed=seed)
 
@@ -136,7 +136,7 @@ def test_below_is_above_with_the_sign_turned() -> None:
 def test_candidates_meet_everything_together_and_are_refuted_one_by_one() -> None:
     rng = np.random.default_rng(1)
     tables = [
-        {h: rng.normal(mean, 0.2, (40, 4)) for h in HEADS} for mean in ([0.5, 0.62, 0.4, 0.55], [0.1, 0.2, 0.3, 0.1])
+        {h: rng.normal(mean, 0.2, (120, 4)) for h in HEADS} for mean in ([0.5, 0.62, 0.4, 0.55], [0.1, 0.2, 0.3, 0.1])
     ]
     means = [{h: stats.ClusterMeans(v, seed=k) for k, (h, v) in enumerate(t.items())} for t in tables]
     columns = [
@@ -245,7 +245,7 @@ def test_a_jackknifed_statistic_is_a_students_t() -> None:
 def test_a_number_that_is_given_denies_its_candidate_and_refutes_nothing() -> None:
     claim = replace(ONE, bars={"given": 0.0})
     rng = np.random.default_rng(0)
-    means = {"L0H0": stats.ClusterMeans(rng.normal(0.9, 0.2, (40, 2)), seed=0)}
+    means = {"L0H0": stats.ClusterMeans(rng.normal(0.9, 0.2, (120, 2)), seed=0)}
     first = Sampled(name="first", samples=means, simultaneous=True)
     beside = {"L0H0": Beside(candidates=("a", "b"))}
     for given_, outcome in (([1.0, -1.0], "SUPPORTED"), ([-1.0, -1.0], "INCONCLUSIVE"), (1.0, "SUPPORTED")):
@@ -479,8 +479,8 @@ def test_a_family_of_several_conditions_is_what_the_decider_makes_of_it() -> Non
     claim = replace(ONE, bars={"second": 0.1, "below": 0.3, "rank": 0.95}, below=("below",))
     rng = np.random.default_rng(0)
     means = {"first": 0.9, "second": 0.3, "below": 0.1}
-    values = {name: {h: rng.normal(mean, 0.2, 40) for h in HEADS} for name, mean in means.items()}
-    sources = [f"source {k % 20}" for k in range(40)]
+    values = {name: {h: rng.normal(mean, 0.2, 120) for h in HEADS} for name, mean in means.items()}
+    sources = [f"source {k % 60}" for k in range(120)]
     ranks = {"rank": {h: (2.0, rng.normal(0, 0.1, 300)) for h in HEADS}}
     found = family(claim, values, target="t", ranks=ranks, sources=sources)
     second = {h: means_of(claim, "t", h, "second", values["second"][h], sources=sources) for h in HEADS}
@@ -488,7 +488,7 @@ def test_a_family_of_several_conditions_is_what_the_decider_makes_of_it() -> Non
         (conditions,) = found[h].candidates.values()
         assert [c.name for c in conditions] == ["first", "second", "below", "rank"]
         assert [c.above for c in conditions] == [True, True, False, True]
-        assert (second[h].n_docs, found[h].n) == (20, 20), "documents of one source are one"
+        assert (second[h].n_docs, found[h].n) == (60, 60), "documents of one source are one"
         assert conditions[1].effect == second[h].estimate[0]
         assert judge(claim, found[h]).outcome is Outcome.SUPPORTED
     with pytest.raises(FraError, match="'third' was measured"):
@@ -499,7 +499,7 @@ def test_a_family_of_several_conditions_is_what_the_decider_makes_of_it() -> Non
 
 def test_a_control_that_is_not_beaten_denies_support_and_refutes_nothing() -> None:
     rng = np.random.default_rng(0)
-    values = {"first": {h: rng.normal(0.9, 0.2, 40) for h in HEADS}}
+    values = {"first": {h: rng.normal(0.9, 0.2, 120) for h in HEADS}}
     ranks = {"rank": {h: (0.0, rng.normal(0, 1, 300)) for h in HEADS}}
     found = family(RANKED, values, target="t", ranks=ranks, sources=None)
     assert {judge(RANKED, e).outcome for e in found.values()} == {Outcome.INCONCLUSIVE}

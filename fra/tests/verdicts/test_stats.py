@@ -205,8 +205,8 @@ def test_documents_that_all_agree_are_decided_by_their_number(n):
         assert means.se[0] == 0
         assert means.p_above(value - 0.1)[0] == means.p_below(value + 0.1)[0] == pytest.approx(p, rel=1e-12)
         assert means.p_above(value + 0.1)[0] == means.p_below(value - 0.1)[0] == 1
-        for level in (0.05, 0.01, p, np.nextafter(p, 0)):
-            at = float(means.p_above(value - 0.1)[0])
+        at = float(means.p_above(value - 0.1)[0])
+        for level in (0.05, 0.01, at, np.nextafter(at, 0)):
             assert means.lower(level)[0] == (means.estimate[0] if at <= level else -np.inf)
             assert means.upper(level)[0] == (means.estimate[0] if at <= level else np.inf)
             assert stats.detectable(means, level)[0] == (0 if at <= level else np.inf)

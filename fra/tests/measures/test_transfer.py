@@ -177,9 +177,11 @@ def door(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 SMALL16 = claim(
-    "Q16", design=(UnseenTokens(80, 24, live_documents=10, lags=(2, 3, 5, 8)), ChannelSet(), RepeatedSets()), n=24
+    "Q16",
+    design=(UnseenTokens(80, 24, live_documents=10, lags=(2, 3, 5, 8)), ChannelSet(floor=5), RepeatedSets()),
+    n=24,
 )
-SMALL08 = claim("Q08", design=(VariantRepeat(50, 24), ChannelSet(), RepeatedSets()), n=24)
+SMALL08 = claim("Q08", design=(VariantRepeat(50, 24), ChannelSet(floor=5), RepeatedSets()), n=24)
 
 
 def test_unseen_is_the_half_that_was_not_searched(door: pytest.MonkeyPatch) -> None:
@@ -234,7 +236,7 @@ def test_what_is_found_is_the_same_whatever_it_is_measured_on(door: pytest.Monke
     assert np.array_equal(one["L1H0"].pairs, two["L1H0"].pairs)
     assert not np.array_equal(one["L1H0"].together["variant"], two["L1H0"].together["variant"])
     # and more measured documents choose no others
-    more = dataclasses.replace(SMALL08, design=(VariantRepeat(50, 31), ChannelSet(), RepeatedSets()))
+    more = dataclasses.replace(SMALL08, design=(VariantRepeat(50, 31), ChannelSet(floor=5), RepeatedSets()))
     door.setattr(transfer, "variant_repeat", make_variants)
     assert np.array_equal(transfer.variants(target, both_layers(), more)[0]["L1H0"].pairs, one["L1H0"].pairs)
 
@@ -303,7 +305,7 @@ def test_sets_of_other_lags_are_measured_on_their_own_stripe(halves) -> None:
     model, sae, channels = tokens_circuit(), circuit.dictionary(), ChannelSet(size=12, floor=3)
     arm = measure_arm(model, sae, halves[0].tokens, 1, circuit.HOOK)
     seen = measure_arms(model, sae, halves[1], 1, circuit.HOOK)
-    lags = (4, 15, 18)
+    lags = (4, 7, 15)  # the last lies too near in documents of 16 and 17 tokens
     own = move_layer(Search(halves[0], arm), {"seen": seen}, [1], channels, measured="seen", lags=lags)["L1H1"]
     for lag, found in zip(lags, own.lags, strict=True):
         pairs = torch.from_numpy(own.at_lags[lag])
@@ -321,8 +323,8 @@ def test_sets_of_other_lags_are_measured_on_their_own_stripe(halves) -> None:
                     odds = [float(S[d, t, key] - S[d, t, others].logsumexp(0)) for S in (scores, after)]
                     total += sign * (odds[0] - odds[1])
                     rows += sign == 1
-        assert found == pytest.approx(total / rows, rel=1e-3) and abs(found) > 1e-6
-    assert len({float(x) for x in own.lags}) == 3
+        assert found == pytest.approx(total / rows, rel=1e-3, abs=1e-9)
+    assert np.abs(own.lags).min() > 1e-6
 
 
 def forms() -> Forms:

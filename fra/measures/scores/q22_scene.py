@@ -141,7 +141,7 @@ class SwapScene:
     def only(self, swap: int) -> SwapScene:
         """One of the swaps."""
         s, one = self.swaps, slice(swap, swap + 1)
-        alone = Swaps(s.texts, *(part[one] for part in (s.doc, s.at, s.before, s.after, s.lengths)), s.stride)
+        alone = Swaps(s.texts, s.doc[one], s.at[one], s.before[one], s.after[one], s.lengths[one], s.stride)
         inputs = {name: (before, after[one]) for name, (before, after) in self.inputs.items()}
         return SwapScene(alone, self.frozen, self.after[one], inputs)
 

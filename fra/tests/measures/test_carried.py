@@ -46,9 +46,9 @@ LENGTHS = (20, 14, 17)
 
 
 def sets(n: int = 24, n_vocab: int = models.D_VOCAB) -> Sets:
-    """Random documents of a small vocabulary, eight a set, of unequal length."""
+    """Random documents of a small vocabulary in three sets, of unequal length in each."""
     rng = np.random.default_rng(3)
-    made = [(f"s{k}", [0, *rng.integers(1, n_vocab, LENGTHS[k % 3] - 1).tolist()]) for k in range(n)]
+    made = [(f"s{k}", [0, *rng.integers(1, n_vocab, LENGTHS[k // 3 % 3] - 1).tolist()]) for k in range(n)]
     return Sets(*(texts(made[k::3], 20) for k in range(3)))
 
 
@@ -191,6 +191,7 @@ def test_each_document_counts_for_itself_and_as_much_as_there_is_to_carry() -> N
     mask. Weights are the documents' own squared scores, so that the effect is the R2 over all of them.
     """
     own, head, kept = layer("gpt2"), 1, 0.5
+    assert len(set(own_lengths(own))) == 3
     found, cut = carrying(own)["L1H1"], truncation(own, Truncation(kept=kept), -9.0)["L1H1"]
     k, given = round(kept * own.mean_l0), own.codes(FEATURES)
     assert cut.detail["k"] == k

@@ -12,7 +12,7 @@ must change, else the ablation shows nothing. Bar: fewer than one entry and fewe
 import pytest
 
 from fra.claim import Claim
-from fra.measures.block_diagonal.designs import Belonging
+from fra.measures.block_diagonal.designs import Belonging, Study
 
 CLAIM = Claim(
     id="B02",
@@ -31,7 +31,7 @@ CLAIM = Claim(
     stimuli=("natural",),
     n=6,
     min_sources=6,
-    design=(Belonging(),),
+    design=(Belonging(), Study()),
 )
 
 
@@ -39,7 +39,7 @@ CLAIM = Claim(
 def evidence(target, frontier):
     from fra.measures.block_diagonal.b01_b02_blocks import belonging_evidence
 
-    return belonging_evidence(CLAIM, target, frontier(120))
+    return belonging_evidence(CLAIM, target, frontier(CLAIM.designed(Study)))
 
 
 def test_b02(evidence, verdict):

@@ -49,8 +49,8 @@ class Arms:
     """How many times its lowest L0 the range must reach that the arms share."""
     grid: int = 5
     """Sparsities in that range at which the arms are compared, geometrically spaced."""
-    resamples: int = 9_999
-    """Of sources."""
+    described: int = 999
+    """Resamples of sources for the intervals of single dictionaries, which are described beside."""
 
 
 @dataclass(frozen=True)
@@ -81,3 +81,5 @@ class Alikeness:
     """Of sources."""
     described: int = 200
     """Random heads that are described beside."""
+    described_quantile: float = 0.05
+    """Of these."""

@@ -99,13 +99,13 @@ def compare(
     if not best >= claim.gates[RECOVERS]:
         reason = f"the densest dictionary of {control!r} recovers {best:.0%} of the loss, where a comparison needs "
         return evidence(undecided=f"{reason}{claim.gates[RECOVERS]:.0%}", n=n, detail=detail)
-    curves = [[frontier.points(arm, run) for run in runs] for arm in (a, b)]
-    grid = shared_l0(*curves, design, b_over_a)
+    of_a, of_b = ([frontier.points(arm, run) for run in runs] for arm in (a, b))
+    grid = shared_l0(of_a, of_b, design, b_over_a)
     if grid is None:
         return evidence(undecided=f"the arms {a!r} and {b!r} have no range of L0 in common", n=n, detail=detail)
     gains = [
-        np.mean([at(of_b, l0 * b_over_a) - at(of_a, l0) for l0 in grid], axis=0)
-        for of_a, of_b in zip(*curves, strict=True)
+        np.mean([at(denser, l0 * b_over_a) - at(own, l0) for l0 in grid], axis=0)
+        for own, denser in zip(of_a, of_b, strict=True)
     ]
     seed = stats.seed_of(claim.digest, frontier.target.name)
     sample = over_runs([(gain, frontier.gap) for gain in gains], frontier.sources, seed=seed, n_boot=RULES.resamples)

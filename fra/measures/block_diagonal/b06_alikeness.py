@@ -24,7 +24,7 @@ from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, head_of
 from fra.stimuli.padding import padded
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.decide import Beside, Drawn, Planted, Sampled, decide
+from fra.verdicts.decide import Beside, Column, Drawn, Planted, Sampled, decide
 from fra.verdicts.rules import RULES
 from fra.verdicts.stats import Floats, by_source
 
@@ -202,7 +202,7 @@ def alikeness_evidence(claim: Claim, frontier: Frontier | None, arm: str = "bloc
         observed={OVER_RANDOM: {head: -sample.estimate for head, sample in samples.items()}},
         draw=partial(_draw, own),
     )
-    columns = [Sampled(name=claim.condition, samples=samples), over_random]
+    columns: list[Column] = [Sampled(name=claim.condition, samples=samples), over_random]
     return out | decide(claim, columns, rows, planted=own.planted)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -544,6 +545,17 @@ def test_a_share_of_features_has_bounds_that_its_p_values_invert() -> None:
             for bar in np.arange(41) / 40:  # where a share can be, too
                 assert (sample.p_above(bar)[0] <= level) == (low > bar)
                 assert (sample.p_below(bar)[0] <= level) == (high < bar)
+
+
+def test_planted_heads_are_asked_every_condition() -> None:
+    """Nobody is told from random heads where all heads are alike, and a share is never below an impossible bar."""
+    found, names = _profiles(1.0), {h: f"L1H{h}" for h in range(8)}
+    c = claim("B06")
+    assert b06_alikeness.Layer(c, "planted", found, names).planted("L1H2").found >= 97
+    impossible = dataclasses.replace(c, bar=-1.0)
+    assert b06_alikeness.Layer(impossible, "planted", found, names).planted("L1H2").found == 0
+    same = dataclasses.replace(found, direction=np.ones_like(found.direction), leaning=np.ones_like(found.leaning))
+    assert b06_alikeness.Layer(c, "planted", same, names).planted("L1H2").found == 0
 
 
 def test_random_heads_are_drawn_anew_and_by_their_number_alone() -> None:

@@ -125,3 +125,20 @@ def test_yardstick_is_the_sum_of_absolute_products(tmp_path: Path) -> None:
             off[t, f] = abs(float(constant[f])) / products
     found = d02_d03_d17_exactness.head_errors(made, hook, tokens)
     assert found["bias"] >= float(off.max()) * 0.999
+
+
+def test_one_wrong_dictionary_is_enough(tmp_path: Path) -> None:
+    made, own = target("gpt2", tmp_path), claim("D02")
+    for spoilt, outcome in (
+        ({}, Outcome.SUPPORTED),
+        ({"complete": 1e-3}, Outcome.REFUTED),
+        ({"head 1": 1e-7}, Outcome.REFUTED),
+        ({"complete": float("nan")}, Outcome.INCONCLUSIVE),
+    ):
+        rows = {"blocks.0.attn.hook_z": {"complete": 1e-8, "head 1": 1e-2} | spoilt}
+
+        def errors(made: Any, hook: str, tokens: Any, rows: Any = rows) -> dict[str, float]:
+            return rows.get(hook, {"complete": 1e-8, "head 1": 1e-2})
+
+        found = d02_d03_d17_exactness.evidence(own, made, DOCUMENTS, errors)
+        assert judge(own, found).outcome is outcome

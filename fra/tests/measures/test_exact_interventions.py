@@ -189,3 +189,25 @@ def test_a_number_that_must_be_large_is_the_smallest_of_the_documents() -> None:
     ):
         found = s01_sentences.evidence(own, "L0H0", [fine, fine | spoilt, fine])
         assert judge(own, found).outcome is outcome
+
+
+def test_one_document_that_moves_is_enough() -> None:
+    found = gauged()
+    moved = found["mean_direction"]
+    for name in ("channels as fra", "channels without centring"):
+        spoilt = [q13_gauges.Moved(m.gauge, {k: list(v) for k, v in m.by_document.items()}) for m in moved]
+        for own in spoilt:
+            own.by_document[name][1] = 1e-8  # too much for what must stay, too little for what must move
+        assert said(found | {"mean_direction": spoilt}, "Q13", "mean_direction") == {Outcome.REFUTED}
+
+
+def test_counts_of_leaks_are_held_against_the_bars() -> None:
+    own = claim("Q19")
+    for changed, seen, inert, outcome in (
+        (0, 9, [], Outcome.SUPPORTED),
+        (1, 9, [], Outcome.REFUTED),
+        (0, 0, [], Outcome.REFUTED),
+        (0, 9, ["remove"], Outcome.REFUTED),
+    ):
+        leaks = q19_leaks.Leaks({"remove": changed, "scale": 0}, seen, inert)
+        assert judge(own, q19_leaks.evidence(own, "L1H2", leaks)).outcome is outcome

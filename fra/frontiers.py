@@ -16,10 +16,23 @@ from typing import Any
 import pandas as pd
 
 from fra.errors import FraError
+from fra.measures.block_diagonal.designs import Study
 from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, study
 from fra.verdicts.files import check_writable, write_text
 
-COLUMNS = ("arm", "point", "d_sae", "weights", "head", "L0", "explained", "cost", "cost at zero", "loss recovered")
+COLUMNS = (
+    "arm",
+    "run",
+    "point",
+    "d_sae",
+    "weights",
+    "head",
+    "L0",
+    "explained",
+    "cost",
+    "cost at zero",
+    "loss recovered",
+)
 
 
 def table(frontier: Frontier, progress: Callable[[str], None] = lambda _: None) -> pd.DataFrame:
@@ -31,11 +44,11 @@ def table(frontier: Frontier, progress: Callable[[str], None] = lambda _: None) 
     rows: list[tuple[Any, ...]] = []
     at_zero, none = frontier.by_head(None), float("nan")
     whole = float(frontier.gap.sum()) / frontier.n_tokens
-    for arm in dict.fromkeys(entry.arm for entry in frontier.target.spec.study):
-        for number, sae in enumerate(frontier.target.study(arm)):
-            progress(f"{arm} {number + 1}")
+    for arm, run in dict.fromkeys((entry.arm, entry.run) for entry in frontier.target.spec.study):
+        for number, sae in enumerate(frontier.target.study(arm, run)):
+            progress(f"{arm}, run {run}: {number + 1}")
             point, by_head = frontier.measure(sae), frontier.by_head(sae)
-            about = (arm, number + 1, point.d_sae, point.weights)
+            about = (arm, run, number + 1, point.d_sae, point.weights)
             cost = float((point.loss - frontier.clean).sum()) / frontier.n_tokens
             rows.append((*about, "", point.total, none, cost, whole, 1 - cost / whole if whole > 0 else none))
             for head in range(frontier.n_heads):
@@ -58,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         target = load_target(options.target, device=options.device)
-        frontier = study(target, options.documents, options.stimulus)
+        frontier = study(target, Study(documents=options.documents), options.stimulus)
         if frontier is None:
             raise FraError(NO_STUDY)
         check_writable(options.output)  # before anything is measured

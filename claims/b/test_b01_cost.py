@@ -12,18 +12,23 @@ is a benchmark (fra/tests/bench/bench_blockdiag.py), not a verdict.
 import pytest
 
 from fra.claim import Claim
+from fra.measures.block_diagonal.designs import Cost
 
 CLAIM = Claim(
     id="B01",
     title="Weights and multiply-adds of a block-diagonal dictionary are 1/n_heads",
     h0="|count / dense count * n_heads - 1| >= 1e-9 for weights or multiply-adds",
+    kind="identity",
+    condition="distance from 1 / n_heads",
     bar=1e-9,
     above=False,
-    bars={"masked dense dictionary: distance from 1 / n_heads": 0.5},
+    bars={"biases: distance from 1": 1e-9, "masked dense dictionary: distance from 1 / n_heads": 0.5},
+    below=("biases: distance from 1",),
     statistic="block_cost/1",
     stimuli=("random weights",),
     n=1,
-    min_documents=1,
+    min_sources=1,
+    design=(Cost(),),
 )
 
 

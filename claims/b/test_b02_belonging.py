@@ -12,21 +12,26 @@ must change, else the ablation shows nothing. Bar: fewer than one entry and fewe
 import pytest
 
 from fra.claim import Claim
+from fra.measures.block_diagonal.designs import Belonging, Study
 
 CLAIM = Claim(
     id="B02",
     title="Every feature of a block-diagonal dictionary belongs to one head",
     h0="some off-block weight is not 0 after save, load and folding, or a feature changes without the other heads",
+    kind="identity",
+    condition="off-block weights that are not zero",
     bar=1.0,
     above=False,
     bars={
         "share of features that change without the other heads": 1e-6,
         "the same share in a dense dictionary": 0.5,
     },
+    below=("share of features that change without the other heads",),
     statistic="block_belonging/1",
     stimuli=("natural",),
     n=6,
-    min_documents=6,
+    min_sources=6,
+    design=(Belonging(), Study()),
 )
 
 
@@ -34,7 +39,7 @@ CLAIM = Claim(
 def evidence(target, frontier):
     from fra.measures.block_diagonal.b01_b02_blocks import belonging_evidence
 
-    return belonging_evidence(CLAIM, target, frontier(120))
+    return belonging_evidence(CLAIM, target, frontier(CLAIM.designed(Study)))
 
 
 def test_b02(evidence, verdict):

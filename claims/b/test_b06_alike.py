@@ -1,31 +1,35 @@
 """B06. The features of a head are alike.
 
 A surrogate, and no more than that: a feature is taken for what the tokens are at which it fires (their mean embedding,
-weighted by activation). It is *unlike the rest* of its head where, on other documents, it leans no more towards the
-other features of its own head than towards those of the other heads. One test a head of the layer with block-diagonal
-dictionaries (per-head TopK, middle sparsity, equal width): does a head keep to one kind of token?
+weighted by activation). It is *unlike the rest* of its head where, on documents of other sources, it leans no more
+towards the other features of its own head than towards those of the other heads. One test a head of the layer with
+block-diagonal dictionaries (per-head TopK, middle sparsity, equal width): does a head keep to one kind of token? What
+is judged is the dictionary of the first training run; the shares of the others stand beside.
 
 H0: a quarter or more of a head's live features are unlike the rest, or the head is no more alike than heads put
-together at random. Control: 200 random heads of the same size (half of whose features are unlike); planted heads, the
-features of the layer nearest to one of them, which must be found for a refutation. Bar: a quarter is half of what
-chance gives.
+together at random. Controls: random heads of the same size, drawn one after another (half of their features are
+unlike); 100 planted heads, each of the features of the layer nearest to one of them, which must meet every condition
+for a refutation. Bar: a quarter is half of what chance gives.
 """
 
 import pytest
 
 from fra.claim import Claim
+from fra.measures.block_diagonal.designs import Alikeness, Study
 
 CLAIM = Claim(
     id="B06",
     title="The features of a head are alike (a surrogate)",
     h0="share of a head's live features that are unlike the rest >= 0.25",
+    condition="share unlike the rest",
     bar=0.25,
     above=False,
     bars={"over random heads": 0.95},
-    statistic="alikeness/1",
+    statistic="alikeness/2",
     stimuli=("natural",),
     n=120,
-    min_documents=40,
+    min_sources=40,
+    design=(Study(), Alikeness()),
 )
 
 
@@ -33,7 +37,7 @@ CLAIM = Claim(
 def evidence(frontier):
     from fra.measures.block_diagonal.b06_alikeness import alikeness_evidence, outside
 
-    study = frontier(CLAIM.n)
+    study = frontier(CLAIM.designed(Study))
     found = alikeness_evidence(CLAIM, study)
     return lambda head: found.get(head) or outside(CLAIM, study, head)
 

@@ -13,18 +13,22 @@ leave out and is none. The smallest error that these make must exceed 1e-5. Bar:
 import pytest
 
 from fra.claim import Claim
+from fra.measures.identities.designs import Exactness
 
 CLAIM = Claim(
     id="D03",
     title="DFA by source position sums exactly to the pre-activation",
     h0="max |sum over sources + bias - pre-activation| / sum |products| >= 1e-6",
+    kind="identity",
+    condition="error",
     bar=1e-6,
     above=False,
     bars={"error with rows mixed up, or a bias left out": 1e-5},
     statistic="dfa_by_source_error/1",
     stimuli=("natural",),
     n=3,
-    min_documents=3,
+    min_sources=3,
+    design=(Exactness(),),
 )
 
 
@@ -32,7 +36,8 @@ CLAIM = Claim(
 def evidence(target, natural):
     from fra.measures.identities import d02_d03_d17_exactness
 
-    return d02_d03_d17_exactness.evidence(CLAIM, target, natural(CLAIM.n), d02_d03_d17_exactness.source_errors)
+    documents = [tokens[: CLAIM.designed(Exactness).longest] for tokens in natural(CLAIM.n)]
+    return d02_d03_d17_exactness.evidence(CLAIM, target, documents, d02_d03_d17_exactness.source_errors)
 
 
 def test_d03(evidence, verdict):

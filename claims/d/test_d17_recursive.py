@@ -10,21 +10,27 @@ must exceed 1e-4. Bar: ten times that of D02, because a term is itself a product
 each.
 """
 
+from functools import partial
+
 import pytest
 
 from fra.claim import Claim
+from fra.measures.identities.designs import Recursion
 
 CLAIM = Claim(
     id="D17",
     title="Recursive DFA is exact under frozen attention and LayerNorm",
     h0="max |sum of terms - pre-activation| / sum |terms| >= 1e-5",
+    kind="identity",
+    condition="error",
     bar=1e-5,
     above=False,
     bars={"error with a kind of term left out": 1e-4},
     statistic="recursive_dfa_error/1",
     stimuli=("natural",),
     n=3,
-    min_documents=3,
+    min_sources=3,
+    design=(Recursion(),),
 )
 
 
@@ -32,7 +38,10 @@ CLAIM = Claim(
 def evidence(target, natural):
     from fra.measures.identities import d02_d03_d17_exactness
 
-    return d02_d03_d17_exactness.evidence(CLAIM, target, natural(CLAIM.n), d02_d03_d17_exactness.recursive_errors)
+    design = CLAIM.designed(Recursion)
+    documents = [tokens[: design.longest] for tokens in natural(CLAIM.n)]
+    errors = partial(d02_d03_d17_exactness.recursive_errors, design=design)
+    return d02_d03_d17_exactness.evidence(CLAIM, target, documents, errors)
 
 
 def test_d17(evidence, verdict):

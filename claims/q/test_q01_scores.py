@@ -14,18 +14,22 @@ Bar: float32 keeps 6e-8 of a number; a sum of some hundred terms in any order st
 import pytest
 
 from fra.claim import Claim
+from fra.measures.identities.designs import Exactness
 
 CLAIM = Claim(
     id="Q01",
     title="FRA sums to the attention scores, every term counted",
     h0="max |softcap(sum of terms) - hook_attn_scores| / sum |terms| >= 1e-6",
+    kind="identity",
+    condition="error",
     bar=1e-6,
     above=False,
     bars={"error with a term left out": 1e-5},
     statistic="exactness/1",
     stimuli=("natural",),
     n=3,
-    min_documents=3,
+    min_sources=3,
+    design=(Exactness(),),
 )
 
 
@@ -35,7 +39,8 @@ def evidence(target, natural, progress):
     from fra.targets.target import has_dictionary
 
     found = {}
-    documents = natural(CLAIM.n)
+    longest = CLAIM.designed(Exactness).longest
+    documents = [tokens[:longest] for tokens in natural(CLAIM.n)]
     for layer in range(target.n_layers):
         if not has_dictionary(target, layer):
             continue

@@ -2,63 +2,70 @@
 
 Other weights do the same: Q13.bias adds a vector v to a head's key bias, which adds one number to every score of a
 row; Q13 adds 1 c^T to its W_K below a LayerNorm, whose output sums to zero. Both are written into the model's own
-weights, of all heads of a layer at once, in float64. Scores (or their differences along a row), pattern and logits must
-stay, and so must the effect of removing all that the channels' query features read; asked is which attributions move.
+weights, of all heads of a layer at once, in float64. An identity says which numbers may not move for it: scores (or
+their differences along a row), pattern and logits, the effect of removing all that the channels' query features read,
+and channels as `fra` gives them, W_K centred (Q13), or feature x feature and row-centred feature x bias (Q13.bias).
 
-H0: (Q13) the head's 50 strongest channels move by <= 0.10 of their size, sum |dF| / sum |F|, row-centred or not, when F
-    is decoder x W_K as it stands and 1 c^T is as large as W_K. (Q13.bias) feature x bias terms move after row-centring,
-    or feature x feature terms at all.
-Controls: another direction of the same size in place of 1 must move the model's scores; v must move feature x bias
-    before centring. Channels as `fra` gives them, W_K centred, must not move.
-Bars: rounding of float64 is below 1e-12, and 1e-10 leaves room for sums; attributions that agree within a tenth would
-    be quoted as the same.
-Channels are chosen on one half of the documents; the interval is the range over the other half.
+H0: one of these moves by 1e-10 of its size or more. Controls: another direction of the same size in place of 1 must
+    move the model's scores; channels of decoder x W_K as it stands, row-centred or not, must move (Q13), and feature x
+    bias before centring (Q13.bias).
+Bars: rounding of float64 is below 1e-12, and 1e-10 leaves room for sums. What must move, must move by more than 1e-6 of
+    its size: that it depends on the gauge at all. By how much depends on how large a gauge one takes. It is described,
+    for 1 c^T as large as W_K and v as long as the mean key, and not held against a bar.
+The 50 strongest channels are chosen on one half of the documents; of what must stay the largest movement on the other
+half counts, of what must move the smallest.
 """
 
 import pytest
 
 from fra.claim import Claim
+from fra.measures.identities.designs import Gauges
 
-STAYS, MOVES = 1e-10, 0.10
+DESIGN = Gauges()
 MEAN = Claim(
     id="Q13",
-    title="Channels of decoder x W_K depend on a direction of W_K that the head ignores",
-    h0="sum |dF| / sum |F| <= 0.10 for the 50 strongest channels",
-    bar=MOVES,
+    title="Decoder x W_K depends on a direction of W_K that the head ignores; fra's channels do not",
+    h0="fra's channels move by >= 1e-10 of their size, or those of decoder x W_K by <= 1e-6",
+    kind="identity",
+    condition="channels as fra",
+    bar=DESIGN.stays,
+    above=False,
     bars={
-        "row-centred channels without centring": MOVES,
-        "model's own scores": STAYS,
-        "pattern": STAYS,
-        "logits": STAYS,
-        "channels as fra": STAYS,
-        "effect of removing a complete set": STAYS,
+        "model's own scores": DESIGN.stays,
+        "pattern": DESIGN.stays,
+        "logits": DESIGN.stays,
+        "effect of removing a complete set": DESIGN.stays,
+        "channels without centring": DESIGN.moves,
+        "row-centred channels without centring": DESIGN.moves,
         "model's own scores, another direction": 1e-3,
     },
-    statistic="gauge/3",
+    below=("model's own scores", "pattern", "logits", "effect of removing a complete set"),
+    statistic="gauge/4",
     stimuli=("natural",),
     n=6,
-    min_documents=3,
+    min_sources=3,
+    design=(DESIGN,),
 )
 BIAS = Claim(
     id="Q13.bias",
     title="A key bias moves feature x bias terms only, and row-centring removes it",
     h0="row-centred feature x bias terms move by >= 1e-10 of their size",
-    bar=STAYS,
+    kind="identity",
+    condition="row-centred feature x bias",
+    bar=DESIGN.stays,
     above=False,
     bars={
-        "feature x feature": STAYS,
-        "pattern": STAYS,
-        "logits": STAYS,
-        "feature x bias": MOVES,
+        "feature x feature": DESIGN.stays,
+        "pattern": DESIGN.stays,
+        "logits": DESIGN.stays,
+        "feature x bias": DESIGN.moves,
     },
-    statistic="gauge/3",
+    below=("feature x feature", "pattern", "logits"),
+    statistic="gauge/4",
     stimuli=("natural",),
     n=6,
-    min_documents=3,
-)
-CASES = (
-    (MEAN, "mean_direction", "channels without centring"),
-    (BIAS, "key_bias", "row-centred feature x bias"),
+    min_sources=3,
+    design=(DESIGN,),
 )
 
 
@@ -73,11 +80,11 @@ def evidence(target, natural, progress):
     for layer in filter(lambda layer: has_dictionary(target, layer), range(target.n_layers)):
         progress(f"Q13: layer {layer}")
         _, sae = double.dictionary_for(layer)
-        documents = [tokens[:64] for tokens in natural(MEAN.n)]  # identities: longer ones would only take longer
-        moved = q13_gauges.measure(double.model, sae, documents, layer, (target.name, f"layer {layer}"))
+        documents = [tokens[: DESIGN.longest] for tokens in natural(MEAN.n)]
+        moved = q13_gauges.measure(double.model, sae, documents, layer, (target.name, f"layer {layer}"), DESIGN)
         for k in range(target.n_heads):
-            for claim, gauge, headline in CASES:
-                found[claim.id, f"L{layer}H{k}"] = q13_gauges.evidence(claim, gauge, headline, moved, layer, k)
+            for claim, gauge in ((MEAN, "mean_direction"), (BIAS, "key_bias")):
+                found[claim.id, f"L{layer}H{k}"] = q13_gauges.evidence(claim, gauge, moved, layer, k)
     return found
 
 

@@ -16,19 +16,23 @@ rounding alone can exceed 1e-6 of the terms. The control is held against the sam
 import pytest
 
 from fra.claim import Claim
+from fra.measures.identities.designs import Exactness
 
 NORMS, DROPPED = "what norms without signs add beyond the output", "error with a term left out"
 CLAIM = Claim(
     id="Q18",
     title="Signed feature contributions sum to the head's output",
     h0="max |sum of signed terms - hook_z, or the head's result| / sum |products| >= 1e-6",
+    kind="identity",
+    condition="error",
     bar=1e-6,
     above=False,
     bars={NORMS: 0.01, DROPPED: 1e-5},
     statistic="output_exactness/2",
     stimuli=("natural",),
     n=3,
-    min_documents=3,
+    min_sources=3,
+    design=(Exactness(),),
 )
 
 
@@ -38,7 +42,8 @@ def evidence(target, natural, progress):
     from fra.targets.target import has_dictionary
 
     found = {}
-    documents = natural(CLAIM.n)
+    longest = CLAIM.designed(Exactness).longest
+    documents = [tokens[:longest] for tokens in natural(CLAIM.n)]
     for layer in range(target.n_layers):
         if not has_dictionary(target, layer):
             continue

@@ -13,31 +13,35 @@ leak; and every intervention must change something, or it was not tried. Bar: no
 import pytest
 
 from fra.claim import Claim, Evidence
+from fra.measures.identities.designs import Cut
 
 CONTROL, INERT = "earlier logits changed by an unmasked patch", "interventions without any effect"
 CLAIM = Claim(
     id="Q19",
     title="Earlier logits never depend on later tokens under any intervention",
     h0="#{earlier logits that differ in any bit, over all interventions} >= 1",
+    kind="identity",
+    condition="earlier logits changed",
     bar=0.5,
     above=False,
     bars={CONTROL: 0.5, INERT: 0.5},
+    below=(INERT,),
     statistic="leaks/1",
     stimuli=("natural",),
     n=2,
-    min_documents=2,
+    min_sources=2,
+    design=(Cut(),),
 )
-CUT, LENGTH = 12, 24
 
 
 @pytest.fixture(scope="module")
 def evidence(target, natural, progress):
     from fra.errors import CannotLoad
-    from fra.measures.identities.q19_leaks import leaks, texts
+    from fra.measures.identities import q19_leaks
     from fra.targets.target import has_dictionary
-    from fra.verdicts.conditions import exact
 
-    text = texts([document[:LENGTH] for document in natural(3 * CLAIM.n)], CUT)
+    design = CLAIM.designed(Cut)
+    text = q19_leaks.texts([document[: design.length] for document in natural(3 * CLAIM.n)], design.cut)
     found = {}
     for layer in range(target.n_layers):
         if not has_dictionary(target, layer):
@@ -46,22 +50,13 @@ def evidence(target, natural, progress):
         _, sae = target.dictionary_for(layer)
         heads = list(range(target.n_heads))
         try:
-            measured = leaks(target.model, sae, text, layer, heads)
+            measured = q19_leaks.leaks(target.model, sae, text, layer, heads, design)
         except CannotLoad as lacking:
             names = [f"L{layer}H{head}" for head in heads]
             found |= {name: Evidence(claim=CLAIM, head=name, cannot=str(lacking)) for name in names}
             continue
         for head, seen in measured.items():
-            name, total = f"L{layer}H{head}", sum(seen.changed.values())
-            conditions = (
-                exact("earlier logits changed", total, CLAIM.bar, above=False),
-                exact(CONTROL, seen.unmasked, CLAIM.bars[CONTROL]),
-                exact(INERT, len(seen.inert), CLAIM.bars[INERT], above=False),
-            )
-            detail = {"earlier logits changed": seen.changed, "without any effect": seen.inert}
-            found[name] = Evidence(
-                claim=CLAIM, head=name, candidates={"every intervention": conditions}, n=CLAIM.n, detail=detail
-            )
+            found[f"L{layer}H{head}"] = q19_leaks.evidence(CLAIM, f"L{layer}H{head}", seen)
     return found
 
 

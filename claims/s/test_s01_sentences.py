@@ -13,15 +13,17 @@ Bars: the error of the difference is of the order of the step's fourth power ove
     compute softmax in single precision whatever the model's, which makes it 2e-5; identities hold to rounding.
 """
 
-import numpy as np
 import pytest
 
-from fra.claim import Claim, Evidence
+from fra.claim import Claim
+from fra.measures.identities.designs import Sentences
 
 CLAIM = Claim(
     id="S01",
     title="Phi is conserved, equals the finite difference, splits and merges",
     h0="max |Phi - finite difference| / max |Phi| >= 1e-4",
+    kind="identity",
+    condition="finite difference",
     bar=1e-4,
     above=False,
     bars={
@@ -30,42 +32,40 @@ CLAIM = Claim(
         "token sensitivities": 1e-6,
         "without the row's mean": 1e-2,
     },
-    statistic="sentences/2",
+    below=("conservation", "splits and merges", "token sensitivities"),
+    statistic="sentences/3",
     stimuli=("natural",),
     n=3,
-    min_documents=3,
+    min_sources=3,
+    design=(Sentences(),),
 )
-LONGEST = 64
 
 
 @pytest.fixture(scope="module")
 def evidence(target, progress):
     from fra.core.sentences import segments, sentence_starts
-    from fra.measures.identities.s01_sentences import identities
+    from fra.measures.identities import s01_sentences
+    from fra.stimuli.sources import spread
     from fra.targets.target import has_dictionary, in_double
-    from fra.verdicts.conditions import exact
 
-    double = in_double(target)
-    texts = [document.text for document in target.documents()]
+    double, design = in_double(target), CLAIM.designed(Sentences)
+    every = target.documents()
     cut = []
-    for text in (texts[k * len(texts) // CLAIM.n] for k in range(CLAIM.n)):
+    for text in (every[k].text for k in spread([document.source for document in every], CLAIM.n)):
         second = [*sentence_starts(text), 0][1]
-        cut.append(segments(target.tokenizer, text[second:], prompt=text[:second], bos=target.bos))
+        made = segments(target.tokenizer, text[second:], prompt=text[:second], bos=target.bos)
+        cut.append((made.tokens[: design.longest], made.segment[: design.longest]))
     found = {}
     for layer in filter(lambda layer: has_dictionary(target, layer), range(target.n_layers)):
         progress(f"S01: layer {layer}")
         _, sae = double.dictionary_for(layer)
         seed = (target.name, f"layer {layer}")
-        errors = [identities(double.model, sae, s.tokens[:LONGEST], s.segment[:LONGEST], layer, seed) for s in cut]
+        errors = [
+            s01_sentences.identities(double.model, sae, tokens, segment, layer, seed, design) for tokens, segment in cut
+        ]
         for k in range(target.n_heads):
-            rows = [document[k] for document in errors]
-            conditions = []
-            for name, bar in (("finite difference", CLAIM.bar), *CLAIM.bars.items()):
-                values, above = [row[name] for row in rows], name == "without the row's mean"
-                value = float(np.min(values) if above else np.max(values))  # NaN stays NaN
-                conditions.append(exact(name, value, bar, above=above))
-            candidates = {"20 strongest channels": tuple(conditions)}
-            found[f"L{layer}H{k}"] = Evidence(claim=CLAIM, head=f"L{layer}H{k}", candidates=candidates, n=len(rows))
+            name = f"L{layer}H{k}"
+            found[name] = s01_sentences.evidence(CLAIM, name, [document[k] for document in errors])
     return found
 
 

@@ -114,6 +114,8 @@ class StudyTable(DictionaryTable):
         "dense-width",
     ]
     """Arms are compared at one hook; the claims of chapter B say what each one is."""
+    run: int = Field(default=0, ge=0)
+    """Training run that the dictionary comes from: arms of one run saw the same tokens in the same order."""
 
 
 class HeadsTable(_Table):

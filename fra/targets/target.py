@@ -173,11 +173,15 @@ class Target:
         allow_pickle = self.spec.allow_pickle_release
         return load_dictionary(entry, path, self.device, self.dtype, self.processing, allow_pickle=allow_pickle)
 
-    def study(self, arm: str) -> list[Any]:
-        """The dictionaries of one arm of the target's study, as the target file orders them; none where it has none.
-        Raises FraError as for any dictionary.
+    def study(self, arm: str, run: int = 0) -> list[Any]:
+        """The dictionaries of one arm of the target's study in one training run, as the target file orders them; none
+        where it has none. Raises FraError as for any dictionary.
         """
-        return [self._load_dictionary(entry) for entry in self.spec.study if entry.arm == arm]
+        return [self._load_dictionary(entry) for entry in self.spec.study if (entry.arm, entry.run) == (arm, run)]
+
+    def runs(self, arm: str) -> list[int]:
+        """The training runs that the target's study has of an arm."""
+        return sorted({entry.run for entry in self.spec.study if entry.arm == arm})
 
     def dictionary_for(self, layer: int) -> tuple[str, Any]:
         """Hook name and dictionary of the attention input of `layer`. Raises FraError where the target has none."""

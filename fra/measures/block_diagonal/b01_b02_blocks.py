@@ -22,6 +22,7 @@ from fra.dictionaries.blockdiag import (
     BlockDiagonalTrainingSAEConfig,
 )
 from fra.dictionaries.hooks import LayerHooks
+from fra.measures.block_diagonal.designs import Belonging, Cost
 from fra.measures.block_diagonal.frontier import Frontier, encode, head_of
 from fra.stimuli.natural import natural_documents
 from fra.targets.target import Target
@@ -32,7 +33,7 @@ from fra.verdicts.stats import seed_of
 MASKED = "masked dense dictionary: distance from 1 / n_heads"
 CHANGED = "share of features that change without the other heads"
 CHANGED_DENSE = "the same share in a dense dictionary"
-_ROWS = 64
+BIASES = "biases: distance from 1"
 
 
 class MaskedSAE(TopKSAE):  # type: ignore[misc]  # sae_lens has no stubs
@@ -48,9 +49,9 @@ class MaskedSAE(TopKSAE):  # type: ignore[misc]  # sae_lens has no stubs
             self.W_dec.mul_(blocks.T)
 
 
-def cost(sae: Any, d_in: int) -> dict[str, int | float]:
+def cost(sae: Any, d_in: int, rows: int) -> dict[str, int | float]:
     """Stored weights and biases, and the multiply-adds of a row: forward, and forward with backward."""
-    x = torch.randn(_ROWS, d_in, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(rows, d_in, generator=torch.Generator().manual_seed(0))
     sizes = {name: p.numel() for name, p in sae.named_parameters()}
     weights = sum(n for name, n in sizes.items() if name.startswith("W_"))
     with FlopCounterMode(display=False) as forward:
@@ -63,25 +64,28 @@ def cost(sae: Any, d_in: int) -> dict[str, int | float]:
     return {
         "weights": weights,
         "biases": sum(sizes.values()) - weights,
-        "multiply-adds": forward.get_total_flops() / 2 / _ROWS,
-        "multiply-adds of a training step": training.get_total_flops() / 2 / _ROWS,
+        "multiply-adds": forward.get_total_flops() / 2 / rows,
+        "multiply-adds of a training step": training.get_total_flops() / 2 / rows,
     }
 
 
-def cost_evidence(claim: Claim, target: Target, expansion: int = 4) -> Evidence:
+def cost_evidence(claim: Claim, target: Target) -> Evidence:
     """B01: dictionaries of the target's size, block-diagonal against dense; the masked dense one must not pass."""
     n_heads, d_in = target.n_heads, int(target.model.cfg.d_head) * target.n_heads
     if n_heads == 1:
         return Evidence(claim=claim, head=None, cannot="with one head a block-diagonal dictionary is a dense one")
-    d_sae = expansion * d_in
-    dense = cost(TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=n_heads)), d_in)
+    design = claim.designed(Cost)
+    d_sae, rows = design.expansion * d_in, design.rows
+    dense = cost(TopKSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=n_heads)), d_in, rows)
     control = MaskedSAE(TopKSAEConfig(d_in=d_in, d_sae=d_sae, k=n_heads))
     control.mask(n_heads)
-    block = cost(BlockDiagonalSAE(BlockDiagonalSAEConfig(d_in=d_in, d_sae=d_sae, n_heads=n_heads, k=1)), d_in)
+    block = cost(BlockDiagonalSAE(BlockDiagonalSAEConfig(d_in=d_in, d_sae=d_sae, n_heads=n_heads, k=1)), d_in, rows)
     training = cost(
-        BlockDiagonalTrainingSAE(BlockDiagonalTrainingSAEConfig(d_in=d_in, d_sae=d_sae, n_heads=n_heads, k=1)), d_in
+        BlockDiagonalTrainingSAE(BlockDiagonalTrainingSAEConfig(d_in=d_in, d_sae=d_sae, n_heads=n_heads, k=1)),
+        d_in,
+        rows,
     )
-    masked = cost(control, d_in)
+    masked = cost(control, d_in, rows)
     ratios = {
         "weights": block["weights"] / dense["weights"],
         "multiply-adds": block["multiply-adds"] / dense["multiply-adds"],
@@ -96,21 +100,21 @@ def cost_evidence(claim: Claim, target: Target, expansion: int = 4) -> Evidence:
 
     worst = max(off(name, 1 / n_heads) for name in ("weights", "multiply-adds", "multiply-adds of a training step"))
     conditions = (
-        exact("distance from 1 / n_heads", worst, claim.bar, above=False),
-        exact("biases: distance from 1", off("biases", 1.0), claim.bar, above=False),
+        exact(claim.condition, worst, claim.bar, above=False),
+        exact(BIASES, off("biases", 1.0), claim.bars[BIASES], above=False),
         exact(MASKED, off("masked", 1 / n_heads), claim.bars[MASKED]),
     )
     detail = {"1 / n_heads": 1 / n_heads, "ratios": ratios, "block-diagonal": block, "dense": dense, "masked": masked}
     return Evidence(claim=claim, head=None, candidates={"counted": conditions}, n=claim.n, detail=detail)
 
 
-def round_trip(sae: Any) -> Any:
+def round_trip(sae: Any, scale: float) -> Any:
     """The dictionary saved, loaded, its activation scale and decoder norms folded, saved and loaded again."""
     device = str(sae.b_dec.device)
     with tempfile.TemporaryDirectory() as folder:
         sae.save_model(Path(folder) / "one")
         again = SAE.load_from_disk(Path(folder) / "one", device=device)
-        again.fold_activation_norm_scaling_factor(0.7)
+        again.fold_activation_norm_scaling_factor(scale)
         if again.cfg.activation != "topk" or again.cfg.rescale_acts_by_decoder_norm:
             again.fold_W_dec_norm()  # any other TopK refuses it: its choice would change
         again.save_model(Path(folder) / "two")
@@ -149,26 +153,27 @@ def belonging_evidence(claim: Claim, target: Target, frontier: Frontier | None) 
     trained = {
         arm: target.study(arm)[:1] for arm in ("block-width", "block-parameters", "block-l1", "dense", "dense-l1")
     }
+    design = claim.designed(Belonging)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(claim.digest, target.name))
-        config: dict[str, Any] = {"d_in": d_in, "d_sae": 2 * d_in, "device": target.device}
-        k = max(1, d_in // n_heads // 8)
+        config: dict[str, Any] = {"d_in": d_in, "d_sae": design.expansion * d_in, "device": target.device}
+        k = max(1, int(design.live * d_in / n_heads))
         fresh = BlockDiagonalSAE(
             BlockDiagonalSAEConfig(**config, n_heads=n_heads, k=k, rescale_acts_by_decoder_norm=True)
         )
         dense = TopKSAE(TopKSAEConfig(**config, k=k * n_heads, rescale_acts_by_decoder_norm=True))
         masked = MaskedSAE(dense.cfg)
     hook = frontier.hook if frontier else LayerHooks(target.n_layers - 1).z
-    z = _head_outputs(target, hook, claim.n)
+    z = _head_outputs(target, hook, claim.n, design.longest)
     blocks = [fresh, *(sae for arm, saes in trained.items() if arm.startswith("block") for sae in saes)]
     controls = [dense, *(sae for arm, saes in trained.items() if arm.startswith("dense") for sae in saes)]
     masked.mask(n_heads)  # its weights are zero off the blocks, but its heads compete for one TopK
-    after = [round_trip(sae) for sae in blocks]
+    after = [round_trip(sae, design.folded) for sae in blocks]
     outside = float(sum(off_block(sae, n_heads) for sae in after))
     share = max(changed(sae, z) for sae in (*blocks, *after))
     least = min(changed(sae, z) for sae in controls)
     conditions = (
-        exact("off-block weights that are not zero", outside, claim.bar, above=False),
+        exact(claim.condition, outside, claim.bar, above=False),
         exact(CHANGED, share, claim.bars[CHANGED], above=False),
         exact(CHANGED_DENSE, least, claim.bars[CHANGED_DENSE]),
     )
@@ -181,9 +186,9 @@ def belonging_evidence(claim: Claim, target: Target, frontier: Frontier | None) 
 
 
 @torch.no_grad()
-def _head_outputs(target: Target, hook: str, n: int) -> Float[Tensor, "rows n_heads d_head"]:
+def _head_outputs(target: Target, hook: str, n: int, longest: int) -> Float[Tensor, "rows n_heads d_head"]:
     found = []
-    for tokens in natural_documents(target, n):
+    for tokens in natural_documents(target, n, longest):
         _, cache = target.model.run_with_cache(tokens[None].to(target.device), names_filter=[hook])
         found.append(cache[hook][0].reshape(len(tokens), target.n_heads, -1))
     return torch.cat(found).float()

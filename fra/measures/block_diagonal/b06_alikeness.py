@@ -8,7 +8,9 @@ at random half of the features are. What a feature means, the surrogate does not
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,20 +18,17 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from fra.dictionaries.hooks import layer_of
-from fra.measures.block_diagonal.b05_likeness import ALIVE, Activations, activations
+from fra.measures.block_diagonal.b05_likeness import Activations, activations
+from fra.measures.block_diagonal.designs import Alikeness
 from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, head_of
 from fra.stimuli.padding import padded
 from fra.verdicts import stats
-from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.conditions import rank_condition
-from fra.verdicts.decide import Beside, Given, Sampled, decide
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.decide import Beside, Column, Drawn, Planted, Sampled, decide
+from fra.verdicts.rules import RULES
 from fra.verdicts.stats import Floats, by_source
 
-CONTROLS = 200
-PLANTED = 20
-_DRAWS = 1_999
 OVER_RANDOM = "over random heads"
-_LEAST_FEATURES = 8
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Profiles:
 
 
 @torch.no_grad()
-def profiles(frontier: Frontier, sae: object) -> Profiles:
-    """Profiles of the features that are live at `ALIVE` positions of the selection or more."""
+def profiles(frontier: Frontier, sae: object, alive: int) -> Profiles:
+    """Profiles of the features that are live at `alive` positions of the selection or more."""
     sel, meas = activations(frontier, sae)
     table = frontier.model.W_E.detach().float().cpu()
 
@@ -57,23 +56,28 @@ def profiles(frontier: Frontier, sae: object) -> Profiles:
     unit = [
         torch.nn.functional.normalize(e - mean, dim=-1) * f.valid[..., None] for e, f in ((e_sel, sel), (e_meas, meas))
     ]
-    alive = sel.live.sum((0, 1)) >= ALIVE
-    chosen = torch.einsum("dtf,dte->fe", sel.acts[..., alive], unit[0])
-    leaning = torch.einsum("dtf,dte->dfe", meas.acts[..., alive], unit[1]).double().numpy()
+    live = sel.alive(alive)
+    chosen = torch.einsum("dtf,dte->fe", sel.acts[..., live], unit[0])
+    leaning = torch.einsum("dtf,dte->dfe", meas.acts[..., live], unit[1]).double().numpy()
     return Profiles(
         torch.nn.functional.normalize(chosen, dim=-1).double().numpy(),
         by_source(leaning, meas.sources),
-        head_of(sae, frontier.n_heads).cpu()[alive].numpy(),
+        head_of(sae, frontier.n_heads).cpu()[live].numpy(),
     )
+
+
+def apart(direction: Float[np.ndarray, "n d_model"], members: Int[np.ndarray, " m"]) -> Float[np.ndarray, "m d_model"]:
+    """For each member the mean profile of the other members, less that of the rest of the layer."""
+    inside = direction[members].sum(0)
+    own = (inside - direction[members]) / (len(members) - 1)
+    other = (direction.sum(0) - inside) / (len(direction) - len(members))
+    found: np.ndarray = own - other
+    return found
 
 
 def margins(found: Profiles, members: Int[np.ndarray, " m"]) -> Float[np.ndarray, "sources m"]:
     """How far each member leans towards the other members rather than towards the rest of the layer, by source."""
-    d = found.direction
-    inside = d[members].sum(0)
-    own = (inside - d[members]) / (len(members) - 1)
-    other = (d.sum(0) - inside) / (len(d) - len(members))
-    out: np.ndarray = np.einsum("sme,me->sm", found.leaning[:, members], own - other)
+    out: np.ndarray = np.einsum("sme,me->sm", found.leaning[:, members], apart(found.direction, members))
     return out
 
 
@@ -83,98 +87,139 @@ def unlike(margin: Float[np.ndarray, "draws m"]) -> Float[np.ndarray, " draws"]:
     return share
 
 
-def _share(margin: Float[np.ndarray, "sources m"]) -> float:
-    return float(unlike(margin.sum(0, keepdims=True))[0])
+class Resampled:
+    """A share of features, over resampled sources: its percentiles are its bounds, and the estimate itself is never
+    beyond one.
 
-
-def draws(margin: Float[np.ndarray, "sources m"], seed: int) -> Float[np.ndarray, " draws"]:
-    """The share of unlike features over resampled sources.
-
-    A feature that fires rarely is noise, and noise is unlike half of the time: the share errs towards 1/2, so that
-    support is conservative, and a refutation needs planted heads to be found.
-    """
-    n = len(margin)
-    w = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_DRAWS)
-    return unlike(w @ margin)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A sample of `fra.verdicts.decide`: a share, and what it is over resampled sources, whose percentiles it has for
-    bounds.
+    A share does not vary smoothly, so that no standard error describes it. A feature that fires rarely is noise, and
+    noise is unlike half of the time: the share errs towards 1/2, so that support is conservative, and a refutation
+    needs planted heads to be found.
     """
 
-    estimate: float
-    drawn: Float[np.ndarray, " draws"]
-    n_cand: int = 1
+    n_cand = 1
 
-    def p_above(self, bar: ArrayLike | float, simultaneous: bool = False) -> Floats:
+    def __init__(self, margin: Float[np.ndarray, "sources m"], seed: int, resamples: int) -> None:
+        self.n_docs = len(margin)
+        self.estimate = float(unlike(margin.sum(0, keepdims=True))[0])
+        w = np.random.default_rng(seed).multinomial(self.n_docs, np.full(self.n_docs, 1 / self.n_docs), size=resamples)
+        self.drawn: Floats = np.sort(unlike(w @ margin))
+
+    def p_above(self, bar: float, simultaneous: bool = False) -> Floats:
         """[1] p of "share <= bar"."""
-        return self._p(self.drawn <= bar)
+        return self._p(bool(self.estimate <= bar), self.drawn <= bar)
 
-    def p_below(self, bar: ArrayLike | float, simultaneous: bool = False) -> Floats:
+    def p_below(self, bar: float, simultaneous: bool = False) -> Floats:
         """[1] p of "share >= bar"."""
-        return self._p(self.drawn >= bar)
+        return self._p(bool(self.estimate >= bar), self.drawn >= bar)
 
     def lower(self, level: ArrayLike | float, simultaneous: bool = False) -> Floats:
-        """[1] a percentile."""
-        return np.atleast_1d(np.quantile(self.drawn, np.asarray(level, dtype=np.float64)))
+        """[1] a percentile: above a bar exactly where `p_above` is at most the level."""
+        most = self._most(level)
+        return np.array([-np.inf if most < 0 else min(self.estimate, self.drawn[most])])
 
     def upper(self, level: ArrayLike | float, simultaneous: bool = False) -> Floats:
-        """[1] a percentile."""
-        return np.atleast_1d(np.quantile(self.drawn, 1 - np.asarray(level, dtype=np.float64)))
+        """[1] a percentile, from above."""
+        most = self._most(level)
+        return np.array([np.inf if most < 0 else max(self.estimate, self.drawn[-1 - most])])
 
-    def _p(self, against: Bool[np.ndarray, " draws"]) -> Floats:
-        return np.array([(1 + against.sum()) / (1 + len(against))])
+    def power(self, worth: float, level: float, above: bool = True, simultaneous: bool = False) -> Floats:
+        """[1] nothing is known of it: heads are planted instead."""
+        return np.full(1, np.nan)
+
+    def _most(self, level: ArrayLike | float) -> int:
+        """How many draws may speak against a bar for p to be within the level; -1: none is."""
+        most = int(np.floor(float(np.ravel(level)[0]) * (1 + len(self.drawn)) * (1 + 1e-12))) - 1
+        return min(most, len(self.drawn) - 1)
+
+    def _p(self, beyond: bool, against: Bool[np.ndarray, " draws"]) -> Floats:
+        return np.array([1.0 if beyond else (1 + against.sum()) / (1 + len(against))])
+
+
+class Layer:
+    """The heads of a layer with their live features, and heads put together at random from the same."""
+
+    def __init__(self, claim: Claim, target: str, found: Profiles, names: dict[int, str]) -> None:
+        self.claim, self.target, self.found = claim, target, found
+        self.design = claim.designed(Alikeness)
+        members = {h: np.flatnonzero(found.owner == h) for h in names}
+        self.few = [names[h] for h, own in members.items() if len(own) < self.design.least_features]
+        self.members = {names[h]: own for h, own in members.items() if names[h] not in self.few}
+        self._whole: Floats = found.leaning.sum(0)
+
+    def sample(self, head: str) -> Resampled:
+        """The share of the head's features that are unlike the rest."""
+        return self._resampled(self.members[head], head)
+
+    def random(self, head: str, k: int) -> float:
+        """The k-th random head of the head's size: the same share, without resamples."""
+        rng = np.random.default_rng(stats.seed_of(self.claim.digest, self.target, head, "random", str(k)))
+        drawn = rng.choice(len(self.found.owner), len(self.members[head]), replace=False)
+        lean = np.einsum("me,me->m", self._whole[drawn], apart(self.found.direction, drawn))
+        return float(unlike(lean[None])[0])
+
+    def planted(self, head: str) -> Planted:
+        """Heads of that size put together of the features nearest to one of the layer, so that none should be unlike
+        the rest: how many meet every condition at the level of a head.
+        """
+        level, size = self.claim.level / max(1, len(self.members)), len(self.members[head])
+        null = np.array([self.random(head, k) for k in range(int(np.ceil(RULES.draws_a_step / level)) - 1)])
+        rng = np.random.default_rng(stats.seed_of(self.claim.digest, self.target, head, "planted"))
+        found = 0
+        for k in range(RULES.plantings):
+            like = self.found.direction @ self.found.direction[rng.integers(len(self.found.owner))]
+            made = self._resampled(np.sort(np.argsort(-like, kind="stable")[:size]), f"{head} planted {k}")
+            rank = stats.rank_p(-made.estimate, -null)
+            found += bool(made.p_below(self.claim.bar)[0] <= level and rank <= level)
+        return Planted(found, RULES.plantings)
+
+    def _resampled(self, members: Int[np.ndarray, " m"], what: str) -> Resampled:
+        seed = stats.seed_of(self.claim.digest, self.target, what, "sources")
+        return Resampled(margins(self.found, members), seed, self.design.resamples)
 
 
 def alikeness_evidence(claim: Claim, frontier: Frontier | None, arm: str = "block-width") -> dict[str, Evidence]:
-    """Every head of the study's layer; heads of other layers have no such dictionary."""
-    if frontier is None or not frontier.target.study(arm):
+    """Every head of the study's layer; heads of other layers have no such dictionary. What is judged is the first
+    training run's dictionary; the others' shares stand in the detail.
+    """
+    if frontier is None or not frontier.target.runs(arm):
         return {}
-    target = frontier.target
-    saes = target.study(arm)
-    found = profiles(frontier, saes[len(saes) // 2])
-    layer, n = layer_of(frontier.hook), len(frontier.measured)
-    rng = np.random.default_rng(stats.seed_of(claim.digest, target.name, "controls"))
-    everything = np.arange(len(found.owner))
-    heads = [h for h in range(target.n_heads) if (found.owner == h).sum() >= _LEAST_FEATURES]
-    out = {}
-    for h in set(range(target.n_heads)) - set(heads):
-        few = f"fewer than {_LEAST_FEATURES} features of this head are live"
-        out[f"L{layer}H{h}"] = Evidence(claim=claim, head=f"L{layer}H{h}", undecided=few, n=n)
-    unlike_rest: dict[str, Drawn] = {}
-    over_random: dict[str, list[Condition]] = {}
-    rows: dict[str, Beside] = {}
-    for h in heads:
-        name, members = f"L{layer}H{h}", everything[found.owner == h]
-        margin, size = margins(found, members), len(members)
-        own = Drawn(_share(margin), draws(margin, stats.seed_of(claim.digest, target.name, str(h))))
-        random = [_share(margins(found, rng.choice(everything, size, replace=False))) for _ in range(CONTROLS)]
-        planted = []
-        for _ in range(PLANTED):
-            like = found.direction @ found.direction[rng.integers(len(everything))]
-            margin = margins(found, np.sort(np.argsort(-like, kind="stable")[:size]))
-            again = Drawn(_share(margin), draws(margin, int(rng.integers(2**31))))
-            planted.append(float(again.p_below(claim.bar)[0]) * len(heads) <= claim.level)
-        unlike_rest[name] = own
-        rank = stats.rank_p(-own.estimate, [-share for share in random])
-        over_random[name] = [rank_condition(OVER_RANDOM, rank, claim.level)]
-        rows[name] = Beside(
-            n=n,
-            candidates=("all live features",),
-            power=float(np.mean(planted)),
-            detail={
-                "live features": size,
-                "random heads": {"mean": float(np.mean(random)), "5 %": float(np.quantile(random, 0.05))},
-                "planted heads found": float(np.mean(planted)),
-            },
-        )
-    columns: list[Sampled | Given] = [
-        Sampled(name="share unlike the rest", samples=unlike_rest, above=False),
-        Given(OVER_RANDOM, over_random),
-    ]
-    return out | decide(claim, columns, rows, refuting="holm")
+    target, design = frontier.target, claim.designed(Alikeness)
+    prefix, n = f"L{layer_of(frontier.hook)}H", len(set(frontier.sources))
+    names = {h: f"{prefix}{h}" for h in range(target.n_heads)}
+    layers = []
+    for run in target.runs(arm):
+        saes = target.study(arm, run)
+        found = profiles(frontier, saes[len(saes) // 2], design.alive)
+        layers.append(Layer(claim, target.name, found, names))
+    own = layers[0]
+    few = f"fewer than {design.least_features} features of this head are live"
+    out = {head: Evidence(claim=claim, head=head, undecided=few, n=n) for head in own.few}
+    samples = {head: own.sample(head) for head in own.members}
+    rows = {
+        head: Beside(candidates=("all live features",), detail=_described(layers, head, design)) for head in own.members
+    }
+    over_random = Drawn(
+        observed={OVER_RANDOM: {head: -sample.estimate for head, sample in samples.items()}},
+        draw=partial(_draw, own),
+    )
+    columns: list[Column] = [Sampled(name=claim.condition, samples=samples), over_random]
+    return out | decide(claim, columns, rows, planted=own.planted)
+
+
+def _draw(own: Layer, head: str, k: int) -> dict[str, float]:
+    return {OVER_RANDOM: -own.random(head, k)}
+
+
+def _described(layers: Sequence[Layer], head: str, design: Alikeness) -> dict[str, object]:
+    random = [layers[0].random(head, k) for k in range(design.described)]
+    low = design.described_quantile
+    return {
+        "live features": len(layers[0].members[head]),
+        "share unlike the rest, by training run": [
+            each.sample(head).estimate if head in each.members else float("nan") for each in layers
+        ],
+        "random heads": {"mean": float(np.mean(random)), f"{low:.0%}": float(np.quantile(random, low))},
+    }
 
 
 def outside(claim: Claim, frontier: Frontier | None, head: str) -> Evidence:

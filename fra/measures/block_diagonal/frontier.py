@@ -19,7 +19,8 @@ from torch import Tensor
 
 from fra.errors import CannotLoad, FraError
 from fra.interventions.patching import losses_under, splice
-from fra.stimuli.natural import natural_documents, natural_sources
+from fra.measures.block_diagonal.designs import Study
+from fra.stimuli.natural import natural_with_sources
 from fra.stimuli.padding import padded
 from fra.stimuli.repeated import repeated_natural
 from fra.targets.target import Target
@@ -57,17 +58,18 @@ class Point:
 class Frontier:
     """The target's study of dictionaries at one hook, measured when asked for; `study` makes one.
 
-    n: documents; every other one for selection, the rest measured. stimulus: "natural", or "repeated_natural" (BOS, a
-    passage, the same passage), where heads that copy have something to do.
+    Every other source of text is for selection, the rest is measured. stimulus: "natural", or "repeated_natural" (BOS,
+    a passage, the same passage), where heads that copy have something to do.
     """
 
-    def __init__(self, target: Target, n: int, stimulus: str = "natural") -> None:
+    def __init__(self, target: Target, design: Study, stimulus: str = "natural") -> None:
         self.target, self.hook = target, target.spec.study[0].hook
         self.model, self.n_heads = target.model, target.n_heads
-        documents, sources = _documents(target, n, stimulus)
-        self.selection, self.measured = documents[::2], documents[1::2]
-        self.selection_sources, self.sources = sources[::2], sources[1::2]
-        self._points: dict[str, list[Point]] = {}
+        documents, sources = _documents(target, design, stimulus)
+        chosen = halves(sources)
+        self.selection, self.measured = ([documents[k] for k in half] for half in chosen)
+        self.selection_sources, self.sources = ([sources[k] for k in half] for half in chosen)
+        self._points: dict[tuple[str, int], list[Point]] = {}
 
     @cached_property
     def clean(self) -> Float[np.ndarray, " n_documents"]:
@@ -95,24 +97,27 @@ class Frontier:
         return [found[d] for d in range(len(documents))]
 
     @torch.no_grad()
-    def points(self, arm: str) -> list[Point]:
-        """The dictionaries of an arm by rising L0; none where the target's study has no such arm."""
-        if arm not in self._points:
-            self._points[arm] = sorted(
-                (self.measure(sae) for sae in self.target.study(arm)), key=lambda point: point.total
+    def points(self, arm: str, run: int = 0) -> list[Point]:
+        """The dictionaries of a training run of an arm by rising L0; none where the target's study has no such."""
+        if (arm, run) not in self._points:
+            self._points[arm, run] = sorted(
+                (self.measure(sae) for sae in self.target.study(arm, run)), key=lambda point: point.total
             )
-        return self._points[arm]
+        return self._points[arm, run]
 
     @cached_property
-    def _selected(self) -> Float[Tensor, "n n_heads d_head"]:
+    def outputs(self) -> tuple[list[Float[Tensor, "_pos n_heads d_head"]], list[Float[Tensor, "_pos n_heads d_head"]]]:
+        """The hook's activation on the documents of selection and on the measured ones, without the first position,
+        which is an attention sink of outlying norm in most models.
+        """
         with torch.no_grad():
-            # The first position is an attention sink of outlying norm in most models.
-            return torch.cat([z[1:] for z in self.head_outputs(self.selection)])
+            chosen, seen = ([z[1:] for z in self.head_outputs(half)] for half in (self.selection, self.measured))
+        return chosen, seen
 
     @torch.no_grad()
     def measure(self, sae: Any) -> Point:
         """One dictionary of head outputs in the model's way."""
-        x = self._selected
+        x = torch.cat(self.outputs[0])
         acts = encode(sae, x)
         rest = (x - decode(sae, acts, x)).square().sum((0, 2))
         spread = (x - x.mean(0)).square().sum((0, 2))
@@ -158,27 +163,37 @@ class Frontier:
                 found[d] = float(each[k, : len(self.measured[d]) - 1].double().sum())
         return found
 
-    def means(self, values: Float[np.ndarray, " n_documents"], seed: int) -> stats.ClusterMeans:
+    def means(self, values: Float[np.ndarray, " n_documents"], seed: int, n_boot: int) -> stats.ClusterMeans:
         """sum(values) / sum(gap), sources of documents as clusters."""
-        return stats.ClusterMeans(by_source(values, self.sources), by_source(self.gap, self.sources), seed=seed)
+        sums, counts = by_source(values, self.sources), by_source(self.gap, self.sources)
+        return stats.ClusterMeans(sums, counts, seed=seed, n_boot=n_boot)
 
 
-def study(target: Target, n: int, stimulus: str = "natural") -> Frontier | None:
-    """The target's study on n of its documents; None where its file names no [[study]]. Raises CannotLoad where it
-    has fewer documents or too short ones, FraError for an unknown stimulus.
+def study(target: Target, design: Study, stimulus: str = "natural") -> Frontier | None:
+    """The target's study on documents of its own, as many as the design has or there are; None where its file names no
+    [[study]]. Raises CannotLoad where the documents are too short, FraError for an unknown stimulus.
     """
-    return Frontier(target, n, stimulus) if target.spec.study else None
+    return Frontier(target, design, stimulus) if target.spec.study else None
 
 
-def _documents(target: Target, n: int, stimulus: str) -> tuple[list[Int[Tensor, " _pos"]], list[str]]:
-    """Token ids of n documents of a stimulus, and their sources."""
-    sources = natural_sources(target, n)
+def halves(sources: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Indices of the documents of every other source, and of the sources between: no source is in both."""
+    number = {source: k for k, source in enumerate(dict.fromkeys(sources))}
+    first, second = ([k for k, source in enumerate(sources) if number[source] % 2 == half] for half in (0, 1))
+    return first, second
+
+
+def _documents(target: Target, design: Study, stimulus: str) -> tuple[list[Int[Tensor, " _pos"]], list[str]]:
+    """Token ids of the documents of a stimulus, and their sources."""
+    n = min(design.documents, len(target.documents()))
+    natural, names = natural_with_sources(target, n, design.longest)
+    sources = list(names)
     if stimulus == "natural":
-        return natural_documents(target, n), sources
+        return natural, sources
     if stimulus != "repeated_natural":
         raise FraError(f"there is no stimulus {stimulus!r} for a frontier: use natural or repeated_natural.")
     start = 0 if target.bos is None else 1
-    texts = [tokens[start:].numpy() for tokens in natural_documents(target, n)]
+    texts = [tokens[start:].numpy() for tokens in natural]
     context = min(int(target.model.cfg.n_ctx), 1 + max(map(len, texts)))
     made = repeated_natural(
         list(zip(sources, texts, strict=True)), context, target.bos, (target.name, stimulus, "frontier")

@@ -22,6 +22,7 @@ from fra.core.weights import Model, ov_weights
 from fra.dictionaries.encoder import own_pre_activation
 from fra.dictionaries.hooks import LayerHooks, head_output_layer_of
 from fra.errors import FraError
+from fra.measures.identities.designs import Recursion
 from fra.measures.identities.q01_q18_exactness import largest
 from fra.targets.target import head_output_hooks
 from fra.verdicts.claim import Claim, Evidence
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 Errors = dict[str, float]
 """The largest error over the yardstick: `complete`, and one for each part left out."""
 
-_ENTRIES = 16
 _TINY = torch.finfo(torch.float32).tiny
 
 
@@ -109,16 +109,16 @@ def _queries_for_each_key_head(model: Model, o: HeadOutputs) -> int:
 
 
 @torch.no_grad()
-def recursive_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> Errors:
+def recursive_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"], design: Recursion) -> Errors:
     """Recursive attribution against the dictionary's own pre-activation, at some firings late in the document: down to
     the components, through the dictionaries of head outputs below, and to those of attention inputs; each kind of term
     left out in turn. The yardstick is the sum of absolute terms.
     """
     sae, model = target.dictionaries[hook], target.model
     o = attribution.observe(model, sae, tokens)
-    late = torch.nonzero(o.live.pos >= len(tokens) // 2)[:, 0]
+    late = torch.nonzero(o.live.pos >= int(design.late * len(tokens)))[:, 0]
     chosen = torch.zeros(len(o.live), dtype=torch.bool, device=late.device)
-    chosen[late[:: max(1, len(late) // _ENTRIES)][:_ENTRIES]] = True
+    chosen[late[:: max(1, len(late) // design.firings)][: design.firings]] = True
     at = _firing(o.live.where(chosen), hook)
     truth = own_pre_activation(sae, o.z[0])[at.pos, at.feature]
     found: Errors = {"complete": 0.0}
@@ -159,8 +159,8 @@ def evidence(
     (control,) = claim.bars
     least = min(value for row in found.values() for name, value in row.items() if name != "complete")
     conditions = (
-        exact("error", complete, claim.bar, above=False),
-        exact(control, least, claim.bars[control]),
+        exact(claim.condition, complete, claim.bar, above=False),
+        exact(control, least, claim.bar_of(control)),
     )
     return Evidence(
         claim=claim,

@@ -22,6 +22,8 @@ from fra.interventions.attach import Intervention
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.conditions import exact
 
+_AT_ONCE = 1_024  # entries of a side
+
 DROPPED = (*(f"{side} {term}" for side in ("query", "key") for term in TERMS), "scale")
 """What `errors` leaves out in turn: each kind of term on each side, and the score's scale."""
 
@@ -62,8 +64,8 @@ def absolute_terms(resolved: ResolvedHead) -> Float[Tensor, "q_pos k_pos"]:
         sides.append((torch.cat([side.entries.pos, n, n]), vectors))
     (at_q, q), (at_k, k) = sides
     by_key = q.new_zeros(resolved.n_pos, len(q))
-    for start in range(0, len(k), 1024):  # [1024, n_entries] at a time
-        part = slice(start, start + 1024)
+    for start in range(0, len(k), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
         by_key.index_add_(0, at_k[part], (k[part] @ q.mT).abs())
     total = q.new_zeros(resolved.n_pos, resolved.n_pos).index_add_(1, at_q, by_key)
     return total.mT.to(resolved.frozen.x).clamp(min=torch.finfo(torch.float32).tiny)
@@ -159,11 +161,11 @@ def sums_evidence(
     left_out = {name: worst[name] for name in dropped if name in worst}
     numbers = {bar: float(np.min([row[name] for row in rows])) for bar, name in at_least.items()}
     numbers[LEFT_OUT] = float(np.min(list(left_out.values()))) if left_out else float("nan")
-    above = [exact(name, value, claim.bars[name]) for name, value in numbers.items()]
+    above = [exact(name, value, claim.bar_of(name)) for name, value in numbers.items()]
     return Evidence(
         claim=claim,
         head=head,
-        candidates={"every term": (exact("error", error, claim.bar, above=False), *above)},
+        candidates={"every term": (exact(claim.condition, error, claim.bar, above=False), *above)},
         n=len(rows),
         detail={"error with one kind of term left out": left_out},
     )

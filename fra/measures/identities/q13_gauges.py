@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -24,14 +25,15 @@ from fra.core.weights import Model, raw_weights
 from fra.dictionaries.codes import Codes, codes, dictionary_hook
 from fra.dictionaries.hooks import is_normalized
 from fra.interventions.gauges import basis, key_bias, mean_direction, norm, parameter, rank_one, turned, why_not
+from fra.measures.identities.designs import Gauges
 from fra.verdicts.claim import Claim, Condition, Evidence
+from fra.verdicts.conditions import exact
 from fra.verdicts.stats import seed_of
 
-STRONGEST = 50
-STAYS = 1e-10
+OTHER = "model's own scores, another direction"
+_GAUGES = Gauges()
+STAYS = _GAUGES.stays
 """What moves less, as a share of its size in float64, does not move."""
-_SEEN = 1e-6
-"""Share of a row's attention below which an effect is no yardstick for its own movement."""
 
 
 @dataclass(frozen=True)
@@ -49,30 +51,30 @@ class Moved:
 
 @torch.no_grad()
 def measure(
-    model: Model, sae: Any, documents: Sequence[Int[Tensor, " _pos"]], layer: int, seed_parts: Sequence[str]
+    model: Model,
+    sae: Any,
+    documents: Sequence[Int[Tensor, " _pos"]],
+    layer: int,
+    seed_parts: Sequence[str],
+    design: Gauges = _GAUGES,
 ) -> dict[str, list[Moved] | str]:
     """For every gauge how far the quantities of each head of a layer move: {gauge: a `Moved` for each head, or why it
-    is none}. The first half of the documents chooses each head's 50 strongest channels by sum |F|, the second is
-    measured.
+    is none}. The first half of the documents chooses each head's strongest channels by sum |F|, the second is measured.
 
     Sizes of the gauges: v has the length of the head's mean key, c the root mean square length of the rows of its W_K
-    (so that 1 c^T is as large as W_K), both in random directions; M is orthogonal times a diagonal between 1/2 and 2.
+    (so that 1 c^T is as large as W_K), both in random directions; M is orthogonal times a diagonal.
     "without centring" is what a product of decoder rows with W_K as it stands gives (the norm's weight folded in);
     "as fra" has the mean of W_K over d_model taken out, which is the same as centring the decoders. For float64
     models: the shares of what must not move are rounding. Raises FraError as `fra.census` does.
     """
     half = len(documents) // 2
-    chosen = census(model, sae, documents[:half], layer, reduce="abs").channels("abs", STRONGEST)
-    pairs = [
-        torch.tensor(part[["q_feature", "k_feature"]].to_numpy(copy=True))
-        for _, part in sorted(chosen.groupby("head"), key=lambda item: item[0])
-    ]
+    pairs = strongest(model, sae, documents[:half], layer, design.strongest)
     hook = dictionary_hook(sae)
     generator = torch.Generator().manual_seed(seed_of(*seed_parts))
     found: dict[str, list[Moved] | str] = {}
     for gauge in ("key_bias", "mean_direction", "another direction", "basis"):
         asked = "mean_direction" if gauge == "another direction" else gauge
-        draw = _draw(model, layer, gauge, generator)
+        draw = _draw(model, layer, gauge, generator, design.stretch)
         problem = why_not(model, layer, asked, draw)
         if problem is None and asked == "mean_direction" and not is_normalized(hook):
             problem = "the dictionary stands before the LayerNorm, which centres every decoder: the gauge moves nothing"
@@ -86,49 +88,60 @@ def measure(
                 after = _Seen(model, sae, tokens, layer, hook, before.codes)
             for head, own in enumerate(tables):
                 attributions = gauge != "another direction"
-                for name, value in _shares(before, after, head, pairs[head], attributions).items():
+                for name, value in _shares(before, after, head, pairs[head], attributions, design.seen).items():
                     own.setdefault(name, []).append(value)
         found[gauge] = [Moved(gauge, own) for own in tables]
     gauged, controls = found["mean_direction"], found["another direction"]
     if not isinstance(gauged, str) and not isinstance(controls, str):
         for moved, control in zip(gauged, controls, strict=True):
-            moved.by_document["model's own scores, another direction"] = control.by_document["model's own scores"]
+            moved.by_document[OTHER] = control.by_document["model's own scores"]
     return found
 
 
-def evidence(
-    claim: Claim, gauge: str, headline: str, found: Mapping[str, list[Moved] | str], layer: int, head: int
-) -> Evidence:
-    """One head's quantities under one gauge against the bars of a claim, which are named like them.
+@torch.no_grad()
+def strongest(
+    model: Model, sae: Any, documents: Sequence[Int[Tensor, " _pos"]], layer: int, n: int
+) -> list[Int[Tensor, "n 2"]]:
+    """Each head's n strongest channels by sum |F| over these documents."""
+    chosen = census(model, sae, documents, layer, reduce="abs").channels("abs", n)
+    return [
+        torch.tensor(part[["q_feature", "k_feature"]].to_numpy(copy=True))
+        for _, part in sorted(chosen.groupby("head"), key=lambda item: item[0])
+    ]
 
-    A bar of `STAYS` says that the quantity must not move, any other that it must. Effect: the mean over the documents;
-    the interval is their range.
+
+def evidence(claim: Claim, gauge: str, found: Mapping[str, list[Moved] | str], layer: int, head: int) -> Evidence:
+    """One head's quantities under one gauge against the claim's bars, which are named like them: of what must stay the
+    largest movement over the documents, of what must move the smallest. How far each moves is in the detail.
     """
     name = f"L{layer}H{head}"
     own = found[gauge]
     if isinstance(own, str):
         return Evidence(claim=claim, head=name, cannot=own)
 
-    def condition(quantity: str, bar: float) -> Condition:
-        values = own[head].by_document.get(quantity, [float("nan")])
-        return Condition(quantity, sum(values) / len(values), min(values), max(values), bar, above=bar > STAYS)
+    def condition(quantity: str) -> Condition:
+        values, above = own[head].by_document.get(quantity, [float("nan")]), claim.above_of(quantity)
+        value = float(np.min(values) if above else np.max(values))  # NaN stays NaN
+        return exact(quantity, value, claim.bar_of(quantity), above=above)
 
-    conditions = tuple(condition(*item) for item in ((headline, claim.bar), *claim.bars.items()))
-    largest = {
-        by: {quantity: moved[head].overall(quantity) for quantity in moved[head].by_document}
+    described = {
+        by: {
+            quantity: {"mean": float(np.mean(values)), "least": float(np.min(values)), "largest": float(np.max(values))}
+            for quantity, values in moved[head].by_document.items()
+        }
         for by, moved in found.items()
         if not isinstance(moved, str)
     }
     return Evidence(
         claim=claim,
         head=name,
-        candidates={gauge: conditions},
-        n=len(own[head].by_document[headline]),
-        detail={"largest movement, as a share of the quantity's size": largest},
+        candidates={gauge: tuple(condition(quantity) for quantity in (claim.condition, *claim.bars))},
+        n=len(own[head].by_document[claim.condition]),
+        detail={"movement by gauge, as a share of the quantity's size, over documents": described},
     )
 
 
-def _draw(model: Model, layer: int, gauge: str, generator: torch.Generator) -> Tensor:
+def _draw(model: Model, layer: int, gauge: str, generator: torch.Generator, stretch: float) -> Tensor:
     """The random direction (or matrix) of a gauge, of the size that `measure` names."""
     W_K = parameter(model, layer, "W_K")
     n_kv, _, d_head = W_K.shape
@@ -136,8 +149,8 @@ def _draw(model: Model, layer: int, gauge: str, generator: torch.Generator) -> T
     if gauge == "basis":
         n_heads = parameter(model, layer, "W_Q").shape[0]
         square = torch.randn(n_heads, d_head, d_head, generator=generator, dtype=torch.float64)
-        stretch = 2 ** (2 * torch.rand(n_heads, d_head, generator=generator, dtype=torch.float64) - 1)
-        matrix: Tensor = torch.linalg.qr(square)[0] * stretch[:, None]
+        by = stretch ** (2 * torch.rand(n_heads, d_head, generator=generator, dtype=torch.float64) - 1)
+        matrix: Tensor = torch.linalg.qr(square)[0] * by[:, None]
         return matrix.to(W_K)
     w, _ = norm(model, layer)
     size = (w[:, None] * W_K).norm(dim=-1).square().mean(-1).sqrt()
@@ -195,7 +208,9 @@ class _Seen:
         return moved
 
 
-def _shares(before: _Seen, after: _Seen, head: int, pairs: Int[Tensor, "n 2"], attributions: bool) -> dict[str, float]:
+def _shares(
+    before: _Seen, after: _Seen, head: int, pairs: Int[Tensor, "n 2"], attributions: bool, least: float
+) -> dict[str, float]:
     """Movement of each quantity, as a share of its size before; of what the model shows alone, or of attributions
     too.
     """
@@ -227,7 +242,7 @@ def _shares(before: _Seen, after: _Seen, head: int, pairs: Int[Tensor, "n 2"], a
         effects = [seen.without(head, F.sum(0)) for seen, F in ((before, old), (after, new))]
         found[f"effect of removing the set {name}"] = float((effects[1] - effects[0]).abs().sum() / effects[0].sum())
     complete = [seen.without(head, _complete(seen, head, torch.unique(pairs[:, 0]))) for seen in (before, after)]
-    if float(complete[0].max()) > _SEEN:  # a feature that is live on the first position alone has no row to move
+    if float(complete[0].max()) > least:  # a feature that is live on the first position alone has no row to move
         found["effect of removing a complete set"] = largest(complete[0], complete[1])
     resolved = [ResolvedHead(seen.frozen, seen.codes, head).blocks() for seen in (before, after)]
     for block in (("feature", "feature"), ("feature", "bias")):

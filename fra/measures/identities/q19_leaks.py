@@ -18,8 +18,11 @@ from fra.core.weights import Model
 from fra.dictionaries.codes import dictionary_hook
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import CannotLoad
+from fra.measures.identities.designs import Cut
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.conditions import exact
 
-_AT_A_SIDE = 8
+CONTROL, INERT = "earlier logits changed by an unmasked patch", "interventions without any effect"
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ def texts(documents: list[Int[Tensor, " pos"]], cut: int) -> CutTexts:
     return CutTexts(tokens, torch.cat([tokens[:, :cut], later[:, cut:]], dim=1), other, cut)
 
 
-def every_intervention(model: Model, sae: Any, arm: Arm, head: int, text: CutTexts) -> dict[str, iv.Intervention]:
+def every_intervention(
+    model: Model, sae: Any, arm: Arm, head: int, text: CutTexts, design: Cut
+) -> dict[str, iv.Intervention]:
     """One of each kind of intervention at one head, each of them strong, by name.
 
     `arm`: the documents at the head's layer. Features are live before the cut and after it.
@@ -54,19 +59,19 @@ def every_intervention(model: Model, sae: Any, arm: Arm, head: int, text: CutTex
     layer = arm.frozen.layer
     where: dict[str, Any] = {"layer": layer, "head": head}
     place = where | {"dictionary": sae}
-    channels, features = live_channels(arm, text.cut)
+    channels, features = live_channels(arm, text.cut, design.a_side)
     blocks = [("feature", "bias"), ("error", "feature"), ("bias", "error")]
     keys = [0, text.cut - 2, text.cut, text.cut + 1]
     made = {
         "remove": iv.remove(model, channels, **place),
         "remove, from a clean pass": iv.remove(model, channels, **place, clean=text.tokens),
-        "scale at some keys": iv.scale(model, channels, 4.0, **place, keys=keys),
+        "scale at some keys": iv.scale(model, channels, design.scaled, **place, keys=keys),
         "keep only": iv.keep_only(model, channels, **place),
-        "scale blocks": iv.scale_blocks(model, blocks, -2.0, **place),
+        "scale blocks": iv.scale_blocks(model, blocks, design.blocks, **place),
         "scale query features": iv.scale_features(model, features, "query", **place),
         "scale key features": iv.scale_features(model, features, "key", **place),
         "remove from the output": iv.remove_output(model, features, terms=("error", "bias"), **place),
-        "scale in the output": iv.scale_output(model, features, 5.0, **place),
+        "scale in the output": iv.scale_output(model, features, design.output, **place),
         "zero ablation": iv.zero_ablate(model, **where),
         "mean ablation": iv.mean_ablate(model, text.other, **where),
         "patched output": iv.patch_output(model, text.other, **where),
@@ -76,9 +81,9 @@ def every_intervention(model: Model, sae: Any, arm: Arm, head: int, text: CutTex
     return made | ({"frozen scales": frozen} if frozen.hooks else {})  # a model without norms has none to freeze
 
 
-def live_channels(arm: Arm, cut: int) -> tuple[Int[Tensor, "n 2"], Int[Tensor, " m"]]:
-    """Pairs of features live at the positions next to the cut and at earlier keys of one document, and all their
-    features.
+def live_channels(arm: Arm, cut: int, a_side: int) -> tuple[Int[Tensor, "n 2"], Int[Tensor, " m"]]:
+    """Pairs of features live at the positions next to the cut and at earlier keys of one document, `a_side` of them at
+    each, and all their features.
 
     Raises CannotLoad where no document has such a pair before the cut, or none behind it.
     """
@@ -86,7 +91,7 @@ def live_channels(arm: Arm, cut: int) -> tuple[Int[Tensor, "n 2"], Int[Tensor, "
     pairs = []
     for q_pos, k_pos in ((cut - 1, cut - 2), (cut + 1, cut // 2)):
         sides = (
-            [arm.codes.feature[arm.codes.row == doc * pos + at][:_AT_A_SIDE] for at in (q_pos, k_pos)]
+            [arm.codes.feature[arm.codes.row == doc * pos + at][:a_side] for at in (q_pos, k_pos)]
             for doc in range(batch)
         )
         live = next((side for side in sides if all(map(len, side))), None)
@@ -124,7 +129,7 @@ class Leaks:
 
 
 @torch.no_grad()
-def leaks(model: Model, sae: Any, text: CutTexts, layer: int, heads: list[int]) -> dict[int, Leaks]:
+def leaks(model: Model, sae: Any, text: CutTexts, layer: int, heads: list[int], design: Cut) -> dict[int, Leaks]:
     """Every intervention at every one of these heads. Both texts are run in the same shape: products of another shape
     round differently. Raises CannotLoad where the layer has too few live features, FraError as `fra.resolve` does.
     """
@@ -133,12 +138,20 @@ def leaks(model: Model, sae: Any, text: CutTexts, layer: int, heads: list[int]) 
     found = {}
     for head in heads:
         changed, inert = {}, []
-        for name, intervention in every_intervention(model, sae, arm, head, text).items():
+        for name, intervention in every_intervention(model, sae, arm, head, text, design).items():
             changed[name], here = _earlier(model, intervention, text)
             if torch.equal(here, plain):
                 inert.append(name)
         found[head] = Leaks(changed, _earlier(model, unmasked(model, layer, head), text)[0], inert)
     return found
+
+
+def evidence(claim: Claim, head: str, seen: Leaks) -> Evidence:
+    """One head's counts against the claim's bars."""
+    counts = {claim.condition: sum(seen.changed.values()), CONTROL: seen.unmasked, INERT: len(seen.inert)}
+    conditions = tuple(exact(name, k, claim.bar_of(name), above=claim.above_of(name)) for name, k in counts.items())
+    detail = {"earlier logits changed": seen.changed, "without any effect": seen.inert}
+    return Evidence(claim=claim, head=head, candidates={"every intervention": conditions}, n=claim.n, detail=detail)
 
 
 def _logits(model: Callable[..., Tensor], tokens: Tensor) -> Float[Tensor, "batch pos d_vocab"]:

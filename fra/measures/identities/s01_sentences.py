@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,13 +17,12 @@ from fra.core.weights import Model
 from fra.dictionaries.codes import codes, dictionary_hook
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
+from fra.measures.identities.designs import Sentences
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.conditions import exact
 from fra.verdicts.stats import seed_of
 
-CHANNELS = 20
-_STEP = 5e-2
-"""Of the finite difference, in nats of score: the error of four points is of the order of its fourth power, and that of
-a softmax in single precision (which some architectures have in any) 6e-8 over it.
-"""
+_SENTENCES = Sentences()
 
 
 @torch.no_grad()
@@ -33,8 +33,9 @@ def identities(
     segment: Int[Tensor, " pos"],
     layer: int,
     seed_parts: Sequence[str],
+    design: Sentences = _SENTENCES,
 ) -> list[dict[str, float]]:
-    """Largest errors, as shares of the largest |Phi|, of the 20 strongest channels of each head.
+    """Largest errors, as shares of the largest |Phi|, of the strongest channels of each head.
 
     - "conservation": sum_b Phi.
     - "splits and merges": Phi of segments joined two by two, against the sum (over b) and mean by length (over a).
@@ -49,14 +50,14 @@ def identities(
     found = codes(sae, frozen.x)
     generator = torch.Generator().manual_seed(seed_of(*seed_parts))
     seen = [Sensitivity(ResolvedHead(frozen, found, head), segment) for head in range(frozen.n_heads)]
-    pairs = [one.resolved.channels(n=CHANNELS)[["q_feature", "k_feature"]] for one in seen]
+    pairs = [one.resolved.channels(n=design.channels)[["q_feature", "k_feature"]] for one in seen]
     mixture = [torch.randn(len(own), generator=generator, dtype=torch.float64).to(frozen.x) for own in pairs]
     maps = [
         torch.stack([one.resolved.channel(int(i), int(j)) for i, j in own.to_numpy()])
         for one, own in zip(seen, pairs, strict=True)
     ]
     along = torch.stack([torch.einsum("n,nts->ts", r, F) for r, F in zip(mixture, maps, strict=True)])
-    step = _STEP / along.abs().amax((-2, -1), keepdim=True)
+    step = design.step / along.abs().amax((-2, -1), keepdim=True)
     at = {k: _patterns(model, tokens, frozen, k * step * along) for k in (-2, -1, 1, 2)}
     slopes = (8 * (at[1] - at[-1]) - (at[2] - at[-2])) / (12 * step)
     rows = []
@@ -80,6 +81,18 @@ def identities(
             }
         )
     return rows
+
+
+def evidence(claim: Claim, head: str, rows: Sequence[Mapping[str, float]]) -> Evidence:
+    """One head's errors against the claim's bars, from one row a document: of what must be small the largest, of what
+    must not be the smallest. NaN stays NaN.
+    """
+    conditions = []
+    for name in (claim.condition, *claim.bars):
+        values, above = [row[name] for row in rows], claim.above_of(name)
+        value = float(np.min(values) if above else np.max(values))
+        conditions.append(exact(name, value, claim.bar_of(name), above=above))
+    return Evidence(claim=claim, head=head, candidates={"strongest channels": tuple(conditions)}, n=len(rows))
 
 
 def _share(error: Tensor, of: Tensor) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from fra.attribution import head_outputs, upstream
 from fra.claim import Outcome, judge
 from fra.errors import FraError
 from fra.measures.identities import d02_d03_d17_exactness
+from fra.measures.identities.designs import Recursion
 from fra.tests.claims import claim
 from fra.tests.models import D_MODEL, build_sae, model_folder, random_tokens
 from fra.tests.tiny_targets import write_target, write_text
@@ -39,7 +41,7 @@ def outcomes(made: Any) -> dict[str, Outcome]:
     designs = {
         "head": (claim("D02"), d02_d03_d17_exactness.head_errors),
         "source": (claim("D03"), d02_d03_d17_exactness.source_errors),
-        "recursive": (claim("D17"), d02_d03_d17_exactness.recursive_errors),
+        "recursive": (claim("D17"), partial(d02_d03_d17_exactness.recursive_errors, design=Recursion())),
     }
     found = {}
     for name, (own, errors) in designs.items():
@@ -54,7 +56,7 @@ def test_attribution_is_exact_in_single_precision(kind: str, tmp_path: Path) -> 
     rows = d02_d03_d17_exactness.source_errors(made, "blocks.1.attn.hook_z", DOCUMENTS[0])
     assert ("key-value head" in rows) == (kind in ("llama", "gemma2"))
     assert ("b_V" in rows) == (kind in ("gpt2", "no_layernorm"))
-    traced = d02_d03_d17_exactness.recursive_errors(made, "blocks.1.attn.hook_z", DOCUMENTS[0])
+    traced = d02_d03_d17_exactness.recursive_errors(made, "blocks.1.attn.hook_z", DOCUMENTS[0], Recursion())
     expected = {"embed", "encoder bias", "feature", "bias", "error"}
     assert expected <= set(traced)
 
@@ -95,7 +97,8 @@ def test_a_silent_head_leaves_nothing_out_and_a_silent_dictionary_is_refused(tmp
     assert outcomes(made)["head"] == Outcome.SUPPORTED
     with torch.no_grad():
         made.dictionaries[hook].b_enc.fill_(-1e3)
-    for errors in (d02_d03_d17_exactness.source_errors, d02_d03_d17_exactness.recursive_errors):
+    recursive = partial(d02_d03_d17_exactness.recursive_errors, design=Recursion())
+    for errors in (d02_d03_d17_exactness.source_errors, recursive):
         with pytest.raises(FraError, match=r"no feature .* fires in a document"):
             d02_d03_d17_exactness.evidence(own, made, DOCUMENTS, errors)
 
@@ -122,3 +125,20 @@ def test_yardstick_is_the_sum_of_absolute_products(tmp_path: Path) -> None:
             off[t, f] = abs(float(constant[f])) / products
     found = d02_d03_d17_exactness.head_errors(made, hook, tokens)
     assert found["bias"] >= float(off.max()) * 0.999
+
+
+def test_one_wrong_dictionary_is_enough(tmp_path: Path) -> None:
+    made, own = target("gpt2", tmp_path), claim("D02")
+    for spoilt, outcome in (
+        ({}, Outcome.SUPPORTED),
+        ({"complete": 1e-3}, Outcome.REFUTED),
+        ({"head 1": 1e-7}, Outcome.REFUTED),
+        ({"complete": float("nan")}, Outcome.INCONCLUSIVE),
+    ):
+        rows = {"blocks.0.attn.hook_z": {"complete": 1e-8, "head 1": 1e-2} | spoilt}
+
+        def errors(made: Any, hook: str, tokens: Any, rows: Any = rows) -> dict[str, float]:
+            return rows.get(hook, {"complete": 1e-8, "head 1": 1e-2})
+
+        found = d02_d03_d17_exactness.evidence(own, made, DOCUMENTS, errors)
+        assert judge(own, found).outcome is outcome

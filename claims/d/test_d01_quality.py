@@ -48,7 +48,7 @@ NATURAL, REPEATED = (
     )
     for suffix, words, stimulus, documents in (
         ("", "natural text", "natural", HeadOutputDocuments()),
-        (".repeated", "second copies", "repeated_natural", RepeatedSets()),
+        (".repeated", "second copies", "repeated_natural", RepeatedSets(longest=64)),
     )
 )
 

@@ -28,7 +28,7 @@ from fra.stimuli.sources import disjoint
 if TYPE_CHECKING:
     from fra.targets.target import Target
 
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -76,20 +76,26 @@ class Firings:
     documents: Documents
     outputs: HeadOutputs
     live: Live
+    known: Float[Tensor, "n_live n_heads"] | None = None
+    """DFA by head at every firing, where it came with the firings."""
+
+    @property
+    def by_head(self) -> Float[Tensor, "n_live n_heads"]:
+        """DFA by head at every firing."""
+        return self.outputs.entries_by_head(self.live) if self.known is None else self.known
 
     def squares(self) -> Float[Tensor, "n_docs d_sae n_heads"]:
         """Squared DFA by head, summed over the firings of each document."""
         at, o = self.live, self.outputs
         n, d_sae = len(self.documents), o.encoder.d_sae
         total = o.z.new_zeros(n * d_sae, o.n_heads)
-        total.index_add_(0, at.doc * d_sae + at.feature, o.entries_by_head(at).square())
+        total.index_add_(0, at.doc * d_sae + at.feature, self.by_head.square())
         return total.view(n, d_sae, o.n_heads)
 
     def summed_squares(self) -> Float[Tensor, "d_sae n_heads"]:
         """The same over all documents."""
-        at, o = self.live, self.outputs
-        total = o.z.new_zeros(o.encoder.d_sae, o.n_heads)
-        return total.index_add_(0, at.feature, o.entries_by_head(at).square())
+        total = self.outputs.z.new_zeros(self.outputs.encoder.d_sae, self.outputs.n_heads)
+        return total.index_add_(0, self.live.feature, self.by_head.square())
 
     def count(self) -> Int[Tensor, " d_sae"]:
         """Firings of every feature."""
@@ -121,20 +127,21 @@ class Firings:
         o = dataclasses.replace(self.outputs, encoder=changed)
         pos = o.z.shape[1]
         counts = torch.bincount(self.live.doc * pos + self.live.pos, minlength=o.z.shape[0] * pos)
-        rows = (o.z.flatten(2) * o.gain[..., None]).flatten(0, 1)
-        weight = changed.weight.flatten(0, 1)
+        rows = (o.z * o.gain[..., None, None]).flatten(0, 1).transpose(0, 1)  # [n_heads, rows, d_head]
         fires = torch.nonzero(counts)[:, 0]
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for row in torch.split(fires, _ROWS_AT_ONCE) if len(fires) else ():
             most = int(counts[row].max())
-            value, feature = (rows[row] @ weight + changed.bias).topk(most, dim=1)
+            by_head = rows[:, row] @ changed.weight  # [n_heads, rows, d_sae]: summed, the pre-activation
+            value, feature = (by_head.sum(0) + changed.bias).topk(most, dim=1)
             at, rank = (torch.arange(most, device=rows.device) < counts[row, None]).nonzero(as_tuple=True)
-            parts.append((row[at], feature[at, rank], value[at, rank]))
+            chosen = feature[at, rank]
+            parts.append((row[at], chosen, value[at, rank], by_head[:, at, chosen].T))
         if not parts:  # nothing fired
             return Firings(self.documents, o, self.live)
-        row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
+        row, feature, value, known = (torch.cat(column) for column in zip(*parts, strict=True))
         live = Live(row // pos, row % pos, feature, value)
-        return Firings(self.documents, dataclasses.replace(o, live=live), live)
+        return Firings(self.documents, dataclasses.replace(o, live=live), live, known)
 
 
 def shuffled(encoder: Encoder, seed: int) -> Encoder:

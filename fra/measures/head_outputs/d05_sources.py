@@ -3,7 +3,7 @@
 Features are chosen by attribution on discovery documents (repeated natural text) and by behaviour on planted documents,
 in which the tokens that they raise most stand in repeated random passages. How strongly each fires before its own token
 is learnt there too. Other planted documents are measured: at every firing that is strong in those units, right or
-wrong.
+wrong, where the own token stands in the text so far and so could be its source.
 """
 
 from __future__ import annotations
@@ -186,6 +186,7 @@ def source_evidence(
             found[name] = Evidence(claim=claim, head=name, outside=not_in_family(status[name]))
     samples: dict[str, dict[str, stats.ClusterMeans]] = {}
     details: dict[str, dict[str, Any]] = {}
+    passages = Passages.of(target, claim.designed(OwnTokens).longest)
     for layer in range(target.n_layers):
         heads = [h for h in range(target.n_heads) if f"L{layer}H{h}" in family]
         hook = LayerHooks(layer).z
@@ -194,7 +195,7 @@ def source_evidence(
             found |= {f"L{layer}H{h}": Evidence(claim=claim, head=f"L{layer}H{h}", cannot=why) for h in heads}
         elif heads:
             progress(f"D05: {hook}")
-            for name, own in _layer(claim, target, layer, heads, batches["discovery"]).items():
+            for name, own in _layer(claim, target, layer, heads, batches["discovery"], passages).items():
                 if isinstance(own, Evidence):
                     found[name] = own
                 else:
@@ -207,19 +208,30 @@ def source_evidence(
     return found | decide(claim, columns, rows)
 
 
-def planted(
-    target: Target, tokens: Sequence[int], repeats: int, seeds: Sequence[str], longest: int
-) -> list[repeated.Planted]:
-    """Documents in which each of the tokens, special ones left out, is planted in so many passages."""
-    special = sorted({int(i) for i in target.tokenizer.all_special_ids})
-    pool = repeated.token_pool(sets.mean_prediction(target.model, target), special)
-    context = min(int(target.model.cfg.n_ctx), longest)
-    own = sorted(set(tokens) - set(special))
-    return repeated.repeated_planted(own, pool, context, target.bos, seeds, repeats=repeats)
+@dataclass(frozen=True)
+class Passages:
+    """What planted documents are made of."""
+
+    pool: Int[np.ndarray, " n_pool"]
+    special: frozenset[int]
+    context: int
+    bos: int | None
+
+    @classmethod
+    def of(cls, target: Target, longest: int) -> Passages:
+        """Random passages of a target."""
+        special = frozenset(int(i) for i in target.tokenizer.all_special_ids)
+        pool = repeated.token_pool(sets.mean_prediction(target.model, target), sorted(special))
+        return cls(pool, special, min(int(target.model.cfg.n_ctx), longest), target.bos)
+
+    def planted(self, tokens: Sequence[int], repeats: int, seeds: Sequence[str]) -> list[repeated.Planted]:
+        """Documents in which each of the tokens, special ones left out, is planted in so many passages."""
+        own = sorted(set(tokens) - self.special)
+        return repeated.repeated_planted(own, self.pool, self.context, self.bos, seeds, repeats=repeats)
 
 
 def _layer(
-    claim: Claim, target: Target, layer: int, heads: Sequence[int], discovery: Batch
+    claim: Claim, target: Target, layer: int, heads: Sequence[int], discovery: Batch, passages: Passages
 ) -> dict[str, Evidence | tuple[dict[str, stats.ClusterMeans], dict[str, Any]]]:
     sae, design = target.dictionaries[LayerHooks(layer).z], claim.designed(OwnTokens)
     own, seeds = raised_tokens(target.model, sae), (target.name, "repeated_planted", str(layer), claim.id)
@@ -229,7 +241,7 @@ def _layer(
     tokens = sorted({int(own[f]) for features in looked_at.values() for f in features})
     known: dict[int, Known] = {}
     if tokens:
-        learnt_on = planted(target, tokens, design.plantings, (*seeds, "learnt"), design.longest)
+        learnt_on = passages.planted(tokens, design.plantings, (*seeds, "learnt"))
         seen = observe(target.model, sae, [p.document.tokens for p in learnt_on])
         known = {h: known_features(seen, learnt_on, of, own[of], design) for h, of in looked_at.items()}
         del seen
@@ -244,7 +256,7 @@ def _layer(
             undecided=_wanting(n, len(looked_at[h]), int(least), len(own)),
         )
     if enough:
-        measured_on = planted(target, tokens, design.measured, (*seeds, "measured"), design.longest)
+        measured_on = passages.planted(tokens, design.measured, (*seeds, "measured"))
         o = observe(target.model, sae, [p.document.tokens for p in measured_on])
         sources_of = [p.document.source for p in measured_on]
         rows = padded([p.document.tokens for p in measured_on]).to(own.device)
@@ -262,12 +274,23 @@ def _wanting(known: int, looked_at: int, least: int, d_sae: int) -> str:
     return f"{said}: at this rate a dictionary of about {-(-d_sae * least // known)} features would have so many"
 
 
-def firings_of(o: HeadOutputs, known: Known) -> tuple[Live, Int[Tensor, " n"]]:
-    """All firings of these features behind the first position, and the column of each in `known`."""
+def firings_of(
+    o: HeadOutputs, tokens: Int[Tensor, "batch pos"], known: Known
+) -> tuple[Live, Int[Tensor, " n"], tuple[Live, Int[Tensor, " n"]]]:
+    """All firings of these features behind the first position with the column of each in `known`, as (at, column)
+    where the feature's own token stands in the text so far, and all of them.
+    """
     column = torch.full((o.encoder.d_sae,), -1, device=o.z.device)
     column[known.features] = torch.arange(len(known.features), device=o.z.device)
     at = o.live.where((column[o.live.feature] >= 0) & (o.live.pos > 0))
-    return at, column[at.feature]
+    own = known.tokens[column[at.feature]]
+    first = torch.full((len(tokens), int(tokens.max()) + 1), tokens.shape[1], device=tokens.device)
+    place = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    first.scatter_reduce_(1, tokens, place, "amin")  # padding repeats the first token, which stands at 0 anyway
+    there = first[at.doc, own.clamp(max=first.shape[1] - 1)] <= at.pos
+    there &= own < first.shape[1]
+    could = at.where(there)
+    return could, column[could.feature], (at, column[at.feature])
 
 
 def _head(
@@ -282,7 +305,8 @@ def _head(
     design: OwnTokens,
     sae: Any,
 ) -> tuple[dict[str, stats.ClusterMeans], dict[str, Any]]:
-    at, column = firings_of(o, known)
+    at, column, (every, of) = firings_of(o, tokens, known)
+    everywhere = int((every.value > design.strong * known.median[of]).sum())
     seen = sources(o, tokens, at, known.tokens[column], head)
     strong = (at.value > design.strong * known.median[column]).cpu().numpy()
     quarter = quarters(known, column.cpu().numpy(), at)
@@ -306,13 +330,11 @@ def _head(
     }
     count = np.maximum(np.bincount(quarter, minlength=design.quarters), 1)
     attention = seen.attention.double().cpu().numpy()
-    there = seen.frequency.cpu().numpy() > 0
     detail: dict[str, Any] = {
         "induction features": len(known.features),
         "features looked at": known.attributed,
-        "firings": len(at),
-        "strong firings": int(strong.sum()),
-        "of these, with the own token in the text so far": int((strong & there).sum()),
+        "strong firings": everywhere,
+        "of these, with the own token in the text so far": int(strong.sum()),
         "share of attribution by quarter of activation": (
             np.bincount(quarter, share, design.quarters) / count
         ).tolist(),

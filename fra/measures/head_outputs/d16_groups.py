@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -73,23 +74,26 @@ def own_features(division: Division, head: int, most: int) -> Int[np.ndarray, " 
     return np.sort(best.indices[best.values > 0].cpu().numpy())
 
 
-def random_heads(
-    chosen: Chosen, own: Int[np.ndarray, " n"], head: int, nearest: int, rng: np.random.Generator
-) -> Int[np.ndarray, " n_drawn"]:
-    """A group in which each of a head's features is replaced by one of another top head that fires about as often
-    (Jaccard grows with density), drawn among the nearest so many that are left; smaller where the others have not
-    enough.
+def alike_in_rate(chosen: Chosen, own: Int[np.ndarray, " n"], head: int, most: int) -> list[list[int]]:
+    """For each of a head's features so many of other top heads, at most, that fire about as often, the nearest first
+    (Jaccard grows with density).
     """
     others = np.flatnonzero(chosen.division.top.cpu().numpy() != head)
-    rates, left = chosen.rate[others], np.ones(len(others), dtype=bool)
-    found = []
-    for feature in rng.permutation(own)[: len(others)].tolist():
-        apart = np.where(left, np.abs(rates - chosen.rate[feature]), np.inf)
-        near = min(nearest, int(left.sum()))
-        pick = int(rng.choice(np.argpartition(apart, near - 1)[:near]))
-        left[pick] = False
-        found.append(int(others[pick]))
-    return np.asarray(found, dtype=np.int64)
+    apart = np.abs(chosen.rate[others] - chosen.rate[own][:, None])
+    ordered: list[list[int]] = others[np.argsort(apart, axis=1, kind="stable")[:, :most]].tolist()
+    return ordered
+
+
+def random_heads(near: Sequence[Sequence[int]], nearest: int, rng: np.random.Generator) -> Int[np.ndarray, " n_drawn"]:
+    """A group in which each of a head's features is replaced by one of another head, drawn among the nearest so many
+    that are left; smaller where the others have not enough. near: `alike_in_rate`.
+    """
+    found: dict[int, None] = {}
+    for k, u in zip(rng.permutation(len(near)).tolist(), rng.random(len(near)).tolist(), strict=True):
+        left = list(islice((f for f in near[k] if f not in found), nearest))
+        if left:
+            found[left[int(u * len(left))]] = None
+    return np.asarray(list(found), dtype=np.int64)
 
 
 def likest_pairs(chosen: Chosen, features: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, "n_pairs 2"]:
@@ -135,9 +139,10 @@ def group_of(
         return None
     pairs = likest_pairs(chosen, own, design.pairs)
     drawn = np.zeros(len(sources)), np.zeros(len(sources))
+    near = alike_in_rate(chosen, own, head, len(own) + design.nearest)
     for source in sorted(set(sources)):
         rng = np.random.default_rng(stats.seed_of(*seeds, "random heads", source))
-        control = random_heads(chosen, own, head, design.nearest, rng)
+        control = random_heads(near, design.nearest, rng)
         some = [k for k, name in enumerate(sources) if name == source]
         drawn[0][some], drawn[1][some] = together(live[some], likest_pairs(chosen, control, design.pairs))
     return Group(together(live, pairs), drawn, pairs)

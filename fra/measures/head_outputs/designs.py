@@ -62,7 +62,7 @@ class OwnTokens:
     """A firing counts above this share of the feature's median activation before its own token."""
     others_at_most: float = 0.1
     """Of the places before other planted tokens, the share at which an induction feature fires so strongly, at most."""
-    measured: int = 48
+    measured: int = 16
     """Passages in which each own token is planted to be measured: other ones."""
     quarters: int = 4
     """Parts of a feature's activations between which its sources may change."""

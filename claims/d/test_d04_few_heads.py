@@ -22,7 +22,7 @@ import pytest
 from fra.claim import Claim
 from fra.measures.head_outputs.designs import Alive, Dominance, HeadOutputDocuments
 
-DESIGN = (HeadOutputDocuments(), Alive(), Dominance())
+DESIGN = (HeadOutputDocuments(discovery=60), Alive(), Dominance())
 DOMINATED = Claim(
     id="D04",
     title="Features are dominated by few heads",

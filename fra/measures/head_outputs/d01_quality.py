@@ -222,6 +222,10 @@ def quality_evidence(claim: Claim, target: Target, progress: Callable[[str], Non
         "rule of thumb": {"L0": design.usual_l0, "loss recovered": design.usual_recovered},
         "draws of the control": f"{len(set(sources))} untrained dictionaries, one a source",
     }
+    if free := [
+        hook for hook, own in numbers.items() if (loss := own["loss by arm, nats a token"])["mean"] <= loss["clean"]
+    ]:
+        detail["mean ablation costs nothing, so that there is no loss to recover, at"] = free
     return evidence(claim, measured, detail)
 
 

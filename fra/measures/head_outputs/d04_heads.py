@@ -130,7 +130,7 @@ class Divided:
 
 def _measure(measured: Firings, division: Division, design: Dominance) -> Divided:
     agree, n = agreement(measured, division, design)
-    return Divided(top_share(measured, division), agree, len(division.alive), n)
+    return Divided(top_share(measured, division), agree, len(division.alive), float(n))
 
 
 def groups(sources: Sequence[str], draws: int, seed: int) -> list[list[int]]:

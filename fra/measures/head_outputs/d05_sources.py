@@ -31,7 +31,7 @@ from fra.stimuli.padding import padded
 from fra.stimuli.repeated import Batch
 from fra.targets.target import text_of
 from fra.verdicts import stats
-from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.claim import Claim, Evidence, parse_head
 from fra.verdicts.decide import Beside, Sampled, decide
 from fra.verdicts.pooled import clustered
 
@@ -262,7 +262,8 @@ def _layer(
         rows = padded([p.document.tokens for p in measured_on]).to(own.device)
         for h in enough:
             name = f"L{layer}H{h}"
-            found[name] = _head(claim, target, name, h, known[h], o, rows, sources_of, design, sae)
+            values, detail = numbers(claim, target.name, name, known[h], o, rows, sources_of)
+            found[name] = values, _picture(target, sae, name, known[h], o, rows) | detail
     return found
 
 
@@ -276,7 +277,7 @@ def _wanting(known: int, looked_at: int, least: int, d_sae: int) -> str:
 
 def firings_of(
     o: HeadOutputs, tokens: Int[Tensor, "batch pos"], known: Known
-) -> tuple[Live, Int[Tensor, " n"], tuple[Live, Int[Tensor, " n"]]]:
+) -> tuple[Live, Int[Tensor, " n"], tuple[Live, Int[Tensor, " n_every"]]]:
     """All firings of these features behind the first position with the column of each in `known`, as (at, column)
     where the feature's own token stands in the text so far, and all of them.
     """
@@ -293,18 +294,28 @@ def firings_of(
     return could, column[could.feature], (at, column[at.feature])
 
 
-def _head(
+def _picture(
+    target: Target, sae: Any, name: str, known: Known, o: HeadOutputs, tokens: Int[Tensor, "batch pos"]
+) -> dict[str, Any]:
+    """The firing that is strongest on measured documents."""
+    at, _, _ = firings_of(o, tokens, known)
+    if not len(at):
+        return {}
+    feature, text = int(at.feature[at.value.argmax()]), text_of(target.tokenizer)
+    return {FEATURE: feature_example(o, sae, tokens, feature, text, {name: parse_head(name)[1]}, at)}
+
+
+def numbers(
     claim: Claim,
-    target: Target,
+    target: str,
     name: str,
-    head: int,
     known: Known,
     o: HeadOutputs,
     tokens: Int[Tensor, "batch pos"],
     sources_of: Sequence[str],
-    design: OwnTokens,
-    sae: Any,
 ) -> tuple[dict[str, stats.ClusterMeans], dict[str, Any]]:
+    """Every condition of one head on measured documents, by document, and what stands beside."""
+    design, head = claim.designed(OwnTokens), parse_head(name)[1]
     at, column, (every, of) = firings_of(o, tokens, known)
     everywhere = int((every.value > design.strong * known.median[of]).sum())
     seen = sources(o, tokens, at, known.tokens[column], head)
@@ -317,16 +328,14 @@ def _head(
 
     def means(what: str, values: Tensor) -> stats.ClusterMeans:
         sums = np.bincount(doc[strong], weights=values.double().cpu().numpy()[strong], minlength=n_docs)
-        return clustered(sums, rows, sources_of, (claim.digest, target.name, name, what))
+        return clustered(sums, rows, sources_of, (claim.digest, target, name, what))
 
     values = {
         claim.condition: means("share", seen.attribution),
         "attention on the token": means("attention", seen.attention),
         "over token frequency": means("frequency", seen.attribution - seen.frequency),
         "over another token": means("another", seen.attribution - seen.another),
-        "rise with activation": clustered(
-            rising, np.ones(n_docs), sources_of, (claim.digest, target.name, name, "rise")
-        ),
+        "rise with activation": clustered(rising, np.ones(n_docs), sources_of, (claim.digest, target, name, "rise")),
     }
     count = np.maximum(np.bincount(quarter, minlength=design.quarters), 1)
     attention = seen.attention.double().cpu().numpy()
@@ -342,7 +351,4 @@ def _head(
         "token frequency": float(seen.frequency[strong].mean()) if strong.any() else None,
         "share of attribution on another token": float(seen.another[strong].mean()) if strong.any() else None,
     }
-    if len(at):
-        feature, text = int(at.feature[at.value.argmax()]), text_of(target.tokenizer)
-        detail = {FEATURE: feature_example(o, sae, tokens, feature, text, {name: head}, at)} | detail
     return values, detail

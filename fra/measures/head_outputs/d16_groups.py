@@ -119,7 +119,7 @@ class Group:
 
     own: tuple[np.ndarray, np.ndarray]
     drawn: tuple[np.ndarray, np.ndarray]
-    """Of random heads' features, another draw for each source."""
+    """Of random heads' features, draws of its own for each source."""
     pairs: Int[np.ndarray, "n_pairs 2"]
 
 
@@ -142,9 +142,10 @@ def group_of(
     near = alike_in_rate(chosen, own, head, len(own) + design.nearest)
     for source in sorted(set(sources)):
         rng = np.random.default_rng(stats.seed_of(*seeds, "random heads", source))
-        control = random_heads(near, design.nearest, rng)
+        controls = [random_heads(near, design.nearest, rng) for _ in range(design.draws)]
+        every = np.concatenate([likest_pairs(chosen, control, design.pairs) for control in controls])
         some = [k for k, name in enumerate(sources) if name == source]
-        drawn[0][some], drawn[1][some] = together(live[some], likest_pairs(chosen, control, design.pairs))
+        drawn[0][some], drawn[1][some] = together(live[some], every)
     return Group(together(live, pairs), drawn, pairs)
 
 
@@ -183,7 +184,7 @@ def group_evidence(
                 continue
             samples[name] = excess(claim, target.name, name, group, sources)
             detail[name] = _beside(target, hook, measured, chosen, group, head, name)
-            detail[name]["draws of the control"] = f"{len(set(sources))}, one for each source"
+            detail[name]["draws of the control"] = f"{design.draws} for each of {len(set(sources))} sources"
     rows = {h: Beside(candidates=("the head's likest pairs",), detail=own) for h, own in detail.items()}
     found |= decide(claim, [Sampled(name=claim.condition, samples=samples)], rows)
     for name in target.heads:

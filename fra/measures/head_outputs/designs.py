@@ -95,6 +95,8 @@ class Likeness:
     """The likest of their pairs, which are measured."""
     nearest: int = 5
     """A control is drawn among this many features of other heads that fire about as often."""
+    draws: int = 5
+    """Controls of every source."""
 
 
 @dataclass(frozen=True)

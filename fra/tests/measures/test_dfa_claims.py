@@ -670,7 +670,7 @@ def test_a_dictionary_that_is_right_by_construction_is_good_enough(tmp_path: Pat
     found = d01_quality.quality_evidence(own, made)
     conditions = {c.name: c for c in found.candidates["every dictionary"]}
     assert conditions["loss recovered (zero)"].effect > 0.95, found.detail
-    assert conditions["over an untrained dictionary"].holds(0.05)
+    assert conditions["over an untrained dictionary"].effect > 0.1
     numbers = found.detail["numbers"][Z]
     assert numbers["L0"] <= 28 and conditions["L0 over width"].finite and numbers["explained variance"][0] > 0.9
     low, own_share, high = numbers["never fires"][1], numbers["never fires"][0], numbers["never fires"][2]
@@ -703,7 +703,7 @@ def test_only_what_the_first_copy_foretells_counts_on_repeated_text(tmp_path: Pa
 
 
 def test_every_source_has_an_untrained_dictionary_of_its_own() -> None:
-    sae = tiny_sae(Z, reshape_activations="hook_z")
+    sae = tiny_sae(Z)
     z = torch.randn(1, 6, N_HEADS, D_HEAD).expand(4, -1, -1, -1)
     rows, live = d01_quality.by_untrained(sae, z, ("b", "a", "b", "c"), ("x",))
     for k, source in enumerate("babc"):

@@ -11,7 +11,8 @@ in the same way: what any features of such density give that one may search thro
 source of documents, so that their scatter is part of the spread over sources. Bar: one position in twenty shared beyond
 that; less would hardly make a group. Directions are not asked about: a dictionary with few live features (TopK) has no
 use for parallel ones, and the answer would be known beforehand; decoder cosines stand beside. Features that fire
-together may do so for different reasons: it is no evidence that a head does one thing.
+together may do so for different reasons (what reads one head may fire wherever its output is large): it is no evidence
+that a head does one thing.
 """
 
 import pytest

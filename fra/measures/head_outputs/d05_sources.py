@@ -8,7 +8,7 @@ wrong, where the own token stands in the text so far and so could be its source.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -200,12 +200,20 @@ def source_evidence(
                     found[name] = own
                 else:
                     samples[name], details[name] = own
-    columns = [
-        Sampled(name=name, samples={h: own[name] for h, own in samples.items()})
+    rows = {h: Beside(candidates=("its induction features",), detail=detail) for h, detail in details.items()}
+    return found | decide(claim, columns(claim, samples), rows)
+
+
+def columns(claim: Claim, samples: Mapping[str, Mapping[str, stats.ClusterMeans]]) -> list[Sampled]:
+    """Every condition of every head (samples: by head and condition). Shares lie in a range, so that documents that all
+    agree are decided by an exact bound.
+    """
+    ranges = {claim.condition: (0.0, 1.0), "attention on the token": (0.0, 1.0)}
+    ranges |= {"over token frequency": (-1.0, 1.0), "over another token": (-1.0, 1.0)}
+    return [
+        Sampled(name=name, samples={h: own[name] for h, own in samples.items()}, bounded=ranges.get(name))
         for name in (claim.condition, *claim.bars)
     ]
-    rows = {h: Beside(candidates=("its induction features",), detail=detail) for h, detail in details.items()}
-    return found | decide(claim, columns, rows)
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ def dominance_evidence(
     found = {}
     for claim, columns in ((dominated, {dominated.condition: shares, OVER: over}), (spread, {spread.condition: agree})):
         measured_by = [ByDictionary(name, means) for name, means in columns.items()]
-        detail = {f"{FEATURE}, by dictionary": pictures[claim.id]} if pictures[claim.id] else {}
+        detail: dict[str, Any] = {f"{FEATURE}, by dictionary": pictures[claim.id]} if pictures[claim.id] else {}
         detail |= {
             "by dictionary": by_dictionary(measured_by, claim.level),
             "numbers": numbers,

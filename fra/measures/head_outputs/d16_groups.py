@@ -167,14 +167,13 @@ def group_evidence(
     samples: dict[str, stats.ClusterMeans] = {}
     detail: dict[str, dict[str, Any]] = {}
     hooks = head_output_hooks(target)
-    documents = corpus(target, claim.designed(HeadOutputDocuments)) if hooks else None
-    for hook in hooks if documents is not None else ():
+    for hook in hooks:
         progress(f"D16: {hook}")
-        before, measured = documents.observe(target, hook)
+        before, measured = corpus(target, claim.designed(HeadOutputDocuments)).observe(target, hook)
         chosen = choose(before, claim.designed(Alive))
         live = fires(measured, chosen.division.alive)
         for head in range(target.n_heads):
-            name, sources = f"L{layer_of(hook)}H{head}", documents.measured.sources
+            name, sources = f"L{layer_of(hook)}H{head}", measured.documents.sources
             least, design = claim.gates[FEATURES], claim.designed(Likeness)
             seeds = (claim.digest, target.name, name)
             group = group_of(chosen, live, sources, head, least, design, seeds)

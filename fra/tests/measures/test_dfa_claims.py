@@ -403,9 +403,9 @@ def test_which_features_know_their_token_by_hand() -> None:
     assert not len(
         d05_sources.known_features(every, planted, features, torch.tensor(OWN), OwnTokens(share=0.0)).features
     )
-    at = Live(*(torch.zeros(4, dtype=torch.long) for _ in range(3)), torch.tensor([0.1, 3.0, 5.0, 9.0]))
+    at = Live(*(torch.zeros(4, dtype=torch.long) for _ in range(3)), torch.tensor([0.1, 0.2, 5.0, 9.0]))
     some = dataclasses.replace(known, edges=np.array([[1.0, 4.0, 6.0]] * 8))
-    assert d05_sources.quarters(some, np.zeros(4, dtype=int), at).tolist() == [0, 1, 2, 3]
+    assert d05_sources.quarters(some, np.zeros(4, dtype=int), at).tolist() == [0, 0, 2, 3]
 
 
 def test_firings_are_asked_for_sources_where_the_own_token_could_be_one() -> None:

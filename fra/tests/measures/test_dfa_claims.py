@@ -20,7 +20,15 @@ from fra.dictionaries.blockdiag import BlockDiagonalSAE, BlockDiagonalSAEConfig
 from fra.dictionaries.encoder import Encoder
 from fra.induction.designs import TokenInduction
 from fra.measures.head_outputs import corpus as head_output_corpus
-from fra.measures.head_outputs import d01_quality, d04_heads, d05_sources, d06_norms, d16_groups, d18_width
+from fra.measures.head_outputs import (
+    d01_quality,
+    d04_heads,
+    d05_sources,
+    d06_norms,
+    d16_groups,
+    d18_width,
+    firing_sources,
+)
 from fra.measures.head_outputs.corpus import Corpus, Documents, Firings
 from fra.measures.head_outputs.designs import (
     Alive,
@@ -320,7 +328,7 @@ def test_sources_of_a_firing_by_hand() -> None:
     o = firings.outputs
     tokens = torch.randint(0, 4, (4, 12))
     own = torch.tensor([1, 2, 3])
-    found = d05_sources.sources(o, tokens, firings.live, own[firings.live.feature], 1)
+    found = firing_sources.sources(o, tokens, firings.live, own[firings.live.feature], 1)
     every = o.by_source(torch.arange(3), 1)
     for k in range(0, len(firings.live), 5):
         doc, t, f = (int(x[k]) for x in (firings.live.doc, firings.live.pos, firings.live.feature))

@@ -1,27 +1,37 @@
 """D05. An induction feature's sources are its own token, more so the stronger it fires.
 
-An induction feature of a token induction head: the head has 60 % of its squared DFA, and half of its activation in
-second copies lies on rows whose induction key holds the feature's own token (the one whose logit its decoder raises
-most). Features are chosen on one set of repeated natural documents and measured on another, at every firing there,
-right or wrong. At a firing, the share of the head's squared DFA by source position that falls on positions with the
-own token is the effect.
+A feature's own token is the one whose logit its decoder raises most. A token induction head's features are those of
+which it has 60 % of the squared DFA, on repeated natural documents. Their tokens are then planted in repeated random
+passages, where one learns how strongly each fires before its own token. A feature is an induction feature if its
+median activation there is above zero and if before other planted tokens it reaches half of that at most once in ten.
 
-H0: share of attribution <= 0.5, or attention on the token <= 0.25, or the share is no more than 0.25 above the
-token's frequency in the text so far, or above that of another token of the text, or it rises by no more than 0.05
-from the weakest quarter of the feature's activations to the strongest (linear contrast; quarters from the first set).
-Controls: token frequency, another token (the mean over all positions that do not hold the own one). Bar: above one
-half the token brings more than all other sources together; a quarter of the attention on one token of some eighty is
-far from chance.
+Other planted documents are measured, at every firing above half of that median, right or wrong, where the token stands
+in the text so far: a firing is asked for its sources where it is as strong as one that speaks of the token, not
+wherever the activation is above zero, and where the token could be its source. The share of the head's squared DFA by
+source position that falls on positions with the own token is the effect.
+
+H0: share of attribution <= 0.5, or attention on the token <= 0.25, or the share is no more than 0.25 above the token's
+frequency in the text so far, or above that of another token of the text, or it rises by no more than 0.05 from the
+weakest quarter of the feature's firings, weak ones included, to the strongest (linear contrast; quarters from the
+documents that chose). Controls: token frequency, another token (the mean over all positions that do not hold the own
+one). Bar: above one half the token brings more than all other sources together; a quarter of the attention on one
+token of some eighty is far from chance. What is chosen, and how strong a strong firing is, comes from other documents
+than those that are measured. With fewer than five such features the head is INCONCLUSIVE, and the row says how wide a
+dictionary would have so many.
 """
 
 import pytest
 
 from fra.claim import Claim
+from fra.induction.designs import TokenInduction
+from fra.measures.head_outputs.designs import OwnTokens
+from fra.stimuli.designs import RepeatedSets
 
 CLAIM = Claim(
     id="D05",
     title="An induction feature's sources are its own token, more so the stronger it fires",
     h0="share of squared DFA by source on the feature's own token <= 0.5",
+    condition="share of attribution",
     bar=0.5,
     bars={
         "attention on the token": 0.25,
@@ -29,9 +39,11 @@ CLAIM = Claim(
         "over another token": 0.25,
         "rise with activation": 0.05,
     },
-    statistic="own_token_sources/1",
-    stimuli=("repeated_natural",),
-    n=70,
+    gates={"induction features": 5},
+    statistic="own_token_sources/2",
+    stimuli=("repeated_natural", "repeated_planted"),
+    n=1000,
+    design=(RepeatedSets(), TokenInduction(), OwnTokens()),
 )
 
 

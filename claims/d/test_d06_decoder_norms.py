@@ -6,13 +6,16 @@ rank-correlated over the heads of the layer (Spearman); the document's number is
 takes the norm of the block after W_O, what the feature adds to the residual stream.
 
 H0: rank correlation <= 0.5. Controls: the heads of each feature's norms permuted (bar 0.25 above it), and the norms
-of another feature (bar 0.1 above it: heads that are loud for every feature would make the two agree without saying
-anything of this one). Bar: at 0.5 over eight heads two heads in three are in the same order both ways.
+of another feature that fires in the document (bar 0.1 above it: heads that are loud for every feature would make the
+two agree without saying anything of this one). Both are drawn anew for each feature in each document, so that their
+scatter is part of the spread over sources. Bar: at 0.5 over eight heads two heads in three are in the same order both
+ways.
 """
 
 import pytest
 
 from fra.claim import Claim
+from fra.measures.head_outputs.designs import HeadOutputDocuments
 
 BARS = {"over permuted heads": 0.25, "over another feature's decoder": 0.1}
 PLAIN, OUTPUT = (
@@ -20,11 +23,13 @@ PLAIN, OUTPUT = (
         id=f"D06{suffix}",
         title=f"Decoder-norm attribution agrees with DFA attribution ({words})",
         h0="Spearman over heads of decoder norm and squared DFA <= 0.5",
+        condition="rank correlation",
         bar=0.5,
         bars=BARS,
-        statistic="decoder_norm_rank/1",
+        statistic="decoder_norm_rank/2",
         stimuli=("natural",),
         n=120,
+        design=(HeadOutputDocuments(),),
     )
     for suffix, words in (("", "without W_O"), (".W_O", "with W_O"))
 )
@@ -32,7 +37,7 @@ PLAIN, OUTPUT = (
 
 @pytest.fixture(scope="module")
 def evidence(target, progress):
-    from fra.measures.head_outputs.d04_d06_heads import norm_evidence
+    from fra.measures.head_outputs.d06_norms import norm_evidence
 
     return norm_evidence((PLAIN, OUTPUT), target, progress)
 

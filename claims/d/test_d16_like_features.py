@@ -1,28 +1,36 @@
 """D16. Heads own groups of like features (a surrogate: what features mean is not measured here).
 
-A head's features are the ten alive ones in which it has its largest share of squared DFA, chosen on one half of the
-documents. On the other half, the activation Jaccard of a pair is the share of positions where both fire among those
-where either does; a document's number is that of all pairs together. Decoder cosine is from weights.
+Like is what fires together. A head's features are those in which its share of squared DFA is the largest of all heads,
+the forty with the largest shares at most. Of their pairs the ten are taken that fire together most, by Jaccard (the
+share of positions where both fire among those where either does), on one set of documents; on another, from other
+sources, the Jaccard of these ten pairs together is measured.
 
-H0: Jaccard - the same of random heads' features <= 0.05, or mean decoder cosine - the same <= 0.05. Control: for each
-of the ten a feature of another head, drawn at random, that fires about as often; 199 such groups. Bar: one position
-in twenty shared beyond chance; less would hardly make a group. Likeness of ten features is no evidence that a head
-does one thing: features may fire together for different reasons, and a head may have more groups than one.
+H0: Jaccard - the same of random heads' features <= 0.05. Control: each of the head's features is replaced by one of
+another head, drawn at random among the five that fire about as often, and the ten likest pairs are chosen among these
+in the same way: what any features of such density give that one may search through. Five controls are drawn for each
+source of documents, so that their scatter is part of the spread over sources. Bar: one position in twenty shared beyond
+that; less would hardly make a group. Directions are not asked about: a dictionary with few live features (TopK) has no
+use for parallel ones, and the answer would be known beforehand; decoder cosines stand beside. Features that fire
+together may do so for different reasons (what reads one head may fire wherever its output is large): it is no evidence
+that a head does one thing.
 """
 
 import pytest
 
 from fra.claim import Claim
+from fra.measures.head_outputs.designs import Alive, HeadOutputDocuments, Likeness
 
 CLAIM = Claim(
     id="D16",
     title="Heads own groups of like features",
-    h0="activation Jaccard of a head's top 10 features - same of random heads' features <= 0.05",
+    h0="activation Jaccard of a head's 10 likest pairs of features - same of random heads' features <= 0.05",
+    condition="activation Jaccard over random heads",
     bar=0.05,
-    bars={"decoder cosine over random heads": 0.05},
-    statistic="like_features/2",
+    gates={"features of the head": 10},
+    statistic="like_features/3",
     stimuli=("natural",),
     n=120,
+    design=(HeadOutputDocuments(), Alive(), Likeness()),
 )
 
 

@@ -36,7 +36,8 @@ def as_share(condition: Condition, part: float, whole: float, bar: float) -> Con
 
 def weakest(conditions: Sequence[Condition]) -> Condition:
     """Conditions of one name and bar that must all hold, said as one: it holds where the last of them does and fails
-    where the first does. None is chosen by its estimate; a number that is not estimated has p 0 or 1.
+    where the first does. None is chosen by its estimate; a number that is not estimated has p 0 or 1. Any that fails
+    may refute, so the power is the largest that one of these has.
     """
     first = conditions[0]
     pick = np.min if first.above else np.max  # NaN where one was not measured
@@ -45,4 +46,6 @@ def weakest(conditions: Sequence[Condition]) -> Condition:
         return replace(first, effect=effect, low=low, high=high)
     p = max(float(not c.holds(0.5)) if c.p is None else c.p for c in conditions)
     p_refute = min(float(not c.fails(0.5)) if c.p_refute is None else c.p_refute for c in conditions)
-    return replace(first, effect=effect, low=low, high=high, p=p, p_refute=p_refute)
+    power = max((c.power for c in conditions if c.power is not None), default=None)
+    needed = max((c.needed for c in conditions if c.needed is not None), default=None)
+    return replace(first, effect=effect, low=low, high=high, p=p, p_refute=p_refute, power=power, needed=needed)

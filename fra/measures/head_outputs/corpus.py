@@ -1,133 +1,154 @@
 """What the claims about heads and features count: firings on natural documents, their squares by head, and the control
 in which a feature reads the heads through shuffled blocks.
+
+Documents come in two sets without a common source, which are run apart: nothing that is chosen on discovery documents
+can depend on those that are measured.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra.attribution.head_outputs import HeadOutputs, Live, observe, padded
-from fra.stimuli import natural
+from fra.dictionaries.encoder import Encoder
+from fra.errors import CannotLoad
+from fra.measures.head_outputs.designs import HeadOutputDocuments
 from fra.stimuli import sets as document_sets
 from fra.stimuli.designs import RepeatedSets
+from fra.stimuli.repeated import Batch
+from fra.stimuli.sources import disjoint
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
 
-MIN_FIRINGS = 10
-"""A feature counts as alive that fires this often on discovery documents: fewer say little about its heads."""
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
-class HalvedCorpus:
-    """Natural documents, half of them for choosing and half for measuring."""
+class Documents:
+    """One set of documents, padded."""
 
     tokens: Int[Tensor, "batch pos"]
     real: Bool[Tensor, "batch pos"]
+    """Positions that count: no padding."""
     sources: tuple[str, ...]
-    """Of the measured documents."""
-    discovery: Int[np.ndarray, " n_discovery"]
-    measured: Int[np.ndarray, " n_measured"]
-    documents: list[Tensor]
+    whole: list[Tensor]
+    """Without padding."""
 
-    def observe(self, target: Target, hook: str) -> CorpusFirings:
+    @classmethod
+    def of(cls, whole: Sequence[Int[Tensor, " _pos"]], sources: Sequence[str]) -> Documents:
+        """All positions of these documents."""
+        tokens, real = padded(list(whole))
+        return cls(tokens, real, tuple(sources), list(whole))
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def observe(self, target: Target, hook: str) -> Firings:
         """All of it through the model and the dictionary at `hook`."""
-        o = observe(target.model, target.dictionaries[hook], self.documents)
-        live = o.live.where(o.live.pos > 0)  # the first position is a sink of outlying norm in most models
-        return CorpusFirings(self, o, live)
+        o = observe(target.model, target.dictionaries[hook], self.whole)
+        return Firings(self, o, o.live.where(o.live.pos > 0))  # the first position is a sink of outlying norm
 
 
 @dataclass(frozen=True)
-class CorpusFirings:
-    """Firings of one dictionary on a corpus, the first position left out."""
+class Corpus:
+    """Documents for choosing and documents for measuring."""
 
-    corpus: HalvedCorpus
+    discovery: Documents
+    measured: Documents
+
+    def observe(self, target: Target, hook: str) -> tuple[Firings, Firings]:
+        """(discovery, measured) through the model and the dictionary at `hook`, one after the other."""
+        return self.discovery.observe(target, hook), self.measured.observe(target, hook)
+
+
+@dataclass(frozen=True)
+class Firings:
+    """Firings of one dictionary on some documents, the first position left out."""
+
+    documents: Documents
     outputs: HeadOutputs
     live: Live
+    known: Float[Tensor, "n_live n_heads"] | None = None
+    """DFA by head at every firing, where it came with the firings."""
 
-    def half(self, documents: Int[np.ndarray, " n"]) -> Live:
-        """Those on some documents."""
-        chosen = torch.zeros(len(self.corpus.documents), dtype=torch.bool, device=self.live.doc.device)
-        chosen[torch.as_tensor(documents, device=chosen.device)] = True
-        return self.live.where(chosen[self.live.doc])
+    @property
+    def by_head(self) -> Float[Tensor, "n_live n_heads"]:
+        """DFA by head at every firing."""
+        return self.outputs.entries_by_head(self.live) if self.known is None else self.known
 
-    def squares(self, documents: Int[np.ndarray, " n"]) -> Float[Tensor, "n d_sae n_heads"]:
+    def squares(self) -> Float[Tensor, "n_docs d_sae n_heads"]:
         """Squared DFA by head, summed over the firings of each document."""
-        at, o = self.half(documents), self.outputs
-        place = torch.zeros(len(self.corpus.documents), dtype=torch.long, device=at.doc.device)
-        place[torch.as_tensor(documents, device=at.doc.device)] = torch.arange(len(documents), device=at.doc.device)
-        total = o.z.new_zeros(len(documents) * o.encoder.d_sae, o.n_heads)
-        total.index_add_(0, place[at.doc] * o.encoder.d_sae + at.feature, o.entries_by_head(at).square())
-        return total.view(len(documents), o.encoder.d_sae, o.n_heads)
+        at, o = self.live, self.outputs
+        n, d_sae = len(self.documents), o.encoder.d_sae
+        total = o.z.new_zeros(n * d_sae, o.n_heads)
+        total.index_add_(0, at.doc * d_sae + at.feature, self.by_head.square())
+        return total.view(n, d_sae, o.n_heads)
 
-    def count(self, documents: Int[np.ndarray, " n"]) -> Int[Tensor, " d_sae"]:
-        """Firings of every feature on some documents."""
-        return torch.bincount(self.half(documents).feature, minlength=self.outputs.encoder.d_sae)
+    def summed_squares(self) -> Float[Tensor, "d_sae n_heads"]:
+        """The same over all documents."""
+        total = self.outputs.z.new_zeros(self.outputs.encoder.d_sae, self.outputs.n_heads)
+        return total.index_add_(0, self.live.feature, self.by_head.square())
 
-    def shuffled(self, seed: int) -> CorpusFirings:
-        """The control: each feature's encoder blocks trade places among the heads, each stretched to the norm of the
-        block whose place it takes, and at every position as many features fire as did, those with the largest
-        pre-activations. Norms, L0 and the heads' outputs survive; what a block had to do with its head does not. All
-        that is chosen from firings is to be chosen anew.
+    def count(self) -> Int[Tensor, " d_sae"]:
+        """Firings of every feature."""
+        return torch.bincount(self.live.feature, minlength=self.outputs.encoder.d_sae)
+
+    def part(self, some: Sequence[int]) -> Firings:
+        """Some of the documents, in this order."""
+        o, docs = self.outputs, self.documents
+        index = torch.as_tensor(some, device=o.z.device)
+        place = torch.full((len(docs),), -1, device=index.device)
+        place[index] = torch.arange(len(index), device=index.device)
+
+        def own(live: Live) -> Live:
+            kept = live.where(place[live.doc] >= 0)
+            return dataclasses.replace(kept, doc=place[kept.doc])
+
+        tensors = {name: getattr(o, name)[index] for name in ("z", "values", "pattern", "gain", "real")}
+        at = index.to(docs.tokens.device)
+        chosen = Documents(
+            docs.tokens[at], docs.real[at], tuple(docs.sources[k] for k in some), [docs.whole[k] for k in some]
+        )
+        return Firings(chosen, dataclasses.replace(o, live=own(o.live), **tensors), own(self.live))
+
+    def under(self, changed: Encoder) -> Firings:
+        """The control: what would fire under another encoder, at every position as many features as did, those with the
+        largest pre-activations. L0 and the heads' outputs survive. All that is chosen from firings is to be chosen
+        anew.
         """
-        o = self.outputs
-        weight = shuffle_blocks(o.encoder.weight, seed)
-        changed = dataclasses.replace(o, encoder=dataclasses.replace(o.encoder, weight=weight))
+        o = dataclasses.replace(self.outputs, encoder=changed)
         pos = o.z.shape[1]
         counts = torch.bincount(self.live.doc * pos + self.live.pos, minlength=o.z.shape[0] * pos)
-        rows = (o.z.flatten(2) * o.gain[..., None]).flatten(0, 1)
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        for start in range(0, len(rows), _ROWS_AT_ONCE):
-            some = counts[start : start + _ROWS_AT_ONCE]
-            if not (most := int(some.max())):
-                continue
-            pre = rows[start : start + _ROWS_AT_ONCE] @ weight.flatten(0, 1) + o.encoder.bias
-            value, feature = pre.topk(most, dim=1)
-            row, rank = (torch.arange(most, device=rows.device) < some[:, None]).nonzero(as_tuple=True)
-            parts.append((row + start, feature[row, rank], value[row, rank]))
+        rows = (o.z * o.gain[..., None, None]).flatten(0, 1).transpose(0, 1)  # [n_heads, rows, d_head]
+        fires = torch.nonzero(counts)[:, 0]
+        parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for row in torch.split(fires, _ROWS_AT_ONCE) if len(fires) else ():
+            most = int(counts[row].max())
+            by_head = rows[:, row] @ changed.weight  # [n_heads, rows, d_sae]: summed, the pre-activation
+            value, feature = (by_head.sum(0) + changed.bias).topk(most, dim=1)
+            at, rank = (torch.arange(most, device=rows.device) < counts[row, None]).nonzero(as_tuple=True)
+            chosen = feature[at, rank]
+            parts.append((row[at], chosen, value[at, rank], by_head[:, at, chosen].T))
         if not parts:  # nothing fired
-            return CorpusFirings(self.corpus, changed, self.live)
-        row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
+            return Firings(self.documents, o, self.live)
+        row, feature, value, known = (torch.cat(column) for column in zip(*parts, strict=True))
         live = Live(row // pos, row % pos, feature, value)
-        return CorpusFirings(self.corpus, dataclasses.replace(changed, live=live), live)
+        return Firings(self.documents, dataclasses.replace(o, live=live), live, known)
 
 
-def corpus(target: Target, n: int) -> HalvedCorpus:
-    """n natural documents, halves drawn at random. Raises CannotLoad where the target has fewer texts."""
-    documents, sources = natural.natural_with_sources(target, n)
-    discovery, measured = document_sets.split(n, (1, 1), (target.name, "natural", "head outputs"))
-    tokens, real = padded(documents)
-    return HalvedCorpus(tokens, real, tuple(sources[k] for k in measured), discovery, measured, documents)
-
-
-def repeated_corpus(target: Target) -> HalvedCorpus:
-    """Repeated natural documents: the discovery set for choosing, the confirmation set for measuring. Only positions
-    that the first copy foretells count as real: those of the second but its first.
+def shuffled(encoder: Encoder, seed: int) -> Encoder:
+    """Each feature's blocks trade places among the heads (no block stays), each stretched to the norm of the block
+    whose place it takes. Norms survive; what a block had to do with its head does not.
     """
-    sets = document_sets.documents(target, "repeated_natural", RepeatedSets())
-    chosen, measured = sets["discovery"], sets["confirmation"]
-    documents = [
-        tokens[: 1 + 2 * int(period)]
-        for batch in (chosen, measured)
-        for tokens, period in zip(batch.tokens, batch.periods, strict=True)
-    ]
-    tokens, real = padded(documents)
-    periods = torch.cat([chosen.periods, measured.periods])
-    real = real & (torch.arange(tokens.shape[1]) > periods[:, None] + 1)
-    order = np.arange(len(documents))
-    return HalvedCorpus(tokens, real, measured.sources, order[: len(chosen)], order[len(chosen) :], documents)
-
-
-def shuffle_blocks(weight: Float[Tensor, "n_heads d_head d_sae"], seed: int) -> Float[Tensor, "n_heads d_head d_sae"]:
-    """Each feature's blocks in other heads' places (no block stays), stretched to the norms that stood there."""
+    weight = encoder.weight
     n_heads, _, d_sae = weight.shape
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(d_sae, n_heads, generator=generator).argsort(1)
@@ -137,5 +158,38 @@ def shuffle_blocks(weight: Float[Tensor, "n_heads d_head d_sae"], seed: int) -> 
     index = source.T.to(weight.device)
     moved = weight.gather(0, index[:, None].expand_as(weight))
     stretch = norms / norms.gather(0, index).clamp(min=torch.finfo(weight.dtype).tiny)
-    stretched: Tensor = moved * stretch[:, None]
-    return stretched
+    return dataclasses.replace(encoder, weight=moved * stretch[:, None])
+
+
+def corpus(target: Target, design: HeadOutputDocuments) -> Corpus:
+    """Natural documents of the target, discovery and measured. Raises CannotLoad where it has too little text."""
+    texts = target.documents()
+    if len(texts) < 2:
+        raise CannotLoad(f"{target.name!r} has {len(texts)} documents: too few to choose on some and measure on others")
+    sizes = {"discovery": design.discovery, "measured": design.measured}
+    seeds = (target.name, "natural", "head outputs")
+    sets = disjoint([text.source for text in texts], sizes, ("measured",), seeds)
+    longest = min(design.longest, int(target.model.cfg.n_ctx))
+    start = [] if target.bos is None else [target.bos]
+    made = {
+        name: Documents.of(
+            [torch.tensor((start + target.encode(texts[k].text))[:longest]) for k in numbers],
+            [texts[k].source for k in numbers],
+        )
+        for name, numbers in sets.items()
+    }
+    return Corpus(made["discovery"], made["measured"])
+
+
+def repeated_corpus(target: Target, design: RepeatedSets) -> Corpus:
+    """Repeated natural documents: the discovery set for choosing, the confirmation set for measuring. Only positions
+    that the first copy foretells count as real: those of the second but its first.
+    """
+    sets = document_sets.documents(target, "repeated_natural", design)
+    return Corpus(_second_copies(sets["discovery"]), _second_copies(sets["confirmation"]))
+
+
+def _second_copies(batch: Batch) -> Documents:
+    every = Documents.of(batch.documents(), batch.sources)
+    foretold = torch.arange(every.tokens.shape[1]) > batch.periods[:, None] + 1
+    return dataclasses.replace(every, real=every.real & foretold)

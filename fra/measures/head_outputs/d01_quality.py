@@ -5,7 +5,7 @@ reconstruction stands in for the head outputs, against what it loses without the
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from torch import Tensor
 
 from fra.dictionaries.encoder import encode
 from fra.interventions.patching import losses_under, splice
-from fra.measures.head_outputs.corpus import HalvedCorpus, corpus, repeated_corpus
+from fra.measures.head_outputs.corpus import Corpus, corpus, repeated_corpus
+from fra.measures.head_outputs.designs import HeadOutputDocuments, Quality
+from fra.stimuli.designs import RepeatedSets
 from fra.targets.target import head_output_hooks
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
@@ -34,31 +36,30 @@ if TYPE_CHECKING:
 
 _DOCUMENTS_AT_ONCE = 32
 _ROWS_AT_ONCE = 1024
-_RESAMPLES = 999
-RULE_OF_THUMB = {"L0": 20, "loss recovered": 0.8}
-"""What Kissane et al. 2024 aimed at: context for the reader, no bar of any claim."""
-
-CONDITIONS = ("loss recovered (mean)", "over PCA of equal L0", "over an untrained dictionary", "L0 over width")
 
 Losses = Float[np.ndarray, " n_documents"]
 
 
-def untrained(sae: Any, seed: int) -> Any:
+def untrained(sae: Any, seed: int, into: Any = None) -> Any:
     """A copy of the dictionary with its matrices drawn anew, at the size that each had, W_enc the transpose of W_dec
     where shapes allow, block by block where it has blocks; b_dec and thresholds stay, other biases are zero.
+
+    into: a copy made before, which is overwritten.
     """
-    other = copy.deepcopy(sae)
+    other = copy.deepcopy(sae) if into is None else into
+    size = {name: parameter.detach().square().mean().sqrt() for name, parameter in sae.named_parameters()}
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         drawn: dict[str, Tensor] = {}
         for name, parameter in sorted(other.named_parameters()):
             if parameter.ndim >= 2:
-                fresh = torch.randn(parameter.shape, generator=generator).to(parameter)
                 partner = drawn.get(name.replace("W_enc", "W_dec")) if name.startswith("W_enc") else None
-                if partner is not None and partner.mT.shape == fresh.shape:
+                if partner is not None and partner.mT.shape == parameter.shape:
                     fresh = partner.mT
+                else:
+                    fresh = torch.randn(parameter.shape, generator=generator).to(parameter)
                 drawn[name] = fresh
-                parameter.copy_(fresh * parameter.square().mean().sqrt() / fresh.square().mean().sqrt())
+                parameter.copy_(fresh * size[name] / fresh.square().mean().sqrt())
             elif name not in ("b_dec", "threshold"):
                 parameter.zero_()
     return other
@@ -75,11 +76,28 @@ def reconstruct(sae: Any, z: Float[Tensor, "n n_heads d_head"]) -> tuple[Float[T
     return torch.cat(rows), torch.cat(live)
 
 
+def by_untrained(
+    sae: Any, z: Float[Tensor, "batch pos n_heads d_head"], sources: Sequence[str], seeds: tuple[str, ...]
+) -> tuple[Float[Tensor, "batch pos d_in"], Int[Tensor, "batch pos"]]:
+    """`reconstruct` by untrained dictionaries, one drawn for each source of the documents: how much they differ is then
+    part of how much the sources do.
+    """
+    rows = z.new_zeros(*z.shape[:2], z.shape[2] * z.shape[3])
+    live = torch.zeros(z.shape[:2], dtype=torch.long, device=z.device)
+    other = None
+    for source in sorted(set(sources)):
+        other = untrained(sae, stats.seed_of(*seeds, source), other)
+        for k in (k for k, own in enumerate(sources) if own == source):
+            rows[k], live[k] = reconstruct(other, z[k])
+    return rows, live
+
+
 def principal(z: Float[Tensor, "n d_in"], fitted_on: Float[Tensor, "m d_in"], k: int) -> Float[Tensor, "n d_in"]:
     """z in the k first principal components of `fitted_on`, about its mean."""
     mean = fitted_on.mean(0)
-    components = torch.linalg.svd((fitted_on - mean).double(), full_matrices=False).Vh[:k].to(z)
-    projected: Tensor = mean + (z - mean) @ components.T @ components
+    apart = (fitted_on - mean).double()
+    components = torch.linalg.eigh(apart.T @ apart).eigenvectors[:, -k:].to(z)  # eigenvalues ascend
+    projected: Tensor = mean + (z - mean) @ components @ components.T
     return projected
 
 
@@ -115,61 +133,57 @@ def recovered(
 
 
 @torch.no_grad()
-def quality(target: Target, hook: str, documents: HalvedCorpus, seed: int) -> dict[str, Any]:
-    """Losses by measured document of every arm, squared errors, deviations and live features by document."""
-    firings = documents.observe(target, hook)
-    o = firings.outputs
-    chosen, other = (torch.as_tensor(part, device=o.z.device) for part in (documents.measured, documents.discovery))
-    tokens, real = documents.tokens.to(o.z.device)[chosen], documents.real.to(o.z.device)[chosen]
-    z = o.z[chosen]
-    flat = z.flatten(0, 1)
-    inside = documents.real.to(o.z.device)[other].clone()
-    inside[:, 0] = False
-    elsewhere = o.z[other][inside].flatten(1)
-    sae = target.dictionaries[hook]
-    own, live = reconstruct(sae, flat)
-    l0 = live.view(real.shape).double()
-    body = real.clone()
-    body[:, 0] = False
-    k = max(1, round(float(l0[body].mean())))
-    drawn, live_drawn = reconstruct(untrained(sae, seed), flat)
+def quality(target: Target, hook: str, documents: Corpus, seeds: tuple[str, ...]) -> dict[str, Any]:
+    """Losses by measured document of every arm, squared errors, deviations and live features by document. Mean,
+    components and their number are those of the discovery documents.
+    """
+    before, firings = documents.observe(target, hook)
+    z, home = firings.outputs.z, firings.outputs.z.device
+    inside, body = (part.documents.real.to(home).clone() for part in (before, firings))
+    inside[:, 0] = body[:, 0] = False
+    elsewhere = before.outputs.z[inside].flatten(1)
+    counted = inside[before.live.doc, before.live.pos]
+    k = max(1, round(int(counted.sum()) / int(inside.sum())))
+    tokens, real = documents.measured.tokens.to(home), documents.measured.real.to(home)
+    flat = z.flatten(0, 1).flatten(1)
+    own, live = reconstruct(target.dictionaries[hook], z.flatten(0, 1))
+    drawn, live_drawn = by_untrained(target.dictionaries[hook], z, documents.measured.sources, seeds)
     arms = {
         "zero": torch.zeros_like(flat),
-        "mean": elsewhere.mean(0).expand_as(flat.flatten(1)),
+        "mean": elsewhere.mean(0).expand_as(flat),
         "dictionary": own,
-        "PCA": principal(flat.flatten(1), elsewhere, k),
+        "PCA": principal(flat, elsewhere, k),
         "untrained": drawn,
     }
     found = {name: losses(target, tokens, real, hook, value.reshape(*real.shape, -1)) for name, value in arms.items()}
-    error = ((flat.flatten(1) - own).square().sum(-1).view(real.shape) * body).sum(1)
-    spread = ((flat.flatten(1) - elsewhere.mean(0)).square().sum(-1).view(real.shape) * body).sum(1)
-    left = (flat.flatten(1) - arms["PCA"]).square().sum(-1)
-    at = firings.half(documents.measured)
-    place = torch.zeros(len(documents.documents), dtype=torch.long, device=at.doc.device)
-    place[chosen] = torch.arange(len(chosen), device=at.doc.device)
-    fired = torch.zeros(len(chosen), o.encoder.d_sae, dtype=torch.bool, device=at.doc.device)
-    fired[place[at.doc], at.feature] = True
+
+    def by_document(values: Tensor) -> np.ndarray:
+        return np.asarray((values.view(body.shape).double() * body).sum(1).cpu())
+
+    spread = by_document((flat - elsewhere.mean(0)).square().sum(-1))
+    fired = torch.zeros(len(tokens), firings.outputs.encoder.d_sae, dtype=torch.bool, device=home)
+    fired[firings.live.doc, firings.live.feature] = True
     return {
         "losses": found,
-        "error": np.asarray(error.double().cpu()),
-        "spread": np.asarray(spread.double().cpu()),
-        "live": np.asarray((l0 * body).sum(1).cpu()),
+        "error": by_document((flat - own).square().sum(-1)),
+        "spread": spread,
+        "live": by_document(live),
         "positions": np.asarray(body.sum(1).double().cpu()),
         "fired": np.asarray(fired.cpu()),
-        "explained by PCA": 1 - float((left.view(real.shape) * body).sum() / spread.sum()),
-        "width": flat.flatten(1).shape[1],
+        "explained by PCA": 1 - float(by_document((flat - arms["PCA"]).square().sum(-1)).sum() / spread.sum()),
+        "width": flat.shape[1],
         "k": k,
-        "L0 of the untrained dictionary": float(live_drawn.view(real.shape)[body].double().mean()),
+        "L0 of the untrained dictionary": float(live_drawn[body].double().mean()),
     }
 
 
-def dead_share(fired: np.ndarray, level: float, seed: int) -> list[float]:
+def dead_share(fired: np.ndarray, level: float, seed: int, resamples: int) -> list[float]:
     """[share of features that never fire, bounds]: an upper bound of the dead, on so little text; bounds are quantiles
     over resampled documents, of which each has some 63 % of the text, so that the upper one errs on the high side.
     """
     rng = np.random.default_rng(seed)
     n = len(fired)
-    drawn = [1 - fired[np.unique(rng.integers(n, size=n))].any(0).mean() for _ in range(_RESAMPLES)]
+    drawn = [1 - fired[np.unique(rng.integers(n, size=n))].any(0).mean() for _ in range(resamples)]
     low, high = np.quantile(drawn, (level, 1 - level))
     own = 1 - float(fired.any(0).mean())
     return [own, min(own, float(low)), float(high)]
@@ -180,66 +194,80 @@ def quality_evidence(claim: Claim, target: Target, progress: Callable[[str], Non
     hooks = head_output_hooks(target)
     if not hooks:
         return Evidence(claim=claim, head=None, cannot=NO_HEAD_OUTPUT_DICTIONARY)
-    documents = corpus(target, claim.n) if claim.stimuli == ("natural",) else repeated_corpus(target)
-    names = ("loss recovered (zero)", *CONDITIONS)
-    means: dict[str, dict[str, stats.ClusterMeans | Number]] = {name: {} for name in names}
-    explained: dict[str, stats.ClusterMeans] = {}
+    natural = claim.stimuli == ("natural",)
+    documents = (
+        corpus(target, claim.designed(HeadOutputDocuments))
+        if natural
+        else repeated_corpus(target, claim.designed(RepeatedSets))
+    )
+    means: dict[str, dict[str, stats.ClusterMeans | Number]] = {name: {} for name in (claim.condition, *claim.bars)}
     numbers: dict[str, Mapping[str, Any]] = {}
-    clean: Losses | None = None
-    chosen = torch.as_tensor(documents.measured)
-    tokens, real = documents.tokens[chosen], documents.real[chosen]
+    sources, design = documents.measured.sources, claim.designed(Quality)
+    clean = losses(target, documents.measured.tokens, documents.measured.real, hooks[0], None)
     for hook in hooks:
         progress(f"{claim.id}: {hook}")
-        seed = stats.seed_of(target.name, hook, "untrained dictionary")
-        q = quality(target, hook, documents, seed)
-        clean = losses(target, tokens, real, hook, None) if clean is None else clean
-        arms, sources = q["losses"] | {"clean": clean}, documents.sources
-
-        def ratio(arm: Losses, ablated: str, name: str, hook: str = hook, arms: dict[str, Losses] = arms) -> Any:
-            bar = claim.bars.get(name, claim.bar)
-            seeds = (claim.digest, target.name, hook, name)
-            return recovered(arm, arms[ablated], arms["clean"], bar, documents.sources, seeds)
-
-        means["loss recovered (zero)"][hook] = ratio(arms["dictionary"], "zero", "loss recovered (zero)")
-        means["loss recovered (mean)"][hook] = ratio(arms["dictionary"], "mean", "loss recovered (mean)")
-        for name, control in (("over PCA of equal L0", "PCA"), ("over an untrained dictionary", "untrained")):
-            # (control - dictionary) / (zero - clean): the difference of the two shares recovered
-            arm = arms["zero"] - (arms[control] - arms["dictionary"])
-            means[name][hook] = ratio(arm, "zero", name)
+        q = quality(target, hook, documents, (claim.digest, target.name, hook, "untrained dictionary"))
+        arms = q["losses"] | {"clean": clean}
+        for name, of in ratios(claim, arms, sources, (claim.digest, target.name, hook)).items():
+            means[name][hook] = of
         seeds = (claim.digest, target.name, hook)
         means["L0 over width"][hook] = clustered_or_number(
             q["live"] / q["width"], q["positions"], sources, (*seeds, "L0")
         )
-        explained[hook] = clustered(q["error"], q["spread"], sources, (*seeds, "explained"))
-        zero = float((arms["zero"] - arms["clean"]).sum())
-        numbers[hook] = {
-            "L0": float(q["live"].sum() / q["positions"].sum()),
-            "explained variance": [
-                1 - float(x[0])
-                for x in (
-                    explained[hook].estimate,
-                    explained[hook].upper(claim.level, False),
-                    explained[hook].lower(claim.level, False),
-                )
-            ],
-            "never fires": dead_share(q["fired"], claim.level, stats.seed_of(*seeds, "dead")),
-            "loss by arm, nats a token": {
-                name: float(loss.sum() / q["positions"].sum()) for name, loss in arms.items()
-            },
-            "loss recovered by arm": {
-                name: float((arms["zero"] - arms[name]).sum() / zero) for name in ("dictionary", "PCA", "untrained")
-            },
-            "components of PCA": q["k"],
-            "variance explained by them": q["explained by PCA"],
-            "L0 of the untrained dictionary": q["L0 of the untrained dictionary"],
-        }
-    measured = [
-        ByDictionary(name, claim.bars.get(name, claim.bar), means[name], above=name != "L0 over width")
-        for name in names
-    ]
+        numbers[hook] = _beside(claim, q, arms, sources, seeds, design)
+    measured = [ByDictionary(name, means[name]) for name in means]
     detail = {
         "by dictionary": by_dictionary(measured, claim.level),
         "numbers": numbers,
-        "rule of thumb": RULE_OF_THUMB,
+        "rule of thumb": {"L0": design.usual_l0, "loss recovered": design.usual_recovered},
+        "draws of the control": f"{len(set(sources))} untrained dictionaries, one a source",
     }
-    return evidence(claim, measured, len(documents.measured), detail)
+    if free := [
+        hook for hook, own in numbers.items() if (loss := own["loss by arm, nats a token"])["mean"] <= loss["clean"]
+    ]:
+        detail["mean ablation costs nothing, so that there is no loss to recover, at"] = free
+    return evidence(claim, measured, detail)
+
+
+def ratios(
+    claim: Claim, arms: Mapping[str, Losses], sources: tuple[str, ...], seeds: tuple[str, ...]
+) -> dict[str, stats.ClusterMeans]:
+    """The conditions on shares of loss recovered, from the losses of every arm."""
+    zero, own = arms["zero"], arms["dictionary"]
+    # over a control: (control - dictionary) / (zero - clean) is the difference of the two shares recovered
+    of = {
+        claim.condition: (own, "zero"),
+        "loss recovered (mean)": (own, "mean"),
+        "over PCA of equal L0": (zero - (arms["PCA"] - own), "zero"),
+        "over an untrained dictionary": (zero - (arms["untrained"] - own), "zero"),
+    }
+    return {
+        name: recovered(arm, arms[ablated], arms["clean"], claim.bar_of(name), sources, (*seeds, name))
+        for name, (arm, ablated) in of.items()
+    }
+
+
+def _beside(
+    claim: Claim,
+    q: Mapping[str, Any],
+    arms: Mapping[str, Losses],
+    sources: tuple[str, ...],
+    seeds: tuple[str, ...],
+    design: Quality,
+) -> dict[str, Any]:
+    """What stands beside the conditions of one dictionary."""
+    unexplained = clustered(q["error"], q["spread"], sources, (*seeds, "explained"))
+    zero = float((arms["zero"] - arms["clean"]).sum())
+    bounds = (unexplained.estimate, unexplained.upper(claim.level, False), unexplained.lower(claim.level, False))
+    return {
+        "L0": float(q["live"].sum() / q["positions"].sum()),
+        "explained variance": [1 - float(x[0]) for x in bounds],
+        "never fires": dead_share(q["fired"], claim.level, stats.seed_of(*seeds, "dead"), design.resamples),
+        "loss by arm, nats a token": {name: float(loss.sum() / q["positions"].sum()) for name, loss in arms.items()},
+        "loss recovered by arm": {
+            name: float((arms["zero"] - arms[name]).sum() / zero) for name in ("dictionary", "PCA", "untrained")
+        },
+        "components of PCA": q["k"],
+        "variance explained by them": q["explained by PCA"],
+        "L0 of the untrained dictionary": q["L0 of the untrained dictionary"],
+    }

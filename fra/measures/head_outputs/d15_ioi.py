@@ -21,7 +21,7 @@ from fra.dictionaries.codes import dictionary_hook
 from fra.dictionaries.hooks import is_head_output
 from fra.errors import FraError
 from fra.interventions.patching import ablate_features, own_positions
-from fra.verdicts.bounds import MATCHED, above_share
+from fra.measures.head_outputs.designs import IndirectObjects
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import WHOLE, Beside, Sampled, decide, means_of
 from fra.verdicts.stats import Floats, seed_of
@@ -41,13 +41,10 @@ TEMPLATES = (
 )
 PLACES = (" house", " church", " garden", " station", " market")
 THINGS = (" book", " letter", " ring", " hat", " glass")
-LEAST_NAMES = 8
-PROMPTS = 120
-CHOOSING = 40
-"""Of the prompts, those that choose layer and features; the others give the numbers."""
-FEW = 3
-SCREENED = 20
-"""Features live at S2 on most choosing prompts that are ablated one by one."""
+_PROMPTS_AT_ONCE = 32
+MATCHED = "over matched features"
+PREFERENCE = "logit difference over its standard error"
+"""The gate: a model that does not prefer the indirect object has no IOI to show."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +73,11 @@ def single_names(encode: Callable[[str], list[int]]) -> list[str]:
     return [name for name in NAMES if len(encode(" " + name)) == 1]
 
 
-def lacking(encode: Callable[[str], list[int]]) -> str | None:
-    """Why a tokenizer cannot take these prompts, in a sentence; None where it can."""
+def lacking(encode: Callable[[str], list[int]], least: int) -> str | None:
+    """Why a tokenizer cannot take these prompts, in a sentence; None where it can. least: names that are one token."""
     names = single_names(encode)
-    if len(names) < LEAST_NAMES:
-        return (
-            f"{len(names)} of the {len(NAMES)} names are single tokens for this target, where {LEAST_NAMES} are needed"
-        )
+    if len(names) < least:
+        return f"{len(names)} of the {len(NAMES)} names are single tokens for this target, where {least} are needed"
     split = [word for word in CONJUNCTIONS[:1] if len(encode(word)) != 1]
     return f"{split[0]!r} is no single token for this target" if split else None
 
@@ -91,20 +86,20 @@ def ioi_prompts(
     encode: Callable[[str], list[int]],
     bos: int | None,
     seed_parts: Sequence[str],
+    design: IndirectObjects,
     conjunction: str = " and",
-    n: int = PROMPTS,
 ) -> IOIPrompts:
-    """n prompts, both orders of the names in turn; the same prompts but for the word for every `conjunction`.
+    """The design's prompts, both orders of the names in turn; the same but for the word for every `conjunction`.
 
     Raises FraError where the tokenizer does not split a prompt between words, or `lacking` says why not.
     """
-    if (why := lacking(encode)) is not None:
+    if (why := lacking(encode, design.names)) is not None:
         raise FraError(f"{why}: no IOI prompts can be made")
     rng = np.random.default_rng(seed_of(*seed_parts))
     names = single_names(encode)
     rows: list[list[int]] = []
     marks: list[dict[str, int]] = []
-    for number in range(n):
+    for number in range(design.prompts):
         io, subject = (" " + name for name in rng.choice(names, 2, replace=False))
         first = number % 2 == 0
         words = {
@@ -160,9 +155,10 @@ def logit_differences(model: Model, prompts: IOIPrompts, hooks: Sequence[Any] = 
     """Logit of the indirect object less that of the subject at each prompt's own last token."""
     home = next(model.parameters()).device
     parts = []
-    for start in range(0, len(prompts), 32):
-        some = prompts.part(slice(start, start + 32))
-        with model.hooks(fwd_hooks=[h(slice(start, start + 32)) if callable(h) else h for h in hooks]):
+    for start in range(0, len(prompts), _PROMPTS_AT_ONCE):
+        here = slice(start, start + _PROMPTS_AT_ONCE)
+        some = prompts.part(here)
+        with model.hooks(fwd_hooks=[h(here) if callable(h) else h for h in hooks]):
             logits = model(some.tokens.to(home))
         every = torch.arange(len(some), device=home)
         last = logits[every, some.end.to(home)]
@@ -196,16 +192,18 @@ class ChosenFeatures:
     falls: dict[int, float]
 
 
-def choose(model: Model, dictionary: Any, prompts: IOIPrompts) -> ChosenFeatures | None:
-    """The FEW features whose ablation at S2 lowers the logit difference most; None where fewer than 2 FEW are live."""
+def choose(model: Model, dictionary: Any, prompts: IOIPrompts, design: IndirectObjects) -> ChosenFeatures | None:
+    """The few features whose ablation at S2 lowers the logit difference most, and as many matched ones; None where not
+    so many are live.
+    """
     count, total = at_s2(model, dictionary, prompts)
-    ids = torch.argsort(count, descending=True, stable=True)[:SCREENED]
+    ids = torch.argsort(count, descending=True, stable=True)[: design.screened]
     ids = ids[count[ids] > 0]
-    if len(ids) < 2 * FEW:
+    if len(ids) < 2 * design.few:
         return None
     clean = logit_differences(model, prompts)
     falls = {int(i): float((clean - ablated_at_s2(model, dictionary, prompts, [int(i)])).mean()) for i in ids}
-    few = sorted(falls, key=lambda i: -falls[i])[:FEW]
+    few = sorted(falls, key=lambda i: -falls[i])[: design.few]
     rest = [int(i) for i in ids if int(i) not in few]
     matched: list[int] = []
     for i in few:
@@ -224,53 +222,64 @@ def at_s2(model: Model, dictionary: Any, prompts: IOIPrompts) -> tuple[Int[Tenso
     return count, total
 
 
+def best_dictionary(target: Target, prompts: IOIPrompts, design: IndirectObjects) -> ChosenFeatures | None:
+    """Of the dictionaries of head outputs the one whose features matter most at S2 on the choosing prompts; None where
+    taking them out lowers no logit difference.
+    """
+    first = prompts.part(slice(0, design.choosing))
+    hooks = [hook for hook in target.dictionaries if is_head_output(hook)]
+    found = [choose(target.model, target.dictionaries[hook], first, design) for hook in hooks]
+    best = max((c for c in found if c is not None), key=lambda c: c.joint, default=None)
+    return None if best is None or best.joint <= 0 else best
+
+
 def ioi_evidence(claim: Claim, target: Target, progress: Callable[[str], None] = lambda _: None) -> Evidence:
     """D15 on a target with head-output dictionaries: one row."""
-    hooks = [hook for hook in target.dictionaries if is_head_output(hook)]
-    if not hooks:
+    design = claim.designed(IndirectObjects)
+    if not any(is_head_output(hook) for hook in target.dictionaries):
         return Evidence(claim=claim, head=None, cannot="the target has no dictionary of head outputs")
-    if (why := lacking(target.encode)) is not None:
+    if (why := lacking(target.encode, design.names)) is not None:
         return Evidence(claim=claim, head=None, cannot=why)
-    model = target.model
+    model, seeds = target.model, (target.name, "ioi")
     try:
-        made = {word: ioi_prompts(target.encode, target.bos, (target.name, "ioi"), word) for word in CONJUNCTIONS}
+        made = {word: ioi_prompts(target.encode, target.bos, seeds, design, word) for word in CONJUNCTIONS}
     except FraError as error:  # words that this tokenizer joins
         return Evidence(claim=claim, head=None, cannot=str(error))
-    first, rest = slice(0, CHOOSING), slice(CHOOSING, None)
+    rest = slice(design.choosing, None)
     base = made[" and"].part(rest)
     clean = logit_differences(model, base)
     accuracy = {"logit difference": float(clean.mean()), "prompts in favour of the IO": float((clean > 0).mean())}
-    if not clean.mean() > 2 * clean.std(ddof=1) / len(clean) ** 0.5:
+    if not clean.mean() > claim.gates[PREFERENCE] * clean.std(ddof=1) / len(clean) ** 0.5:
         said = f"the model does not prefer the indirect object (logit difference {clean.mean():.2f}): no IOI to show"
-        return Evidence(claim=claim, head=None, n=len(clean), undecided=said, detail=accuracy)
-    found = []
-    for hook in hooks:
-        progress(f"{claim.id}: {hook}")
-        found.append(choose(model, target.dictionaries[hook], made[" and"].part(first)))
-    best = max((c for c in found if c is not None), key=lambda c: c.joint, default=None)
-    if best is None or best.joint <= 0:
+        return Evidence(claim=claim, head=None, undecided=said, detail=accuracy)
+    progress(f"{claim.id}: features at S2")
+    best = best_dictionary(target, made[" and"], design)
+    if best is None:
         said = "no layer's features at S2 raise the logit difference on the choosing prompts"
-        return Evidence(claim=claim, head=None, n=len(clean), undecided=said, detail=accuracy)
+        return Evidence(claim=claim, head=None, undecided=said, detail=accuracy)
     # what is live at S2 on these prompts, not on those that chose: all of it is to be taken out
     every = torch.unique(torch.cat([at_s2(model, best.dictionary, base)[0].nonzero()[:, 0], torch.tensor(best.few)]))
     sets = {"few": best.few, "matched": best.matched, "every": every}
     falls = {name: clean - ablated_at_s2(model, best.dictionary, base, ids) for name, ids in sets.items()}
     edited = {word: clean - logit_differences(model, prompts.part(rest)) for word, prompts in made.items()}
-    one = np.ones(len(clean))
-    numbers = {
-        "few features, beyond half of all": above_share(falls["few"], falls["every"], 0.5),
-        MATCHED: (falls["few"] - falls["matched"], one),
-        "' alongside', beyond half of the ablation": above_share(edited[" alongside"], falls["few"], 0.5),
-        "' alongside' over ' or'": (edited[" alongside"] - edited[" or"], one),
-        "' alongside' over ' but'": (edited[" alongside"] - edited[" but"], one),
+    few, alongside = falls["few"], edited[" alongside"]
+    parts = {
+        claim.condition: (few, falls["every"]),
+        MATCHED: (few - falls["matched"], few),
+        "' alongside', as a share of the ablation": (alongside, few),
+        "' alongside' over ' or'": (alongside - edited[" or"], few),
+        "' alongside' over ' but'": (alongside - edited[" but"], few),
     }
     columns = [
-        Sampled(name=name, samples={WHOLE: means_of(claim, target.name, WHOLE, name, *column)})
-        for name, column in numbers.items()
+        Sampled(
+            name=name,
+            samples={WHOLE: means_of(claim, target.name, WHOLE, name, part - claim.bar_of(name) * whole)},
+            shares={WHOLE: (float(part.mean()), float(whole.mean()))},
+        )
+        for name, (part, whole) in parts.items()
     ]
-    baseline = float(falls["few"].mean())
+    baseline = float(few.mean())
     beside = Beside(
-        n=len(clean),
         candidates=(f"{len(best.few)} features of {dictionary_hook(best.dictionary)}",),
         detail=accuracy
         | {

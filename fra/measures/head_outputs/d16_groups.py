@@ -1,10 +1,11 @@
-"""Whether a head's own features are alike (D16): a surrogate, decoder cosine and activation Jaccard, that says nothing
-of what the features mean and is never to be called monosemanticity.
+"""Whether a head has groups of features that fire together (D16): a surrogate, activation Jaccard, that says nothing of
+what the features mean and is never to be called monosemanticity.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -15,82 +16,146 @@ from torch import Tensor
 
 from fra.attribution.examples import FEATURE, feature_example
 from fra.dictionaries.hooks import layer_of
-from fra.measures.head_outputs.corpus import CorpusFirings, corpus
-from fra.measures.head_outputs.d04_d06_heads import Division, alive_features, divide
+from fra.measures.head_outputs.corpus import Firings, corpus
+from fra.measures.head_outputs.d04_heads import Division, divide
+from fra.measures.head_outputs.designs import Alive, HeadOutputDocuments, Likeness
 from fra.targets.target import head_output_hooks, text_of
 from fra.verdicts import stats
-from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.decide import Beside, Given, Power, Sampled, decide
-from fra.verdicts.pooled import NO_HEAD_OUTPUT_DICTIONARY, clustered
+from fra.verdicts.bounds import difference
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.decide import Beside, Sampled, decide
+from fra.verdicts.pooled import NO_HEAD_OUTPUT_DICTIONARY
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
 
-TOP = 10
-"""Features of a head that are compared, as in the top-ten cards of Kissane et al. 2024."""
-DRAWS = 199
-"""Groups of random heads' features that the head's own are held against."""
-COSINE = "decoder cosine over random heads"
-NEAREST = 5
-"""A control is drawn among this many features of its head that fire about as often as the one it stands for."""
+FEATURES = "features of the head"
+"""The gate: features whose top head it is, and as many of other heads for every control."""
 
 
-def own_features(division: Division, head: int) -> Int[Tensor, " TOP"]:
-    """Columns of the alive features in which the head has its largest shares."""
-    return division.share[:, head].topk(min(TOP, len(division.share))).indices
+@dataclass(frozen=True)
+class Chosen:
+    """What discovery documents say of one dictionary's features."""
+
+    division: Division
+    jaccard: Float[np.ndarray, "n_alive n_alive"]
+    """Positions where both of two features fire over those where either does; -1 on the diagonal."""
+    rate: Float[np.ndarray, " n_alive"]
+    """Log of the number of firings."""
 
 
-def random_heads(
-    division: Division,
-    own: Int[Tensor, " n"],
-    head: int,
-    count: Int[Tensor, " n_alive"],
-    rng: np.random.Generator,
-    draws: int,
-) -> list[Int[Tensor, " _n_drawn"]]:
-    """Groups in which each of a head's features is replaced by one whose top head is another, that head drawn at
-    random, and that fires about as often (Jaccard grows with density); a group is smaller where the others have not
-    enough.
+def fires(firings: Firings, alive: Int[Tensor, " n_alive"]) -> Float[Tensor, "docs pos n_alive"]:
+    """One where a feature fires."""
+    at, o = firings.live, firings.outputs
+    column = torch.full((o.encoder.d_sae,), -1, device=o.z.device)
+    column[alive] = torch.arange(len(alive), device=o.z.device)
+    kept = column[at.feature] >= 0
+    live = torch.zeros(len(firings.documents), o.z.shape[1], len(alive), device=o.z.device)
+    live[at.doc[kept], at.pos[kept], column[at.feature[kept]]] = 1
+    return live
+
+
+def choose(discovery: Firings, least: Alive) -> Chosen:
+    """All that is chosen from, by discovery documents alone."""
+    division = divide(discovery, least)
+    flat = fires(discovery, division.alive).flatten(0, 1)
+    both = flat.T @ flat
+    count = both.diagonal()
+    jaccard = both / (count[:, None] + count - both).clamp(min=1)
+    jaccard.fill_diagonal_(-1)
+    rate = division.count.double().log().cpu().numpy()
+    return Chosen(division, jaccard.double().cpu().numpy(), rate)
+
+
+def own_features(division: Division, head: int, most: int) -> Int[np.ndarray, " n"]:
+    """Columns of the features whose top head this is, those with its largest shares, ascending."""
+    share = division.share[:, head].masked_fill(division.top != head, -1.0)
+    best = share.topk(min(most, len(share)))
+    return np.sort(best.indices[best.values > 0].cpu().numpy())
+
+
+def alike_in_rate(chosen: Chosen, own: Int[np.ndarray, " n"], head: int, most: int) -> list[list[int]]:
+    """For each of a head's features so many of other top heads, at most, that fire about as often, the nearest first
+    (Jaccard grows with density).
     """
-    rate = count.double().clamp(min=1).log().cpu().numpy()
-    top = division.top.cpu().numpy()
-    others = [int(h) for h in np.unique(top) if h != head]
-    mine = own.tolist()
-    members = {h: np.setdiff1d(np.flatnonzero(top == h), mine) for h in others}
-    nearest = {
-        (feature, h): members[h][np.argsort(np.abs(rate[members[h]] - rate[feature]), kind="stable")].tolist()
-        for feature in mine
-        for h in others
-    }
-    found = []
-    for _ in range(draws):
-        chosen: list[int] = []
-        for feature in mine:
-            for h in rng.permutation(others).tolist():
-                near = list(islice((f for f in nearest[feature, h] if f not in chosen), NEAREST))
-                if near:
-                    chosen.append(near[int(rng.integers(len(near)))])
-                    break
-        found.append(torch.tensor(chosen, device=own.device))
-    return found
+    others = np.flatnonzero(chosen.division.top.cpu().numpy() != head)
+    apart = np.abs(chosen.rate[others] - chosen.rate[own][:, None])
+    ordered: list[list[int]] = others[np.argsort(apart, axis=1, kind="stable")[:, :most]].tolist()
+    return ordered
+
+
+def random_heads(near: Sequence[Sequence[int]], nearest: int, rng: np.random.Generator) -> Int[np.ndarray, " n_drawn"]:
+    """A group in which each of a head's features is replaced by one of another head, drawn among the nearest so many
+    that are left; smaller where the others have not enough. near: `alike_in_rate`.
+    """
+    found: dict[int, None] = {}
+    for k, u in zip(rng.permutation(len(near)).tolist(), rng.random(len(near)).tolist(), strict=True):
+        left = list(islice((f for f in near[k] if f not in found), nearest))
+        if left:
+            found[left[int(u * len(left))]] = None
+    return np.asarray(list(found), dtype=np.int64)
+
+
+def likest_pairs(chosen: Chosen, features: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, "n_pairs 2"]:
+    """The pairs of these features with the largest Jaccard on discovery documents."""
+    first, second = np.triu_indices(len(features), 1)
+    order = np.argsort(-chosen.jaccard[features[first], features[second]], kind="stable")[:most]
+    return np.stack([features[first[order]], features[second[order]]], axis=1)
 
 
 def together(
-    live: Float[Tensor, "docs pos n_alive"], features: Int[Tensor, "n_groups n"]
-) -> tuple[Float[Tensor, "n_groups docs"], Float[Tensor, "n_groups docs"]]:
-    """Positions where both of two features fire, and where either does, over all pairs of a group, by document."""
-    n = live[:, :, features].permute(2, 0, 1, 3).sum(-1)  # [n_groups, docs, pos] how many of the group fire
-    both = (n * (n - 1) / 2).sum(-1)
-    size = features.shape[1]
-    either = (n * (size - 1) - n * (n - 1) / 2).sum(-1)  # pairs with the firing ones, those among them counted once
-    return both, either
+    live: Float[Tensor, "docs pos n_alive"], pairs: Int[np.ndarray, "n_pairs 2"]
+) -> tuple[Float[np.ndarray, " docs"], Float[np.ndarray, " docs"]]:
+    """By document: positions where both features of a pair fire, and where either does, summed over the pairs."""
+    first, second = (live[:, :, torch.as_tensor(pairs[:, k], device=live.device)] for k in (0, 1))
+    both = (first * second).sum((1, 2)).double()
+    either = (first + second).sum((1, 2)).double() - both
+    return np.asarray(both.cpu()), np.asarray(either.cpu())
 
 
-def cosines(decoder: Float[Tensor, "n_alive d"], features: Int[Tensor, "n_groups n"]) -> Float[np.ndarray, " n_groups"]:
-    """Mean cosine over the pairs of each group."""
-    unit = torch.nn.functional.normalize(decoder, dim=-1)[features].double()
-    n = features.shape[1]
-    return np.asarray(((unit.sum(1).square().sum(-1) - n) / (n * (n - 1))).cpu())
+@dataclass(frozen=True)
+class Group:
+    """A head's likest pairs and controls on measured documents: (both, either) by document."""
+
+    own: tuple[np.ndarray, np.ndarray]
+    drawn: tuple[np.ndarray, np.ndarray]
+    """Of random heads' features, draws of its own for each source."""
+    pairs: Int[np.ndarray, "n_pairs 2"]
+
+
+def group_of(
+    chosen: Chosen,
+    live: Float[Tensor, "docs pos n_alive"],
+    sources: Sequence[str],
+    head: int,
+    least: float,
+    design: Likeness,
+    seeds: Sequence[str],
+) -> Group | None:
+    """One head's group; None where it, or the others, have too few features."""
+    own = own_features(chosen.division, head, design.features)
+    others = int((chosen.division.top != head).sum())
+    if len(own) < least or others < len(own):
+        return None
+    pairs = likest_pairs(chosen, own, design.pairs)
+    drawn = np.zeros(len(sources)), np.zeros(len(sources))
+    near = alike_in_rate(chosen, own, head, len(own) + design.nearest)
+    for source in sorted(set(sources)):
+        rng = np.random.default_rng(stats.seed_of(*seeds, "random heads", source))
+        controls = [random_heads(near, design.nearest, rng) for _ in range(design.draws)]
+        every = np.concatenate([likest_pairs(chosen, control, design.pairs) for control in controls])
+        some = [k for k, name in enumerate(sources) if name == source]
+        drawn[0][some], drawn[1][some] = together(live[some], every)
+    return Group(together(live, pairs), drawn, pairs)
+
+
+def excess(claim: Claim, target: str, name: str, group: Group, sources: Sequence[str]) -> stats.ClusterMeans:
+    """Jaccard of a head's group less that of the controls: two ratio means' difference, linearised, sources as
+    clusters.
+    """
+    own, drawn = ([stats.by_source(part, sources) for part in pair] for pair in (group.own, group.drawn))
+    values, ones = difference(*own, *drawn)
+    return stats.ClusterMeans(values, ones, seed=stats.seed_of(claim.digest, target, name))
 
 
 @torch.no_grad()
@@ -98,62 +163,29 @@ def group_evidence(
     claim: Claim, target: Target, progress: Callable[[str], None] = lambda _: None
 ) -> dict[str, Evidence]:
     """D16 for every head of a layer with a dictionary of head outputs; Holm across them."""
-    hooks = head_output_hooks(target)
-    layers = {layer_of(hook): hook for hook in hooks}
     found: dict[str, Evidence] = {}
-    excess: dict[str, stats.ClusterMeans] = {}
-    cosine: dict[str, list[Condition]] = {}
+    samples: dict[str, stats.ClusterMeans] = {}
     detail: dict[str, dict[str, Any]] = {}
-    n = 0
-    for layer, hook in layers.items():
+    hooks = head_output_hooks(target)
+    for hook in hooks:
         progress(f"D16: {hook}")
-        documents = corpus(target, claim.n)
-        n = len(documents.measured)
-        firings = documents.observe(target, hook)
-        alive = alive_features(firings)
-        division, count = divide(firings, alive), firings.count(documents.discovery)[alive]
-        live = _live(firings, alive)
-        decoder = target.dictionaries[hook].W_dec.detach()[alive]
+        before, measured = corpus(target, claim.designed(HeadOutputDocuments)).observe(target, hook)
+        chosen = choose(before, claim.designed(Alive))
+        live = fires(measured, chosen.division.alive)
         for head in range(target.n_heads):
-            name = f"L{layer}H{head}"
-            own = own_features(division, head)
-            rng = np.random.default_rng(stats.seed_of(claim.digest, target.name, name, "random heads"))
-            drawn = random_heads(division, own, head, count, rng, DRAWS)
-            if len(own) < TOP or any(len(group) < TOP for group in drawn):
-                why = f"fewer than {TOP} features of the dictionary at {hook!r}, or of other heads, are alive"
+            name, sources = f"L{layer_of(hook)}H{head}", measured.documents.sources
+            least, design = claim.gates[FEATURES], claim.designed(Likeness)
+            seeds = (claim.digest, target.name, name)
+            group = group_of(chosen, live, sources, head, least, design, seeds)
+            if group is None:
+                why = f"fewer than {least:g} features of the dictionary at {hook!r} have this top head, or others"
                 found[name] = Evidence(claim=claim, head=name, undecided=why)
                 continue
-            groups = torch.stack([own, *drawn])
-            both, either = (np.asarray(part.double().cpu()) for part in together(live, groups))
-            jaccard = np.divide(both, either, out=np.zeros_like(both), where=either > 0)
-            seen = (either[0] > 0).astype(float)
-            seeds = (claim.digest, target.name, name)
-            excess[name] = clustered((jaccard[0] - jaccard[1:].mean(0)) * seen, seen, documents.sources, seeds)
-            alike = cosines(decoder, groups)
-            cosine[name] = [_over_draws(COSINE, alike, claim)]
-            shown = feature_example(
-                firings.outputs,
-                target.dictionaries[hook],
-                documents.tokens,
-                int(alive[own[0]]),
-                text_of(target.tokenizer),
-                {name: head},
-                firings.half(documents.measured),
-            )
-            detail[name] = ({} if shown is None else {FEATURE: shown}) | {
-                "features": alive[own].tolist(),
-                "share of the head in them": [float(x) for x in division.share[own, head]],
-                "Jaccard": float(both[0].sum() / max(either[0].sum(), 1.0)),
-                "Jaccard of random heads' features": float(both[1:].sum() / max(either[1:].sum(), 1.0)),
-                "decoder cosine": float(alike[0]),
-                "decoder cosine of random heads' features": float(alike[1:].mean()),
-            }
-    columns: list[Sampled | Given] = [
-        Sampled(name="activation Jaccard over random heads", samples=excess),
-        Given(COSINE, cosine),
-    ]
-    rows = {h: Beside(n=n, candidates=(f"the head's top {TOP} features",), detail=own) for h, own in detail.items()}
-    found |= decide(claim, columns, rows, power=Power("headline", 0.0))
+            samples[name] = excess(claim, target.name, name, group, sources)
+            detail[name] = _beside(target, hook, measured, chosen, group, head, name)
+            detail[name]["draws of the control"] = f"{design.draws} for each of {len(set(sources))} sources"
+    rows = {h: Beside(candidates=("the head's likest pairs",), detail=own) for h, own in detail.items()}
+    found |= decide(claim, [Sampled(name=claim.condition, samples=samples)], rows)
     for name in target.heads:
         if name not in found:
             found[name] = Evidence(
@@ -162,26 +194,26 @@ def group_evidence(
     return found
 
 
-def _live(firings: CorpusFirings, alive: Int[Tensor, " n_alive"]) -> Float[Tensor, "docs pos n_alive"]:
-    """One where a feature fires, on measured documents."""
-    measured = firings.corpus.measured
-    at, o = firings.half(measured), firings.outputs
-    doc = torch.zeros(len(firings.corpus.documents), dtype=torch.long, device=o.z.device)
-    doc[torch.as_tensor(measured, device=doc.device)] = torch.arange(len(measured), device=doc.device)
-    column = torch.full((o.encoder.d_sae,), -1, device=doc.device)
-    column[alive] = torch.arange(len(alive), device=doc.device)
-    kept = column[at.feature] >= 0
-    live = o.z.new_zeros(len(measured), o.z.shape[1], len(alive))
-    live[doc[at.doc[kept]], at.pos[kept], column[at.feature[kept]]] = 1
-    return live
-
-
-def _over_draws(name: str, values: Float[np.ndarray, " n_groups"], claim: Claim) -> Condition:
-    """The first value less the mean of the others; bounds and p by how the others spread. It can deny and refutes
-    nothing: there are too few draws to say so for every head.
-    """
-    own, drawn, bar = float(values[0]), values[1:], claim.bars[name]
-    effect = own - float(drawn.mean())
-    spread = drawn - drawn.mean()
-    low, high = (effect - float(np.quantile(spread, q)) for q in (1 - claim.level, claim.level))
-    return Condition(name, effect, low, high, bar, p=stats.rank_p(effect - bar, spread), p_refute=1.0)
+def _beside(
+    target: Target, hook: str, measured: Firings, chosen: Chosen, group: Group, head: int, name: str
+) -> dict[str, Any]:
+    """What stands beside a head's number: its likest pair's feature, and how alike directions are (descriptive)."""
+    alive = chosen.division.alive
+    sae, text = target.dictionaries[hook], text_of(target.tokenizer)
+    shown: Mapping[str, Any] | None = feature_example(
+        measured.outputs,
+        sae,
+        measured.documents.tokens,
+        int(alive[int(group.pairs[0, 0])]),
+        text,
+        {name: head},
+        measured.live,
+    )
+    unit = torch.nn.functional.normalize(sae.W_dec.detach()[alive], dim=-1)
+    cosine = (unit[torch.as_tensor(group.pairs[:, 0])] * unit[torch.as_tensor(group.pairs[:, 1])]).sum(-1)
+    return ({} if shown is None else {FEATURE: shown}) | {
+        "pairs": [[int(alive[int(k)]) for k in pair] for pair in group.pairs],
+        "Jaccard": float(group.own[0].sum() / max(group.own[1].sum(), 1.0)),
+        "Jaccard of random heads' features": float(group.drawn[0].sum() / max(group.drawn[1].sum(), 1.0)),
+        "decoder cosine of the pairs": float(cosine.mean()),
+    }

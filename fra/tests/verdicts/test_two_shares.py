@@ -44,7 +44,7 @@ def test_bounds_invert_the_tests(k: int, n: int, k_other: int, m: int) -> None:
         assert low <= sample.estimate <= high
         assert (float(sample.p_above(0.0)[0]) <= level) == (low > 0)
         assert (float(sample.p_below(0.0)[0]) <= level) == (high < 0)
-        if -0.999 < low:
+        if low > -0.999:
             assert float(sample.p_above(low + 1e-6)[0]) > level >= float(sample.p_above(low - 1e-6)[0])
     fisher = sps.fisher_exact([[k, n - k], [k_other, m - k_other]], alternative="greater")[1]
     assert float(sample.p_above(0.0)[0]) <= min(1.0, 1.1 * fisher + 1e-6)  # Boschloo's test is no weaker

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special
 from scipy import stats as sps
 
@@ -169,8 +170,10 @@ def fisher_table(n: int, n_other: int) -> Floats:
     there = (m >= k) & (m - k <= n_other)
     rest = np.where(there, m - k, 0)
 
-    def choose(of: int, some: Floats) -> Floats:
-        return np.asarray(special.gammaln(of + 1) - special.gammaln(some + 1) - special.gammaln(of - some + 1))
+    def choose(of: int, some: ArrayLike) -> Floats:
+        return np.asarray(
+            special.gammaln(of + 1) - special.gammaln(np.add(some, 1)) - special.gammaln(np.subtract(of + 1, some))
+        )
 
     chance = np.where(there, np.exp(choose(n, k) + choose(n_other, rest) - choose(n + n_other, m)), 0.0)
     more = chance[::-1].cumsum(0)[::-1]

@@ -15,7 +15,7 @@ from fra.verdicts.stats import Floats
 
 _PLAIN = 0.05
 """A bootstrap that has a bound at this level is left to itself."""
-_CELLS = 500
+_CELLS = 250
 """Cells of the nuisance share in which a probability is bounded: more of them cost time and tighten p-values."""
 _STEPS = 40
 """Halvings that find a bound: to 2e-12."""
@@ -143,12 +143,12 @@ class TwoShares:
             return 1.0
         if bar <= -1:
             return 0.0
-        first, second = np.clip(edges[1:] + bar, 0, 1), edges[:-1]
-        k = np.arange(self.n + 1)
+        first, second = np.clip(edges[1:] + bar, 0, 1)[:, None], edges[:-1][:, None]
         reach = self._reach
-        some = reach >= 0
-        chance = sps.binom.pmf(k[some], self.n, first[:, None])
-        below = special.bdtr(reach[some], self.n_other, second[:, None])
+        k = np.flatnonzero(reach >= 0)
+        chance = special.xlogy(k, first) + special.xlog1py(self.n - k, -first)
+        chance = np.exp(chance + _log_choose(self.n, k))
+        below = special.bdtr(reach[k], self.n_other, second)
         return float(min(1.0, (chance * below).sum(1).max()))
 
     def _bound(self, level: float) -> float:
@@ -170,14 +170,16 @@ def fisher_table(n: int, n_other: int) -> Floats:
     there = (m >= k) & (m - k <= n_other)
     rest = np.where(there, m - k, 0)
 
-    def choose(of: int, some: ArrayLike) -> Floats:
-        return np.asarray(
-            special.gammaln(of + 1) - special.gammaln(np.add(some, 1)) - special.gammaln(np.subtract(of + 1, some))
-        )
-
-    chance = np.where(there, np.exp(choose(n, k) + choose(n_other, rest) - choose(n + n_other, m)), 0.0)
+    chance = np.where(there, np.exp(_log_choose(n, k) + _log_choose(n_other, rest) - _log_choose(n + n_other, m)), 0.0)
     more = chance[::-1].cumsum(0)[::-1]
     return np.asarray(np.take_along_axis(more, k + np.arange(n_other + 1)[None, :], axis=1))
+
+
+def _log_choose(of: int, some: ArrayLike) -> Floats:
+    """The logarithm of the ways to choose some of `of`."""
+    return np.asarray(
+        special.gammaln(of + 1) - special.gammaln(np.add(some, 1)) - special.gammaln(np.subtract(of + 1, some))
+    )
 
 
 class Bounded:

@@ -35,6 +35,7 @@ from fra.measures.families.planted import Planting, behaviour, observe_planted
 from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets
 from fra.stimuli.designs import RepeatedSets
+from fra.stimuli.padding import Texts
 from fra.targets.target import text_of
 from fra.verdicts.claim import Claim, parse_head
 
@@ -56,7 +57,7 @@ class Selection:
     shares: Float[np.ndarray, " n"]
     rows: Int[np.ndarray, " n"]
     """Discovery rows on which it fires."""
-    matches: tuple[Int[np.ndarray, " n_matches"], ...]
+    matches: tuple[Int[np.ndarray, " _n_matches"], ...]
     """The matched features of each, those that raise its token most first; none where no density is like its own."""
     token_of: Mapping[int, int]
     """The matched features' own tokens."""
@@ -168,6 +169,7 @@ class LayerFamilies:
     """
     losses: dict[tuple[int | None, NeedingFeatures], Tensor] = field(default_factory=dict, init=False, repr=False)
     """Losses on natural documents with a head put out, for the heads that share them (`d13_polysemantic`)."""
+    _natural: dict[NeedingFeatures, tuple[Texts, HeadOutputs]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def model(self) -> Model:
@@ -206,16 +208,17 @@ class LayerFamilies:
         where there is nothing to plant.
         """
         own = {t for s in self.selections.values() for t in s.tokens.tolist()}
-        return self._planted("choosing", own)
+        return self.plant("choosing", own)
 
     @cached_property
     def measured(self) -> Planting | None:
         """The other half, where every number is taken: the selections' tokens and those of their matches."""
         own = {t for s in self.selections.values() for t in (*s.tokens.tolist(), *s.token_of.values())}
-        return self._planted("measured", own)
+        return self.plant("measured", own)
 
-    def _planted(self, half: str, tokens: set[int]) -> Planting | None:
-        tokens -= {int(i) for i in self.target.tokenizer.all_special_ids}
+    def plant(self, half: str, tokens: set[int]) -> Planting | None:
+        """Documents in which these tokens are planted, special ones left out; None where none is left."""
+        tokens = tokens - {int(i) for i in self.target.tokenizer.all_special_ids}
         if not tokens:
             return None
         documents = repeated.repeated_planted(
@@ -226,9 +229,20 @@ class LayerFamilies:
             (self.target.name, "repeated_planted", half, str(self.layer)),
             repeats=self.planting.repeats,
         )
-        own = {f: t for s in self.selections.values() for f, t in zip(s.features.tolist(), s.tokens.tolist())}
+        own = {
+            f: t for s in self.selections.values() for f, t in zip(s.features.tolist(), s.tokens.tolist(), strict=True)
+        }
         others = {f for s in self.selections.values() for f in s.token_of}
         return observe_planted(self.model, self.dictionary, documents, own, others)
+
+    def texts_of(
+        self, design: NeedingFeatures, made: Callable[[LayerFamilies, NeedingFeatures], Texts]
+    ) -> tuple[Texts, HeadOutputs]:
+        """Natural documents, and the layer's head outputs on them; read once for all heads of the layer."""
+        if design not in self._natural:
+            texts = made(self, design)
+            self._natural[design] = texts, observe(self.model, self.dictionary, texts.documents())
+        return self._natural[design]
 
     def picture(self, feature: int, heads: Mapping[str, int | None], at: Live | None = None) -> dict[str, Any]:
         """{FEATURE: the feature where it fires most on measurement documents, with its source through some heads}

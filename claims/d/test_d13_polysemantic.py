@@ -31,7 +31,7 @@ CLAIM = Claim(
     },
     statistic="polysemantic/2",
     stimuli=("repeated_random", "natural"),
-    n=200,
+    n=120,
     design=(TokenInduction(), RepeatedSets(), FamilySelection(), PlantedTokens(), NeedingFeatures()),
 )
 

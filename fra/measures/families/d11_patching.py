@@ -163,7 +163,7 @@ def upstream_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
         first = patch_upstream(layer.model, layer.observed, made("choosing", design.chosen), noise=rivals)
         rival = max(rivals, key=lambda h: float((first.clean - first.noised[h]).sum()))
         both = (top, "attention", "MLP")
-        got = patch_upstream(layer.model, layer.observed, made("measured", design.measured), both)
+        got = patch_upstream(layer.model, layer.observed, made("measured", design.measured), both, (*both, rival))
         whole = got.clean - got.corrupted
         n = len(whole)
         noised = {name: got.clean - value for name, value in got.noised.items()}
@@ -190,6 +190,10 @@ def upstream_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
                 "its previous-token score": previous[top],
                 "clean less corrupted pre-activation": float(whole.mean()),
                 "the other head that does most, on other prompts": rival,
+                "share by noising, on other prompts": {
+                    h: float((first.clean - first.noised[h]).sum() / (first.clean - first.corrupted).sum())
+                    for h in rivals
+                },
                 "share by noising": dict(sorted(share.items(), key=lambda item: -item[1])),
                 "share by denoising": {h: float(denoised[h].sum() / total) for h in both},
             },

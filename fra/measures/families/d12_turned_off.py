@@ -43,11 +43,12 @@ def ablation_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
         W_O = layer.model.blocks[layer.layer].attn.W_O.detach()
 
         def alike(seen: HeadOutputs, entries: Live, other: int) -> Tensor:
-            value = equal_change(W_O, seen.z[entries.doc, entries.pos], means, head, other)
-            return turned_off(layer.dictionary, seen, entries, other, value)
+            return turned_off(
+                layer.dictionary, seen, entries, other, lambda z: equal_change(W_O, z, means, head, other)
+            )
 
         def off(entries: Live, value: Tensor) -> Floats:
-            return by_document(turned_off(layer.dictionary, layer.observed, entries, head, value[None]), entries.doc, n)
+            return by_document(turned_off(layer.dictionary, layer.observed, entries, head, value), entries.doc, n)
 
         before, _ = firing(layer.found, selection.features[passed])
         rates = {h: float(alike(layer.found, before, h).double().mean()) for h in range(len(means)) if h != head}

@@ -126,10 +126,11 @@ def polysemantic_evidence(claim: Claim, families: Families) -> dict[str, Evidenc
 
 def _losses(layer: LayerFamilies, texts: Texts, head: int | None, design: NeedingFeatures) -> Tensor:
     """Losses with a head at its mean over discovery documents, which two induction heads may share."""
-    if (head, design) not in layer.losses:
+    key = None if head is None else layer.layer, head, design
+    if key not in layer.losses:
         value = None if head is None else head_means(layer.found)[head]
-        layer.losses[head, design] = losses_with(layer.model, texts, layer.layer, head, value)
-    return layer.losses[head, design]
+        layer.losses[key] = losses_with(layer.model, texts, layer.layer, head, value)
+    return layer.losses[key]
 
 
 def _features(

@@ -111,7 +111,7 @@ class NeedingFeatures:
     """A feature fails induction where the upper bound of its hit rate at this level is below what passes."""
     least_documents: int = 10
     """Discovery documents in which it must fire on rows whose token has not stood before."""
-    documents: int = 150
+    documents: int = 120
     """Natural documents, one of each source; none of a source of the discovery documents."""
     longest: int = 96
     """Tokens of a document, at most."""

@@ -161,14 +161,16 @@ class LayerFamilies:
     pool: Int[np.ndarray, " n_pool"]
     selecting: FamilySelection = field(default_factory=FamilySelection)
     planting: PlantedTokens = field(default_factory=PlantedTokens)
+    losses: dict[tuple[int | None, int | None, NeedingFeatures], Tensor] = field(default_factory=dict, repr=False)
+    """Losses on natural documents with a head of a layer put out, or none, for all who ask for them
+    (`d13_polysemantic`); one for all layers.
+    """
     ablated: dict[tuple[str, AblatedPairs], tuple[Ablated, Ablated]] = field(
         default_factory=dict, init=False, repr=False
     )
     """By head, what ablating its family did, and its matches: two claims ask for it, and it is measured once
     (`fra.measures.families.d09_d10_paths`).
     """
-    losses: dict[tuple[int | None, NeedingFeatures], Tensor] = field(default_factory=dict, init=False, repr=False)
-    """Losses on natural documents with a head put out, for the heads that share them (`d13_polysemantic`)."""
     _natural: dict[NeedingFeatures, tuple[Texts, HeadOutputs]] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -325,11 +327,10 @@ def survey(
         return Families(target.name, status, {}, pool, target.known_tih, progress, designs=designs)
     cut = document_sets.documents(target, "repeated_natural", sizes)
     documents = repeated.join(cut["confirmation"], cut["sets"])
+    losses: dict[tuple[int | None, int | None, NeedingFeatures], Tensor] = {}
     made = {
-        n: LayerFamilies(
-            target, n, [h for layer, h in heads if layer == n], cut["discovery"], documents, pool, selecting, planting
-        )
-        for n in layers
+        n: LayerFamilies(target, n, own, cut["discovery"], documents, pool, selecting, planting, losses)
+        for n, own in ((n, [h for layer, h in heads if layer == n]) for n in layers)
     }
     return Families(target.name, status, made, pool, target.known_tih, progress, designs=designs)
 

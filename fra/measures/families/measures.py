@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,16 +49,22 @@ def head_means(observed: HeadOutputs) -> Float[Tensor, "n_heads d_head"]:
 
 @torch.no_grad()
 def turned_off(
-    dictionary: Any, observed: HeadOutputs, at: Live, head: int, value: Float[Tensor, "#n_live d_head"]
+    dictionary: Any,
+    observed: HeadOutputs,
+    at: Live,
+    head: int,
+    value: Float[Tensor, " d_head"] | Callable[[Tensor], Tensor],
 ) -> Bool[Tensor, " n_live"]:
-    """Whether each of these entries no longer fires when the head's output is `value` there: one for all of them, or
-    one for each, equal for entries of one row.
+    """Whether each of these entries no longer fires when the head's output is `value` there, or what `value` makes of
+    the row's head outputs [n, n_heads, d_head].
     """
     pos = observed.z.shape[1]
     rows, where = torch.unique(at.doc * pos + at.pos, return_inverse=True)
-    changed = observed.z.flatten(0, 1)[rows].clone()
-    changed[where, head] = value.expand(len(where), -1).to(changed)
-    found = [encode(dictionary, some) == 0 for some in torch.split(changed, _ROWS_AT_ONCE)]
+    found = []
+    for some in torch.split(rows, _ROWS_AT_ONCE):
+        z = observed.z.flatten(0, 1)[some].clone()
+        z[:, head] = value(z) if callable(value) else value
+        found.append(encode(dictionary, z) == 0)
     return torch.cat(found)[where, at.feature] if len(rows) else torch.zeros(0, dtype=torch.bool)
 
 

@@ -231,6 +231,24 @@ def test_scales_are_medians_before_own_tokens() -> None:
     assert len(set(truth)) == len(truth)
 
 
+def weaker(of: LayerFamilies, by: float) -> LayerFamilies:
+    """All activations in the measured half so many times as large."""
+    half = of.measured
+    assert half is not None
+    of.__dict__["measured"] = dataclasses.replace(half, live=dataclasses.replace(half.live, value=half.live.value * by))
+    return of
+
+
+def test_what_is_strong_is_told_by_the_other_half() -> None:
+    """Activations that are all a little short of half the scale are not strong, whatever they are among themselves."""
+    for by, strong in ((0.45, 0.0), (0.55, 1.0)):
+        of = weaker(layer(), by)
+        own, *_ = d07_behaviour.knowing(of, 0, OwnScale())
+        assert own.tolist() == [strong] * len(own)
+        d08 = d08_context.specificity_evidence(claim("D08"), families(of))["L1H0"]
+        assert conditions(d08)["missed"].effect == pytest.approx(1 - strong)
+
+
 def test_pairs_of_activations_as_mann_and_whitney_count_them() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 6, 30).astype(float), rng.integers(0, 9, 50).astype(float)
@@ -273,7 +291,7 @@ def test_ablated_heads_are_those_of_the_models_own_hooks() -> None:
         with interventions.set_output(at_hand.model, value, layer=1, head=head), torch.no_grad():
             z = at_hand.model.run_with_cache(at_hand.documents.tokens, names_filter=[HOOK])[1][HOOK]
         gone = at_hand.dictionary.encode(z.flatten(2))[at.doc, at.pos, at.feature] == 0
-        found = measures.turned_off(at_hand.dictionary, at_hand.observed, at, head, value[None])
+        found = measures.turned_off(at_hand.dictionary, at_hand.observed, at, head, value)
         assert torch.equal(found, gone)
         assert 0 < int(gone.sum()) < len(gone)
 
@@ -293,16 +311,17 @@ def test_another_head_is_moved_until_the_output_has_changed_as_much() -> None:
     assert torch.equal(value[3], z[3, 2])
 
 
-def test_entries_can_each_have_a_value_of_their_own() -> None:
+def test_rows_can_each_have_a_value_of_their_own() -> None:
     at_hand = made()
     at, _ = measures.firing(at_hand.observed, np.arange(0, circuit.D_VOCAB, 3))
-    value = at_hand.observed.z[at.doc, at.pos, 0] * (torch.arange(len(at)) % 2)[:, None]
-    one_a_row = dict(zip(zip(at.doc.tolist(), at.pos.tolist(), strict=True), value, strict=True))
-    value = torch.stack([one_a_row[key] for key in zip(at.doc.tolist(), at.pos.tolist(), strict=True)])
-    found = measures.turned_off(at_hand.dictionary, at_hand.observed, at, 0, value)
+
+    def swapped(z: torch.Tensor) -> torch.Tensor:
+        return z[:, 0].roll(1, dims=-1) + z[:, 1]
+
+    found = measures.turned_off(at_hand.dictionary, at_hand.observed, at, 0, swapped)
     for k in range(0, len(at), 7):
         z = at_hand.observed.z[at.doc[k], at.pos[k]].clone()
-        z[0] = value[k]
+        z[0] = swapped(z[None])[0]
         with torch.no_grad():
             assert bool(found[k]) == (float(at_hand.dictionary.encode(z.flatten()[None])[0, at.feature[k]]) == 0)
 
@@ -442,6 +461,23 @@ def test_patching_upstream_is_each_prompts_own() -> None:
         assert got.clean[n] == pytest.approx(float(clean), abs=1e-9)
 
 
+def test_the_other_head_is_chosen_on_prompts_of_its_own() -> None:
+    seen: list[set[tuple[int, ...]]] = []
+    real = d11_patching.patch_upstream
+
+    def spy(model: Any, observed: Any, given: Any, *rest: Any, **named: Any) -> Any:
+        seen.append({tuple(row) for row in given.clean.tolist()})
+        return real(model, observed, given, *rest, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(d11_patching, "patch_upstream", spy)
+        d11_patching.upstream_evidence(upstream_claim(), whole())
+    first, second = seen
+    design = UpstreamPrompts()
+    assert (len(first), len(second)) == (design.chosen, design.measured)
+    assert not first & second
+
+
 def test_prefixes_are_the_same_examples_and_end_where_they_should() -> None:
     e = d14_prefix.prefix_examples(np.arange(64), 64, Prefixes(chosen=10, measured=20), ("x",))
     longest = Prefixes().longest
@@ -500,7 +536,7 @@ def test_a_context_feature_is_found_with_its_word() -> None:
     assert by_name["precision of upper activations"].effect > 0.8  # it fires on the word itself, too
     assert by_name["over permuted documents"].effect > 0.2
     assert by_name["over permuted positions"].effect > 0.2
-    assert by_name["over permuted positions"].holds(0.05)
+    assert by_name["over permuted positions"].low > 0.05
 
 
 def with_design(of: Claim, design: Any) -> Claim:
@@ -738,6 +774,13 @@ def test_exchanging_what_is_measured_moves_nothing_that_is_chosen() -> None:
     for name, parts in chosen(one).items():
         for a, b in zip(parts, chosen(two)[name], strict=True):
             assert np.array_equal(a, b, equal_nan=a.dtype.kind == "f"), name
+    bare = layer(sae=sae)
+    for name in ("observed", "measured"):
+        bare.__dict__[name] = None  # whatever looks there while it chooses has nothing to look at
+    bare.documents = None  # type: ignore[assignment]
+    for name, parts in chosen(bare).items():
+        for a, b in zip(parts, chosen(one)[name], strict=True):
+            assert np.array_equal(a, b, equal_nan=a.dtype.kind == "f"), name
     rows = {}
     for which, of in (("one", one), ("two", two)):
         found = families(of)
@@ -745,7 +788,7 @@ def test_exchanging_what_is_measured_moves_nothing_that_is_chosen() -> None:
         real = measures.turned_off
 
         def spy(dictionary: Any, seen: Any, at: Any, head: int, value: Any, kept: Any = values, run: Any = real) -> Any:
-            if len(value) == 1:
+            if isinstance(value, torch.Tensor):
                 kept.append(value.clone())
             return run(dictionary, seen, at, head, value)
 
@@ -761,7 +804,7 @@ def test_exchanging_what_is_measured_moves_nothing_that_is_chosen() -> None:
             d11.detail["the other head that does most, on other prompts"],
         )
         assert len(values) == 3  # the mean, zero, and the mean for the matches
-        torch.testing.assert_close(values[0][0], of.found.z[:, 1:][of.found.real[:, 1:]].mean(0)[0])
+        torch.testing.assert_close(values[0], of.found.z[:, 1:][of.found.real[:, 1:]].mean(0)[0])
     assert rows["one"] == rows["two"]
 
 

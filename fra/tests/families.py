@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,13 +12,16 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
+from fra.claim import Claim, Evidence
 from fra.induction.designs import TokenInduction
 from fra.induction.status import HeadStatus
-from fra.measures.families.designs import FamilySelection, PlantedTokens
+from fra.measures.families import planted
+from fra.measures.families.designs import FamilySelection, PlantedTokens, UpstreamPrompts
 from fra.measures.families.families import Families, LayerFamilies
 from fra.stimuli import repeated
 from fra.stimuli.designs import RepeatedSets
 from fra.tests import circuit
+from fra.tests.claims import claim
 
 HOOK = "blocks.1.attn.hook_z"
 TELLS = 44
@@ -128,3 +133,37 @@ def families(made: LayerFamilies | None = None) -> Families:
     status = {h: HeadStatus(h, is_, 1.0, 0.9, 1.0, previous[h]) for h, is_ in shown.items()}
     designs = TokenInduction(), RepeatedSets(), FamilySelection(), PlantedTokens()
     return Families("circuit", status, {1: made}, made.pool, designs=designs)
+
+
+@cache
+def made() -> LayerFamilies:
+    return layer()
+
+
+@cache
+def whole() -> Families:
+    return families(made())
+
+
+def halves() -> tuple[planted.Planting, planted.Planting]:
+    """Both halves of the circuit's planted documents."""
+    first, second = made().choosing, made().measured
+    assert first is not None
+    assert second is not None
+    return first, second
+
+
+def with_design(of: Claim, design: Any) -> Claim:
+    """The claim with another design of that class."""
+    return dataclasses.replace(of, design=tuple(design if type(d) is type(design) else d for d in of.design))
+
+
+def upstream_claim() -> Claim:
+    """D11 with prompts for which the circuit has tokens enough."""
+    return with_design(claim("D11"), UpstreamPrompts(length=14))
+
+
+def conditions(found: Evidence) -> dict[str, Any]:
+    """Of the only candidate, by name."""
+    (own,) = found.candidates.values()
+    return {c.name: c for c in own}

@@ -125,9 +125,9 @@ def observe_planted(
         source = torch.full_like(live.pos, -1)
         source[hit] = seen.top_sources(live.where(hit))[0][:, 0]
         parts.append((number, live.pos, live.feature, live.value, source))
-    doc, *others = (torch.cat(each) for each in zip(*parts, strict=True))
+    doc, *rest = (torch.cat(each) for each in zip(*parts, strict=True))
     order = torch.argsort(doc, stable=True)
-    pos, feature, value, source = (each[order] for each in others)
+    pos, feature, value, source = (each[order] for each in rest)
     return Planting(tuple(documents), texts, wanted, Live(doc[order], pos, feature, value), source)
 
 

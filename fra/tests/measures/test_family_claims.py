@@ -235,16 +235,6 @@ def test_exchanging_what_is_measured_moves_nothing_that_is_chosen() -> None:
     assert rows["one"] == rows["two"]
 
 
-def test_natural_documents_are_one_of_each_source_and_none_of_discovery() -> None:
-    one = layer()
-    texts = d13_polysemantic.natural(one, NeedingFeatures())
-    assert len(set(texts.sources)) == len(texts) == 20
-    one.discovery = dataclasses.replace(one.discovery, sources=("measurement-03",) * len(one.discovery))
-    assert "measurement-03" not in d13_polysemantic.natural(one, NeedingFeatures()).sources
-    assert len(d13_polysemantic.natural(one, NeedingFeatures(documents=7))) == 7
-    assert all(int(row[0]) == circuit.BOS for row in texts.tokens)
-
-
 def test_a_feature_that_fails_and_needs_the_head_shows_its_loss() -> None:
     """Features that fire wherever the induction head tells their token, match or not, are measured where induction has
     nothing to match: there the head tells nothing, and putting it out costs nothing.
@@ -323,16 +313,6 @@ def test_an_unselected_layer_has_nothing_to_say() -> None:
     for name, build in (("D07", d07_behaviour.behaviour_evidence), ("D12", d12_turned_off.ablation_evidence)):
         outcome = judge(claim(name), build(claim(name), found)["L1H0"]).outcome
         assert outcome in (Outcome.INCONCLUSIVE, Outcome.REFUTED)
-
-
-def test_the_difference_of_ratio_means_is_linearised() -> None:
-    rng = np.random.default_rng(0)
-    (a, b), (n_a, n_b) = rng.normal(2, 1, (2, 40)), rng.integers(1, 9, (2, 40)).astype(float)
-    values, one = bounds.difference(a, n_a, b, n_b)
-    assert values.sum() / one.sum() == pytest.approx(a.sum() / n_a.sum() - b.sum() / n_b.sum())
-    draws = rng.integers(0, 40, (4000, 40))
-    truth = (a[draws].sum(1) / n_a[draws].sum(1) - b[draws].sum(1) / n_b[draws].sum(1)).std()
-    assert values.std() / 40**0.5 == pytest.approx(truth, rel=0.1)
 
 
 def test_conditions_that_are_shares_are_said_as_shares() -> None:

@@ -17,11 +17,13 @@ from fra.measures.families import (
     d08_context,
     d09_d10_paths,
     d11_patching,
+    d13_polysemantic,
     d14_prefix,
     measures,
 )
 from fra.measures.families.designs import (
     ContextFeatures,
+    NeedingFeatures,
     Prefixes,
     UpstreamPrompts,
 )
@@ -43,6 +45,7 @@ from fra.tests.families import (
 )
 from fra.tests.intervening import TOKENS, double
 from fra.tests.models import random_tokens, tiny, tiny_sae
+from fra.verdicts import bounds
 
 
 def test_ablated_heads_are_those_of_the_models_own_hooks() -> None:
@@ -324,3 +327,23 @@ def test_positions_are_permuted_within_each_document_and_draw() -> None:
     for at in own[:3]:
         counts = torch.bincount(moved[:, at], minlength=rows.shape[1])[own]
         assert float(sps.chisquare(counts.numpy()).pvalue) > 1e-4  # every row is as likely
+
+
+def test_natural_documents_are_one_of_each_source_and_none_of_discovery() -> None:
+    one = layer()
+    texts = d13_polysemantic.natural(one, NeedingFeatures())
+    assert len(set(texts.sources)) == len(texts) == 20
+    one.discovery = dataclasses.replace(one.discovery, sources=("measurement-03",) * len(one.discovery))
+    assert "measurement-03" not in d13_polysemantic.natural(one, NeedingFeatures()).sources
+    assert len(d13_polysemantic.natural(one, NeedingFeatures(documents=7))) == 7
+    assert all(int(row[0]) == circuit.BOS for row in texts.tokens)
+
+
+def test_the_difference_of_ratio_means_is_linearised() -> None:
+    rng = np.random.default_rng(0)
+    (a, b), (n_a, n_b) = rng.normal(2, 1, (2, 40)), rng.integers(1, 9, (2, 40)).astype(float)
+    values, one = bounds.difference(a, n_a, b, n_b)
+    assert values.sum() / one.sum() == pytest.approx(a.sum() / n_a.sum() - b.sum() / n_b.sum())
+    draws = rng.integers(0, 40, (4000, 40))
+    truth = (a[draws].sum(1) / n_a[draws].sum(1) - b[draws].sum(1) / n_b[draws].sum(1)).std()
+    assert values.std() / 40**0.5 == pytest.approx(truth, rel=0.1)

@@ -12,6 +12,8 @@ ARGS ?=
 CORPUS ?=
 # Draws a claim for `make calibrate`.
 DRAWS ?= 200
+# Of `make seeds`.
+SEEDS ?= 0 1 2 3 4
 # A preset or a target file: make claims TARGET=mine.toml; also for cards and frontiers.
 TARGET ?= mini
 HOOK ?= blocks.1.attn.hook_z
@@ -24,7 +26,7 @@ ONE_THREAD := $(CALM) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup claims test lint format bench bench-census calibrate cards frontiers mini twin report clean
+.PHONY: help setup claims test lint format bench bench-census calibrate seeds mutants cards frontiers mini twin report clean
 
 help:
 	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'
@@ -33,6 +35,8 @@ help:
 	@echo 'make lint     ruff, mypy, import-linter; make format rewrites'
 	@echo 'make bench    benchmarks, kept in build/bench.json; make bench-census: the census at full size (long)'
 	@echo 'make calibrate false-positive rates and power in full (long)'
+	@echo 'make seeds    every claim with five seeds: claims/SEEDS.md and borderline.toml anew (five times make claims)'
+	@echo 'make mutants  planted bugs, one at a time: the tests must notice each (long)'
 	@echo 'make cards    feature cards of HOOK=$(HOOK) into build/cards, linked from build/report.html'
 	@echo 'make frontiers  quality of the study of dictionaries, in total and by head: build/frontiers.csv'
 	@echo 'make report   build/report.html from build/ledger.json, nothing measured'
@@ -93,6 +97,17 @@ calibrate: $(INSTALLED)
 	$(ONE_THREAD) $(BIN)/python -m fra.tests.rates build/samples --draws $(DRAWS) --jobs $(WORKERS) > build/FAMILIES.md
 	$(CALM) $(BIN)/python -m fra.tests.nulls $(ARGS) > build/NULLS.md
 	@echo 'wrote build/CALIBRATION.md, build/FAMILIES.md and build/NULLS.md; those of this version lie in fra/tests'
+
+# How verdicts depend on the seed, which enters every random choice.
+seeds: $(INSTALLED)
+	@mkdir -p build/seeds
+	for seed in $(SEEDS); do $(CALM) $(BIN)/python -m pytest claims -n $(WORKERS) --dist loadfile -q --seed $$seed \
+	  --ledger build/seeds/$$seed.json $(if $(filter command,$(origin TARGET)),--target "$(TARGET)") $(ARGS); done; true
+	$(BIN)/python -m fixtures.seeds $(SEEDS:%=build/seeds/%.json) -o claims
+
+# fra/tests/mutants.toml: each bug is planted in a copy of the project, and the tests named there must fail.
+mutants: $(INSTALLED)
+	$(BIN)/python -m fra.tests.mutants --jobs $(WORKERS) $(ARGS)
 
 # Feature cards of one dictionary of head outputs, a page a head: make cards HOOK=blocks.2.attn.hook_z
 # Rows of build/report.html link to the cards of their features: the report is drawn anew where there is a ledger.

@@ -7,7 +7,8 @@ H0: R2 <= 0.5, R2 of the feature-feature block against the head's own scores bef
     unmasked keys (softmax ignores what is constant along a row), pooled over all causal entries of natural documents.
 Controls, each given its own best slope on every document, which the features are not: random atoms (equal number and
     L0, matching pursuit, remainder in the error) and a shuffled decoder (the same codes, directions exchanged among
-    live features). The lead over each must exceed 0.1.
+    live features). Both are drawn for every document anew, so that the interval holds the scatter over draws. The lead
+    over each must exceed 0.1.
 Beside, without a verdict: the token dictionary; R2 without the first key, which is often a sink.
 Bar: half, as in the gate of Q04, or the other terms are the larger part of the story. A tenth of the variance: any
     sparse code of this size carries something, and less of a lead would not need a trained dictionary.
@@ -17,16 +18,20 @@ Unit: the document, sources as clusters.
 import pytest
 
 from fra.claim import Claim
+from fra.stimuli.designs import NaturalSets
 
+DOCUMENTS = NaturalSets()
 CLAIM = Claim(
     id="Q02",
     title="Features alone carry the scores",
     h0="row-centred R2 of the feature-feature block <= 0.5",
     bar=0.5,
+    condition="R2",
     bars={"over random atoms": 0.1, "over shuffled decoder": 0.1},
-    statistic="carried_r2/1",
+    statistic="carried_r2/2",
     stimuli=("natural",),
-    n=60,
+    n=DOCUMENTS.measured,
+    design=(DOCUMENTS,),
 )
 
 
@@ -37,10 +42,10 @@ def evidence(target, carried, progress):
 
     found = {}
     for n in range(target.n_layers):
-        if (layer := carried(n)) is not None:
+        if (layer := carried(CLAIM.designed(NaturalSets), n)) is not None:
             progress(f"Q02: layer {n}")
             found |= carrying(layer)
-    return paired_evidence(CLAIM, target.name, target.heads, found, null=0.0)
+    return paired_evidence(CLAIM, target.name, target.heads, found)
 
 
 def test_q02(head, evidence, verdict):

@@ -6,8 +6,9 @@ head's own pattern. Products of sparse codes are concentrated whatever the direc
 H0: more than 10 % of the live channels are needed for 90 % of the mass; or the participation ratio is above 5 % of the
     live channels; or either share is not below 0.8 of what random atoms and what the token dictionary give on the same
     documents (log ratio, bar ln 0.8).
-Controls: random atoms (equal number and L0); the token dictionary (mean directions of current and previous token,
-    learnt on other documents), which asks whether features beat tokens. Both are exactly additive.
+Controls: random atoms (equal number and L0), drawn for every document anew, so that the interval holds the scatter over
+    draws; the token dictionary (mean directions of current and previous token, learnt on documents of other sources),
+    which asks whether features beat tokens. Both are exactly additive.
 Shares, not counts: the token dictionary has two entries a position and so fewer channels of either kind by
     construction. Counts stand beside.
 Bars: nine tenths in one tenth, a stricter rule than Pareto's; an effective number of a twentieth. Evenly exponential
@@ -21,14 +22,17 @@ import math
 import pytest
 
 from fra.claim import Claim
+from fra.measures.scores.designs import Concentration
+from fra.stimuli.designs import NaturalSets
 
-STEP = 3
+DESIGN = Concentration()
 RATIO = math.log(0.8)
 CLAIM = Claim(
     id="Q03",
     title="FRA is sparse",
     h0="share of live channels that carry 90 % of the mass >= 0.1",
     bar=0.1,
+    condition="share of live channels",
     above=False,
     bars={
         "participation ratio": 0.05,
@@ -37,9 +41,17 @@ CLAIM = Claim(
         "participation against random atoms": RATIO,
         "participation against token dictionary": RATIO,
     },
-    statistic="mass_concentration/1",
+    below=(
+        "participation ratio",
+        "share against random atoms",
+        "share against token dictionary",
+        "participation against random atoms",
+        "participation against token dictionary",
+    ),
+    statistic="mass_concentration/2",
     stimuli=("natural",),
-    n=20,
+    n=DESIGN.documents,
+    design=(NaturalSets(), DESIGN),
 )
 
 
@@ -50,12 +62,10 @@ def evidence(target, carried, progress):
 
     found = {}
     for n in range(target.n_layers):
-        if (layer := carried(n)) is not None:
+        if (layer := carried(CLAIM.designed(NaturalSets), n)) is not None:
             progress(f"Q03: layer {n}")
-            found |= sparsity(layer, STEP)
-    return paired_evidence(
-        CLAIM, target.name, target.heads, found, below=("share of live channels", *CLAIM.bars), null=0.59
-    )
+            found |= sparsity(layer, CLAIM.designed(Concentration))
+    return paired_evidence(CLAIM, target.name, target.heads, found)
 
 
 def test_q03(head, evidence, verdict):

@@ -247,7 +247,10 @@ def render(ledger: Ledger, cards: CardLinks | None = None) -> str:
     return _template().render(
         header=ledger.header,
         sections=sections(ledger),
-        total={word: n for word, n in count(ledger.verdicts).items() if word in ledgers.COUNTED},
+        totals={
+            ledgers.PLURAL[kind]: {word: n for word, n in count(rows).items() if word in ledgers.COUNTED}
+            for kind, rows in ledger.by_kind().items()
+        },
         digest_of={row.claim: row.digest for row in ledger.verdicts},
         cards=cards or CardLinks(),
     )

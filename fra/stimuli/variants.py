@@ -20,25 +20,20 @@ from fra.stimuli.repeated import Batch, RepeatedDocument, periods, repeat
 from fra.verdicts.stats import seed_of
 
 ARMS = ("same", "variant", "neighbour", "unrelated")
-COSINE_WITHIN = 0.05
-"""How far a neighbour's embedding cosine may lie from the variant's."""
-FEWEST_FORMS = 48
-_CHOICES = 12
-_SHORTEST_WORD = 2
 
 
-def surface_forms(tokenizer: Any, pool: Sequence[int]) -> dict[str, list[int]]:
+def surface_forms(tokenizer: Any, pool: Sequence[int], shortest: int) -> dict[str, list[int]]:
     """Words that stand in the pool as two or more single tokens that differ in case or a leading space alone.
 
-    Letters only, at least two, and at least one of the forms begins a word (a leading space), so that fragments are
-    left out.
+    Letters only, at least `shortest`, and at least one of the forms begins a word (a leading space), so that fragments
+    are left out.
     """
     forms: dict[str, list[int]] = {}
     begins: set[str] = set()
     for token in sorted(int(t) for t in pool):
         piece = str(tokenizer.convert_ids_to_tokens(token)).replace("\u0120", " ").replace("\u2581", " ")
         word = piece.strip().lower()
-        if len(word) >= _SHORTEST_WORD and word.isascii() and word.isalpha():
+        if len(word) >= shortest and word.isascii() and word.isalpha():
             forms.setdefault(word, []).append(token)
             if piece.startswith(" "):
                 begins.add(word)
@@ -65,12 +60,23 @@ class Forms:
         return np.unique(self.word)
 
 
-def variant_forms(tokenizer: Any, pool: Int[np.ndarray, " n_pool"], W_E: Float[np.ndarray, "d_vocab d_model"]) -> Forms:
+def variant_forms(
+    tokenizer: Any,
+    pool: Int[np.ndarray, " n_pool"],
+    W_E: Float[np.ndarray, "d_vocab d_model"],
+    *,
+    shortest: int,
+    within: float,
+    choices: int,
+    fewest: int,
+) -> Forms:
     """Every pair of forms in the pool that has neighbours of equal cosine there.
 
-    Raises CannotLoad where the vocabulary has fewer than FEWEST_FORMS such words.
+    shortest: letters of a word, at least. within: how far a neighbour's embedding cosine may lie from the variant's.
+    choices: neighbours a pair, at most, the nearest in cosine. Raises CannotLoad where the vocabulary has fewer than
+    `fewest` such words.
     """
-    forms = surface_forms(tokenizer, pool.tolist())
+    forms = surface_forms(tokenizer, pool.tolist(), shortest)
     word_of = {token: number for number, tokens in enumerate(forms.values()) for token in tokens}
     unit = W_E / np.maximum(np.linalg.norm(W_E, axis=1, keepdims=True), 1e-12)
     words_in_pool = np.array([word_of.get(int(t), -1) for t in pool])
@@ -83,8 +89,8 @@ def variant_forms(tokenizer: Any, pool: Int[np.ndarray, " n_pool"], W_E: Float[n
                     continue
                 gap = np.abs(cosine - unit[variant] @ unit[token])
                 gap[words_in_pool == number] = np.inf
-                best = np.argsort(gap, kind="stable")[:_CHOICES]
-                near = np.where(gap[best] <= COSINE_WITHIN, pool[best], -1)
+                best = np.argsort(gap, kind="stable")[:choices]
+                near = np.where(gap[best] <= within, pool[best], -1)
                 if (near >= 0).any():
                     rows.append((number, token, variant, near, gap[best]))
     found = Forms(
@@ -95,10 +101,10 @@ def variant_forms(tokenizer: Any, pool: Int[np.ndarray, " n_pool"], W_E: Float[n
         np.array([r[4] for r in rows]).reshape(len(rows), -1),
         word_of,
     )
-    if len(found.words) < FEWEST_FORMS:
+    if len(found.words) < fewest:
         raise CannotLoad(
             f"the tokenizer has {len(found.words)} words whose case or leading-space variants are single tokens with "
-            f"neighbours of equal cosine; {FEWEST_FORMS} are needed"
+            f"neighbours of equal cosine; {fewest} are needed"
         )
     return found
 
@@ -120,34 +126,40 @@ def variant_repeat(
     """Documents over words that have variants; P is drawn anew for each and every word stands once in a copy.
 
     Half of the words at most are used by one document, so that an unrelated second copy can be drawn from the others.
+    Neighbours and unrelated words are drawn anew for every document, so that the scatter of these controls is part of
+    the scatter over documents.
     """
-    rng = np.random.default_rng(seed_of(*seed_parts))
     words = forms.words
     longest = min((context - 1) // 2, len(words) // 2)
     made: dict[str, list[RepeatedDocument]] = {name: [] for name in ("discovery", *ARMS)}
     gaps: list[float] = []
     of_word = {int(word): np.flatnonzero(forms.word == word) for word in words}
-    for number, period in enumerate(periods(n_discovery + n, longest, rng).tolist()):
+    rng = np.random.default_rng(seed_of(*seed_parts, "discovery"))
+    for number, period in enumerate(periods(n_discovery, longest, rng).tolist()):
+        drawn = rng.permutation(words)[:period]
+        first = forms.token[np.array([rng.choice(of_word[int(word)]) for word in drawn])]
+        made["discovery"].append(repeat(first, bos, rng, f"discovery-{number:04d}"))
+    rng = np.random.default_rng(seed_of(*seed_parts, "measured"))
+    for number, period in enumerate(periods(n, longest, rng).tolist()):
         drawn = rng.permutation(words)
         pairs = np.array([rng.choice(of_word[int(word)]) for word in drawn[: 2 * period]])
         first, other = forms.token[pairs[:period]], forms.token[pairs[period:]]
-        source = f"variant-{number:04d}"
-        if number < n_discovery:
-            made["discovery"].append(repeat(first, bos, rng, source))
-            continue
-        near, gap = _neighbours(forms, pairs[:period], set(drawn[:period].tolist()))
+        near, gap = _neighbours(forms, pairs[:period], set(drawn[:period].tolist()), rng)
         gaps.extend(gap)
         second = {"same": first, "variant": forms.variant[pairs[:period]], "neighbour": near, "unrelated": other}
+        source = f"variant-{number:04d}"
         for name in ARMS:  # one seed, so that all arms have one deranged control
             own = np.random.default_rng(seed_of(*seed_parts, source))
             made[name].append(repeat(first, bos, own, source, second[name]))
     return VariantSets(Batch.of(made["discovery"]), {name: Batch.of(made[name]) for name in ARMS}, float(np.mean(gaps)))
 
 
-def _neighbours(forms: Forms, pairs: np.ndarray, words: set[int]) -> tuple[np.ndarray, list[float]]:
-    """A neighbour for each pair, no two alike and none a form of a word of the document; the nearest in cosine first.
+def _neighbours(
+    forms: Forms, pairs: np.ndarray, words: set[int], rng: np.random.Generator
+) -> tuple[np.ndarray, list[float]]:
+    """A neighbour for each pair, drawn at random among those that are no form of a word of the document; no two alike.
 
-    A pair whose neighbours are all taken keeps its nearest one even if it stands twice.
+    A pair whose neighbours are all taken keeps one even if it stands twice.
     """
     taken: set[int] = set()
     chosen, gaps = [], []
@@ -160,7 +172,8 @@ def _neighbours(forms: Forms, pairs: np.ndarray, words: set[int]) -> tuple[np.nd
         free = [option for option in options if option[0] not in taken]
         if not options:  # every neighbour is a form of another word here: none of these may stand in the second copy
             options = [(int(forms.neighbours[pair][0]), float(forms.gap[pair][0]))]
-        token, gap = (free or options)[0]
+        among = free or options
+        token, gap = among[int(rng.integers(len(among)))]
         taken.add(token)
         chosen.append(token)
         gaps.append(gap)
@@ -188,17 +201,14 @@ def disjoint_halves(
 
     Document k of seen and of unseen have the same period, so that the two can be compared document by document.
     """
-    rng = np.random.default_rng(seed_of(*seed_parts))
-    order = rng.permutation(pool)
+    order = np.random.default_rng(seed_of(*seed_parts)).permutation(pool)
     halves = order[: len(order) // 2], order[len(order) // 2 :]
     longest = min((context - 1) // 2, len(halves[0]))
     made: tuple[list[RepeatedDocument], ...] = ([], [], [])
-    for number, period in enumerate(periods(n_discovery + n, longest, rng).tolist()):
-        source = f"random-{number:04d}"
-        first = repeat(rng.choice(halves[0], period, replace=False), bos, rng, source)
-        if number < n_discovery:
-            made[0].append(first)
-            continue
-        made[1].append(first)
-        made[2].append(repeat(rng.choice(halves[1], period, replace=False), bos, rng, source))
+    for what, size, into in (("discovery", n_discovery, ((0, 0),)), ("measured", n, ((1, 0), (2, 1)))):
+        rng = np.random.default_rng(seed_of(*seed_parts, what))
+        for number, period in enumerate(periods(size, longest, rng).tolist()):
+            for batch, half in into:
+                passage = rng.choice(halves[half], period, replace=False)
+                made[batch].append(repeat(passage, bos, rng, f"{what}-{number:04d}"))
     return Batch.of(made[0]), Batch.of(made[1]), Batch.of(made[2])

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fra.tests.recorder import RANKS, STATUS
+from fra.tests.recorder import STATUS
 from fra.tests.replay import N_BOOT, STRENGTHS, Counts, Replay, as_recorded
 from fra.tests.samples import Decision, Member, label, load_all
-from fra.verdicts.stats import Floats, clopper_pearson, rank_p, seed_of
+from fra.verdicts.stats import Floats, clopper_pearson, seed_of
 
 LEVEL = 0.05
 
@@ -155,27 +155,6 @@ def table_of_power(found: dict[str, Replay]) -> None:
             )
 
 
-def size_of_rank(draws: Floats) -> float:
-    """How often a draw ranks in the upper 5 % of the others: the size of a rank among exchangeable nulls."""
-    others = [rank_p(draws[k], np.delete(draws, k)) <= LEVEL for k in range(len(draws))]
-    return float(np.mean(others)) if others else float("nan")
-
-
-def table_of_ranks(folder: Path) -> None:
-    """Claims that rank among nulls."""
-    _head("claim", "ranks taken", "draws", "a draw among the others at or below 5 %, %")
-    for file in sorted(folder.glob("*.npz")):
-        with np.load(file, allow_pickle=False) as given:
-            observed = given["observed"]
-            nulls = [given[f"draws {k}"] for k in range(len(observed))]
-        distinct = list({draws.tobytes(): draws for draws in nulls if len(draws) > 1}.values())[:40]
-        sizes = [100 * size_of_rank(draws[np.isfinite(draws)]) for draws in distinct]
-        lengths = [len(draws) for draws in distinct]
-        if lengths:
-            span = f"{min(lengths)}" if min(lengths) == max(lengths) else f"{min(lengths)} to {max(lengths)}"
-            _row((file.stem, len(observed), span, f"{np.mean(sizes):.1f}"))
-
-
 def _where(c: Counts, met: bool) -> str:
     """The head that errs most often, how much of its spread one document makes and how often that one was not drawn,
     and where the condition is met (or refuted) as recorded, so that a verdict may rest on it.
@@ -251,10 +230,10 @@ def main() -> None:
     claims = by_claim(load_all(args.folder))
     with ProcessPoolExecutor(args.jobs) as pool:
         of = list(pool.map(replayed, claims.values(), [args.draws] * len(claims)))
-    report(dict(zip(claims, of, strict=True)), args.draws, args.folder)
+    report(dict(zip(claims, of, strict=True)), args.draws)
 
 
-def report(found: dict[str, Replay], draws: int, folder: Path) -> None:
+def report(found: dict[str, Replay], draws: int) -> None:
     """Print FAMILIES.md."""
     print(INTRODUCTION.format(draws=draws, n_boot=N_BOOT - 1, date=datetime.date.today().isoformat()))
     print("## By claim\n")
@@ -263,12 +242,10 @@ def report(found: dict[str, Replay], draws: int, folder: Path) -> None:
     too_often(found)
     print(f"\n{SHARES}")
     table_of_shares(found)
-    print(f"\n{READING}\n## By condition\n")
+    print("\n## By condition\n")
     table_of_conditions(found)
     print(f"\n{POWERS}")
     table_of_power(found)
-    print(f"\n{RANKED}")
-    table_of_ranks(folder / RANKS)
     print(f"\n{WITHOUT}", end="")
 
 
@@ -278,25 +255,25 @@ Made by `make calibrate` on {date}: `python -m fra.tests.rates build/samples --d
 `pytest claims -p fra.tests.record` keeps while the claims run on `mini`. Of `fra.stats` alone: CALIBRATION.md; of Q04
 and Q05 with their whole search under three nulls: NULLS.md.
 
-How often is a claim wrong on samples such as it really has? The documents of a claim (on natural text `mini`'s thirty
-registers, which are resampled as one each) are taken for the population. As many are drawn with replacement, the same
-ones for all heads and conditions. Effects are moved by a constant, so that the population's mean lies exactly at the
-bar at every head and candidate, and the claim's own functions decide again, with its own corrections: the largest
-statistic within a head, Holm or Bonferroni over heads and conditions. A condition that is then found beyond its bar
-anywhere in its family is *wrongly met*; one that is found short of it, *wrongly refuted*. Met may be wrong in 5 %,
-refuted in 5 % over the number of conditions any of which may refute ("nominal"), a claim refuted by any of them in 5
-%. Brackets: Clopper-Pearson, 95 %. (The multiplication of effects by a constant in the place of moving them gives the
-same numbers: the tests are studentised.)
+How often is a claim wrong on samples such as it really has? The sources of a claim's documents are taken for the
+population. As many are drawn with replacement, the same ones for all heads and conditions. Effects are moved by a
+constant, so that the population's mean lies exactly at the bar at every head and candidate, and the decider decides
+again, with the claim's own corrections. Every other condition counts as met beyond doubt: then every head of the family
+hangs on this one, the hardest case for Holm over the heads. A condition that is then found beyond its bar anywhere in
+its family is *wrongly met*, and the claim would be SUPPORTED wrongly: in 5 % at most. One that is found short of it is
+*wrongly refuted*: in 5 % over the number of conditions any of which may refute ("nominal"), and a claim by any of them
+in 5 %. Brackets: Clopper-Pearson, 95 %. (Effects multiplied by a constant, and not moved, give the same numbers: the
+tests are studentised.)
 
 What this shows, and what it does not:
 
-- The rates are *upper bounds of wrong verdicts*. SUPPORTED needs every condition at one head; REFUTED also needs power
-  0.8, and that every candidate of the head fails; and a family of which each head lies exactly at its bar is the worst
-  there is. A head far from the bar is in no danger.
-- The population has no more documents than the claim had, so every draw lacks a third of them. Where *one document is
+- The rates are *upper bounds of wrong verdicts*. REFUTED also needs power 0.8, and that every candidate of the head
+  fails; and a family of which each head lies exactly at its bar is the worst there is. A head far from the bar is in no
+  danger.
+- The population has no more sources than the claim had, so every draw lacks a third of them. Where *one source is
   unlike all others*, a third of all draws do not hold it, look tight, and decide wrongly; no test can see what is not
-  there. Whether text at large has one such register in thirty nobody knows: the rate says what happens if it has. What
-  shows in none of the documents is not simulated at all.
+  there. Whether text at large has one such source in a hundred nobody knows: the rate says what happens if it has.
+  What shows in none of the sources is not simulated at all.
 - It is about the last step alone, from samples to a decision. Selection, search and wrong controls come before it.
 - Resamples: {n_boot} or some more instead of 9,999, chosen so that no test is coarser than its level; a little less
   power, the same size.
@@ -310,46 +287,6 @@ SHARES = """## One document
 By how much of the squared deviations from the mean is one document's, in the head where that is most (of thirty equal
 ones each would have 0.03 on average; the largest of thirty normal ones has about 0.2).
 """
-READING = """What this says of `mini`, as read from the run of 20 November 2026 (200 draws; written by hand):
-
-*Most families hold*, all of them on stimuli that are made (Q04, Q05, Q07, Q08, Q16, Q17, Q20, D11, D14: 32 to a hundred
-independent documents): 2 to 7 % wrongly met. Where no document has more than 0.4 of the spread, 3.5 to 5 % are
-wrongly met and refutations are wrong about as often as they may be.
-
-*Those that err too often have one cause: one register unlike the others.* In nearly every wrong decision of the heads
-listed (one line excepted), the most outlying document is one that was not drawn; the rest look tight, and the test
-believes them. Thirty registers, of which a draw lacks any given one in 36 % of cases, are too few for a mean that one
-of them makes. No statistic was changed for it: what is missing is text, more *registers*, not more text of the same.
-
-- D09: one register has nine tenths of the spread of what the loss rises by: its two controls are wrongly met in 37 %
-  and wrongly refuted in up to 60 %. No verdict rests on them: D09 is decided by its headline, which does not err.
-- Q22: each condition 12 to 21 % wrongly met and 5 to 18 % wrongly refuted. Its one support, L0H1, lies 1.7, 3.0 and
-  5.8 detectable effects beyond its bars, no document has more than 0.29 of its spread, and at the bar it is met
-  wrongly in 1 % by itself. All others are INCONCLUSIVE.
-- Q05 on natural text, head contrast: wrongly met in 23 %, of which 16 at L0H7 (0.95 of the spread); no channel meets it
-  as recorded. Wrongly refuted in 5.5 % where any candidate counts; a head is refuted only by all of its fifty.
-- Q09 (a jackknife, whose t assumes symmetry): wrongly refuted in 24 %, nearly all at heads that stand high (L1H4, one
-  register 0.47). The fourteen heads refuted have hardly a self channel in any register; they lie at least 2.4
-  detectable effects below, but their standard error is the floor of 0.01, not an estimate.
-- Q03, participation against the token dictionary: wrongly met in 10 %, at no head in particular; its six supports lie
-  2.4 or more beyond.
-- Q15, drawn attention off BOS: wrongly met in 16 %, of which 11 at L0H7 (0.95 of the spread); the eight heads
-  supported lie 3.1 or more beyond, none has a document above 0.32.
-- Q02 and Q14: 10 % wrongly refuted, nearly all at L2H0, whose R2 one register ruins. Q02 refutes it from 3.8 away.
-- D01 on natural text, 17 % by any of four conditions. It is refuted by PCA at layer 1, where one document has 0.24 of
-  the spread and wrong refutations are rare (0.5 %), but from 1.0 detectable effects only.
-- D06: wrongly met in 9 %, without such a register (0.38). *Its support stands nearest to its bar* (0.516 against 0.5,
-  1.6 detectable effects, p = 0.0005); read its level as one in ten, not one in twenty.
-- B05: wrongly refuted in 10 %; refuted from 7.8 away. D01.repeated, D08, D10, D13: no verdict rests on what is
-  listed (D13's L1H4 is INCONCLUSIVE for want of power).
-
-*What no table can exclude*: heads that look tight because the register that would upset them is in none of the
-thirty. Chance alone would list about one rate in forty.
-
-*Power* is what `fra.stats.detectable` says, within a few points, but where one document rules (D09, D01, B05: effects
-are found sooner than it says), and where a maximum over many candidates is taken (Q05, Q21, status on random text: 56
-to 69 % for 80; fewer resamples are a part of it).
-"""
 POWERS = """## Power
 
 `detectable`: the effect, counted from the bar and in the bar's unit, that `fra.stats.detectable` says this sample
@@ -357,15 +294,6 @@ finds with power 0.8 at Holm's first step; then how often effects half, once and
 effect that was found in 80 % of the draws. Medians over heads (lowest to highest), of a head's candidates its median
 one. "Never": heads in which more than a fifth of the draws have no lower bound at all (next to no variance, or no
 rows); where values have a range, exact bounds stand in there, which are not counted here.
-"""
-RANKED = """## Ranks among nulls
-
-Conditions that rank a number among nulls (other lags, scrambled heads, random sets, relabelled features) have their
-size by construction, if what is ranked is exchangeable with its nulls where nothing is there. Here only the
-arithmetic is seen: how often a null ranks in the upper 5 % of its own kind (of at most forty sets of nulls a claim),
-which ties and few draws lower. That they *are* exchangeable is an assumption: scrambled heads of a layer share
-documents, other lags of one head share rows. A rank can deny a channel and refutes nothing. (D16 ranks a cosine less
-its bar among draws less their mean.)
 """
 WITHOUT = """## Claims without a rate
 

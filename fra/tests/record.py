@@ -30,14 +30,6 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         config.stash[KEY].install()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    recorder = item.config.stash.get(KEY, None)
-    if recorder is not None:
-        claim = item.config.pluginmanager.getplugin("fixtures.verdict").claim_of(item)
-        recorder.current = None if claim is None else claim.id
-
-
 def pytest_sessionfinish(session: pytest.Session) -> None:
     recorder = session.config.stash.get(KEY, None)
     if recorder is not None:

@@ -1,7 +1,7 @@
 """Keeps the samples that the claims' tests rest on, one file a condition; the plugin is fra/tests/record.py.
 
 Nothing is computed otherwise than without it: `fra.verdicts.decide.corrected`, through which every condition goes, is
-called as it is, and what it was given is noted. Beside it stand the status of heads and ranks among nulls.
+called as it is, and what it was given is noted. Beside it stands the status of heads.
 """
 
 from __future__ import annotations
@@ -18,24 +18,19 @@ from typing import Any
 import numpy as np
 
 from fra.tests.samples import Decision, Member, Sample, save
-from fra.verdicts.decide import WHOLE, Number, Sampled, bar_of, corrected, may_refute
+from fra.verdicts.decide import WHOLE, Number, Sampled, corrected, may_refute
 from fra.verdicts.jackknife import Jackknifed
-from fra.verdicts.stats import ClusterMeans, rank_p, seed_of
+from fra.verdicts.stats import ClusterMeans, seed_of
 
 STATUS = "status"
 """The claim that stands for the families themselves: which heads are token induction heads (fra.induction.status)."""
-RANKS = "ranks"
 
 
 class Recorder:
     """Everything that was decided between `install` and `remove`."""
 
     def __init__(self) -> None:
-        self.current: str | None = None
-        """The claim whose test runs, for ranks, which do not know theirs."""
         self.found: list[Decision] = []
-        self.ranks: list[tuple[str, float, np.ndarray]] = []
-        """Ranks among nulls: claim, observed, draws."""
         self._judged: dict[str, set[str]] = {}
         self._parts: dict[int, tuple[str, ...]] = {}
         self._undo: list[Callable[[], None]] = []
@@ -57,7 +52,6 @@ class Recorder:
         self._wrap(corrected, self._corrected)
         self._wrap(classify, self._classify)
         self._wrap(seed_of, lambda given, seed: self._parts.__setitem__(seed, given["parts"]))
-        self._wrap(rank_p, self._rank_p)
         made = Evidence.__post_init__
 
         @functools.wraps(made)
@@ -79,42 +73,38 @@ class Recorder:
         return [replace(d, judged=d.claim == STATUS or d.name in self._judged.get(d.claim, ())) for d in self.found]
 
     def _corrected(self, given: dict[str, Any], result: Any) -> None:
-        claim, columns, refuting = given["claim"], given["columns"], given.get("refuting", "bonferroni")
+        claim, columns = given["claim"], given["columns"]
         for column in columns:
-            samples = _samples(column) if isinstance(column, Sampled) else None
+            above = isinstance(column, Sampled) and claim.above_of(column.name)
+            samples = _samples(column, above) if isinstance(column, Sampled) else None
             if samples is None or all(sample.kind == "number" for sample in samples.values()):
                 continue
-            sign = 1.0 if column.above else -1.0
+            sign = 1.0 if above else -1.0
             bounded = column.bounded
-            if bounded is not None and not column.above:
+            if bounded is not None and not above:
                 bounded = -bounded[1], -bounded[0]
             self.found.append(
                 Decision(
                     claim.id,
                     column.name,
-                    0.0 if column.shares is not None else sign * bar_of(claim, column),
+                    0.0 if column.shares is not None else sign * claim.bar_of(column.name),
                     claim.level,
-                    may_refute(columns),
+                    max(may_refute(claim, columns), 1),
                     samples,
                     column.simultaneous,
                     bounded,
                     column.linearised,
-                    refuting,
                 )
             )
 
     def _classify(self, given: dict[str, Any], result: Any) -> None:
-        from fra.induction.status import NOT_TIH_AT_MOST, TIH_AT_LEAST
-
-        means, level = given["means"], given["level"]
+        means, design = given["means"], given["design"]
         stimulus = self._parts.get(means.seed, ("", ""))[1]
-        for what, bar, sign in (("a TIH", TIH_AT_LEAST, 1.0), ("not a TIH", NOT_TIH_AT_MOST, -1.0)):
+        for what, bar, sign in (("a TIH", design.tih_at_least, 1.0), ("not a TIH", design.not_tih_at_most, -1.0)):
             samples = {(WHOLE, ""): _sample(means, sign)}
-            self.found.append(Decision(STATUS, f"{what}, {stimulus}", sign * bar, level, 1, samples, simultaneous=True))
-
-    def _rank_p(self, given: dict[str, Any], result: Any) -> None:
-        draws = np.asarray(given["null"], dtype=np.float64).ravel()
-        self.ranks.append((self.current or "?", float(given["observed"]), draws))
+            self.found.append(
+                Decision(STATUS, f"{what}, {stimulus}", sign * bar, design.level, 1, samples, simultaneous=True)
+            )
 
     def _wrap(self, original: Any, note: Callable[[dict[str, Any], Any], None]) -> None:
         """Put a function that notes in the place of `original`, under whatever name a module of fra holds it."""
@@ -130,9 +120,9 @@ class Recorder:
         self._undo.append(lambda: _replace(noting, original))
 
 
-def _samples(column: Sampled) -> dict[Member, Sample] | None:
+def _samples(column: Sampled, above: bool) -> dict[Member, Sample] | None:
     """The samples of a condition; None where one is of another kind than can be drawn again."""
-    sign = 1.0 if column.above else -1.0
+    sign = 1.0 if above else -1.0
     found: dict[Member, Sample] = {}
     for head, own in column.samples.items():
         several = own if isinstance(own, Mapping) else dict(enumerate(own)) if isinstance(own, Sequence) else {"": own}
@@ -165,18 +155,6 @@ def _replace(old: Any, new: Any) -> None:
 
 
 def save_all(recorder: Recorder, folder: Path) -> None:
-    """Every decision, and the ranks in a folder of their own."""
+    """Every decision."""
     for decision in recorder.decisions():
         save(decision, folder)
-    save_ranks(recorder, folder / RANKS)
-
-
-def save_ranks(recorder: Recorder, folder: Path) -> None:
-    """The nulls that something was ranked among, a file a claim."""
-    by_claim: dict[str, list[tuple[float, np.ndarray]]] = {}
-    for claim, observed, draws in recorder.ranks:
-        by_claim.setdefault(claim, []).append((observed, draws))
-    folder.mkdir(parents=True, exist_ok=True)
-    for claim, several in by_claim.items():
-        arrays = {f"draws {k}": draws for k, (_, draws) in enumerate(several)}
-        np.savez_compressed(folder / f"{claim}.npz", observed=np.array([o for o, _ in several]), **arrays)

@@ -19,7 +19,7 @@ from fra.tests.samples import Decision, Member, Sample
 from fra.tests.together import Together
 from fra.verdicts import decide as decider
 from fra.verdicts import stats
-from fra.verdicts.decide import Given, Sampled, corrected
+from fra.verdicts.decide import Sampled, corrected
 from fra.verdicts.jackknife import Jackknifed
 from fra.verdicts.stats import ClusterMeans, Floats
 
@@ -39,18 +39,53 @@ def decide(d: Decision, samples: Mapping[Member, decider.Sample]) -> Conditions:
     for (head, _), sample in samples.items():
         by_head.setdefault(head, []).append(sample)
     column = Sampled(
-        name=d.name,
+        name="replayed",
         samples=by_head,
-        bar=d.bar,
         simultaneous=d.simultaneous,
         bounded=d.bounded,
         linearised=d.linearised,
     )
-    others = [Given("another", {}, refutes=True)] * (d.share - max(map(len, by_head.values())))
-    claim = Claim(id="replayed", title="t", h0="h", bar=d.bar, level=d.level, statistic="s", stimuli=(), n=1,
-                  min_documents=1)  # fmt: skip
-    found = corrected(claim, [column, *others], d.refuting)
+    others = [f"another {k}" for k in range(d.share - max(map(len, by_head.values())))]
+    claim = Claim(
+        id="replayed",
+        title="t",
+        h0="h",
+        condition="replayed",
+        bar=d.bar,
+        bars=dict.fromkeys(others, 1.0),
+        worth={"replayed": 1.0},
+        level=d.level,
+        statistic="s",
+        stimuli=(),
+        n=1,
+        min_sources=1,
+    )
+    beyond = [Sampled(name=name, samples=dict.fromkeys(by_head, _Met())) for name in others]
+    found = corrected(claim, [column, *beyond])
     return {h: [own[0] for own in table] for h, table in found.conditions.items()}
+
+
+class _Met:
+    """A condition that is met beyond doubt, beside the one that is replayed: the hardest case for the family, whose
+    heads then pass by that one alone.
+    """
+
+    n_cand, estimate = 1, np.array([2.0])
+
+    def p_above(self, bar: float, simultaneous: bool) -> Floats:
+        return np.zeros(1)
+
+    def p_below(self, bar: float, simultaneous: bool) -> Floats:
+        return np.ones(1)
+
+    def lower(self, level: float, simultaneous: bool) -> Floats:
+        return np.array([1.5])
+
+    def upper(self, level: float, simultaneous: bool) -> Floats:
+        return np.array([np.inf])
+
+    def power(self, worth: float, level: float, above: bool, simultaneous: bool) -> Floats:
+        return np.ones(1)
 
 
 def alone(d: Decision, samples: Mapping[Member, decider.Sample]) -> dict[Member, list[Condition]]:

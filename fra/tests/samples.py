@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fra.errors import FraError
-from fra.verdicts.decide import WHOLE, Refuting
+from fra.verdicts.decide import WHOLE
 from fra.verdicts.stats import Floats
 
 SUFFIX = ".npz"
@@ -58,7 +58,6 @@ class Decision:
     bounded: tuple[float, float] | None = None
     """The range of a document's value, where the exact bounds of `fra.verdicts.bounds` may take over."""
     linearised: bool = False
-    refuting: Refuting = "bonferroni"
     judged: bool = True
     """False: it stands beside the verdict and decides nothing."""
 
@@ -85,13 +84,13 @@ class Decision:
     @property
     def tests(self) -> int:
         """By how much the refuting direction is corrected, at most."""
-        return len(self.heads) * (1 if self.refuting == "holm" else self.share)
+        return len(self.heads) * self.share
 
     @property
     def nominal(self) -> float:
         """How often it may be refuted wrongly."""
         parts = len(dict.fromkeys(part for _, part in self.samples))
-        return self.level if self.refuting == "holm" else self.level * (parts / self.share)
+        return self.level * (parts / self.share)
 
 
 def label(member: Member) -> str:

@@ -27,8 +27,9 @@ CLAIM_FILE = """
     CLAIM = Claim(id="T01", title="Heads do it", h0="E <= 1", bar=1.0, statistic="mean/1", stimuli=("made",), n=50)
 
     def one(effect, p, p_refute, **more):
-        condition = Condition("effect", np.float32(effect), -np.inf, np.float64(9.0), 1.0, np.float64(p), p_refute)
-        return dict(candidates={"only": (condition,)}, n=np.int64(50), power=0.9, q=0.5) | more
+        low, high = 1.1 if p <= 0.05 else -np.inf, 0.9 if p_refute <= 0.05 else np.float64(9.0)
+        condition = Condition("effect", np.float32(effect), low, high, 1.0, np.float64(p), p_refute, power=0.9)
+        return dict(candidates={"only": (condition,)}, n=np.int64(50), q=0.5) | more
 
     @pytest.fixture(scope="module")
     def evidence():
@@ -38,7 +39,7 @@ CLAIM_FILE = """
             "L0H2": one(0.1, 1, 0.01),                                  # REFUTED, and known.toml says so
             "L0H3": one(3, 0.01, 1),                                    # SUPPORTED, though known.toml says REFUTED
             "L0H4": one(1, 0.5, 0.5, detail={"table": np.ones(2)}),     # INCONCLUSIVE
-            "L0H5": one(float("nan"), 0.01, 1),                         # INCONCLUSIVE
+            "L0H5": one(float("nan"), 0.5, 1),                          # INCONCLUSIVE
             "L0H6": one(2, 0.01, 1),                                    # BROKEN, below
         }
         return {head: Evidence(claim=CLAIM, head=head, **fields) for head, fields in found.items()}

@@ -190,7 +190,9 @@ class Condition:
     above: bool = True
     """True: the condition is effect > bar; False: effect < bar."""
     power: float | None = None
-    """The chance to see an effect that is worth seeing, where the condition fails; None: it may not refute."""
+    """The chance to see an effect that is worth seeing, where the condition fails; None: not known, or not at issue."""
+    refutes: bool = True
+    """Whether it may refute at all, or only be missed."""
     needed: int | None = None
     """About how many independent sources would decide, where neither side of the bar is rejected."""
 

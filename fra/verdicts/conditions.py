@@ -14,7 +14,7 @@ def rank_condition(name: str, p: float, adjusted: float, bar: float) -> Conditio
     """A condition that is a rank among draws of a null: 1 - p against 1 - level, bounded by the p that is adjusted over
     the heads. It can be missed; it refutes nothing.
     """
-    return Condition(name, 1 - p, min(1 - adjusted, 1 - p), 1.0, bar, p=adjusted, p_refute=1.0)
+    return Condition(name, 1 - p, min(1 - adjusted, 1 - p), 1.0, bar, p=adjusted, p_refute=1.0, refutes=False)
 
 
 def exact(name: str, value: float, bar: float, above: bool = True) -> Condition:

@@ -150,6 +150,8 @@ class Drawn:
     """`draw(head, k)`: the k-th draw's numbers by condition, the largest over what would be its candidates. It depends
     on head and k alone, k = 0, 1, ....
     """
+    most: Mapping[str, int] | None = None
+    """By head: how many draws there are; None: as many as are asked for."""
 
 
 Column = Sampled | Given | Drawn
@@ -218,7 +220,8 @@ def ranked(claim: Claim, name: str, observed: Mapping[str, ArrayLike], draws: Ma
     every = {h: np.asarray(own, dtype=np.float64).ravel() for h, own in draws.items()}
     return Drawn(
         observed={name: observed},
-        draw=lambda h, k: {name: float(every[h][k]) if k < every[h].size else np.inf},
+        draw=lambda h, k: {name: float(every[h][k])},
+        most={h: own.size for h, own in every.items()},
     )
 
 
@@ -232,6 +235,8 @@ def corrected(claim: Claim, columns: Sequence[Column]) -> Decided:
         raise FraError(f"{claim.id}: a claim without conditions would be supported by nothing")
     heads = list(dict.fromkeys(h for column in columns for h in _heads(column)))
     tests = {c.name: _Tests(claim, c) for c in columns if isinstance(c, Sampled)}
+    for h in heads:
+        _agree(claim, columns, h)
     sampled = {h: {name: t for name, t in tests.items() if h in t.up} for h in heads}
     refuting = sum(t.parts for t in tests.values() if t.refutes)
     against = [
@@ -254,9 +259,6 @@ def corrected(claim: Claim, columns: Sequence[Column]) -> Decided:
                 t = tests[column.name]
                 own.append(t.conditions(h, k, up, down, refuting) if h in t.up else [_unmeasured(claim, column.name)])
         n_cand = max(map(len, own))
-        if any(len(each) not in (0, 1, n_cand) for each in own):
-            counts = ", ".join(f"{len(each)} of {each[0].name!r}" for each in own if each)
-            raise FraError(f"{claim.id} at {h}: the conditions differ in their number of candidates ({counts})")
         found[h] = [tuple(each[c if len(each) > 1 else 0] for each in own) for c in range(n_cand)] if all(own) else []
     drawn = {h: max((r.n for (head, _), r in ranks.items() if head == h), default=0) for h in heads}
     return Decided(found, {h: float(up.p[k]) for k, h in enumerate(heads)}, drawn)
@@ -285,7 +287,8 @@ def decide(
         detail, power = dict(beside.detail), None
         if planted is not None:
             power = float("nan")
-            if own and all(any(c.fails(claim.level) for c in each) for each in own) and beside.undecided is None:
+            short = [any(c.refutes and c.fails(claim.level) for c in each) for each in own]
+            if own and all(short) and beside.undecided is None:
                 seen = planted(h)
                 power = seen.power
                 detail["planted at the bars and found"] = f"{seen.found} of {seen.tried}"
@@ -313,6 +316,21 @@ def _heads(column: Column) -> list[str]:
     if isinstance(column, Drawn):
         return [h for by_head in column.observed.values() for h in by_head]
     return list(column.samples if isinstance(column, Sampled) else column.values)
+
+
+def _agree(claim: Claim, columns: Sequence[Column], head: str) -> None:
+    """Raises FraError where the columns differ in the number of the head's candidates."""
+    sizes: dict[str, int] = {}
+    for column in columns:
+        if isinstance(column, Drawn):
+            sizes |= {name: np.size(own[head]) for name, own in column.observed.items() if head in own}
+        elif isinstance(column, Given) and head in column.values:
+            sizes[column.name] = np.size(column.values[head])
+        elif isinstance(column, Sampled) and (several := _several(column.samples.get(head, ()))):
+            sizes[column.name] = several[0].n_cand
+    if len({size for size in sizes.values() if size > 1}) > 1:
+        counts = ", ".join(f"{size} of {name!r}" for name, size in sizes.items())
+        raise FraError(f"{claim.id} at {head}: the conditions differ in their number of candidates ({counts})")
 
 
 def _several(samples: Sample | Sequence[Sample] | Mapping[str, Sample]) -> Sequence[Sample]:
@@ -386,8 +404,9 @@ class _Tests:
                             float(highs[c]),
                             self.bar,
                             p=None if fixed else float(p[c]),
-                            p_refute=None if fixed else float(p_refute[c]) if self.refutes else 1.0,
+                            p_refute=None if fixed else float(p_refute[c]),
                             above=self.above,
+                            refutes=self.refutes,
                         ),
                         m,
                         c,
@@ -453,7 +472,8 @@ def _ranks(
             n_cand = max(max(map(np.size, p[h]), default=1), *(own.size for own in observed.values()), 1)
             worst = np.max([np.zeros(n_cand), *(np.broadcast_to(own, (n_cand,)) for own in p[h])], axis=0)
             standing = worst <= claim.level
-            for name, own in sequential(observed, partial(column.draw, h), standing, claim.level, most).items():
+            limit = most if column.most is None else min(most, column.most.get(h, most))
+            for name, own in sequential(observed, partial(column.draw, h), standing, claim.level, limit).items():
                 ranks[h, name] = own
                 p[h].append(own.p)
             p[h] += [np.ones(1)] * (len(column.observed) - len(observed))

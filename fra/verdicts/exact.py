@@ -11,6 +11,7 @@ from scipy import special
 from scipy import stats as sps
 
 from fra.verdicts import stats
+from fra.verdicts.bounds import power_of_share
 from fra.verdicts.stats import Floats
 
 _PLAIN = 0.05
@@ -60,9 +61,7 @@ class Proportion:
         """[1] the chance that a share `worth` beyond one half is told from one half: the hardest place."""
         if not self.n:
             return np.full(1, np.nan)
-        few = np.arange(self.n + 1)
-        rejects = sps.binom.sf(few - 1, self.n, 0.5) <= level
-        return np.array([float(sps.binom.pmf(few[rejects], self.n, min(1.0, 0.5 + worth)).sum())])
+        return np.array([power_of_share(self.n, 0.5, min(1.0, 0.5 + worth), level)])
 
 
 @dataclass(frozen=True)
@@ -249,8 +248,8 @@ class Bounded:
 def exact_where_unbounded(
     means: stats.ClusterMeans, bounded: tuple[float, float], linearised: bool = False
 ) -> Bounded | None:
-    """The exact sample in the place of a bootstrap of one candidate that has no bound in some direction; None where it
-    has both, or too few clusters are live.
+    """The exact sample in the place of a bootstrap of one candidate that has no bound in some direction, or all of whose
+    clusters agree, where the range says more than their number; None elsewhere, or where too few clusters are live.
 
     linearised: values have the range only where all agree.
     """
@@ -258,7 +257,8 @@ def exact_where_unbounded(
     values = means.sums.ravel()[live] / means.counts.ravel()[live]
     if len(values) < 2 or not np.isfinite(values).all():
         return None
-    if np.isfinite(means.lower(_PLAIN, False)[0]) and np.isfinite(means.upper(_PLAIN, False)[0]):
-        return None
     found = Bounded(values, *bounded)
-    return None if linearised and not found.constant else found
+    bounds = means.lower(_PLAIN, False)[0], means.upper(_PLAIN, False)[0]
+    if found.constant:
+        return found
+    return None if linearised or np.isfinite(bounds).all() else found

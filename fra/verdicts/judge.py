@@ -152,5 +152,5 @@ def _against(evidence: Evidence, candidate: tuple[Condition, ...]) -> list[Condi
     failed = [c for c in candidate if c.fails(claim.level)]
     if claim.kind != "finding":
         return failed
-    may = [c for c in failed if c.estimated and (evidence.power is not None or c.power is not None)]
+    may = [c for c in failed if c.estimated and c.refutes and (evidence.power is not None or c.power is not None)]
     return sorted(may, key=lambda c: -_power(evidence, c))

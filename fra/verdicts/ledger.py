@@ -10,7 +10,8 @@ whatever is wrong.
 Rows are sorted by claim and head (a family's own row, head null, first). Numbers are JSON numbers or null: what is not
 finite is null. effect, low, high, bar and p are those of the condition that decided, which `detail` names (`decided`;
 `met`: how many conditions hold, of how many). `detail` also holds `reason`, `power`, `candidates` (each with its
-conditions), `best`, the flags `exploratory`, `known` and `overturned`, and whatever the measurement wishes to show.
+conditions), `best`, the flags `exploratory`, `known`, `overturned` and `borderline`, and whatever the measurement
+wishes to show.
 """
 
 import json
@@ -43,6 +44,8 @@ WORDS: tuple[Word, ...] = get_args(Word)
 """The judge's outcomes, and BROKEN: the measurement raised."""
 COUNTED = tuple(word for word in WORDS if word != "NOT_APPLICABLE")
 """What is counted: heads that a claim is not about are not missing anywhere."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PLURAL: dict[Kind, str] = {"finding": "findings", "identity": "identities", "control": "controls"}
 
 _TOO_LARGE = 512 * 2**20
 _TOO_DEEP = 40
@@ -129,6 +132,7 @@ class _Known(_Table):
     exploratory: bool = False
     known: str = ""
     overturned: str = ""
+    borderline: str = ""
 
 
 def _detail(detail: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -156,6 +160,11 @@ class Row(_Table):
     detail: Annotated[dict[str, JsonValue], AfterValidator(_detail)]
 
     @property
+    def judged(self) -> bool:
+        """Whether the claim was asked of this head and answered."""
+        return self.verdict in ("SUPPORTED", "REFUTED", "INCONCLUSIVE")
+
+    @property
     def key(self) -> tuple[str, int, int]:
         """Rows are sorted by claim, then layer, then head; a family's own row comes first."""
         return (self.claim, *((-1, -1) if self.head is None else parse_head(self.head)))
@@ -167,6 +176,16 @@ class Ledger(_Table):
     schema_: Literal[1] = Field(default=1, alias="schema")
     header: Header
     verdicts: list[Row]
+
+    def kind_of(self, claim: str) -> Kind:
+        """What a claim is; a finding where the header does not say."""
+        note = self.header.claims.get(claim)
+        return "finding" if note is None else note.kind
+
+    def by_kind(self) -> dict[Kind, list[Row]]:
+        """The rows of each kind of claim that there is: findings, then identities, then controls."""
+        rows = {kind: [row for row in self.verdicts if self.kind_of(row.claim) == kind] for kind in KINDS}
+        return {kind: own for kind, own in rows.items() if own}
 
     @model_validator(mode="after")
     def _sorted(self) -> "Ledger":

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -19,14 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats as sps
 
 from fra.errors import FraError
-
-Floats = NDArray[np.float64]
-
-GUARD = 1.5
-"""How far out the guard's document lies, in units of the excess that was seen (see `ClusterMeans`).
-
-Chosen among 1, 1.5 and 2 on simulated samples, never on a model; CALIBRATION.md tells on which, and has others too.
-"""
+from fra.verdicts import unseen
+from fra.verdicts.unseen import Agreement, Margins
+from fra.verdicts.unseen import Floats as Floats
+from fra.verdicts.unseen import guarded as guarded
+from fra.verdicts.unseen import linearised as linearised
 
 BLOCK = 2**21  # numbers in one block of resamples (16 MiB); about ten such arrays live at once
 
@@ -44,8 +42,9 @@ class ClusterMeans:
     Attributes
     ----------
     sums, counts: [n_docs, n_cand], as given.
-    estimate, se: [n_cand], the effect's unit; NaN where a candidate cannot be tested.
-    n_live: [n_cand], documents with counts above 0. testable: [n_cand] bool.
+    estimate, se: [n_cand], the effect's unit; NaN where nothing can be said.
+    n_live: [n_cand], documents with counts above 0.
+    testable: [n_cand] bool, whether there is a variance. constant: [n_cand] bool, whether all live documents agree.
 
     The standard error is cluster-robust, by linearisation: `se^2 = G/(G-1) sum_d (s_d - E n_d)^2 / (sum_d n_d)^2`
     with G live documents (Cochran 1977, Sampling Techniques, ch. 6; weighted least squares on a constant with
@@ -55,17 +54,25 @@ class ClusterMeans:
     Resampling-Based Multiple Testing, ch. 2; Romano and Wolf 2005, Econometrica 73), whatever the dependence between
     candidates. `p = (1 + b) / (1 + B)`, never 0 (Phipson and Smyth 2010).
 
-    The guard: a sample skewed towards where the test would be wrong probably lacks its worst documents, and no
-    resampling draws what was not seen; the bare bootstrap-t then rejects 8 to 13 % at 5 %. So each direction is tested
-    on the sample with one document more. With e_d = s_d / n_d - E, a the farthest e on the side that speaks against
-    rejection and o the farthest on the other, it lies GUARD (a - o) from E on the side of a, with the mean number of
-    rows; there is none where a <= o. A symmetric sample loses next to nothing, one skewed the harmless way nothing.
-    It is a correction, not a guarantee: tests of "below" still err in up to 12 % at 5 % where a negative tail hides the
-    positive one or fewer than 20 documents are live, and relatively more at smaller levels. What shows in no document
-    stays invisible to this as to any method: a tail in 10 % of all documents is absent from 20 in one sample of eight.
+    A sample skewed towards where the test would be wrong probably lacks its worst documents, and no resampling draws
+    what was not seen; the bare bootstrap-t then rejects 8 to 13 % at 5 %, and thirty times too often at 0.1 %. What
+    each direction keeps instead, with numbers from `fra.verdicts.unseen`; a is how far an effect by row lies from E at
+    most on the side that speaks against rejection, o on the other:
 
-    A candidate that cannot be tested (fewer than two live documents, no variance, numbers not finite) has p = 1 and
-    infinite bounds, and stays out of the maximum.
+    - the guard: one document more, max(GUARD (a - o), REACH a) from E on the side of a, with the mean number of rows;
+    - the shift: at a level p below ONE_GUARD, E moves by ln(ONE_GUARD / p) / G of that distance;
+    - the least margin: Student's, t_{G-1}(p) se;
+    - the floor: p >= (1 - RARE)^G, by Bonferroni over candidates tested together, unless SEEN documents or more are
+      live and even the SHOWN-th farthest on the other side lies HARMLESS a from E: a small share of all documents may
+      hold what turns the verdict, and fewer than forty show none of it too often for 5 %;
+    - where more than half of the documents agree, also the binomial test of how few do not (`unseen.Agreement`), which
+      decides alone where all agree: p = (1 - RARE)^G, and both bounds are the value itself where that is reached.
+
+    It is a correction, not a guarantee: what shows in fewer documents than RARE stays invisible, as to any method that
+    knows no range. Where a range is known, `fra.verdicts.bounds` has bounds without these margins.
+
+    A candidate about which nothing can be said (fewer than two live documents, numbers not finite) has p = 1 and
+    infinite bounds. It stays out of the maximum, as does a constant one.
 
     Raises FraError for shapes that do not agree, negative counts, or sums where nothing is live.
 
@@ -95,33 +102,27 @@ class ClusterMeans:
             # Rounding leaves a constant sample residuals of 1e-16 of its terms: no variance, and a t of 1e16.
             noise = 1e-12 * np.sqrt((s**2).sum(axis=0)) / n.sum(axis=0)
             self.testable: NDArray[np.bool_] = finite & (self.n_live >= 2) & np.isfinite(se) & (se > noise)
+        self.constant: NDArray[np.bool_] = finite & (self.n_live >= 2) & ~self.testable
         self.estimate: Floats = np.where(self.testable, estimate, np.nan)
-        self.se: Floats = np.where(self.testable, se, np.nan)
+        self.estimate[self.constant] = self._agreed_above.estimate[self.constant]
+        self.se: Floats = np.where(self.testable, se, np.where(self.constant, 0.0, np.nan))
         self._sums, self._counts = s[:, self.testable], n[:, self.testable]
 
     def p_above(self, bar: ArrayLike, simultaneous: bool = True) -> Floats:
         """[n_cand] p of H0: E <= bar (one number, or one a candidate); small when the effect is above the bar."""
-        p = np.ones(self.n_cand)
-        p[self.testable] = self._above.p(self._each(bar), simultaneous)
-        return p
+        return self._p(self._above, self._margins_above, self._agreed_above, self._each(bar), simultaneous)
 
     def p_below(self, bar: ArrayLike, simultaneous: bool = True) -> Floats:
         """[n_cand] p of H0: E >= bar (one number, or one a candidate); small when the effect is below the bar."""
-        p = np.ones(self.n_cand)
-        p[self.testable] = self._below.p(-self._each(bar), simultaneous)
-        return p
+        return self._p(self._below, self._margins_below, self._agreed_below, -self._each(bar), simultaneous)
 
     def lower(self, level: ArrayLike, simultaneous: bool = True) -> Floats:
         """[n_cand] lower bounds: `p_above(bar) <= level` exactly where `lower(level) > bar`. -inf: none."""
-        bound = np.full(self.n_cand, -np.inf)
-        bound[self.testable] = self._above.bound(self._each(level), simultaneous)
-        return bound
+        return self._bound(self._above, self._margins_above, self._agreed_above, self._each(level), simultaneous)
 
     def upper(self, level: ArrayLike, simultaneous: bool = True) -> Floats:
         """[n_cand] upper bounds: `p_below(bar) <= level` exactly where `upper(level) < bar`. inf: none."""
-        bound = np.full(self.n_cand, np.inf)
-        bound[self.testable] = -self._below.bound(self._each(level), simultaneous)
-        return bound
+        return -self._bound(self._below, self._margins_below, self._agreed_below, self._each(level), simultaneous)
 
     def turned(self) -> "ClusterMeans":
         """The sample of -E, with the same resamples: "below" said as "above"."""
@@ -131,8 +132,25 @@ class ClusterMeans:
         """[n_cand] the chance that an effect `worth` beyond a bar is told from it: `power_above`, either way round."""
         return power_above(self if above else self.turned(), 0.0, worth, level, simultaneous)
 
+    def _p(self, tail: "Tail", margins: Margins, agreed: Agreement, bars: Floats, simultaneous: bool) -> Floats:
+        p = np.ones(self.n_cand)
+        p[self.testable] = tail.p(bars[self.testable], simultaneous, margins)
+        reached = self._agreed_bound(tail, margins, agreed) > bars
+        return np.where(reached, np.minimum(p, agreed.chance(simultaneous)), p)
+
+    def _bound(self, tail: "Tail", margins: Margins, agreed: Agreement, levels: Floats, simultaneous: bool) -> Floats:
+        bound = np.full(self.n_cand, -np.inf)
+        bound[self.testable] = tail.bound(levels[self.testable], simultaneous, margins)
+        reached = agreed.chance(simultaneous) <= levels
+        return np.where(reached, np.maximum(bound, self._agreed_bound(tail, margins, agreed)), bound)
+
+    def _agreed_bound(self, tail: "Tail", margins: Margins, agreed: Agreement) -> Floats:
+        base = agreed.estimate.copy()
+        base[self.testable] = tail.estimate + margins.lift
+        return np.where(agreed.p < 1, base + agreed.lift, -np.inf)
+
     def _each(self, value: ArrayLike) -> Floats:
-        return np.broadcast_to(np.asarray(value, dtype=np.float64), (self.n_cand,))[self.testable]
+        return np.broadcast_to(np.asarray(value, dtype=np.float64), (self.n_cand,))
 
     @cached_property
     def _above(self) -> "Tail":
@@ -141,6 +159,27 @@ class ClusterMeans:
     @cached_property
     def _below(self) -> "Tail":
         return Tail(*guarded(-self._sums, self._counts), seed=self.seed, n_boot=self.n_boot)
+
+    @cached_property
+    def _margins_above(self) -> Margins:
+        return Margins.above(self.sums[:, self.testable], self.counts[:, self.testable])
+
+    @cached_property
+    def _margins_below(self) -> Margins:
+        return Margins.above(-self.sums[:, self.testable], self.counts[:, self.testable])
+
+    @cached_property
+    def _agreed_above(self) -> Agreement:
+        return Agreement.above(np.where(self._says, self.sums, 0.0), np.where(self._says, self.counts, 0.0))
+
+    @cached_property
+    def _agreed_below(self) -> Agreement:
+        return Agreement.above(np.where(self._says, -self.sums, 0.0), np.where(self._says, self.counts, 0.0))
+
+    @property
+    def _says(self) -> NDArray[np.bool_]:
+        """[n_cand] whether all numbers are finite."""
+        return np.asarray(np.isfinite(self.sums).all(axis=0) & np.isfinite(self.counts).all(axis=0))
 
     @cached_property
     def _unguarded_below(self) -> "Tail":
@@ -156,24 +195,24 @@ class Tail:
         self._counts, self._seed, self._n_boot = counts, seed, n_boot
         self._sorted: dict[int, Floats] = {}
 
-    def p(self, bars: Floats, simultaneous: bool) -> Floats:
-        """[n_cand] p of H0: E <= bar."""
+    def p(self, bars: Floats, simultaneous: bool, margins: Margins | None = None) -> Floats:
+        """[n_cand] p of H0: E <= bar; by the bootstrap alone without margins."""
         p = np.ones(bars.size)
         for some in self._columns():
             # Bounds are counted, not t's: test and bound compare the same rounded numbers, to the last bit.
-            missed = (~(self._bounds(some, simultaneous) > bars[some])).sum(axis=0)
+            missed = (~(self._bounds(some, simultaneous, margins) > bars[some])).sum(axis=0)
             p[some] = (1 + missed) / (1 + self._n_boot)
         return p
 
-    def bound(self, levels: Floats, simultaneous: bool) -> Floats:
+    def bound(self, levels: Floats, simultaneous: bool, margins: Margins | None = None) -> Floats:
         """[n_cand] lower bounds."""
         bound = np.full(levels.size, -np.inf)
-        p_of = np.arange(1, self._n_boot + 1) / (1 + self._n_boot)  # p when 0, 1, ... resamples reach the observed t
+        p_of = unseen.p_of(self._n_boot)
         for some in self._columns():
             reach = (
                 np.searchsorted(p_of, np.nan_to_num(levels[some]), side="right") - 1
             )  # the most that may; -1: no p is that small
-            bounds = self._bounds(some, simultaneous)
+            bounds = self._bounds(some, simultaneous, margins)
             bound[some] = np.where(reach >= 0, bounds[np.maximum(reach, 0), np.arange(reach.size)], -np.inf)
         return bound
 
@@ -182,11 +221,17 @@ class Tail:
         for start in range(0, self.estimate.size, size):
             yield slice(start, start + size)
 
-    def _bounds(self, some: slice, simultaneous: bool) -> Floats:
-        """[n_boot, some] the lower bound that each resample's t gives, lowest first."""
+    def _bounds(self, some: slice, simultaneous: bool, margins: Margins | None) -> Floats:
+        """[n_boot, some] the lower bound at each p, lowest first: what a resample's t gives, less the margins."""
         t = self._maximum[:, None] if simultaneous else self.marginal(some)
         with np.errstate(invalid="ignore"):
-            return np.asarray(self.estimate[some] - t[::-1] * self.se[some])
+            bounds = np.asarray(self.estimate[some] - t[::-1] * self.se[some])
+        if margins is None:
+            return bounds
+        student = self.estimate[some] + margins.lift[some] - margins.student(self._n_boot, some)
+        bounds = np.minimum(bounds - margins.shift(self._n_boot, some), student)
+        bounds[unseen.p_of(self._n_boot)[:, None] < margins.floor(simultaneous)[some]] = -np.inf
+        return bounds
 
     @cached_property
     def _maximum(self) -> Floats:
@@ -229,28 +274,6 @@ class Tail:
 def _as_table(values: ArrayLike) -> Floats:
     table = np.asarray(values, dtype=np.float64)
     return table[:, None] if table.ndim == 1 else table
-
-
-def linearised(s: Floats, n: Floats) -> tuple[Floats, Floats, Floats]:
-    """Ratio means [n_cand], their standard errors [n_cand], residuals s - E n [n_docs, n_cand]."""
-    live = (n > 0).sum(axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = s.sum(axis=0) / n.sum(axis=0)
-        residual = s - estimate * n
-        se = np.sqrt(live / (live - 1) * (residual**2).sum(axis=0)) / n.sum(axis=0)
-    return estimate, se, residual
-
-
-def guarded(s: Floats, n: Floats) -> tuple[Floats, Floats]:
-    """The sample with the guard's document for tests of "above"; it has no rows where there is nothing to add."""
-    if s.size == 0:
-        return s, n
-    estimate, _, residual = linearised(s, n)
-    apart = residual / np.where(n > 0, n, 1.0)
-    excess = -apart.min(axis=0) - apart.max(axis=0)
-    skewed = excess > 1e-9 * np.abs(apart).max(axis=0)  # a symmetric sample is one up to rounding
-    rows = np.where(skewed, n.sum(axis=0) / (n > 0).sum(axis=0), 0.0)
-    return np.vstack([s, rows * (estimate - GUARD * excess)]), np.vstack([n, rows])
 
 
 def holm(p: ArrayLike) -> Floats:
@@ -353,18 +376,20 @@ def power_above(
 ) -> Floats:
     """[n_cand] the chance of `p_above(bar) <= level` if the true effect were `effect`, documents varying as here.
 
-    The test rejects when the estimate is more than its margin m = estimate - lower(level) above the bar (guard and,
-    where simultaneous, maximum included), and (estimate - truth) / se is distributed as the bootstrap t: the power is
-    the share of resamples with t* > (m - (effect - bar)) / se. 0 for a candidate that cannot be tested.
+    The test rejects when the estimate is more than its margin m = estimate - lower(level) above the bar (with all that
+    `ClusterMeans` keeps, and the maximum where simultaneous), and (estimate - truth) / se is distributed as the
+    bootstrap t: the power is the share of resamples with t* > (m - (effect - bar)) / se. 0 where nothing can be said
+    at that level; where all documents agree they would again, and the power is 1 where effect - bar > m, else 0. Of a
+    mean whose bound is Clopper-Pearson's the power is `fra.verdicts.bounds.power_of_share`.
     """
     gain = np.broadcast_to(np.asarray(effect, dtype=np.float64) - np.asarray(bar, dtype=np.float64), (means.n_cand,))
     ok, tail = means.testable, means._unguarded_below
-    with np.errstate(invalid="ignore"):
-        need = ((means.estimate - means.lower(level, simultaneous) - gain) / means.se)[ok]
+    margin = means.estimate - means.lower(level, simultaneous)
+    need = ((margin - gain)[ok]) / means.se[ok]
     share = np.zeros(need.size)
     for some in tail._columns():
         share[some] = (-tail.marginal(some) > need[some]).mean(axis=0)
-    out = np.zeros(means.n_cand)
+    out = np.where(gain > margin, 1.0, 0.0)  # False where there is no margin
     out[ok] = share
     return out
 
@@ -374,16 +399,47 @@ def detectable(means: ClusterMeans, level: ArrayLike, power: float = 0.8, simult
 
     m + u se, with m the test's margin as in `power_above` and u the quantile of -t* at `power`: by resampling, because
     the normal formula (t_{1-level} + t_{power}) se, to which it comes down for one candidate with normal documents,
-    knows neither the maximum nor the skew. inf for a candidate that cannot be tested.
+    knows neither the maximum nor the skew. inf where nothing can be said at that level; 0 where all documents agree.
     """
     ok, tail = means.testable, means._unguarded_below
-    margin = (means.estimate - means.lower(level, simultaneous))[ok]
-    quantile = np.zeros(margin.size)
+    margin = means.estimate - means.lower(level, simultaneous)
+    quantile = np.zeros(int(ok.sum()))
     for some in tail._columns():
         quantile[some] = np.quantile(tail.marginal(some), power, axis=0, method="higher")
-    out = np.full(means.n_cand, np.inf)
-    out[ok] = margin + quantile * means.se[ok]
+    out = np.where(np.isnan(margin), np.inf, margin)
+    out[ok] = margin[ok] + quantile * means.se[ok]
     return out
+
+
+def sources_needed(
+    means: ClusterMeans, bar: float, level: float, direction: Literal["above", "below"] = "above"
+) -> int | None:
+    """About how many independent sources with live rows would decide "above" or "below" the bar at this level, were
+    they as these; of several candidates (each tested by itself) the fewest. None where no number would: the effect is
+    at the bar or on the other side of it.
+
+    With margin m (the distance of estimate and bound) at n live sources, and the estimate d from the bar, n (m / d)^2:
+    a margin shrinks with the root of n. No fewer than the floor of p asks for (`unseen.sources_for`), where it holds;
+    and m without the floor, which no margin is. Half of such samples would decide; four in five with some (1 + 0.84 se
+    / m)^2 times as many.
+    """
+    side = means if direction == "above" else means.turned()
+    gain = side.estimate - (bar if direction == "above" else -bar)
+    margins, tail = side._margins_above, side._above
+    margin = np.zeros(means.n_cand)
+    if side.testable.any():
+        bound = tail.bound(np.full(tail.estimate.size, level), False, margins.without_floor())
+        # The bootstrap has no bound: too few resamples for the level, or too many without a spread.
+        normal = tail.estimate + margins.lift - margins.least(level)
+        base = side.estimate[side.testable]
+        margin[side.testable] = base - np.where(np.isfinite(bound), bound, normal)
+    exposed = side.constant.copy()
+    exposed[side.testable] = margins.exposed
+    with np.errstate(divide="ignore", invalid="ignore"):
+        needed = np.ceil(side.n_live * (margin / gain) ** 2)
+    needed = np.maximum(needed, np.where(exposed, unseen.sources_for(level), 2))
+    can = np.isfinite(needed) & (gain > 1e-12 * np.abs(side.estimate))
+    return int(needed[can].min()) if can.any() else None
 
 
 def _as_p(p: ArrayLike) -> Floats:

@@ -4,7 +4,7 @@ size does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra.interventions.downstream import Head
-
-WINDOW = 40
-"""A member is stood for by one of the WINDOW live channels nearest to it in mass."""
-LARGEST_SCALE = 16.0
-"""How many times over a random set may be taken out to move as much attention as the given set does."""
-_TOLERANCE = 0.01
-_HOPELESS = 20  # draws without any success
+from fra.measures.channels.transfer_designs import MatchedSets
+from fra.verdicts.stats import seed_of
 
 
 @dataclass(frozen=True)
@@ -30,8 +25,6 @@ class Matched:
     pairs: Int[np.ndarray, "n 2"]
     scale: float
     """How many times over it is taken out."""
-    taken: Float[Tensor, "batch pos pos"]
-    """What that takes out of the scores."""
 
 
 class Pool:
@@ -51,9 +44,9 @@ class Pool:
         least = float(self.mass[0]) if len(self.mass) else 0.0
         self.wanted = np.array([known.get((int(i), int(j)), least) for i, j in members])
 
-    def draw(self, rng: np.random.Generator) -> Int[np.ndarray, "n 2"]:
-        """As many channels as there are members, each near one of them in mass, none twice."""
-        width = min(WINDOW, len(self.pairs))
+    def draw(self, rng: np.random.Generator, window: int) -> Int[np.ndarray, "n 2"]:
+        """As many channels as there are members, each one of the `window` nearest to a member in mass, none twice."""
+        width = min(window, len(self.pairs))
         chosen: list[int] = []
         taken: set[int] = set()
         for start in np.clip(np.searchsorted(self.mass, self.wanted) - width // 2, 0, len(self.pairs) - width):
@@ -76,45 +69,64 @@ def displaced(
     return moved * rows
 
 
-def matched_sets(
-    head: Head,
-    share: Callable[[Int[Tensor, "n 2"]], Float[Tensor, "batch pos pos"]],
-    pool: Pool,
-    target: float,
-    rows: Bool[Tensor, "batch pos"],
-    n: int,
-    rng: np.random.Generator,
-) -> list[Matched]:
-    """n random sets, each taken out so many times over that it moves `target` of attention, summed over `rows`.
-
-    share: what a set of pairs adds to the head's scores. Sets that move less even at LARGEST_SCALE are drawn again;
-    fewer than n come back where that happens more often than not, and none where the first ones all do.
+class RandomSets:
+    """The random live sets of one head, number by number: each is drawn anew from a seed of its own, and does not
+    depend on which were drawn before.
     """
-    found: list[Matched] = []
-    if len(pool.pairs) < len(pool.wanted):
-        return found
-    for tried in range(2 * n):
-        if len(found) == n or (tried == _HOPELESS and not found):
-            break
-        pairs = pool.draw(rng)
-        taken = share(torch.from_numpy(pairs))
-        scale = _scale(lambda c, taken=taken: float(displaced(head, c * taken, rows).sum()), target)  # type: ignore[misc]
-        if scale is not None:
-            found.append(Matched(pairs, scale, scale * taken))
-    return found
+
+    def __init__(
+        self,
+        head: Head,
+        share: Callable[[Int[Tensor, "n 2"]], Float[Tensor, "batch pos pos"]],
+        pool: Pool,
+        target: float,
+        rows: Bool[Tensor, "batch pos"],
+        design: MatchedSets,
+        seed_parts: Sequence[str],
+    ) -> None:
+        """share: what a set of pairs adds to the head's scores. target: the attention that a set is to move, summed
+        over `rows`.
+        """
+        self._head, self._share, self._pool = head, share, pool
+        self._target, self._rows = target, rows
+        self._design, self._seed_parts = design, tuple(seed_parts)
+
+    def draw(self, number: int) -> Matched | None:
+        """One set, taken out so many times over that it moves the target. One that moves less even at the largest scale
+        is drawn again; None where none of so many can be matched.
+        """
+        rng = self._rng("matched set", number)
+        return next(filter(None, (self._matched(rng) for _ in range(self._design.tries))), None)
+
+    def matchable(self) -> bool:
+        """Whether enough sets of a probe can be matched for there to be such a null at all."""
+        if len(self._pool.pairs) < len(self._pool.wanted):
+            return False
+        probe = [self._matched(self._rng("probe", number)) for number in range(self._design.probe)]
+        return sum(one is not None for one in probe) >= self._design.matchable * len(probe)
+
+    def _rng(self, what: str, number: int) -> np.random.Generator:
+        return np.random.default_rng(seed_of(*self._seed_parts, what, str(number)))
+
+    @torch.no_grad()
+    def _matched(self, rng: np.random.Generator) -> Matched | None:
+        pairs = self._pool.draw(rng, self._design.window)
+        taken = self._share(torch.from_numpy(pairs))
+        scale = _scale(lambda c: float(displaced(self._head, c * taken, self._rows).sum()), self._target, self._design)
+        return None if scale is None else Matched(pairs, scale)
 
 
-def _scale(moves: Callable[[float], float], target: float) -> float | None:
-    """The factor at which `moves` reaches the target, within 1 % of it; None where none below LARGEST_SCALE does."""
+def _scale(moves: Callable[[float], float], target: float, design: MatchedSets) -> float | None:
+    """The factor at which `moves` reaches the target, within the tolerance; None where none that is allowed does."""
     low, high = 0.0, 1.0
     while moves(high) < target:
         low, high = high, 2 * high
-        if high > LARGEST_SCALE:
+        if high > design.largest_scale:
             return None
-    for _ in range(30):
+    for _ in range(design.halvings):
         middle = (low + high) / 2
         got = moves(middle)
-        if abs(got - target) <= _TOLERANCE * target:
+        if abs(got - target) <= design.tolerance * target:
             return middle
         low, high = (middle, high) if got < target else (low, middle)
     return high

@@ -18,31 +18,29 @@ from jaxtyping import Float, Int
 from fra.core.coded import measure_arm
 from fra.core.threads import each
 from fra.errors import FraError
-from fra.induction.best_effect import MIN_LIVE_DOCUMENTS
 from fra.induction.channels import Arms, Effects, HeadOnArms, measure_arms, on_device, shifted_keys
 from fra.induction.cih import Screen
 from fra.induction.examples import Shown, first_example
 from fra.induction.outside import outside
-from fra.induction.search import SET_SIZE, Search
-from fra.measures.channels.details import CONTRAST, OVER_LAGS
+from fra.induction.search import Search
+from fra.measures.channels.transfer_designs import ChannelSet, UnseenTokens, VariantRepeat
 from fra.report.pictures import BEST
 from fra.stimuli import repeated
-from fra.stimuli.sets import LONGEST_CONTEXT, mean_prediction
+from fra.stimuli.designs import RepeatedSets
+from fra.stimuli.sets import mean_prediction
 from fra.stimuli.variants import ARMS, VariantSets, disjoint_halves, token_matches, variant_forms, variant_repeat
 from fra.targets.target import has_dictionary
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence, parse_head
-from fra.verdicts.decide import Beside, Given, Power, Sampled, decide, means_of, ranked
+from fra.verdicts.decide import Beside, Given, Sampled, decide, means_of
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
 
-DISCOVERY, MEASURED = 60, 60
-"""Documents that channels are chosen on, and documents (of each arm) that they are measured on."""
-LAGS = tuple(range(2, 26))
-"""Other stripes of the control: 24, so that the least p is 0.04."""
-SETS = f"the {SET_SIZE} strongest channels"
-UNSEEN, VARIANTS = "effect on unseen tokens", "effect on variants"
+SETS = "the strongest channels together"
+VARIANTS, CONTRAST = "effect on variants", "head contrast"
+OVER_NEIGHBOURS, OVER_UNRELATED = "over equal-cosine neighbours", "over an unrelated copy"
+UNSEEN, KEPT, OVER_LAGS = "effect on unseen tokens", "share kept", "over other lags"
 
 
 @dataclass(frozen=True)
@@ -56,12 +54,14 @@ class Transferred:
     """The head's own stripe contrast, summed over all stripe rows."""
     rows: Float[np.ndarray, " n_documents"]
     sources: tuple[str, ...]
-    single: Effects | None = None
-    """Of each channel by itself, on the last arm."""
+    single: Effects
+    """Of each channel by itself, on the arm that is measured."""
+    at_lags: Mapping[int, Int[np.ndarray, "_n 2"]] = field(default_factory=dict)
+    """What the same search finds on other stripes."""
     lags: Float[np.ndarray, " n_lags"] = field(default_factory=lambda: np.zeros(0))
-    """Nats a row, on the last arm, of the sets that the same search finds at other lags."""
+    """Nats a row of those sets, on the arm that is measured."""
     shown: Shown | None = None
-    """The first channel that is live on the stripe of the arm that is shown."""
+    """The first channel that is live on the stripe of that arm."""
 
     def mean(self, arm: str) -> float:
         """Nats a stripe row of the set on one arm."""
@@ -73,38 +73,40 @@ def move_layer(
     search: Search,
     arms: Mapping[str, Arms],
     heads: Sequence[int],
+    channels: ChannelSet,
     *,
-    single: bool,
-    lags: Sequence[int],
-    show: str | None = None,
+    measured: str,
+    lags: Sequence[int] = (),
 ) -> dict[str, Transferred]:
     """The channels of chosen heads of one layer, found by `search`, on every arm.
 
-    show: the arm that a reader sees; the last one where it is None.
+    measured: the arm on which channels are measured one by one and sets of other stripes are, and which a reader sees.
     """
-    stripes = search.stripes((0, *lags))
-    last = list(arms)[-1]
-    shifted = {lag: shifted_keys(arms[last].batch, lag) for lag in lags}
+    stripes = search.stripes((0, *lags), channels.floor)
+    batch = arms[measured].batch
+    shifted = {lag: shifted_keys(batch, lag) for lag in lags}
+    rows = np.bincount(batch.row_doc.cpu().numpy(), minlength=len(batch)).astype(float)
 
     def one(head: int) -> Transferred:
-        pairs, _ = stripes[0].strongest(search.arm, head, SET_SIZE)
+        pairs, _ = stripes[0].strongest(search.arm, head, channels.size)
         on = {name: HeadOnArms(own, head) for name, own in arms.items()}
-        rows = np.bincount(arms[last].batch.row_doc.cpu().numpy(), minlength=len(arms[last].batch)).astype(float)
-        at_lags = []
+        elsewhere, nats_there = {}, []
         for lag, (keys, used) in shifted.items():
-            there, _ = stripes[lag].strongest(search.arm, head, SET_SIZE)
+            there, _ = stripes[lag].strongest(search.arm, head, channels.size)
             keep = used.cpu().numpy()
-            nats = on[last].on_stripe(keys).removed_together(there).nats[:, 0]
-            at_lags.append(float((nats * keep).sum() / max((rows * keep).sum(), 1.0)))
+            nats = on[measured].on_stripe(keys).removed_together(there).nats[:, 0]
+            nats_there.append(float((nats * keep).sum() / (rows * keep).sum()) if keep.any() else np.nan)
+            elsewhere[lag] = there.cpu().numpy()
         return Transferred(
             pairs.cpu().numpy(),
             {name: own.removed_together(pairs).nats[:, 0] for name, own in on.items()},
             {name: own.by_document(own.contrast) for name, own in on.items()},
             rows,
-            arms[last].batch.sources,
-            on[last].channels(pairs) if single else None,
-            np.array(at_lags),
-            first_example(arms[show or last], head, pairs),
+            batch.sources,
+            on[measured].channels(pairs),
+            elsewhere,
+            np.array(nats_there),
+            first_example(arms[measured], head, pairs),
         )
 
     layer, device = search.arm.frozen.layer, search.arm.frozen.x.device
@@ -122,23 +124,23 @@ def _move(
     screened: Screen,
     discovery: repeated.Batch,
     arms: Mapping[str, repeated.Batch],
+    channels: ChannelSet,
     progress: Callable[[str], None],
-    name: str,
-    single: bool,
-    lags: Sequence[int],
-    show: str,
+    *,
+    measured: str,
+    lags: Sequence[int] = (),
 ) -> dict[str, Transferred]:
     found: dict[str, Transferred] = {}
     for layer in range(target.n_layers):
         heads = tihs(target, screened, layer)
         if not heads or not has_dictionary(target, layer):
             continue
-        progress(f"{name}: layer {layer}")
+        progress(f"channels of layer {layer} on {', '.join(arms)}")
         hook, sae = target.dictionary_for(layer)
         arm = measure_arm(target.model, sae, discovery.tokens, layer, hook)
         search = Search(on_device(discovery, arm.frozen.x.device), arm)
-        measured = {key: measure_arms(target.model, sae, batch, layer, hook) for key, batch in arms.items()}
-        found |= move_layer(search, measured, heads, single=single, lags=lags, show=show)
+        by_arm = {key: measure_arms(target.model, sae, batch, layer, hook) for key, batch in arms.items()}
+        found |= move_layer(search, by_arm, heads, channels, measured=measured, lags=lags)
     return found
 
 
@@ -147,35 +149,49 @@ def _pool(target: Target) -> Int[np.ndarray, " n"]:
     return repeated.token_pool(mean_prediction(target.model, target), special)
 
 
-def _context(target: Target) -> int:
-    return min(int(target.model.cfg.n_ctx), LONGEST_CONTEXT)
-
-
-def unseen_tokens(target: Target, screened: Screen, progress: Callable[[str], None]) -> dict[str, Transferred]:
+def unseen_tokens(
+    target: Target, screened: Screen, claim: Claim, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, Transferred]:
     """Q16: the TIHs' channels, found over one half of the vocabulary, on documents over either half ("seen",
     "unseen").
     """
+    design, context = claim.designed(UnseenTokens), _context(target, claim)
     seed_parts = (target.name, "repeated_random", "halves")
-    halves = disjoint_halves(DISCOVERY, MEASURED, _pool(target), _context(target), target.bos, seed_parts)
-    arms = {"seen": halves[1], "unseen": halves[2]}
-    return _move(target, screened, halves[0], arms, progress, "Q16", True, LAGS, "unseen")
+    discovery, seen, unseen = disjoint_halves(
+        design.discovery, design.measured, _pool(target), context, target.bos, seed_parts
+    )
+    arms, channels = {"seen": seen, "unseen": unseen}, claim.designed(ChannelSet)
+    return _move(target, screened, discovery, arms, channels, progress, measured="unseen", lags=design.lags)
 
 
 def variants(
-    target: Target, screened: Screen, progress: Callable[[str], None]
+    target: Target, screened: Screen, claim: Claim, progress: Callable[[str], None] = lambda _: None
 ) -> tuple[dict[str, Transferred], VariantSets]:
     """Q08: the TIHs' channels, found on plain repeats of words that have variants, on the four arms.
 
     Raises CannotLoad where the vocabulary has too few such words.
     """
-    W_E = target.model.W_E.detach().double().cpu().numpy()
-    forms = variant_forms(target.tokenizer, _pool(target), W_E)
+    design = claim.designed(VariantRepeat)
+    forms = variant_forms(
+        target.tokenizer,
+        _pool(target),
+        target.model.W_E.detach().double().cpu().numpy(),
+        shortest=design.shortest_word,
+        within=design.cosine_within,
+        choices=design.choices,
+        fewest=design.fewest_words,
+    )
     seed_parts = (target.name, "variant_repeat")
-    sets = variant_repeat(DISCOVERY, MEASURED, forms, _context(target), target.bos, seed_parts)
+    sets = variant_repeat(design.discovery, design.measured, forms, _context(target, claim), target.bos, seed_parts)
     matched = {name: token_matches(batch) for name, batch in sets.arms.items()}
     if matched["variant"] > matched["unrelated"]:
         raise FraError(f"variant_repeat is broken: {matched['variant']:.1%} of its rows repeat a token of the prompt")
-    return _move(target, screened, sets.discovery, sets.arms, progress, "Q08", False, (), "variant"), sets
+    channels = claim.designed(ChannelSet)
+    return _move(target, screened, sets.discovery, sets.arms, channels, progress, measured="variant"), sets
+
+
+def _context(target: Target, claim: Claim) -> int:
+    return min(int(target.model.cfg.n_ctx), claim.designed(RepeatedSets).longest)
 
 
 def _means(
@@ -194,28 +210,23 @@ def unseen_evidence(claim: Claim, screened: Screen, moved: Mapping[str, Transfer
     found = outside(claim, screened)
     if not moved:
         return found
-    bar, level = claim.bars["share kept"], claim.level / len(moved)
-    kept = _means(claim, screened, moved, "share kept", lambda m: m.together["unseen"] - bar * m.together["seen"])
+    bar = claim.bars[KEPT]
     single: dict[str, stats.ClusterMeans] = {}
-    rows, lags = {}, {}
+    rows = {}
     for h, m in moved.items():
-        assert m.single is not None
-        live = np.flatnonzero((m.single.rows > 0).sum(0) >= MIN_LIVE_DOCUMENTS)
+        live = np.flatnonzero((m.single.rows > 0).sum(0) >= claim.designed(UnseenTokens).live_documents)
         if len(live):
             nats, n = m.single.nats[:, live], m.single.rows[:, live]
-            single[h] = means_of(claim, screened.target, h, "unseen", nats, n, m.sources)
-        lags[h] = stats.rank_p(m.mean("unseen"), m.lags)
-        rows[h] = Beside(
-            n=len(m.rows),
-            candidates=[f"{i} -> {j}" for i, j in m.pairs[live]] or (SETS,),
-            power=float(stats.power_above(kept[h], 0.0, bar * max(m.mean("seen"), 0.0), level, False)[0]),
-        )
+            single[h] = means_of(claim, screened.target, h, UNSEEN, nats, n, m.sources)
+        rows[h] = Beside(candidates=[f"{i} -> {j}" for i, j in m.pairs[live]] or (SETS,))
     columns: list[Sampled | Given] = [
         Sampled(name=UNSEEN, samples=single, simultaneous=True),
         Sampled(
-            name="share kept", samples=kept, shares={h: (m.mean("unseen"), m.mean("seen")) for h, m in moved.items()}
+            name=KEPT,
+            samples=_means(claim, screened, moved, KEPT, lambda m: m.together["unseen"] - bar * m.together["seen"]),
+            shares={h: (m.mean("unseen"), m.mean("seen")) for h, m in moved.items()},
         ),
-        ranked(claim, OVER_LAGS, lags),
+        Given(OVER_LAGS, {h: m.mean("unseen") - float(m.lags.max()) for h, m in moved.items()}),
     ]
     for h, own in decide(claim, columns, rows, q_over=()).items():
         m = moved[h]
@@ -224,7 +235,7 @@ def unseen_evidence(claim: Claim, screened: Screen, moved: Mapping[str, Transfer
             "set, unseen tokens (nats a row)": m.mean("unseen"),
             "channels live on unseen tokens": f"{single[h].n_cand if h in single else 0} of {len(m.pairs)}",
             "channels above the bar on unseen tokens": sum(c.holds(claim.level) for c, *_ in own.candidates.values()),
-            "largest set at other lags (nats a row)": float(m.lags.max()),
+            "sets of other lags (nats a row)": {"lags": len(m.lags), "largest": float(m.lags.max())},
         }
         on = "repeated_random: a document of the unseen half of the vocabulary"
         found[h] = replace(own, detail=_shown(screened, h, m, on) | detail)
@@ -241,21 +252,22 @@ def variant_evidence(
     asked: dict[str, Callable[[Transferred], np.ndarray]] = {
         VARIANTS: lambda m: m.together["variant"],
         CONTRAST: lambda m: m.contrast["variant"],
-        "over equal-cosine neighbours": lambda m: m.together["variant"] - m.together["neighbour"],
-        "over an unrelated copy": lambda m: m.together["variant"] - m.together["unrelated"],
+        OVER_NEIGHBOURS: lambda m: m.together["variant"] - m.together["neighbour"],
+        OVER_UNRELATED: lambda m: m.together["variant"] - m.together["unrelated"],
     }
     columns = [
         Sampled(name=name, samples=_means(claim, screened, moved, name, values)) for name, values in asked.items()
     ]
-    rows = {h: Beside(n=len(m.rows), candidates=(SETS,)) for h, m in moved.items()}
+    rows = {h: Beside(candidates=(SETS,)) for h in moved}
     matches = {name: token_matches(batch) for name, batch in sets.arms.items()}
-    for h, own in decide(claim, columns, rows, power=Power("headline")).items():
+    for h, own in decide(claim, columns, rows).items():
         m, holds = moved[h], {c.name: c.holds(claim.level) for c in own.candidates[SETS]}
         detail: dict[str, Any] = {
             "set (nats a row)": {name: m.mean(name) for name in ARMS},
             "head's contrast": {name: float(m.contrast[name].sum() / m.rows.sum()) for name in ARMS},
             "share of the same-token effect": m.mean("variant") / m.mean("same") if m.mean("same") > 0 else None,
             "surface-robust (without the controls)": holds[VARIANTS] and holds[CONTRAST],
+            "draws of the controls": f"{len(m.rows)}: neighbours and unrelated copies anew for each document",
             "rows whose token stands in the first copy": matches,
             "mean difference of embedding cosine, neighbour and variant": sets.mean_gap,
         }

@@ -9,8 +9,8 @@ set do when it is said in the other dictionary's features?).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import permutations
+from dataclasses import dataclass, replace
+from itertools import permutations, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,33 +18,30 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra.core.coded import measure_arm
+from fra.core.coded import Arm, measure_arm
 from fra.core.threads import each
-from fra.dictionaries.codes import neuronpedia
+from fra.dictionaries.codes import Codes, neuronpedia
 from fra.dictionaries.hooks import attention_input_layer
 from fra.induction.channels import Arms, HeadOnArms, measure_arms, on_device
 from fra.induction.cih import Screen
 from fra.induction.examples import Shown, first_example
 from fra.induction.outside import outside
-from fra.induction.search import SET_SIZE, Search
+from fra.induction.search import Search
 from fra.measures.channels.q08_q16_transfer import tihs
+from fra.measures.channels.transfer_designs import ChannelSet, DictionarySeeds
 from fra.stimuli.designs import RepeatedSets
+from fra.stimuli.repeated import Batch
 from fra.stimuli.sets import documents
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.decide import Beside, Given, Sampled, decide, means_of, ranked
+from fra.verdicts.decide import Beside, Drawn, Sampled, decide, means_of
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
 
-FEWEST = 3
-RANDOM_MATCHINGS = 999
-"""For shared channels, which are counted."""
-RANDOM_EFFECTS = 199
-"""For the effect, at least: shared out among the ordered pairs of dictionaries."""
 KEPT, EVERY_SEED, OVER_RANDOM = "share kept", "set of every seed", "over random matching"
 RANKED, COUNTED = "rank among random matchings", "shared channels over random matching"
-SETS = f"the {SET_SIZE} strongest channels of every seed"
+SETS = "the strongest channels of every seed"
 
 
 @dataclass(frozen=True)
@@ -67,14 +64,21 @@ class AcrossSeeds:
     own: tuple[Found, ...]
     translated: Mapping[tuple[int, int], Float[np.ndarray, " n_documents"]]
     """Nats of the set of `from`, said in the features of `to`."""
-    random: Mapping[tuple[int, int], Float[np.ndarray, "n_draws n_documents"]]
-    """The same with random matchings of live features."""
-    shared: Float[np.ndarray, " n_pairs_of_seeds"]
+    shared: Mapping[tuple[int, int], float]
     """Share of the channels of `from` whose nearest pair is among the channels of `to`."""
-    shared_random: Float[np.ndarray, " n_counts"]
-    """The mean of that share under random matchings."""
+    random: Mapping[tuple[int, int], Float[np.ndarray, " n_documents"]]
+    """As `translated`, but by a random matching of live features, drawn anew for each document."""
+    draw: Callable[[int], tuple[float, float]]
+    """By random matchings of that number, one an ordered pair of dictionaries and the same for all documents: nats a
+    row and share of shared channels, means over the pairs.
+    """
     rows: Float[np.ndarray, " n_documents"]
     sources: tuple[str, ...]
+
+    @property
+    def original(self) -> Float[np.ndarray, " n_documents"]:
+        """Nats of the sets of `to`, mean over the pairs of dictionaries."""
+        return np.asarray(np.mean([self.own[b].together for _, b in self.translated], axis=0))
 
 
 def nearest(decoder: Float[Tensor, "n d"], other: Float[Tensor, "m d"]) -> Int[Tensor, " n"]:
@@ -92,17 +96,20 @@ def shared(pairs: np.ndarray, others: np.ndarray, matching: np.ndarray, d_sae: i
 
 @torch.no_grad()
 def measure(
-    target: Target, screened: Screen, progress: Callable[[str], None] = lambda _: None
+    target: Target, screened: Screen, claim: Claim, progress: Callable[[str], None] = lambda _: None
 ) -> tuple[dict[str, AcrossSeeds], str | None]:
-    """Every TIH of a layer for which the target declares at least three seeds; and why there is none, where so."""
-    hooks = [hook for hook, n in target.seeds.items() if n >= FEWEST]
+    """Every TIH of a layer for which the target declares enough seeds; and why there is none, where so. Channels are
+    found on discovery documents and measured on confirmation documents.
+    """
+    fewest = claim.designed(DictionarySeeds).fewest
+    hooks = [hook for hook, n in target.seeds.items() if n >= fewest]
     if not hooks:
         most = max(target.seeds.values(), default=0)
         return {}, (
-            f"the target declares {most} dictionaries that differ by their seed at one attention input; {FEWEST} are "
+            f"the target declares {most} dictionaries that differ by their seed at one attention input; {fewest} are "
             "needed ([[seed]] in its file)"
         )
-    sets = documents(target, screened.stimulus, RepeatedSets())
+    sets = documents(target, screened.stimulus, claim.designed(RepeatedSets))
     found: dict[str, AcrossSeeds] = {}
     for hook in hooks:
         layer = attention_input_layer(hook)
@@ -116,22 +123,25 @@ def measure(
             searches.append(Search(on_device(sets["discovery"], arm.frozen.x.device), arm))
             arms.append(measure_arms(target.model, sae, sets["confirmation"], layer, hook))
             pages.append(neuronpedia(sae))
-        found |= across(searches, arms, heads, (screened.target, screened.stimulus, hook), pages)
+        seed_parts = (screened.target, screened.stimulus, hook)
+        found |= across(searches, arms, heads, claim.designed(ChannelSet), seed_parts, pages)
     if not found:
         return {}, "no head of the layers with dictionaries of several seeds is a TIH"
     return found, None
 
 
+@torch.no_grad()
 def across(
     searches: Sequence[Search],
     arms: Sequence[Arms],
     heads: Sequence[int],
+    channels: ChannelSet,
     seed_parts: Sequence[str],
     pages: Sequence[str | None] | None = None,
 ) -> dict[str, AcrossSeeds]:
     """Chosen heads of one layer under several dictionaries of equal documents; `pages`: theirs on Neuronpedia."""
     pages = pages or [None] * len(searches)
-    stripes = [search.stripes((0,))[0] for search in searches]
+    stripes = [search.stripes((0,), channels.floor)[0] for search in searches]
     decoders = [search.arm.codes.decoder for search in searches]
     live = [torch.unique(search.arm.codes.feature).cpu().numpy() for search in searches]
     both = list(permutations(range(len(searches)), 2))
@@ -139,43 +149,89 @@ def across(
     batch = arms[0].batch
     rows = np.bincount(batch.row_doc.cpu().numpy(), minlength=len(batch)).astype(float)
 
+    def random_matching(a: int, b: int, *what: str) -> np.ndarray:
+        """Every feature of a gets a live feature of b, no two the same as long as there are enough."""
+        rng = np.random.default_rng(stats.seed_of(*seed_parts, "random matching", str(a), str(b), *what))
+        drawn: np.ndarray = np.resize(rng.permutation(live[b]), len(decoders[a]))
+        return drawn[rng.permutation(len(drawn))]
+
     def one(head: int) -> AcrossSeeds:
-        rng = np.random.default_rng(stats.seed_of(*seed_parts, "seeds", str(head)))
         on = [HeadOnArms(own, head) for own in arms]
-
-        def nats(at: int, pairs: np.ndarray) -> np.ndarray:
-            unique = torch.from_numpy(np.unique(pairs, axis=0)).to(batch.row_doc.device)
-            return np.asarray(on[at].removed_together(unique).nats[:, 0])
-
         own = []
         for at, search in enumerate(searches):
-            pairs = stripes[at].strongest(search.arm, head, SET_SIZE)[0].cpu().numpy()
-            own.append(Found(pairs, nats(at, pairs), first_example(arms[at], head, pairs), pages[at]))
+            pairs = stripes[at].strongest(search.arm, head, channels.size)[0].cpu().numpy()
+            own.append(Found(pairs, _nats(on[at], pairs), first_example(arms[at], head, pairs), pages[at]))
 
-        def random_matching(a: int, b: int) -> np.ndarray:
-            """Every feature of a gets a live feature of b, no two the same as long as there are enough."""
-            drawn: np.ndarray = np.resize(rng.permutation(live[b]), len(decoders[a]))
-            return drawn[rng.permutation(len(drawn))]
+        anew = {pair: np.zeros(len(batch)) for pair in both}
+        for b, document in product(range(len(arms)), range(len(batch))):
+            alone = HeadOnArms(one_document(arms[b], document), head)
+            for a in (a for a, to in both if to == b):
+                matched = random_matching(a, b, str(head), "document", batch.sources[document])
+                anew[a, b][document] = _nats(alone, matched[own[a].pairs])[0]
 
-        draws = [
-            float(
-                np.mean([shared(own[a].pairs, own[b].pairs, random_matching(a, b), len(decoders[b])) for a, b in both])
-            )
-            for _ in range(RANDOM_MATCHINGS)
-        ]
-        drawn = range(-(-RANDOM_EFFECTS // len(both)))
+        def draw(number: int) -> tuple[float, float]:
+            nats, counts = [], []
+            for a, b in both:
+                drawn = random_matching(a, b, str(head), str(number))
+                nats.append(_nats(on[b], drawn[own[a].pairs]).sum() / rows.sum())
+                counts.append(shared(own[a].pairs, own[b].pairs, drawn, len(decoders[b])))
+            return float(np.mean(nats)), float(np.mean(counts))
+
         return AcrossSeeds(
             tuple(own),
-            {(a, b): nats(b, matching[a, b][own[a].pairs]) for a, b in both},
-            {(a, b): np.stack([nats(b, random_matching(a, b)[own[a].pairs]) for _ in drawn]) for a, b in both},
-            np.array([shared(own[a].pairs, own[b].pairs, matching[a, b], len(decoders[b])) for a, b in both]),
-            np.array(draws),
+            {(a, b): _nats(on[b], matching[a, b][own[a].pairs]) for a, b in both},
+            {(a, b): shared(own[a].pairs, own[b].pairs, matching[a, b], len(decoders[b])) for a, b in both},
+            anew,
+            torch.no_grad()(draw),
             rows,
             batch.sources,
         )
 
     layer, device = arms[0].repeated.frozen.layer, batch.row_doc.device
     return {f"L{layer}H{h}": result for h, result in zip(heads, each(one, heads, device), strict=True)}
+
+
+def _nats(on: HeadOnArms, pairs: Int[np.ndarray, "n 2"]) -> Float[np.ndarray, " n_documents"]:
+    """Nats of a set on the stripe, summed over rows; pairs that occur twice count once."""
+    unique = torch.from_numpy(np.unique(pairs, axis=0)).to(on.batch.row_doc.device)
+    return np.asarray(on.removed_together(unique).nats[:, 0])
+
+
+def one_document(arms: Arms, document: int) -> Arms:
+    """Both arms of one document of a set, padded as they are."""
+    batch, here = arms.batch, slice(document, document + 1)
+    rows = batch.row_doc == document
+    own = Batch(
+        batch.tokens[here],
+        batch.control[here],
+        batch.periods[here],
+        torch.zeros_like(batch.row_doc[rows]),
+        batch.row_pos[rows],
+        batch.row_key[rows],
+        batch.row_moved[rows],
+        batch.sources[here],
+    )
+    return Arms(own, *(_of_document(arm, document) for arm in (arms.repeated, arms.control)))
+
+
+def _of_document(arm: Arm, document: int) -> Arm:
+    frozen, codes, here = arm.frozen, arm.codes, slice(document, document + 1)
+    length = codes.shape[1]
+    ends = codes.row.new_tensor([document * length, (document + 1) * length])
+    entries = slice(*torch.searchsorted(codes.row, ends).tolist())
+    by_document = ("x", "sigma", "gain_q", "gain_k", "model_scores", "pattern")
+    return Arm(
+        replace(frozen, **{name: getattr(frozen, name)[here] for name in by_document}),
+        Codes(
+            codes.row[entries] - document * length,
+            codes.feature[entries],
+            codes.value[entries],
+            codes.decoder,
+            codes.bias[here],
+            codes.error[here],
+            (1, length),
+        ),
+    )
 
 
 def seeds_evidence(
@@ -194,40 +250,59 @@ def seeds_evidence(
     def means(h: str, name: str, values: np.ndarray) -> stats.ClusterMeans:
         return means_of(claim, screened.target, h, name, values, found[h].rows, found[h].sources)
 
-    kept, every, over, ranks, counted, rows = {}, {}, {}, {}, {}, {}
-    shares: dict[str, tuple[float, float]] = {}
+    kept, every, over, shares = {}, {}, {}, {}
     for h, f in found.items():
-        n_rows = f.rows.sum()
-        translated = np.mean(list(f.translated.values()), axis=0)
-        original = np.mean([f.own[b].together for _, b in f.translated], axis=0)
-        by_chance = np.mean([draws.mean(0) for draws in f.random.values()], axis=0)
-        part, whole = shares[h] = translated.sum() / n_rows, original.sum() / n_rows
-        kept[h] = means(h, KEPT, translated - claim.bar * original)
+        translated, original = _mean(f.translated), f.original
+        shares[h] = (float(translated.sum() / f.rows.sum()), float(original.sum() / f.rows.sum()))
+        kept[h] = means(h, KEPT, translated - claim.bar_of(KEPT) * original)
         every[h] = [means(h, f"set of seed {k}", own.together) for k, own in enumerate(f.own, 1)]
-        over[h] = means(h, OVER_RANDOM, translated - by_chance)
-        # one matching scatters more than the mean over pairs of dictionaries that it is held against
-        chance = np.concatenate([draws.sum(1) for draws in f.random.values()]) / n_rows
-        ranks[h] = stats.rank_p(part, chance)
-        counted[h] = stats.rank_p(float(f.shared.mean()), f.shared_random)
-        at_bar, level = claim.bar * max(whole, 0.0), claim.level / len(found)
-        rows[h] = Beside(
-            n=len(f.rows),
-            candidates=(SETS,),
-            power=float(stats.power_above(kept[h], 0.0, at_bar, level, simultaneous=False)[0]),
-            detail=_detail(screened, f, chance),
-        )
-    columns: list[Sampled | Given] = [
+        over[h] = means(h, OVER_RANDOM, translated - _mean(f.random))
+    drawn: dict[str, list[tuple[float, float]]] = {h: [] for h in found}
+
+    def draw(head: str, number: int) -> dict[str, float]:
+        drawn[head].append(found[head].draw(number))
+        return dict(zip((RANKED, COUNTED), drawn[head][-1], strict=True))
+
+    columns: list[Sampled | Drawn] = [
         Sampled(name=KEPT, samples=kept, shares=shares),
         Sampled(name=EVERY_SEED, samples=every),
         Sampled(name=OVER_RANDOM, samples=over),
-        ranked(claim, RANKED, ranks),
-        ranked(claim, COUNTED, counted),
+        Drawn(
+            observed={
+                RANKED: {h: part for h, (part, _) in shares.items()},
+                COUNTED: {h: float(np.mean(list(f.shared.values()))) for h, f in found.items()},
+            },
+            draw=draw,
+        ),
     ]
-    return evidence | decide(claim, columns, rows, q_over=())
+    rows = {h: Beside(candidates=(SETS,), detail=_detail(screened, f)) for h, f in found.items()}
+    decided = decide(claim, columns, rows, q_over=())
+    return evidence | {h: replace(e, detail={**e.detail, **_null(drawn[h])}) for h, e in decided.items()}
 
 
-def _detail(screened: Screen, f: AcrossSeeds, chance: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    """The sets and what they are worth; `chance`: randomly matched ones, nats a row."""
+def _mean(by_pair: Mapping[tuple[int, int], Float[np.ndarray, " n_documents"]]) -> Float[np.ndarray, " n_documents"]:
+    """Over ordered pairs of dictionaries."""
+    return np.asarray(np.mean(list(by_pair.values()), axis=0))
+
+
+def _null(drawn: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """What random matchings gave, where any was drawn."""
+    if not drawn:
+        return {}
+    nats, counts = zip(*drawn, strict=True)
+    return {
+        "random matchings, the same for all documents": {
+            "number": len(drawn),
+            "nats a row, mean": float(np.mean(nats)),
+            "nats a row, largest": float(np.max(nats)),
+            "shared channels, mean": float(np.mean(counts)),
+            "shared channels, largest": float(np.max(counts)),
+        }
+    }
+
+
+def _detail(screened: Screen, f: AcrossSeeds) -> dict[str, Any]:
+    """The sets and what they are worth."""
     n_rows, on = f.rows.sum(), f"{screened.stimulus}: a document of the confirmation set"
     return {
         "dictionaries": len(f.own),
@@ -236,13 +311,10 @@ def _detail(screened: Screen, f: AcrossSeeds, chance: Float[np.ndarray, " n"]) -
             f"{a + 1} in {b + 1}": float(v.sum() / n_rows) for (a, b), v in f.translated.items()
         },
         "randomly matched sets (nats a row)": {
-            "matchings": len(chance),
-            "mean": float(chance.mean()),
-            "95th percentile": float(np.quantile(chance, 0.95)),
-            "largest": float(chance.max()),
+            "matchings": len(f.random) * len(f.rows),
+            "mean": float(_mean(f.random).sum() / n_rows),
         },
-        "channels whose nearest pair is in the other set": [float(v) for v in f.shared],
-        "the same under random matching": float(f.shared_random.mean()),
+        "channels whose nearest pair is in the other set": list(f.shared.values()),
         "strongest channel of every seed": {
             f"seed {number}": own.shown.picture(on, screened.token_text, own.page)
             for number, own in enumerate(f.own, 1)

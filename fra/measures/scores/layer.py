@@ -17,14 +17,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.architectures.known import architecture_of
-from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer, freeze, read_hooks
+from fra.core.threads import each
 from fra.core.weights import Model
-from fra.dictionaries.codes import Codes, codes
+from fra.dictionaries.codes import Codes, codes, decoded
 from fra.dictionaries.hooks import LayerHooks
 from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad
 from fra.induction import nulls
+from fra.stimuli.designs import NaturalSets
 from fra.stimuli.padding import Texts, padded
 from fra.stimuli.sources import disjoint
 from fra.verdicts.stats import seed_of
@@ -33,11 +34,8 @@ if TYPE_CHECKING:
     from fra.targets.target import Target
 
 FEATURES, ATOMS, TOKENS, SHUFFLED = "features", "random atoms", "token dictionary", "shuffled decoder"
-DICTIONARIES = (FEATURES, ATOMS, TOKENS, SHUFFLED)
 
-MEASURED, SELECTION, ESTIMATION = 120, 40, 120
-"""Documents of the three sets, at most: never more than half of the text, than half of what is left."""
-LONGEST = 128
+_FEWEST_DOCUMENTS = 8
 _AT_ONCE = 50
 
 
@@ -61,16 +59,21 @@ class Sets:
     """Where token dictionary and token means come from."""
 
 
-def document_sets(target: Target) -> Sets:
-    """The target's text in three sets, seeded from its name. Raises CannotLoad where there are fewer than 8 texts."""
-    every = target.documents()
-    if len(every) < 8:
-        raise CannotLoad(f"{target.name!r} has {len(every)} documents where 8 are needed: add text to text.documents")
-    cut = min(LONGEST, int(target.model.cfg.n_ctx))
+def document_sets(target: Target, design: NaturalSets | None = None) -> Sets:
+    """The target's text in three sets, cut by source, seeded from its name. Raises CannotLoad where there are fewer
+    than 8 texts.
+    """
+    every, design = target.documents(), design or NaturalSets()
+    if len(every) < _FEWEST_DOCUMENTS:
+        raise CannotLoad(
+            f"{target.name!r} has {len(every)} documents where {_FEWEST_DOCUMENTS} are needed: add text to "
+            "text.documents"
+        )
+    cut = min(design.longest, int(target.model.cfg.n_ctx))
     start = [] if target.bos is None else [target.bos]
     encoded = [(doc.source, (start + target.encode(doc.text))[:cut]) for doc in every]
     longest = max(len(ids) for _, ids in encoded)
-    sizes = {"measured": MEASURED, "selection": SELECTION, "estimation": ESTIMATION}
+    sizes = {"measured": design.measured, "selection": design.selection, "estimation": design.estimation}
     parts = disjoint([doc.source for doc in every], sizes, ("measured",), (target.name, "natural", "sets"))
     return Sets(*(texts([encoded[k] for k in part], longest) for part in parts.values()))
 
@@ -89,15 +92,20 @@ def observe(
     return {name: torch.cat([part[name] for part in parts]) for name in names}
 
 
-def shuffled_decoder(x: Float[Tensor, "docs pos d_model"], given: Codes, generator: torch.Generator) -> Codes:
-    """The codes with the directions of live features exchanged among each other; the remainder is error."""
-    live = torch.unique(given.feature)
-    order = torch.randperm(len(live), generator=generator).to(live)
-    decoder = given.decoder.clone()
-    decoder[live] = given.decoder[live[order]]
-    left = (x - given.bias).flatten(0, 1)
-    left = left.index_add(0, given.row, -given.value[:, None] * decoder[given.feature])
-    return dataclasses.replace(given, decoder=decoder, error=left.view_as(x))
+def shuffled_decoder(
+    x: Float[Tensor, "docs pos d_model"], given: Codes, generators: Sequence[torch.Generator]
+) -> Codes:
+    """The codes with the directions of live features exchanged among each other, in every document by a draw of its own
+    (one generator a document); the remainder is error.
+    """
+    docs, pos = given.shape
+    live, slot = torch.unique(given.feature, return_inverse=True)
+    orders = torch.stack([torch.randperm(len(live), generator=generator) for generator in generators]).to(live)
+    feature = live[orders[given.row // pos, slot]]
+    order = (given.row * len(given.decoder) + feature).argsort()
+    row, feature, value = given.row[order], feature[order], given.value[order]
+    left = (x - given.bias).flatten(0, 1) - decoded(row, feature, value, given.decoder, docs * pos)
+    return dataclasses.replace(given, row=row, feature=feature, value=value, error=left.view_as(x))
 
 
 @dataclass(frozen=True)
@@ -149,34 +157,74 @@ class CarriedLayer:
         return learn(x, texts.tokens.to(x.device), texts.lengths)
 
     @cached_property
+    def selection(self) -> tuple[FrozenLayer, Codes]:
+        """The layer on the selection documents, and their codes."""
+        frozen = freeze(self.model, self.sets.selection.tokens, self.layer, self.hook_name)
+        return frozen, codes(self.sae, frozen.x)
+
+    @cached_property
     def _codes(self) -> dict[str, Codes]:
         return {}
 
     @torch.no_grad()
     def codes(self, name: str) -> Codes:
-        """Codes of the measured documents in one of DICTIONARIES."""
+        """Codes of the measured documents in features, token dictionary or shuffled decoder; random atoms are another
+        dictionary in every document (`in_atoms`).
+        """
         if name not in self._codes:
             x = self.frozen.x
             if name == FEATURES:
                 made = codes(self.sae, x)
-            elif name == ATOMS:
-                own = self.codes(FEATURES)
-                atoms = nulls.draw_atoms(len(own.decoder), self.generator("atoms"), x)
-                made = nulls.random_atoms(Arm(self.frozen, own), atoms).codes
             elif name == TOKENS:
                 made = self.token_dictionary.codes(x, self.sets.measured.tokens.to(x.device))
             else:
-                made = shuffled_decoder(x, self.codes(FEATURES), self.generator("shuffle"))
+                draws = [self.generator("shuffle", str(number)) for number in range(len(x))]
+                made = shuffled_decoder(x, self.codes(FEATURES), draws)
             self._codes[name] = made
         return self._codes[name]
 
+    def atoms(self, number: int) -> Float[Tensor, "n_atoms d_model"]:
+        """The random atoms of one measured document, as many as the dictionary has features: a draw of its own, so that
+        the scatter over draws is part of the spread over documents.
+        """
+        own = self.codes(FEATURES).decoder
+        return nulls.draw_atoms(len(own), self.generator("atoms", str(number)), self.frozen.x)
+
+    @cached_property
+    def _pursued(self) -> list[tuple[DocumentEntries, Tensor]]:
+        own, lengths = self.codes(FEATURES), self.sets.measured.lengths
+        docs, pos = own.shape
+        l0 = torch.bincount(own.row, minlength=docs * pos).view(docs, pos)
+
+        def pursue(number: int) -> tuple[DocumentEntries, Tensor]:
+            n, atoms = lengths[number], self.atoms(number)
+            left, counts = self.frozen.x[number, :n] - own.bias[number, :n], l0[number, :n]
+            if not bool(counts.any()):
+                nothing = counts[:0]
+                return DocumentEntries(nothing, nothing, left[:0, 0]), torch.zeros_like(own.bias[number])
+            found = DocumentEntries(*nulls.matching_pursuit(left, atoms, counts))
+            return found, decoded(found.pos, found.feature, found.value, atoms, pos)
+
+        return each(pursue, range(docs), self.frozen.x.device)
+
+    def in_atoms(self, number: int) -> DocumentEntries:
+        """One measured document in its own random atoms: equal number and L0, by matching pursuit. Bias terms stay the
+        dictionary's, what atoms leave is error.
+        """
+        return self._pursued[number][0]
+
+    @cached_property
+    def carried_by_atoms(self) -> Float[Tensor, "docs pos d_model"]:
+        """What the random atoms of each measured document bring to x; zero on padding."""
+        return torch.stack([part for _, part in self._pursued])
+
     @cached_property
     def mean_l0(self) -> float:
-        """Live features a position of the measured documents, padding included in neither."""
-        own, pos = self.codes(FEATURES), self.frozen.x.shape[1]
-        lengths = torch.tensor(self.sets.measured.lengths, device=own.row.device)
-        real = own.row % pos < lengths[own.row // pos]
-        return float(real.sum()) / float(lengths.sum())
+        """Live features a position of the selection documents, padding left out."""
+        _, own = self.selection
+        texts = self.sets.selection
+        real = texts.real.to(own.row.device).flatten()
+        return float(real[own.row].sum()) / float(sum(texts.lengths))
 
     @property
     def heads(self) -> Iterable[int]:

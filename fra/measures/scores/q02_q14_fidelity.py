@@ -16,12 +16,10 @@ from torch import Tensor
 
 from fra.core.frozen import FrozenLayer, Side
 from fra.core.threads import each
-from fra.dictionaries.codes import Codes
+from fra.dictionaries.codes import Codes, decoded
+from fra.measures.scores.designs import Truncation
 from fra.measures.scores.layer import ATOMS, FEATURES, SHUFFLED, TOKENS, CarriedLayer
 from fra.verdicts.samples import ByDocument
-
-KS = (1, 2, 4, 8, 16)
-"""Features kept a position, beside half of the dictionary's mean L0, on which the claim is judged."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,11 @@ class Fit:
 
 def carried_part(given: Codes, keep: Bool[Tensor, " n"] | None = None) -> Float[Tensor, "docs pos d_model"]:
     """What the features (only entries that are kept) bring to x; no bias, no error."""
-    out = torch.zeros_like(given.bias).flatten(0, 1)
     row, feature, value = given.row, given.feature, given.value
     if keep is not None:
         row, feature, value = row[keep], feature[keep], value[keep]
-    for start in range(0, len(row), 2**17):
-        part = slice(start, start + 2**17)
-        out.index_add_(0, row[part], value[part, None] * given.decoder[feature[part]])
-    return out.view_as(given.bias)
+    docs, pos = given.shape
+    return decoded(row, feature, value, given.decoder, docs * pos).view_as(given.bias)
 
 
 def rank_within_position(given: Codes, strength: Float[Tensor, " n"]) -> Int[Tensor, " n"]:
@@ -124,10 +119,12 @@ def fits(
 @torch.no_grad()
 def carrying(layer: CarriedLayer) -> dict[str, ByDocument]:
     """Q02 at every head of a layer: R2 of the feature-feature block, and its lead over random atoms and a shuffled
-    decoder, each under its own best slope.
+    decoder, each under its own best slope. Both are drawn for every document anew, so that the scatter over draws is
+    part of the spread over documents.
     """
     frozen, texts = layer.frozen, layer.sets.measured
-    parts = {name: carried_part(layer.codes(name)) for name in (FEATURES, ATOMS, SHUFFLED, TOKENS)}
+    parts = {name: carried_part(layer.codes(name)) for name in (FEATURES, SHUFFLED, TOKENS)}
+    parts[ATOMS] = layer.carried_by_atoms
     real = real_entries(frozen, texts.lengths)
     off_first = real.clone()
     off_first[:, :, 0] = False
@@ -143,6 +140,7 @@ def carrying(layer: CarriedLayer) -> dict[str, ByDocument]:
             "R2 without the first key": without.r2(),
             "R2 with its best slope": own.r2(best=True),
             **{f"R2 of {name} (best slope)": found[name].r2(best=True) for name in (ATOMS, SHUFFLED, TOKENS)},
+            "draws of random atoms and of the shuffle, one a document": len(texts),
             "live features a position": layer.mean_l0,
         }
         return ByDocument(sums, dict.fromkeys(sums, own.total), texts.sources, detail=detail)
@@ -152,33 +150,37 @@ def carrying(layer: CarriedLayer) -> dict[str, ByDocument]:
 
 
 @torch.no_grad()
-def truncation(layer: CarriedLayer, gate: float) -> dict[str, ByDocument]:
-    """Q14 at every head of a layer: R2 lost when only the k strongest features of each position are kept, k half of
-    the dictionary's mean L0, and the lead over k of them at random under their best slope.
+def truncation(layer: CarriedLayer, design: Truncation, gate: float) -> dict[str, ByDocument]:
+    """Q14 at every head of a layer: R2 lost when only the k strongest features of each position are kept, k a share of
+    the dictionary's mean L0 on selection documents, and the lead over k of them at random under their best slope. Which
+    are kept at random is drawn for every document anew.
 
     gate: heads whose scores all features together explain less well are undecided.
     """
     frozen, texts, own = layer.frozen, layer.sets.measured, layer.codes(FEATURES)
-    half = max(1, round(layer.mean_l0 / 2))
+    kept_number = max(1, round(design.kept * layer.mean_l0))
     rank = strongest(own)
-    chance = torch.rand(len(own.row), generator=layer.generator("truncation")).to(own.value)
-    curve = sorted({*(k for k in KS if k < layer.mean_l0), half})
-    parts = {"all": carried_part(own), "random": carried_part(own, rank_within_position(own, chance) < half)}
+    curve = sorted({*(k for k in design.curve if k < layer.mean_l0), kept_number})
+    parts = {
+        "all": carried_part(own),
+        "random": carried_part(own, rank_within_position(own, chances(layer)) < kept_number),
+    }
     parts |= {str(k): carried_part(own, rank < k) for k in curve}
     real = real_entries(frozen, texts.lengths)
 
     def measure(head: int) -> ByDocument:
         found = fits(frozen, head, parts, real)
-        kept, every = found[str(half)], found["all"]
+        kept, every = found[str(kept_number)], found["all"]
         sums = {
             "loss of R2": every.explained - kept.explained,
             "over random k": kept.explained - found["random"].explained_at_best,
         }
         detail = {
-            "k": half,
+            "k": kept_number,
             "R2 of all features": every.r2(),
             "R2(k)": {k: found[str(k)].r2() for k in curve},
             "R2 of random k": found["random"].r2(),
+            "draws of random k, one a document": len(texts),
         }
         undecided = None
         if not every.r2() >= gate:
@@ -186,6 +188,15 @@ def truncation(layer: CarriedLayer, gate: float) -> dict[str, ByDocument]:
         return ByDocument(sums, dict.fromkeys(sums, every.total), texts.sources, undecided, detail)
 
     return dict(zip(_names(layer), each(measure, list(layer.heads), frozen.x.device), strict=True))
+
+
+def chances(layer: CarriedLayer) -> Float[Tensor, " n"]:
+    """A random number for every entry of the features' codes, from a draw of its own for each document."""
+    own = layer.codes(FEATURES)
+    docs, pos = own.shape
+    counts = torch.bincount(own.row // pos, minlength=docs).tolist()
+    drawn = [torch.rand(n, generator=layer.generator("truncation", str(doc))) for doc, n in enumerate(counts)]
+    return torch.cat(drawn).to(own.value)
 
 
 def _names(layer: CarriedLayer) -> list[str]:

@@ -20,10 +20,6 @@ from fra.stimuli.padding import Texts
 READINGS = ("added", "put in place")
 
 
-STRIDE = 4
-"""Of the rows behind s + 1 every fourth is looked at, and counts four times: they are many, and alike."""
-
-
 @dataclass(frozen=True)
 class Swaps:
     """Documents with one token exchanged, several a document."""
@@ -35,15 +31,17 @@ class Swaps:
     before: Int[Tensor, "n pos"]
     after: Int[Tensor, "n pos"]
     lengths: Int[Tensor, " n"]
+    stride: int
+    """Of the rows behind s + 1 so many are passed over for one that is looked at, and counts for them."""
 
     @cached_property
     def weight(self) -> Int[Tensor, "n pos"]:
-        """How often a row counts: rows s and s + 1 once, every STRIDE-th of the later ones STRIDE times; 0 where
+        """How often a row counts: rows s and s + 1 once, every `stride`-th of the later ones `stride` times; 0 where
         nothing can change, and behind the document's end. Which of the later rows: in turn from swap to swap.
         """
         behind = torch.arange(self.before.shape[1], device=self.at.device) - self.at[:, None]
         turn = torch.arange(len(self.at), device=self.at.device)[:, None]
-        later = STRIDE * ((behind >= 2) & ((behind - 2 - turn) % STRIDE == 0)).long()
+        later = self.stride * ((behind >= 2) & ((behind - 2 - turn) % self.stride == 0)).long()
         real = behind + self.at[:, None] < self.lengths[:, None]
         return (((behind == 0) | (behind == 1)).long() + later) * real
 
@@ -143,7 +141,7 @@ class SwapScene:
     def only(self, swap: int) -> SwapScene:
         """One of the swaps."""
         s, one = self.swaps, slice(swap, swap + 1)
-        alone = Swaps(s.texts, *(part[one] for part in (s.doc, s.at, s.before, s.after, s.lengths)))
+        alone = Swaps(s.texts, *(part[one] for part in (s.doc, s.at, s.before, s.after, s.lengths)), s.stride)
         inputs = {name: (before, after[one]) for name, (before, after) in self.inputs.items()}
         return SwapScene(alone, self.frozen, self.after[one], inputs)
 

@@ -15,6 +15,11 @@ tokens:
 
 Each predictor gets two readings (the predicted change added to the head's own scores, or the predicted scores put in
 their place) and a factor; the reading and the factor are chosen, head by head, on documents of their own.
+
+What a predictor tells of a document is its R2, but for one thing: where more change is foretold than there is, the
+squared error counts against what was foretold, `1 - |a - b|^2 / max(|a|^2, |b|^2)` with the true change a and the
+foretold b, summed over the document's swaps. It is 1 for the change itself, 0 for "no change" and never below -3,
+whatever a predictor says; R2 has no such floor, and one document in which next to nothing happens can decide a mean.
 """
 
 from __future__ import annotations
@@ -27,11 +32,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra.core.frozen import freeze
 from fra.core.threads import each
 from fra.dictionaries.codes import codes
 from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad
+from fra.measures.scores.designs import Swapping
 from fra.measures.scores.layer import FEATURES, TOKENS, CarriedLayer
 from fra.measures.scores.q22_pair_means import PairMeans, Places, places
 from fra.measures.scores.q22_picture import SWAP, swap_picture
@@ -45,14 +50,8 @@ PAIRS, POSITION = "token-pair means", "position only"
 CONTROLS = (PAIRS, TOKENS, POSITION)
 PREDICTORS = (FEATURES, *CONTROLS, "activations")
 
-PER_DOCUMENT, TUNING = 4, 2
-"""Swaps in a measured document, and in one of the selection documents."""
 
-SEEN = 10
-"""New tokens are drawn from those that the estimation documents hold at least so often: every predictor knows them."""
-
-
-def frequent(texts: Texts, at_least: int = SEEN) -> Int[np.ndarray, " n"]:
+def frequent(texts: Texts, at_least: int = Swapping.seen) -> Int[np.ndarray, " n"]:
     """Tokens that stand at least so often behind the texts' first position. Raises CannotLoad for fewer than 2."""
     real = np.concatenate([ids[1:n].numpy() for ids, n in zip(texts.tokens, texts.lengths, strict=True)])
     ids, count = np.unique(real, return_counts=True)
@@ -61,11 +60,20 @@ def frequent(texts: Texts, at_least: int = SEEN) -> Int[np.ndarray, " n"]:
     return np.asarray(ids[count >= at_least])
 
 
-def draw(texts: Texts, tokens: Int[np.ndarray, " n"], per_document: int, seed: int, device: torch.device) -> Swaps:
-    """Swaps at random positions behind the first and before the last, to random other tokens of `tokens`."""
-    rng = np.random.default_rng(seed)
+def draw(
+    texts: Texts,
+    tokens: Int[np.ndarray, " n"],
+    per_document: int,
+    seed_parts: Sequence[str],
+    device: torch.device,
+    stride: int = Swapping.stride,
+) -> Swaps:
+    """Swaps at random positions behind the first and before the last, to random other tokens of `tokens`; what is drawn
+    for a document does not depend on the others.
+    """
     doc, at, new = [], [], []
     for number, length in enumerate(texts.lengths):
+        rng = np.random.default_rng(seed_of(*seed_parts, str(number)))
         for _ in range(per_document if length > 2 else 0):
             position = int(rng.integers(1, length - 1))
             others = tokens[tokens != int(texts.tokens[number, position])]
@@ -77,7 +85,8 @@ def draw(texts: Texts, tokens: Int[np.ndarray, " n"], per_document: int, seed: i
     before = texts.tokens.to(device)[where]
     after = before.clone()
     after[torch.arange(len(doc), device=device), position_of] = torch.tensor(new, device=device)
-    return Swaps(texts, where, position_of, before, after, torch.tensor(texts.lengths, device=device)[where])
+    lengths = torch.tensor(texts.lengths, device=device)[where]
+    return Swaps(texts, where, position_of, before, after, lengths, stride)
 
 
 @dataclass(frozen=True)
@@ -114,30 +123,23 @@ def elsewhere(layer: CarriedLayer) -> Elsewhere:
 
 
 @torch.no_grad()
-def telling(layer: CarriedLayer) -> dict[str, ByDocument]:
-    """Q22 at every head of a layer: by how much the features' R2 of the change exceeds that of each control."""
+def telling(layer: CarriedLayer, design: Swapping) -> dict[str, ByDocument]:
+    """Q22 at every head of a layer: by how much the features tell more of the change in a document (`told`) than each
+    control does.
+    """
     frozen, sets = layer.frozen, layer.sets
-    device, new = frozen.x.device, frequent(sets.estimation)
+    device, new = frozen.x.device, frequent(sets.estimation, design.seen)
     known = elsewhere(layer)
-    tuned_on = freeze(layer.model, sets.selection.tokens, layer.layer, layer.hook_name)
-    seeds = {name: seed_of(*layer.seed_parts[:-1], "swaps", name) for name in ("tuning", "measured")}
-    scenes = [
-        scene(
-            layer,
-            tuned_on,
-            codes(layer.sae, tuned_on.x).error,
-            draw(sets.selection, new, TUNING, seeds["tuning"], device),
-            known.tables,
-        ),
-        scene(
-            layer,
-            frozen,
-            layer.codes(FEATURES).error,
-            draw(sets.measured, new, PER_DOCUMENT, seeds["measured"], device),
-            known.tables,
-        ),
-    ]
-    on_measured = scenes[-1]
+    tuned_on, tuning_codes = layer.selection
+
+    def drawn(texts: Texts, name: str, number: int) -> Swaps:
+        return draw(texts, new, number, (*layer.seed_parts[:-1], "swaps", name), device, design.stride)
+
+    tuning_swaps = drawn(sets.selection, "tuning", design.tuning)
+    on_tuning = scene(layer, tuned_on, tuning_codes.error, tuning_swaps, known.tables)
+    measured_swaps = drawn(sets.measured, "measured", design.measured)
+    on_measured = scene(layer, frozen, layer.codes(FEATURES).error, measured_swaps, known.tables)
+    scenes = (on_tuning, on_measured)
     asked = [places(tokens, *own.swaps.changed) for own in scenes for tokens in (own.swaps.before, own.swaps.after)]
     pair_means = PairMeans(known.seen, asked, int(layer.model.cfg.d_vocab))
 
@@ -155,28 +157,32 @@ def telling(layer: CarriedLayer) -> dict[str, ByDocument]:
                 else:
                     before, after = own.predicted(name, head)
                 found[name].append(own.responses(truth, before, after, centred=counted))
-        explained, how = {}, {}
-        for name, (tuning, measured) in found.items():
-            reading, factor = tune(tuning)
-            _, cross, square = measured[reading]
-            explained[name] = 2 * factor * cross - factor**2 * square
-            how[name] = f"{READINGS[reading]}, times {factor:.2f}"
-        tuning, ((total, _, _), *_) = found[FEATURES]
-        shown = swap_picture(on_measured, head, total, *tune(tuning), text_of(layer.model.tokenizer))
-        counts = np.bincount(on_measured.swaps.doc.cpu(), weights=total, minlength=len(sets.measured))
-
-        def lead(control: str) -> np.ndarray:
-            by_swap = explained[FEATURES] - explained[control]
-            return np.bincount(on_measured.swaps.doc.cpu(), weights=by_swap, minlength=len(sets.measured))
-
-        sums = {f"over {control}": lead(control) for control in CONTROLS}
-        detail = ({} if shown is None else {SWAP: shown}) | {
-            "R2 of the change in attention": {
-                name: float(value.sum() / total.sum()) for name, value in explained.items()
-            },
-            "readings and factors": how,
-            "swaps": len(total),
+        chosen = {
+            name: tune([by_document(sums, on_tuning.swaps) for sums in tuning], design)
+            for name, (tuning, _) in found.items()
         }
+        scores = {
+            name: told(by_document(found[name][1][reading], on_measured.swaps), factor, design.least)
+            for name, (reading, factor) in chosen.items()
+        }
+        happens = np.isfinite(scores[FEATURES])
+        total = found[FEATURES][1][0][0]
+        shown = swap_picture(on_measured, head, total, *chosen[FEATURES], text_of(layer.model.tokenizer))
+        weighed = {
+            name: float((2 * f * found[name][1][r][1] - f**2 * found[name][1][r][2]).sum() / total.sum())
+            for name, (r, f) in chosen.items()
+        }
+        sums = {f"over {name}": np.where(happens, scores[FEATURES] - scores[name], 0.0) for name in CONTROLS}
+        detail = ({} if shown is None else {SWAP: shown}) | {
+            "told of the change in attention": {name: float(np.nanmean(own)) for name, own in scores.items()},
+            "R2 of all swaps together, by how much they change": weighed,
+            "readings and factors": {
+                name: f"{READINGS[reading]}, times {factor:g}" for name, (reading, factor) in chosen.items()
+            },
+            "swaps": len(total),
+            "documents in which attention changes": int(happens.sum()),
+        }
+        counts = happens.astype(np.float64)
         return ByDocument(sums, dict.fromkeys(sums, counts), sets.measured.sources, detail=detail)
 
     heads = list(layer.heads)
@@ -184,12 +190,30 @@ def telling(layer: CarriedLayer) -> dict[str, ByDocument]:
     return {f"L{layer.layer}H{head}": own for head, own in zip(heads, measured, strict=True)}
 
 
-def tune(tuning: Sequence[Float[np.ndarray, "3 n"]]) -> tuple[int, float]:
-    """The reading that explains more of the tuning swaps, and its factor by least squares (not below 0)."""
+def by_document(sums: Float[np.ndarray, "3 n"], swaps: Swaps) -> Float[np.ndarray, "3 n_docs"]:
+    """Sums over the swaps of each document."""
+    doc = swaps.doc.cpu().numpy()
+    return np.stack([np.bincount(doc, weights=own, minlength=len(swaps.texts)) for own in sums])
+
+
+def told(sums: Float[np.ndarray, "3 n"], factor: float, least: float) -> Float[np.ndarray, " n"]:
+    """What a predictor times `factor` tells of each document, from total, cross and square: 1 less its squared error
+    over the larger of the squared change and the square of what it foretells. NaN where less than `least` changes.
+    """
+    total, cross, square = sums[0], factor * sums[1], factor**2 * sums[2]
+    error = total - 2 * cross + square
+    return np.where(total >= least, 1 - error / np.maximum(np.maximum(total, square), least), np.nan)
+
+
+def tune(tuning: Sequence[Float[np.ndarray, "3 n"]], design: Swapping) -> tuple[int, float]:
+    """The reading and the factor that tell most of the tuning documents, on average; of equals the first. Without a
+    document in which attention changes: no change.
+    """
     best = (0, 0.0, -np.inf)
-    for reading, (_, cross, square) in enumerate(tuning):
-        factor = max(float(cross.sum() / square.sum()), 0.0) if square.sum() > 0 else 0.0
-        explained = float(2 * factor * cross.sum() - factor**2 * square.sum())
-        if explained > best[2]:
-            best = (reading, factor, explained)
+    for reading, sums in enumerate(tuning):
+        for factor in design.factors:
+            scores = told(sums, factor, design.least)
+            mean = float(scores[np.isfinite(scores)].mean()) if np.isfinite(scores).any() else 0.0
+            if mean > best[2]:
+                best = (reading, factor, mean)
     return best[0], best[1]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,22 @@ import torch
 import fra
 from fra.claim import Condition, Outcome, judge
 from fra.core.coded import measure_arm
-from fra.induction.channels import measure_arms
+from fra.induction.channels import HeadOnArms, measure_arms
 from fra.induction.cih import Screen
 from fra.induction.search import Search
 from fra.induction.status import HeadStatus
 from fra.measures.channels import q20_seeds
-from fra.measures.channels.q20_seeds import AcrossSeeds, Found, across, measure, nearest, seeds_evidence, shared
+from fra.measures.channels.q20_seeds import (
+    AcrossSeeds,
+    Found,
+    across,
+    measure,
+    nearest,
+    one_document,
+    seeds_evidence,
+    shared,
+)
+from fra.measures.channels.transfer_designs import ChannelSet
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.claims import claim
@@ -57,43 +68,99 @@ def screen() -> Screen:
     return Screen("circuit", "repeated_random", status, {}, {}, str)
 
 
-def found(dictionaries, monkeypatch: pytest.MonkeyPatch) -> dict[str, AcrossSeeds]:
-    monkeypatch.setattr(q20_seeds, "RANDOM_EFFECTS", 24)  # for time: the least rank p is 0.04
+def strong_circuit() -> Any:
+    """The circuit with a strength of its own for every token."""
     model = circuit.model()
     strengths = 0.8 + 0.4 * torch.arange(circuit.D_VOCAB) / circuit.D_VOCAB
     with torch.no_grad():
         model.blocks[1].attn.W_Q[0, : circuit.D_VOCAB] *= strengths[:, None]
-    made = repeated.repeated_random(90, np.arange(48), circuit.N_CTX, circuit.BOS, ("seeds",))
-    discovery, confirmation = repeated.collate(made[:50]), repeated.collate(made[50:])
+    return model
+
+
+MADE = repeated.repeated_random(90, np.arange(48), circuit.N_CTX, circuit.BOS, ("seeds",))
+
+
+def found(dictionaries, heads=(0,), confirmation=tuple(MADE[50:])) -> dict[str, AcrossSeeds]:
+    model, discovery, batch = strong_circuit(), repeated.collate(MADE[:50]), repeated.collate(confirmation)
     searches, arms = [], []
     for sae in dictionaries:
         searches.append(Search(discovery, measure_arm(model, sae, discovery.tokens, 1, circuit.HOOK)))
-        arms.append(measure_arms(model, sae, confirmation, 1, circuit.HOOK))
-    return across(searches, arms, [0], ("seeds",))
+        arms.append(measure_arms(model, sae, batch, 1, circuit.HOOK))
+    return across(searches, arms, list(heads), ChannelSet(), ("seeds",))
 
 
-def test_a_permuted_dictionary_has_the_same_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    orders = [torch.randperm(circuit.D_MODEL, generator=torch.Generator().manual_seed(k)) for k in range(3)]
+def permutations_of(n: int) -> list[torch.Tensor]:
+    return [torch.randperm(circuit.D_MODEL, generator=torch.Generator().manual_seed(k)) for k in range(n)]
+
+
+def test_a_permuted_dictionary_has_the_same_channels() -> None:
+    orders = permutations_of(3)
     dictionaries = [permuted(order) for order in orders]
     matched = nearest(dictionaries[0].W_dec.detach(), dictionaries[1].W_dec.detach())
     assert bool((orders[1][matched] == orders[0]).all())
-    results = found(dictionaries, monkeypatch)
+    results = found(dictionaries)
     own = results["L1H0"]
     for (_, to), nats in own.translated.items():
         assert nats == pytest.approx(own.own[to].together, rel=0.05)
-    assert own.shared.min() > 0.8
-    assert own.shared_random.max() < 0.2
-    assert [len(random) for random in own.random.values()] == [4] * 6
-    assert max(float(random.sum(1).max()) for random in own.random.values()) < 0.5 * own.own[0].together.sum()
-    verdict = judge(CLAIM, seeds_evidence(CLAIM, screen(), results, None)["L1H0"])
+    assert min(own.shared.values()) > 0.8
+    nats, counts = zip(*(own.draw(number) for number in range(20)), strict=True)
+    assert max(counts) < 0.2
+    assert max(nats) < 0.5 * own.own[0].together.sum() / own.rows.sum()
+    assert max(float(v.sum()) for v in own.random.values()) < 0.5 * own.own[0].together.sum()
+    evidence = seeds_evidence(CLAIM, screen(), results, None)["L1H0"]
+    verdict = judge(CLAIM, evidence)
     assert verdict.outcome is Outcome.SUPPORTED, verdict.reason
+    drawn = evidence.detail["random matchings, the same for all documents"]["number"]
+    assert drawn == evidence.detail["draws of the nulls"] and drawn >= 20
 
 
-def test_unrelated_dictionaries_do_not_share_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    results = found([circuit.dictionary(), rotated(1), rotated(2)], monkeypatch)
-    assert results["L1H0"].shared.max() < 0.3
+def test_a_random_matching_is_drawn_for_each_document_and_each_draw_of_the_null() -> None:
+    """Head 1, in which every set of features does something; one document, ten times over under ten names."""
+    again = [dataclasses.replace(MADE[60], source=f"copy {k}") for k in range(10)]
+    own = found([permuted(order) for order in permutations_of(3)], [1], again)["L1H1"]
+    for pair in own.random:
+        assert np.ptp(own.translated[pair]) < 1e-6  # one and the same for all
+        assert len(np.unique(own.random[pair].round(6))) == 10
+    draws = [own.draw(number) for number in (0, 1, 2, 1)]
+    assert draws[1] == draws[3] and len({nats for nats, _ in draws}) == 3
+
+
+def test_one_document_is_what_it_is_among_the_others() -> None:
+    model, sae = strong_circuit(), circuit.dictionary()
+    arms = measure_arms(model, sae, repeated.collate(MADE[:6]), 1, circuit.HOOK)
+    pairs = torch.tensor([[v, circuit.PREVIOUS + v] for v in range(0, 48, 2)])
+    for head in (0, 1):
+        together = HeadOnArms(arms, head).removed_together(pairs)
+        for d in range(6):
+            alone = HeadOnArms(one_document(arms, d), head).removed_together(pairs)
+            for name in ("nats", "attention", "contrast", "rows", "covered"):
+                assert getattr(alone, name)[0] == pytest.approx(getattr(together, name)[d], rel=1e-4, abs=1e-5), name
+
+
+def test_what_is_found_is_the_same_whatever_it_is_measured_on() -> None:
+    """Sets, matchings and counts, bit for bit, with the measured documents exchanged for fewer others."""
+    dictionaries = [circuit.dictionary(), *(permuted(order) for order in permutations_of(2))]
+    (one,), (other,) = (found(dictionaries, confirmation=MADE[a:b]).values() for a, b in ((50, 90), (52, 56)))
+    assert one.sources != other.sources
+    for here, there in zip(one.own, other.own, strict=True):
+        assert np.array_equal(here.pairs, there.pairs)
+    assert one.shared == other.shared
+    for number in range(3):
+        assert one.draw(number)[1] == other.draw(number)[1]
+    # document by document the random matchings are the same, too, where documents are
+    (few,) = found(dictionaries, confirmation=MADE[50:54]).values()
+    for pair, nats in few.random.items():
+        assert nats == pytest.approx(one.random[pair][:4], rel=1e-4, abs=1e-5)
+
+
+def test_unrelated_dictionaries_do_not_share_channels() -> None:
+    results = found([circuit.dictionary(), rotated(1), rotated(2)])
+    assert max(results["L1H0"].shared.values()) < 0.3
     verdict = judge(CLAIM, seeds_evidence(CLAIM, screen(), results, None)["L1H0"])
     assert verdict.outcome is not Outcome.SUPPORTED
+
+
+BOTH = [(a, b) for a in range(3) for b in range(3) if a != b]
 
 
 def numbers(own: list[float], kept: float, random: float) -> dict[str, AcrossSeeds]:
@@ -103,14 +170,13 @@ def numbers(own: list[float], kept: float, random: float) -> dict[str, AcrossSee
     def nats(mean: float) -> np.ndarray:
         return 10 * (mean + 0.2 * rng.standard_normal(30))
 
-    both = [(a, b) for a in range(3) for b in range(3) if a != b]
     return {
         "L1H0": AcrossSeeds(
             tuple(Found(np.zeros((1, 2), dtype=int), nats(mean)) for mean in own),
-            {pair: nats(kept) for pair in both},
-            {pair: np.stack([nats(random + 0.02 * rng.standard_normal()) for _ in range(34)]) for pair in both},
-            np.full(6, 0.9),
-            np.full(999, 0.01),
+            {pair: nats(kept) for pair in BOTH},
+            dict.fromkeys(BOTH, 0.9),
+            {pair: nats(random) for pair in BOTH},
+            lambda number: (random + 0.02 * np.sin(number), 0.01),
             np.full(30, 10.0),
             tuple(str(k) for k in range(30)),
         )
@@ -151,10 +217,59 @@ def test_conditions_said_as_one_hold_where_all_do_and_fail_where_one_does() -> N
 
 def test_random_matchings_are_a_distribution() -> None:
     above, within = (conditions(numbers([2.0, 2.0, 2.0], 1.5, random)) for random in (1.0, 1.49))
-    assert above["rank among random matchings"].p == pytest.approx(1 / (1 + 204))
+    n = 79  # RULES.draws_a_step over the level, for one head
+    assert above["rank among random matchings"].p == pytest.approx(1 / (1 + n))
     assert above["rank among random matchings"].holds(0.05) and above["over random matching"].holds(0.05)
     assert above["over random matching"].effect == pytest.approx(0.5, abs=0.1)
     assert not within["rank among random matchings"].holds(0.05)
+    own = numbers([2.0, 2.0, 2.0], 1.5, 1.0)
+    many = {"L1H0": dataclasses.replace(own["L1H0"], draw=lambda _: (1.0, 0.95))}
+    assert not conditions(many)["shared channels over random matching"].holds(0.05)
+
+
+def test_effects_are_ratios_of_means_over_rows() -> None:
+    """A few long documents with much to say among short ones with little."""
+    rng = np.random.default_rng(2)
+    rows = np.where(np.arange(32) % 4 == 0, 60.0, 10.0)
+    size = rows * np.where(rows > 30, 3.0, 0.8)
+
+    def nats(much: float) -> np.ndarray:
+        return size ** (1 + much / 10) * rng.uniform(0.8, 1.2, 32)
+
+    own = AcrossSeeds(
+        tuple(Found(np.zeros((1, 2), dtype=int), nats(k)) for k in (0, 1, 2)),
+        {pair: nats(-1) for pair in BOTH},
+        dict.fromkeys(BOTH, 0.9),
+        {pair: nats(-5) for pair in BOTH},
+        lambda _: (0.0, 0.0),
+        rows,
+        tuple(str(k) for k in range(32)),
+    )
+    found = conditions({"L1H0": own})
+    translated = sum(float(v[d]) for v in own.translated.values() for d in range(32)) / 6
+    original = sum(float(v.together[d]) for v in own.own for d in range(32)) / 3  # each is the target twice in six
+    random = sum(float(v[d]) for v in own.random.values() for d in range(32)) / 6
+    assert found["share kept"].effect == pytest.approx(translated / original)
+    assert found["over random matching"].effect == pytest.approx((translated - random) / rows.sum())
+    least = min(float(v.together.sum()) for v in own.own)
+    assert found["set of every seed"].effect == pytest.approx(least / rows.sum())
+
+
+def test_a_draw_of_the_null_is_the_same_mean_as_what_it_is_held_against(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over ordered pairs of dictionaries, and a row: documents of unequal length tell it from a mean of ratios."""
+    results = found([permuted(order) for order in permutations_of(3)])["L1H0"]
+    given = np.linspace(1.0, 30.0, len(results.rows)) ** 2
+    calls: list[int] = []
+
+    def nats(on: Any, pairs: np.ndarray) -> np.ndarray:
+        calls.append(len(calls))
+        return given * len(calls)
+
+    monkeypatch.setattr(q20_seeds, "_nats", nats)
+    value, _ = results.draw(0)
+    assert len(calls) == 6
+    assert value == pytest.approx(3.5 * sum(given) / sum(results.rows))
+    assert len(set(results.rows)) > 3
 
 
 def test_shared_counts_matched_pairs() -> None:
@@ -203,7 +318,7 @@ def test_fewer_than_three_seeds_cannot_run(seeded: Path) -> None:
     few.write_text(text[: text.rindex("[[seed]]")] + text[text.index("[text]") :])
     target = fra.load_target(few)
     assert target.seeds == {NORMALIZED: 2}
-    results, cannot = measure(target, screen())
+    results, cannot = measure(target, screen(), CLAIM)
     assert results == {}
     assert cannot is not None
     assert "3 are needed" in cannot

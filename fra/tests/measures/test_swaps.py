@@ -10,11 +10,12 @@ import torch
 
 from fra.dictionaries.tokens import TokenDictionary
 from fra.errors import FraError
-from fra.measures.scores.layer import CarriedLayer, observe, texts
+from fra.measures.scores.designs import Swapping
+from fra.measures.scores.layer import FEATURES, CarriedLayer, Sets, observe, texts
 from fra.measures.scores.q22_pair_means import PairMeans, Places, places
 from fra.measures.scores.q22_picture import swap_picture
-from fra.measures.scores.q22_scene import READINGS, STRIDE, SwapScene, exchanged, scene
-from fra.measures.scores.q22_swaps import draw, frequent, telling, tune
+from fra.measures.scores.q22_scene import READINGS, SwapScene, exchanged, scene
+from fra.measures.scores.q22_swaps import PREDICTORS, by_document, draw, frequent, telling, told, tune
 from fra.report.drawings import numbers
 from fra.tests import models
 from fra.tests.measures.test_carried import layer as tiny_layer
@@ -35,7 +36,7 @@ def first_layer(kind: str) -> CarriedLayer:
 
 def brute(own: CarriedLayer, made: SwapScene, head: int) -> np.ndarray:
     """Squared change of the model's own pattern, one swap at a time: rows s and s + 1, and later rows with weights."""
-    out = []
+    out, stride = [], made.swaps.stride
     every = zip(made.swaps.doc, made.swaps.at, made.swaps.before, made.swaps.after, strict=True)
     for turn, (doc, at, before, after) in enumerate(every):
         n = made.swaps.texts.lengths[int(doc)]
@@ -44,7 +45,7 @@ def brute(own: CarriedLayer, made: SwapScene, head: int) -> np.ndarray:
         by_row = (rows[1] - rows[0]).double().square().sum(-1)
         assert float(by_row[: int(at)].sum()) < 1e-9, "nothing changes before the swap"
         later = by_row[int(at) + 2 :]
-        out.append(float(by_row[int(at) : int(at) + 2].sum() + STRIDE * later[turn % STRIDE :: STRIDE].sum()))
+        out.append(float(by_row[int(at) : int(at) + 2].sum() + stride * later[turn % stride :: stride].sum()))
     return np.array(out)
 
 
@@ -55,7 +56,7 @@ def test_a_perfect_prediction_scores_one(kind: str) -> None:
     """
     own = first_layer(kind)
     frozen, measured = own.frozen, own.sets.measured
-    swaps = draw(measured, np.arange(1, models.D_VOCAB), 2, 7, frozen.x.device)
+    swaps = draw(measured, np.arange(1, models.D_VOCAB), 2, ("7",), frozen.x.device, 3)
     got = observe(own.model, swaps.after, 0, own.hook_name, ("x", "sigma", "pattern"))
     y_after = got["x"] / got["sigma"] if "sigma" in got else got["x"]
     sigma = frozen.sigma[..., None]
@@ -110,7 +111,7 @@ def test_row_centred_scores_may_be_put_in_place() -> None:
     the row stays (its mean is then another, which softmax forgets only if all keys move: only whole rows are exact).
     """
     own = first_layer("gpt2")
-    swaps = draw(own.sets.measured, np.arange(1, models.D_VOCAB), 1, 3, own.frozen.x.device)
+    swaps = draw(own.sets.measured, np.arange(1, models.D_VOCAB), 1, ("3",), own.frozen.x.device)
     got = observe(own.model, swaps.after, 0, own.hook_name, ("pattern", "scores"))
     zero = torch.zeros_like(own.frozen.x)
     words = torch.arange(models.D_VOCAB)
@@ -136,7 +137,7 @@ def test_what_stands_at_a_swap_is_what_tokens_tell() -> None:
     current, previous = torch.randn(2, 5, 3, generator=generator)
     table = TokenDictionary(words, first, mean, current, previous, torch.ones(2, 5) > 0)
     own = texts([("a", [0, 1, 2, 3, 4])], 5)
-    swaps = draw(own, np.array([1, 2, 3, 4]), 1, 1, torch.device("cpu"))
+    swaps = draw(own, np.array([1, 2, 3, 4]), 1, ("1",), torch.device("cpu"))
     s, new, old = int(swaps.at), int(swaps.after[0, swaps.at[0]]), int(swaps.before[0, swaps.at[0]])
     assert 1 <= s <= 3 and new != old
     assert (swaps.before != swaps.after).sum() == 1
@@ -181,32 +182,105 @@ def test_pair_means_find_planted_habits() -> None:
     assert len(by_match) <= 4, "a place of which nothing is known has at most the mean of its match"
 
 
-def test_the_factor_is_least_squares() -> None:
-    """The better reading, with the factor that numpy finds; a prediction that points away is dropped."""
+def sums_of(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """[3, n_docs] total, cross, square of changes [n_docs, n]."""
+    return np.stack([(truth**2).sum(1), (truth * predicted).sum(1), (predicted**2).sum(1)])
+
+
+def test_what_is_told_is_r2_and_never_below_minus_three() -> None:
+    """R2 of each document where no more is foretold than happens; bounded whatever is foretold; 1 for the truth, 0 for
+    no change, no number where nothing happens.
+    """
     rng = np.random.default_rng(0)
-    truth, close, far = rng.normal(0, 1, (3, 500))
-    close = 3 * truth + 0.1 * close
+    truth = rng.normal(0, 1, (200, 30)) * np.exp(rng.normal(0, 3, (200, 1)))
+    close = truth + rng.normal(0, 0.4, (200, 30)) * np.abs(truth).mean(1, keepdims=True)
+    small = 0.7 * close
+    assert (np.square(small).sum(1) < np.square(truth).sum(1)).all()
+    r2 = 1 - np.square(truth - small).sum(1) / np.square(truth).sum(1)
+    np.testing.assert_allclose(told(sums_of(truth, close), 0.7, 1e-12), r2, rtol=1e-9)
+    wild = truth * np.exp(rng.normal(0, 6, (200, 1))) * rng.choice([-1, 1], (200, 1))
+    scores = told(sums_of(truth, wild), 1.0, 1e-12)
+    assert scores.min() >= -3 - 1e-9 and scores.max() <= 1 + 1e-9
+    np.testing.assert_allclose(told(sums_of(truth, -truth), 1.0, 1e-12), -3)
+    assert np.allclose(told(sums_of(truth, truth), 1.0, 1e-12), 1)
+    assert np.allclose(told(sums_of(truth, wild), 0.0, 1e-12), 0)
+    assert np.isnan(told(sums_of(truth, wild), 1.0, 1e30)).all()
 
-    def sums(predicted: np.ndarray) -> np.ndarray:
-        return np.stack([truth**2, truth * predicted, predicted**2])
 
-    reading, factor = tune([sums(far), sums(close)])
-    assert reading == 1
-    assert factor == pytest.approx(np.linalg.lstsq(close[:, None], truth, rcond=None)[0][0])
-    assert tune([sums(-close), sums(-close)])[1] == 0.0
+def test_the_reading_and_the_factor_tell_most_on_average() -> None:
+    """The better reading with the factor nearest the planted one, documents counting alike; what points away, and what
+    no document shows, is "no change".
+    """
+    rng, design = np.random.default_rng(0), Swapping()
+    truth = rng.normal(0, 1, (40, 50)) * np.exp(rng.normal(0, 2, (40, 1)))
+    close, far = 2.5 * truth + 0.1 * rng.normal(0, 1, (40, 50)) * np.abs(truth), rng.normal(0, 1, (40, 50))
+    reading, factor = tune([sums_of(truth, far), sums_of(truth, close)], design)
+    assert (reading, factor) == (1, 0.4)
+    scores = [told(sums_of(truth, close), f, design.least).mean() for f in design.factors]
+    assert design.factors[int(np.argmax(scores))] == 0.4
+    away = sums_of(truth, -close)
+    assert tune([away, away], design) == (0, 0.0)
+    nothing = sums_of(0 * truth, close)
+    assert tune([nothing, nothing], design) == (0, 0.0)
+    large = np.where(np.arange(40)[:, None] == 0, 1e4, 1.0)
+    first_is_twice = np.where(np.arange(40)[:, None] == 0, 2.0, 0.5)
+    _, factor = tune([sums_of(large * truth, large * truth / first_is_twice)], design)
+    assert factor == 0.5, "one document with a large change does not choose for all"
 
 
 def test_the_claim_runs_on_a_tiny_model() -> None:
-    """Every head gets leads over the three controls with one weight a document; nothing is not finite."""
+    """Every head gets leads over the three controls, one number a document, equal for equal seeds."""
     own = tiny_layer("gpt2", 90, 30)
-    found = telling(own)
+    design = Swapping()
+    found = telling(own, design)
     assert list(found) == [f"L1H{head}" for head in range(4)]
     for measured in found.values():
         assert list(measured.sums) == ["over token-pair means", "over token dictionary", "over position only"]
         for name, values in measured.sums.items():
             assert values.shape == measured.counts[name].shape == (30,)
-            assert np.isfinite(values).all() and (measured.counts[name] > 0).all()
-    again = telling(tiny_layer("gpt2", 90, 30))
+            assert np.abs(values).max() <= 4
+            assert (measured.counts[name] == 1).all()
+            told_of = measured.detail["told of the change in attention"]
+            assert values.mean() == pytest.approx(told_of[FEATURES] - told_of[name.removeprefix("over ")])
+    again = telling(tiny_layer("gpt2", 90, 30), design)
     assert all(np.array_equal(found[h].sums[c], again[h].sums[c]) for h in found for c in found[h].sums)
     with pytest.raises(FraError, match="fewer than 2 tokens"):
         frequent(own.sets.measured.first(1))
+
+
+def with_measured(own: CarriedLayer, n: int | None) -> CarriedLayer:
+    """The layer with only the first n measured documents, or with others altogether."""
+    if n is None:
+        rng = np.random.default_rng(17)
+        measured = texts([(f"o{k}", [0, *rng.integers(1, 30, 12 + k).tolist()]) for k in range(7)], 20)
+    else:
+        measured = own.sets.measured.first(n)
+    other = Sets(measured, own.sets.selection, own.sets.estimation)
+    return CarriedLayer(own.model, own.sae, other, 1, own.hook_name, seed_parts=own.seed_parts[:-1])
+
+
+def test_predictors_are_tuned_on_other_documents() -> None:
+    """With the measured documents exchanged for others, every predictor's reading and factor stay; with fewer of them,
+    the ones that are left have the numbers that they had.
+    """
+    own = tiny_layer("gpt2", 90, 30)
+    design = Swapping(factors=tuple(k / 50 for k in range(101)))
+    found = telling(own, design)
+    exchanged_for, fewer = telling(with_measured(own, None), design), telling(with_measured(own, 6), design)
+    assert {str(m.detail["readings and factors"][FEATURES]) for m in found.values()} != {"added, times 0"}
+    for head, measured in found.items():
+        assert list(measured.detail["readings and factors"]) == list(PREDICTORS)
+        assert exchanged_for[head].detail["readings and factors"] == measured.detail["readings and factors"]
+        for name, values in measured.sums.items():
+            np.testing.assert_allclose(fewer[head].sums[name], values[:6], rtol=1e-3, atol=1e-4)
+
+
+def test_swaps_are_summed_by_their_document() -> None:
+    """Documents too short for a swap have none."""
+    made = texts([("a", [0, 1, 2, 3]), ("b", [0, 1]), ("c", [0, 4, 3, 2])], 4)
+    swaps = draw(made, np.array([1, 2, 3, 4]), 2, ("x",), torch.device("cpu"))
+    assert swaps.doc.tolist() == [0, 0, 2, 2]
+    sums = by_document(np.array([[1.0, 2, 4, 8], [0, 1, 0, 1], [1, 1, 1, 1]]), swaps)
+    assert sums.tolist() == [[3, 0, 12], [1, 0, 1], [2, 0, 2]]
+    alone = draw(made.first(1), np.array([1, 2, 3, 4]), 2, ("x",), torch.device("cpu"))
+    assert torch.equal(alone.after, swaps.after[:2])

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +15,17 @@ import torch
 from fra.claim import Outcome, judge
 from fra.core.coded import measure_arm
 from fra.errors import CannotLoad
-from fra.induction.channels import measure_arms
+from fra.induction.channels import Effects, measure_arms
 from fra.induction.cih import Screen
 from fra.induction.outside import outside
 from fra.induction.search import Search
 from fra.induction.status import HeadStatus
+from fra.interventions.scores import channel_share
+from fra.measures.channels import q08_q16_transfer as transfer
 from fra.measures.channels.q08_q16_transfer import Transferred, move_layer, tihs, unseen_evidence, variant_evidence
-from fra.stimuli import repeated, variants
+from fra.measures.channels.transfer_designs import ChannelSet, UnseenTokens, VariantRepeat
+from fra.stimuli import repeated
+from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.variants import (
     Forms,
     VariantSets,
@@ -80,6 +85,12 @@ def screen() -> Screen:
     return Screen("words", "repeated_random", status, {}, {}, str)
 
 
+def both_layers() -> Screen:
+    """The same with the layer below, where nothing is asked."""
+    below = {f"L0H{h}": HeadStatus(f"L0H{h}", "not a TIH", 0.0, 0.0, 0.0, {}) for h in (0, 1)}
+    return dataclasses.replace(screen(), status={**below, **screen().status})
+
+
 def test_layer_0_heads_that_are_controls_are_in_no_family() -> None:
     """Whatever their status: a key there cannot know its predecessor."""
     target = SimpleNamespace(n_heads=2)
@@ -90,10 +101,11 @@ def test_layer_0_heads_that_are_controls_are_in_no_family() -> None:
     assert "layer-0 head" in str(said["L0H0"].outside) and "layer-0" not in str(said["L1H0"].outside)
 
 
-def moved(model, sae, discovery, arms, lags=(3, 5, 7, 9)) -> dict[str, Transferred]:
+def moved(model, sae, discovery, arms, lags=(3, 5, 7, 9), on=None) -> dict[str, Transferred]:
     arm = measure_arm(model, sae, discovery.tokens, 1, circuit.HOOK)
     measured = {name: measure_arms(model, sae, batch, 1, circuit.HOOK) for name, batch in arms.items()}
-    return move_layer(Search(discovery, arm), measured, [0], single=True, lags=lags)
+    shown = on or ("unseen" if "unseen" in arms else "variant")
+    return move_layer(Search(discovery, arm), measured, [0], ChannelSet(), measured=shown, lags=lags)
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +154,177 @@ def test_channels_of_words_work_on_unseen_tokens_and_channels_of_tokens_do_not()
     assert verdict.outcome is Outcome.REFUTED, verdict.reason
 
 
+def target_of(model: Any, sae: Any) -> Any:
+    """As much of a target as is asked for; its vocabulary is patched in (`door`)."""
+    return SimpleNamespace(
+        model=model,
+        name="words",
+        n_layers=2,
+        n_heads=2,
+        bos=circuit.BOS,
+        tokenizer=None,
+        hook_for=lambda layer: circuit.HOOK,
+        dictionary_for=lambda layer: (circuit.HOOK, sae),
+    )
+
+
+@pytest.fixture
+def door(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The way in, over the circuit's 64 tokens."""
+    monkeypatch.setattr(transfer, "_pool", lambda target: np.arange(2 * PAIRED))
+    monkeypatch.setattr(transfer, "variant_forms", lambda *_, **__: forms())
+    return monkeypatch
+
+
+SMALL16 = claim(
+    "Q16", design=(UnseenTokens(80, 24, live_documents=10, lags=(2, 3, 5, 8)), ChannelSet(), RepeatedSets()), n=24
+)
+SMALL08 = claim("Q08", design=(VariantRepeat(50, 24), ChannelSet(), RepeatedSets()), n=24)
+
+
+def test_unseen_is_the_half_that_was_not_searched(door: pytest.MonkeyPatch) -> None:
+    """Through the door: a head that matches tokens, whose every channel is one token's, keeps nothing of them there."""
+    own = transfer.unseen_tokens(target_of(tokens_circuit(), circuit.dictionary()), both_layers(), SMALL16)["L1H0"]
+    assert own.mean("seen") > 3.0
+    assert np.abs(own.together["unseen"]).max() < 1e-6
+    assert np.abs(own.single.nats).max() < 1e-6  # channel by channel, too
+    assert own.rows.sum() / len(own.rows) < 20 and len(own.sources) == 24
+    verdict = judge(SMALL16, unseen_evidence(SMALL16, screen(), {"L1H0": own})["L1H0"])
+    assert verdict.outcome is Outcome.REFUTED, verdict.reason
+    assert verdict.decided is not None and verdict.decided.name == "share kept"
+
+
+def test_channels_are_measured_one_by_one_on_the_arm_that_is_named(halves) -> None:
+    """Seen and unseen differ: by each channel's own effect, a channel of a seen token does something on seen alone."""
+    arms = {"seen": halves[1], "unseen": halves[2]}
+    one, other = (
+        moved(tokens_circuit(), circuit.dictionary(), halves[0], arms, on=name)["L1H0"] for name in ("seen", "unseen")
+    )
+    assert one.single.nats.max() > 1.0 and np.abs(other.single.nats).max() < 1e-6
+    assert np.array_equal(one.pairs, other.pairs)
+
+
+def test_what_is_found_is_the_same_whatever_it_is_measured_on(door: pytest.MonkeyPatch) -> None:
+    """Channels, and those of other lags, bit for bit, with every measured document exchanged for another."""
+    target = target_of(words_circuit(), words_dictionary())
+    make = transfer.disjoint_halves
+
+    def others(n_discovery: int, n: int, *given: Any) -> Any:
+        discovery, seen, unseen = make(n_discovery, n, *given)
+        return discovery, unseen, seen
+
+    first = transfer.unseen_tokens(target, both_layers(), SMALL16)["L1H0"]
+    door.setattr(transfer, "disjoint_halves", others)
+    second = transfer.unseen_tokens(target, both_layers(), SMALL16)["L1H0"]
+    assert not np.array_equal(first.together["seen"], second.together["seen"])
+    assert np.array_equal(first.pairs, second.pairs)
+    assert first.at_lags.keys() == second.at_lags.keys() == set(SMALL16.designed(UnseenTokens).lags)
+    assert all(np.array_equal(pairs, second.at_lags[lag]) for lag, pairs in first.at_lags.items())
+    make_variants = transfer.variant_repeat
+
+    def turned(*given: Any) -> VariantSets:
+        sets = make_variants(*given)
+        names = ("unrelated", "same", "variant", "neighbour")
+        return dataclasses.replace(sets, arms=dict(zip(names, sets.arms.values(), strict=True)))
+
+    door.setattr(transfer, "token_matches", lambda batch: 0.0)
+    one, _ = transfer.variants(target, both_layers(), SMALL08)
+    door.setattr(transfer, "variant_repeat", turned)
+    two, _ = transfer.variants(target, both_layers(), SMALL08)
+    assert np.array_equal(one["L1H0"].pairs, two["L1H0"].pairs)
+    assert not np.array_equal(one["L1H0"].together["variant"], two["L1H0"].together["variant"])
+    # and more measured documents choose no others
+    more = dataclasses.replace(SMALL08, design=(VariantRepeat(50, 31), ChannelSet(), RepeatedSets()))
+    door.setattr(transfer, "variant_repeat", make_variants)
+    assert np.array_equal(transfer.variants(target, both_layers(), more)[0]["L1H0"].pairs, one["L1H0"].pairs)
+
+
+def told(**changed: Any) -> Transferred:
+    """Numbers of one head over documents of unequal length, written down."""
+    rng = np.random.default_rng(3)
+    rows = np.where(np.arange(40) % 4 == 0, 60.0, 10.0)
+    nats = {
+        name: rows * np.where(rows > 30, long, short) * rng.uniform(0.9, 1.1, 40)
+        for name, long, short in (
+            ("seen", 4.0, 1.0),
+            ("unseen", 3.0, 0.2),
+            ("variant", 3.0, 0.4),
+            ("neighbour", 0.5, 0.3),
+            ("unrelated", 0.1, 0.2),
+        )
+    }
+    nats["same"] = nats["seen"]
+    live = np.stack([rows, rows], 1)
+    single = Effects(np.stack([nats["unseen"], rows * rng.normal(0, 0.01, 40)], 1), live, live, live, live)
+    own = Transferred(
+        np.array([[0, 1], [2, 3]]),
+        nats,
+        {name: v / 10 for name, v in nats.items()},
+        rows,
+        tuple(f"d{k}" for k in range(40)),
+        single,
+        {2: np.zeros((1, 2), int)},
+        np.array([0.7, -0.2]),
+    )
+    return dataclasses.replace(own, **changed)
+
+
+def test_effects_are_ratios_of_means_over_rows(sets: VariantSets) -> None:
+    own = told()
+    n = sum(own.rows)
+    total = {name: sum(v) for name, v in own.together.items()}
+    one, _ = unseen_evidence(Q16, screen(), {"L1H0": own})["L1H0"].candidates.values()
+    effects = {c.name: c.effect for c in one}
+    assert effects["effect on unseen tokens"] == pytest.approx(total["unseen"] / n)
+    assert effects["share kept"] == pytest.approx(total["unseen"] / total["seen"])
+    assert effects["over other lags"] == pytest.approx(total["unseen"] / n - 0.7)
+    (one,) = variant_evidence(Q08, screen(), {"L1H0": own}, sets)["L1H0"].candidates.values()
+    effects = {c.name: c.effect for c in one}
+    assert effects["effect on variants"] == pytest.approx(total["variant"] / n)
+    assert effects["head contrast"] == pytest.approx(total["variant"] / 10 / n)
+    assert effects["over equal-cosine neighbours"] == pytest.approx((total["variant"] - total["neighbour"]) / n)
+    assert effects["over an unrelated copy"] == pytest.approx((total["variant"] - total["unrelated"]) / n)
+
+
+def test_one_other_lag_that_does_as_much_denies_and_does_not_refute() -> None:
+    fine = judge(Q16, unseen_evidence(Q16, screen(), {"L1H0": told()})["L1H0"])
+    assert fine.outcome is Outcome.SUPPORTED, fine.reason
+    lags = np.array([0.1, told().mean("unseen") + 0.01, -1.0])
+    denied = judge(Q16, unseen_evidence(Q16, screen(), {"L1H0": told(lags=lags)})["L1H0"])
+    assert denied.outcome is Outcome.INCONCLUSIVE and "over other lags" in denied.reason
+    unknown = judge(Q16, unseen_evidence(Q16, screen(), {"L1H0": told(lags=np.array([0.1, np.nan]))})["L1H0"])
+    assert unknown.outcome is Outcome.INCONCLUSIVE
+
+
+def test_sets_of_other_lags_are_measured_on_their_own_stripe(halves) -> None:
+    """By hand, for a head in which every channel does something: log-odds of the key that lies `lag` further on in the
+    first copy, in both arms, over all rows of the documents where that is far from the induction key.
+    """
+    model, sae, channels = tokens_circuit(), circuit.dictionary(), ChannelSet(size=12, floor=3)
+    arm = measure_arm(model, sae, halves[0].tokens, 1, circuit.HOOK)
+    seen = measure_arms(model, sae, halves[1], 1, circuit.HOOK)
+    lags = (4, 15, 18)
+    own = move_layer(Search(halves[0], arm), {"seen": seen}, [1], channels, measured="seen", lags=lags)["L1H1"]
+    for lag, found in zip(lags, own.lags, strict=True):
+        pairs = torch.from_numpy(own.at_lags[lag])
+        assert len(pairs) == 12 and not np.array_equal(own.at_lags[lag], own.pairs)
+        total, rows = 0.0, 0
+        for sign, side in ((1, seen.repeated), (-1, seen.control)):
+            scores = side.frozen.scores(1).double()
+            after = scores - channel_share(pairs)(side, 1)
+            for d, period in enumerate(halves[1].periods.tolist()):
+                if not 1 < lag % period < period - 2:
+                    continue
+                for r in range(period):
+                    t, key = period + 1 + r, 1 + (r + 1 + lag) % period
+                    others = [u for u in range(t + 1) if u != key]
+                    odds = [float(S[d, t, key] - S[d, t, others].logsumexp(0)) for S in (scores, after)]
+                    total += sign * (odds[0] - odds[1])
+                    rows += sign == 1
+        assert found == pytest.approx(total / rows, rel=1e-3) and abs(found) > 1e-6
+    assert len({float(x) for x in own.lags}) == 3
+
+
 def forms() -> Forms:
     """Every pair of forms, with neighbours that are other words' tokens."""
     v = np.arange(2 * PAIRED)
@@ -172,6 +355,24 @@ def test_the_four_arms_are_what_they_say(sets: VariantSets) -> None:
         assert not set(words.tolist()) & set(unrelated.tolist())
 
 
+def test_neighbours_and_unrelated_words_are_drawn_anew_for_every_document(sets: VariantSets) -> None:
+    """Of eleven or twelve equal ones each is taken about as often: the scatter of the control is that of documents."""
+    same, near = sets.arms["same"], sets.arms["neighbour"]
+    at = same.row_doc, same.row_pos
+    steps = ((near.tokens[at] - same.tokens[at]) % (2 * PAIRED)).bincount(minlength=13)[1:13]
+    assert int(steps.sum()) == len(same.row_doc)
+    assert float(steps.min()) > 0.4 * float(steps.sum()) / 12
+    first = {}
+    for doc, token, other in zip(
+        same.row_doc.tolist(), same.tokens[at].tolist(), near.tokens[at].tolist(), strict=True
+    ):
+        first.setdefault(token, {})[doc] = other
+    assert all(len(set(by_doc.values())) > 2 for by_doc in first.values() if len(by_doc) >= 12)
+    unrelated = sets.arms["unrelated"]
+    seconds = [tuple(unrelated.tokens[d, p + 1 : p + 4].tolist()) for d, p in enumerate(unrelated.periods.tolist())]
+    assert len(set(seconds)) == len(seconds)
+
+
 @pytest.mark.parametrize("build", ["words", "tokens"])
 def test_channels_of_words_survive_variants_and_channels_of_tokens_do_not(sets: VariantSets, build: str) -> None:
     made = (words_circuit(), words_dictionary()) if build == "words" else (tokens_circuit(), circuit.dictionary())
@@ -192,15 +393,16 @@ def test_an_effect_that_neighbours_have_too_is_not_supported(sets: VariantSets) 
 def test_forms_are_read_from_the_tokenizer() -> None:
     pieces = ["The", "\u0120the", "\u0120The", "er", "ER", "\u0120x", "X", "\u2581cat", "cat", "12", "\u012012"]
     tokenizer = SimpleNamespace(convert_ids_to_tokens=lambda i: pieces[i])
-    assert surface_forms(tokenizer, range(len(pieces))) == {"the": [0, 1, 2], "cat": [7, 8]}
+    assert surface_forms(tokenizer, range(len(pieces)), 2) == {"the": [0, 1, 2], "cat": [7, 8]}
 
 
-def test_neighbours_have_the_variants_cosine_and_are_no_variants(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(variants, "FEWEST_FORMS", 2)
+def test_neighbours_have_the_variants_cosine_and_are_no_variants() -> None:
     pieces = [*(f"\u0120w{chr(97 + k)}" for k in range(6)), *(f"w{chr(97 + k)}" for k in range(6))]
     rng = np.random.default_rng(0)
     W_E = rng.normal(size=(12, 3))
-    found = variant_forms(SimpleNamespace(convert_ids_to_tokens=lambda i: pieces[i]), np.arange(12), W_E)
+    tokenizer = SimpleNamespace(convert_ids_to_tokens=lambda i: pieces[i])
+    found = variant_forms(tokenizer, np.arange(12), W_E, shortest=2, within=0.05, choices=3, fewest=2)
+    assert found.neighbours.shape[1] == 3
 
     def cosine(a: int, b: int) -> float:
         return float(W_E[a] @ W_E[b] / np.linalg.norm(W_E[a]) / np.linalg.norm(W_E[b]))
@@ -217,4 +419,6 @@ def test_neighbours_have_the_variants_cosine_and_are_no_variants(monkeypatch: py
 
 def test_a_vocabulary_without_variants_cannot_run() -> None:
     with pytest.raises(CannotLoad, match="case or leading-space variants"):
-        variant_forms(build_tokenizer(), np.arange(1, 300), np.eye(300, 8))
+        variant_forms(
+            build_tokenizer(), np.arange(1, 300), np.eye(300, 8), shortest=2, within=0.05, choices=12, fewest=48
+        )

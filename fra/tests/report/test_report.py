@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,7 @@ from fra.claim import Condition
 from fra.report import card_links
 from fra.report import page as report
 from fra.report.page import GLYPHS, Axis, render
-from fra.tests.verdicts.test_claim import BAD, CLAIM, GOOD, INF, OPEN, above, evidence, judge
+from fra.tests.verdicts.test_claim import BAD, CLAIM, GOOD, OPEN, above, evidence, judge
 from fra.tests.verdicts.test_ledger import make_ledger
 from fra.verdicts import ledger as ledgers
 from fra.verdicts.ledger import bare_row, row_of
@@ -59,10 +60,10 @@ def full_ledger():
     }
     ledger = make_ledger(
         evidence((GOOD,), head="L0H0", detail=detail),
-        evidence((BAD,), head="L0H1", power=0.9),
+        evidence((BAD,), head="L0H1"),
         evidence((OPEN,), head="L1H0"),
         evidence(cannot=f"no dictionary {HOSTILE}", head="L1H2", n=0),
-        evidence((above(1.5, low=1.2, high=INF),), head=None),
+        evidence((replace(above(1.5), low=1.2),), head=None),
         model=HOSTILE,
     )
     broken = bare_row(CLAIM, "L1H1", "tiny", "BROKEN", f"KeyError: {HOSTILE}")
@@ -128,7 +129,9 @@ def test_numbers_reasons_and_detail_are_there():
 
 
 def test_the_drawing_puts_the_interval_on_its_side_of_the_bar():
-    rows = [row_of(judge(CLAIM, e), "t") for e in (evidence((above(2, low=1.5, high=3),)), evidence((above(1e9),)))]
+    rows = [
+        row_of(judge(CLAIM, e), "t") for e in (evidence((replace(GOOD, low=1.5, high=3),)), evidence((above(1e9),)))
+    ]
     axis = Axis.over(rows[:1])
     at = axis.drawing(rows[0])
     assert at["bar"] < at["low"] < at["effect"] < at["high"]

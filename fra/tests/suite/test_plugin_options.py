@@ -140,7 +140,7 @@ def test_the_header_prints_every_option_in_force(suite):
     result.stdout.fnmatch_lines(
         [
             "fra: target tiny.toml, device cpu, dtype float64, heads L0H0, require-gpu no, strict-verdicts yes, "
-            "ledger none, report none",
+            "seed 0, ledger none, report none",
             "fra: tiny has 1 layers of 8 heads; 1 claims, 0 registered, EXPLORATORY: T01; known refutations: 0",
         ]
     )

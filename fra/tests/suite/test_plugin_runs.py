@@ -24,17 +24,17 @@ def test_the_terminal_table_is_plain_and_fits_in_100_columns(suite):
             "T01  Heads do it*EXPLORATORY*",
             "H0: E <= 1*effect > 1*",
             "*head*verdict*effect*interval*bar*p*n*",
-            "*L0H0  SUPPORTED*2*[[]-inf, 9]*1*0.01*50*",
+            "*L0H0  SUPPORTED*2*[[]1.1, 9]*1*0.01*50*",
             "*L0H1  REFUTED*",
             "*L0H2  REFUTED*known: carried by the bias*",
             "*L0H3  SUPPORTED*OVERTURNED*",
             "*not asked  L0H7: not in the family",
             "*family  SUPPORTED*",
-            "SUPPORTED 3 (1 OVERTURNED)   REFUTED 2 (1 known)   INCONCLUSIVE 2   CANNOT_RUN 0   BROKEN 9",
+            "findings:   SUPPORTED 3 (1 OVERTURNED)  REFUTED 2 (1 known)  INCONCLUSIVE 2  BROKEN 9",
             "1 rows not asked: their claims are not about those heads",
         ]
     )
-    verdicts = table[: next(k for k, line in enumerate(table) if line.startswith("SUPPORTED"))]
+    verdicts = table[: next(k for k, line in enumerate(table) if line.startswith("findings:"))]
     assert all(len(line) <= 100 and line.isascii() for line in verdicts)
 
 
@@ -47,8 +47,8 @@ def test_many_claims_end_with_their_counts(suite):
     lines = result.stdout.lines
     start = next(n for n, line in enumerate(lines) if line.startswith("claim ") and "SUPPORTED" in line)
     rows = [line.split() for line in lines[start + 1 : start + 8]]
-    assert [row[:6] for row in rows] == [[f"T{n}", "1", ".", ".", ".", "."] for n in range(10, 17)]
-    assert all(row[6] == "Title" and row[-1] == "..." for row in rows)
+    assert [row[:7] for row in rows] == [[f"T{n}", "finding", "1", ".", ".", ".", "."] for n in range(10, 17)]
+    assert all(row[7] == "Title" and row[-1] == "..." for row in rows)
     assert all(len(line) <= 100 and line.isascii() for line in lines[start : start + 8])
 
 
@@ -61,7 +61,9 @@ def test_rows_are_equal_in_series_under_xdist_and_for_any_selection(suite):
     assert spread.ret == 1
     assert suite.rows("xdist.json") == serial
     assert outcomes(spread) == {"passed": 2, "failed": 3, "skipped": 1, "xfailed": 1, "inconclusive": 2, "errors": 8}
-    spread.stdout.fnmatch_lines(["*L0H2  REFUTED*known: carried by the bias*", "SUPPORTED 3 (1 OVERTURNED) *"])
+    spread.stdout.fnmatch_lines(
+        ["*L0H2  REFUTED*known: carried by the bias*", "findings:   SUPPORTED 3 (1 OVERTURNED) *"]
+    )
     suite.run("--ledger", "some.json", "-k", "T01 or H4 or H0")
     some = suite.rows("some.json")
     assert 0 < len(some) < len(serial)
@@ -127,7 +129,8 @@ SLOW_FILE = """
     @pytest.fixture(scope="module")
     def evidence():
         rng = np.random.default_rng(0)
-        return family(CLAIM, {f"L0H{h}": rng.normal(1, 0.5, 20) for h in range(8)}, target="tiny", null=None, n_boot=99)
+        drawn = {f"L0H{h}": rng.normal(1, 0.5, 20) for h in range(8)}
+        return family(CLAIM, drawn, target="tiny", sources=None, n_boot=99)
 
     def test_slow(head, evidence, verdict):
         if head == "L0H3" and "DIES" in os.environ:

@@ -28,7 +28,7 @@ def test_every_row_of_the_verdict_table(suite):
     assert by_head["L0H3"]["detail"]["overturned"] == "looked dead"
     assert "overturned" not in by_head["L0H0"]["detail"]
     assert by_head["L0H4"]["detail"]["table"] == [1.0, 1.0]
-    assert (by_head["L0H0"]["effect"], by_head["L0H0"]["low"], by_head["L0H5"]["effect"]) == (2.0, None, None)
+    assert (by_head["L0H0"]["effect"], by_head["L0H4"]["low"], by_head["L0H5"]["effect"]) == (2.0, None, None)
     assert by_head["L0H6"]["detail"]["reason"] == "ZeroDivisionError: in the test"
     assert by_head["L0H7"]["detail"]["reason"] == "not in the family"
     assert {r["verdict"] for r in rows if r["claim"] == "T02"} == {"BROKEN"}

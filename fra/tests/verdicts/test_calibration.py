@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats as sps
 
-from fra.tests.calibration import LEVEL, SHAPES, family_rates, methods, power, sample
+from fra.tests.calibration import HEADS, LEVEL, SHAPES, family_rates, methods, power, sample, small_p
 from fra.verdicts import stats
 from fra.verdicts.stats import ClusterMeans
 
@@ -39,31 +39,47 @@ def test_one_candidate_at_the_bar_is_rejected_no_more_often_than_stated(shape, n
 
 
 @pytest.mark.parametrize(
-    ("shape", "n_docs", "level", "stated"),
+    ("shape", "n_docs", "rows"),
     [
-        ("lognormal, 80 % near zero", 40, 0.01, 0.03),
-        ("Student t, 3 df", 40, 0.05, 0.07),
-        ("sparse lognormal less a third of another", 40, 0.05, 0.10),
-        ("sparse lognormal less a third of another", 40, 0.01, 0.05),
-        ("Pareto 2.5, 50 % zeros", 40, 0.05, 0.06),
+        ("lognormal, 80 % near zero", 60, False),
+        ("one in ten large", 120, False),
+        ("one in ten large", 30, True),
+        ("sparse lognormal less a third of another", 60, False),
+        ("Student t, 3 df", 120, True),
     ],
 )
-def test_known_excess_of_below_is_no_larger_than_stated(shape, n_docs, level, stated):
-    """Not the nominal level, and CALIBRATION.md says so: limits of the method, held so that they do not grow."""
-    means, truth = columns(shape, n_docs, 1)
-    assert at_most(int((means.p_below(truth, simultaneous=False) <= level).sum()), means.n_cand, stated)
+def test_small_levels_are_kept_on_the_hardest_shapes(shape, n_docs, rows):
+    """Half as often again as stated is admitted, as CALIBRATION.md says; its table has ten times the samples."""
+    sums, counts, truth = sample(shape, n_docs, 4_800, np.random.default_rng(11), rows=rows)
+    p = small_p(sums, counts, truth, seed=11, n_boot=1_999)
+    for side in p:
+        for level in (0.05, 0.01, 0.002):
+            assert at_most(int((side <= level).sum()), side.size, 1.5 * level), level
+        families = side.reshape(-1, HEADS).min(axis=1) <= LEVEL / HEADS  # Holm's first step
+        assert at_most(int(families.sum()), families.size)
 
 
-def test_p_values_are_uniform_where_the_sample_is_symmetric():
-    means, truth = columns("normal", 40, 2)
+def test_small_p_are_those_of_the_samples_themselves():
+    sums, counts, truth = sample("lognormal, 80 % zeros", 60, 300, np.random.default_rng(12))
+    found = small_p(sums, counts, truth, seed=4, n_boot=499)
+    for side, name in zip(found, ("p_above", "p_below"), strict=True):
+        own = getattr(ClusterMeans(sums, counts, seed=4, n_boot=499), name)(truth, simultaneous=False)
+        small = own <= LEVEL
+        assert np.allclose(side[small], own[small], atol=2.1 / 500)  # other blocks round otherwise
+        assert (side[~small] > LEVEL).all()
+
+
+def test_no_p_exceeds_its_share_where_the_sample_is_symmetric():
+    """Not uniform: the guard and the floor are for samples that only look so. Not wrong by never rejecting either."""
+    means, truth = columns("normal", 80, 2)
     for p in (means.p_above(truth, simultaneous=False), means.p_below(truth, simultaneous=False)):
-        assert sps.kstest(p, "uniform").pvalue > 1e-3
-        assert (p <= LEVEL).mean() > 0.03  # not wrong by never rejecting
+        assert sps.kstest(p, "uniform", alternative="greater").pvalue > 1e-3
+        assert (p <= LEVEL).mean() > 0.015
 
 
 def test_sign_flips_and_the_bare_bootstrap_fail_where_ours_does_not():
     """Why the machinery: the pitfall is real on these samples, and the guard removes what the bootstrap leaves."""
-    for shape, n_docs in (("lognormal, 30 % zeros", 20), ("lognormal, 60 % zeros", 40)):
+    for shape, n_docs in (("lognormal, 30 % zeros", 40), ("lognormal, 60 % zeros", 60)):
         sums, counts, truth = sample(shape, n_docs, 1_000, np.random.default_rng(3))
         found = methods(sums, counts, truth, 499, seed=3, intervals=False)
         wrong = {name: float((p[1] <= LEVEL).mean()) for name, p in found.items()}
@@ -73,30 +89,27 @@ def test_sign_flips_and_the_bare_bootstrap_fail_where_ours_does_not():
         assert wrong["fra.stats"] < 0.065
 
 
-def test_a_tail_that_no_document_shows_is_beyond_help_and_more_documents_are_the_cure():
-    """The documented limit: stated, not hidden."""
-    rates = []
-    for n_docs in (20, 40, 80):
-        means, truth = columns("one in ten large", n_docs, 4)
-        rates.append(float((means.p_below(truth, simultaneous=False) <= LEVEL).mean()))
-    assert rates[0] > 0.9**20
-    assert rates[0] > rates[1] > rates[2]
-    assert rates[2] < 0.05
+def test_a_tail_that_few_documents_show_is_held_by_the_floor_alone():
+    """Without it, as many are refuted wrongly as show none of the large ones or one."""
+    for n_docs, least in ((30, 0.9**30), (60, 0.0)):
+        sums, counts, truth = sample("one in ten large", n_docs, 1_200, np.random.default_rng(4))
+        means = ClusterMeans(sums, counts, seed=4, n_boot=499)
+        bars = np.full(means.n_cand, -truth)
+        bare = means._below.p(bars, False, means._margins_below.without_floor())
+        kept = means.p_below(truth, simultaneous=False)
+        assert (bare <= 0.01).mean() > max(least, 0.012)
+        assert (kept <= 0.01).sum() == 0
+        assert at_most(int((kept <= LEVEL).sum()), 1_200)
 
 
-def test_few_live_documents():
-    """Two or three can show nothing. From 20 on, the least that CLAIMS admits, "below" holds; between, it does not."""
-    rates = {}
-    for n_live in (2, 3, 6, 20):
+def test_few_live_documents_show_nothing():
+    for n_live in (2, 3, 6, 20, 39):
         rng = np.random.default_rng(5)
-        counts = np.zeros((40, 800))
+        counts = np.zeros((60, 800))
         counts[:n_live] = 1.0
-        means = ClusterMeans(rng.exponential(1.0, (40, 800)) * counts, counts, seed=5, n_boot=499)
+        means = ClusterMeans(rng.exponential(1.0, (60, 800)) * counts, counts, seed=5, n_boot=499)
         assert at_most(int((means.p_above(1.0, simultaneous=False) <= LEVEL).sum()), 800)
-        rates[n_live] = int((means.p_below(1.0, simultaneous=False) <= LEVEL).sum())
-    assert rates[2] == rates[3] == 0
-    assert rates[6] > 0.08 * 800  # why a floor is needed: this test does not make few documents safe
-    assert at_most(rates[20], 800, 0.06)
+        assert (means.p_below(1.0, simultaneous=False) > LEVEL).all()
 
 
 @pytest.mark.parametrize("rows", [False, True])
@@ -116,7 +129,7 @@ def test_the_maximum_is_needed_and_is_not_a_wall():
         means = ClusterMeans(sums, counts, seed=seed, n_boot=199)
         single += int((means.p_above(truth, simultaneous=False) <= LEVEL).any())
         family += int((means.p_above(truth) <= LEVEL).any())
-    assert single > 60
+    assert single > 30
     assert family >= 1
     assert at_most(family, 150)
 
@@ -138,7 +151,7 @@ def test_heads_at_different_effects_are_told_apart():
     for trial in range(len(found)):
         p = np.ones((2, 8))
         for head in range(8):
-            sums, _, truth = sample("exponential, 30 % zeros", 60, 10, rng, shared=0.3)
+            sums, _, truth = sample("exponential, 30 % zeros", 120, 10, rng, shared=0.3)
             sums -= truth - 0.3
             sums[:, 4] += 1.7 * (head < 2)
             means = ClusterMeans(sums, seed=8 * trial + head, n_boot=999)
@@ -155,13 +168,14 @@ def test_heads_at_different_effects_are_told_apart():
 def test_power_is_there_and_is_what_power_above_says(shape):
     found, bare, said = power(shape, 64, 600, above=True, n_boot=499)
     assert found > 0.8
-    assert found > bare - 0.05  # the guard costs nothing in the direction of the skew
+    assert found > bare - (0.1 if shape == "normal" else 0.05)  # the guard costs little in the direction of the skew
     assert said == pytest.approx(found, abs=0.1)
 
 
 def test_power_to_refute_symmetric_and_skewed():
     assert power("normal", 64, 600, above=False, n_boot=499)[0] > 0.8
     assert power("lognormal, 60 % zeros", 128, 600, above=False, n_boot=499)[0] > 0.35
+    assert power("normal", 120, 300, above=False, n_boot=1_499, level=0.002, errors=5.0)[0] > 0.8
 
 
 def test_detectable_effect_is_detected_that_often():

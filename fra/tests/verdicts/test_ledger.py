@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fra.claim import Condition, Evidence, judge
 from fra.errors import FraError
 from fra.report import page as report
-from fra.tests.verdicts.test_claim import CLAIM, GOOD, INF, NAN, evidence
+from fra.tests.verdicts.test_claim import CLAIM, GOOD, INF, NAN, evidence, make_claim
 from fra.verdicts import files
 from fra.verdicts import ledger as ledgers
 from fra.verdicts.ledger import Header, Ledger, clean, note_of, row_of
@@ -50,7 +50,7 @@ def test_a_ledger_is_written_in_the_schema_of_the_contract(tmp_path):
     assert data["header"].keys() >= HEADER
     [row] = data["verdicts"]
     assert list(row) == FIELDS
-    assert (row["effect"], row["low"], row["high"], row["p"], row["q"], row["n"]) == (2.0, None, None, 0.01, 0.02, 50)
+    assert (row["effect"], row["low"], row["high"], row["p"], row["q"], row["n"]) == (2.0, 1.1, None, 0.01, 0.02, 50)
     assert row["digest"] == CLAIM.digest
     assert row["detail"]["power"] == 0.9
     assert row["detail"]["candidates"]["c0"]["effect"]["holds"] is True
@@ -282,12 +282,14 @@ def test_names_that_the_ledger_keeps_for_itself_are_refused(name):
 
 
 def test_a_row_holds_the_numbers_of_the_condition_that_decided():
+    claim = make_claim(condition="headline", bars={"control": 1.0})
     conditions = (
         Condition("headline", 3.0, 2.5, INF, CLAIM.bar, p=0.01, p_refute=1.0),
-        Condition("control", 0.1, -INF, 0.4, CLAIM.bar, p=1.0, p_refute=0.02),
+        Condition("control", 0.1, -INF, 0.4, CLAIM.bar, p=1.0, p_refute=0.02, power=0.9),
     )
-    row = row_of(judge(CLAIM, evidence(conditions, power=0.9)), TARGET)
+    row = row_of(judge(claim, evidence(conditions, claim=claim)), TARGET)
+    assert row.detail["power"] == 0.9
     assert (row.verdict, row.effect, row.low, row.high, row.bar, row.p) == ("REFUTED", 0.1, None, 0.4, CLAIM.bar, 1.0)
     assert (row.detail["decided"], row.detail["met"]) == ("control", "1 of 2")
-    page = report.render(make_ledger(evidence(conditions, power=0.9)))
+    page = report.render(make_ledger(evidence(conditions, claim=claim)))
     assert 'control <span class="quiet">1 of 2 met</span>' in page

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,12 +12,20 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
+from fra.claim import Claim, Evidence
+from fra.induction.designs import TokenInduction
 from fra.induction.status import HeadStatus
+from fra.measures.families import planted
+from fra.measures.families.designs import FamilySelection, PlantedTokens, UpstreamPrompts
 from fra.measures.families.families import Families, LayerFamilies
 from fra.stimuli import repeated
+from fra.stimuli.designs import RepeatedSets
 from fra.tests import circuit
+from fra.tests.claims import claim
 
 HOOK = "blocks.1.attn.hook_z"
+TELLS = 44
+"""Features of the induction head from this one up are silent: their tokens are left to fill planted passages with."""
 WRONG = (5, 6, 7, 8)
 """Features of the induction head that fire wherever the token stands before, match or not: these fail induction."""
 
@@ -49,31 +59,70 @@ def dictionary() -> StandardSAE:
         sae.W_dec.copy_(torch.eye(width))
         sae.b_enc.fill_(-0.3)
         sae.b_dec.zero_()
+        sae.b_enc[TELLS : circuit.D_VOCAB] = -1.5
         for wrong in WRONG:  # half of it is read off the token itself, through the other head: it needs no repeat
             sae.b_enc[wrong] = 10.0
     return sae
 
 
-def layer(n: int = 24, strength: float = 20.0, wrong: bool = True) -> LayerFamilies:
-    """The circuit's second layer, with repeated random documents for natural ones."""
-    built, sae = model(strength), dictionary()
-    if not wrong:
-        with torch.no_grad():
-            sae.b_enc.fill_(-0.3)
+def repeater() -> StandardSAE:
+    """The same, but features 10 to 39 fire for any of 40 tokens that comes by induction, a little more for their own,
+    and raise their own all the same.
+    """
+    sae, rng = dictionary(), np.random.default_rng(0)
+    with torch.no_grad():
+        for feature in range(10, 40):
+            sae.W_enc[rng.choice(circuit.BOS, 40, replace=False), feature] = 1.0
+            sae.W_enc[feature, feature] = 1.05
+            sae.b_enc[feature] = -0.9
+    return sae
+
+
+def needing_both(one_in: int = 5) -> StandardSAE:
+    """The same, but features of head 0 need the other head as well: they fire where it tells any token but one in
+    five.
+    """
+    sae = dictionary()
+    tells = torch.arange(circuit.D_VOCAB) % one_in != 0
+    with torch.no_grad():
+        sae.W_enc[circuit.D_VOCAB :, :TELLS] = 0.6 * tells[:, None].float()
+        sae.b_enc[:TELLS] = -1.3
+    return sae
+
+
+def layer(
+    n: int = 60, strength: float = 20.0, sae: StandardSAE | None = None, measured: str = "measurement"
+) -> LayerFamilies:
+    """The circuit's second layer, with repeated random documents for natural ones. measured: names the documents of
+    measurement, all else being equal.
+    """
+    built, sae = model(strength), dictionary() if sae is None else sae
     target = SimpleNamespace(
         name="circuit",
         model=built,
         dictionaries={HOOK: sae},
         bos=circuit.BOS,
         tokenizer=SimpleNamespace(all_special_ids=[circuit.BOS], decode=lambda ids: f" {ids[0]}"),
+        documents=lambda: texts(measured),
+        encode=lambda text: [int(word) for word in text.split()],
     )
     pool = np.arange(circuit.BOS)
     made = [
         repeated.repeated_random(n, pool, circuit.N_CTX, circuit.BOS, ("circuit", name))
-        for name in ("discovery", "measurement")
+        for name in ("discovery", measured)
     ]
     discovery, documents = (repeated.collate(part) for part in made)
     return LayerFamilies(target, 1, [0], discovery, documents, pool)
+
+
+def texts(measured: str, n: int = 40) -> list[Any]:
+    """Natural documents of the circuit: random tokens, two documents of each source."""
+    rng = np.random.default_rng(len(measured))
+    rows = [rng.integers(0, circuit.BOS, circuit.N_CTX - 1) for _ in range(n)]
+    return [
+        SimpleNamespace(text=" ".join(map(str, row.tolist())), source=f"{measured}-{k // 2:02}")
+        for k, row in enumerate(rows)
+    ]
 
 
 def families(made: LayerFamilies | None = None) -> Families:
@@ -82,4 +131,39 @@ def families(made: LayerFamilies | None = None) -> Families:
     shown = {name: "TIH" if name == "L1H0" else "not a TIH" for name in ("L0H0", "L0H1", "L1H0", "L1H1")}
     previous = {name: {"previous": float(name == "L0H0")} for name in shown}
     status = {h: HeadStatus(h, is_, 1.0, 0.9, 1.0, previous[h]) for h, is_ in shown.items()}
-    return Families("circuit", status, {1: made}, made.pool)
+    designs = TokenInduction(), RepeatedSets(), FamilySelection(), PlantedTokens()
+    return Families("circuit", status, {1: made}, made.pool, designs=designs)
+
+
+@cache
+def made() -> LayerFamilies:
+    return layer()
+
+
+@cache
+def whole() -> Families:
+    return families(made())
+
+
+def halves() -> tuple[planted.Planting, planted.Planting]:
+    """Both halves of the circuit's planted documents."""
+    first, second = made().choosing, made().measured
+    assert first is not None
+    assert second is not None
+    return first, second
+
+
+def with_design(of: Claim, design: Any) -> Claim:
+    """The claim with another design of that class."""
+    return dataclasses.replace(of, design=tuple(design if type(d) is type(design) else d for d in of.design))
+
+
+def upstream_claim() -> Claim:
+    """D11 with prompts for which the circuit has tokens enough."""
+    return with_design(claim("D11"), UpstreamPrompts(length=14))
+
+
+def conditions(found: Evidence) -> dict[str, Any]:
+    """Of the only candidate, by name."""
+    (own,) = found.candidates.values()
+    return {c.name: c for c in own}

@@ -5,127 +5,156 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import stats as sps
+from jaxtyping import Bool, Float, Int
 
 from fra.dictionaries.codes import neuronpedia
-from fra.measures.families.families import Behaviour, Families, LayerFamilies, Selection
-from fra.measures.families.rows import NO_FAMILY, about, outside, shown
+from fra.measures.families.designs import OwnScale, PlantedTokens
+from fra.measures.families.families import Families, LayerFamilies, Selection
+from fra.measures.families.planted import Behaviour, Planting, behaviour, scales
+from fra.measures.families.rows import FEATURES, about, outside, shown, too_few, undecided
 from fra.targets.target import text_of
 from fra.verdicts import stats
 from fra.verdicts.bounds import MATCHED
-from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.conditions import exact
-from fra.verdicts.decide import Beside, Given, Sampled, decide, means_of
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.decide import Beside, Sampled, decide, means_of
+from fra.verdicts.exact import Proportion, TwoShares
 
-OTHERS = "fires before other tokens"
-SHARE, SOURCE, REPEATS = "share that passes", "source is the earlier token", "repeats a feature"
-_REFUTING = 3
-"""Conditions of D07 any one of which may refute: the share that passes, the matches, the source."""
+SHARE, SOURCE = "share that passes", "source is the earlier token"
+KNOWS = "share that knows its token"
+_LISTED_AT_ONCE = 50
 
 
 def behaviour_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
     """D07: the share of the selection that passes, against the matches, with the source of what fired.
 
-    The unit of the pass rate is the feature (Clopper-Pearson; Fisher exact against the matches); that of the source is
-    the document. Bonferroni over the heads, and where a condition may refute over the three that may.
+    The unit of the pass rate is the feature (binomial test; Fisher's order against the matches); that of the source is
+    the planted document.
     """
     found = outside(claim, families)
-    m = len(families.heads)
-    level = claim.level / max(m, 1)
+    design = claim.designed(PlantedTokens)
+    shares: dict[str, Proportion] = {}
+    matched: dict[str, TwoShares] = {}
     sources: dict[str, stats.ClusterMeans] = {}
-    given: dict[str, dict[str, list[Condition]]] = {SHARE: {}, MATCHED: {}, REPEATS: {}}
     rows: dict[str, Beside] = {}
     for head in families.heads:
         families.progress(f"{claim.id}: {head}")
         layer, number = families.of(head)
-        selection = layer.selections[number]
-        if number not in layer.behaviours:
-            said = "no feature draws 60 % of its attribution from the head"
-            found[head] = Evidence(claim=claim, head=head, undecided=said, detail=about(families, head))
+        selection, half = layer.selections[number], layer.measured
+        n = 0 if half is None else int(np.isin(selection.tokens, half.seconds[2]).sum())
+        if half is None or n < claim.gates[FEATURES]:
+            said = (
+                f"{n} features draw most of their attribution from the head and have a token that can be planted, "
+                f"where {claim.gates[FEATURES]:g} are needed: a wider dictionary"
+            )
+            found[head] = undecided(claim, families, head, said, {})
             continue
-        own, both, n_docs = layer.behaviours[number]
-        sourced, hits = (part.sum(0)[:, None] for part in (own.sourced_by_document, own.hits_by_document))
+        own = behaviour(half, selection.features, selection.tokens)
+        both, theirs = _of_matches(half, selection)
+        passes, tested = own.passes(design), own.repeats > 0
+        others = np.unique(both.features)
+        passing = np.unique(both.features[both.passes(design)])
+        shares[head] = Proportion(int(passes[tested].sum()), int(tested.sum()))
+        matched[head] = TwoShares(shares[head].k, shares[head].n, len(passing), len(others))
+        sourced, hits = (part.sum(0) for part in (own.sourced_by_document, own.hits_by_document))
         sources[head] = means_of(claim, families.target, head, SOURCE, sourced, hits)
-        enough = own.repeats > claim.bars[REPEATS]
-        k, n = int((own.passes & enough).sum()), int(enough.sum())
-        matches = both.passes.reshape(-1, 2).any(1)
-        k_c, n_c = int(matches.sum()), int(matches.size)
-        low, high = stats.clopper_pearson(k, n, level)[0], stats.clopper_pearson(k, n, level / _REFUTING)[1]
-        share = k / n if n else float("nan")
-        sides = (("greater", m), ("less", m * _REFUTING))
-        p_up, p_down = (
-            float(min(1.0, tests * sps.binomtest(k, n, claim.bar, alternative=side).pvalue)) if n else 1.0
-            for side, tests in sides
-        )
-        table = [[k, n - k], [k_c, n_c - k_c]]
-        more, less = (min(1.0, tests * float(sps.fisher_exact(table, alternative=side)[1])) for side, tests in sides)
-        over = share - (k_c / n_c if n_c else float("nan"))
-        least = int(own.repeats[enough].min()) if n else 0
-        given[SHARE][head] = [Condition(SHARE, share, low, high, claim.bar, p=p_up, p_refute=p_down)]
-        given[MATCHED][head] = [Condition(MATCHED, over, -np.inf, np.inf, 0.0, p=more, p_refute=less)]
-        given[REPEATS][head] = [exact(REPEATS, least, claim.bars[REPEATS])]
         rows[head] = Beside(
-            n=min(n_docs, claim.n),
+            n=min(len(half.documents), claim.n),
             candidates=("the selection",),
-            power=fisher_power(n, n_c, k_c, claim.bar, level),
             detail=shown(layer, number)
-            | {"passed": f"{k} of {n}", "matches passed": f"{k_c} of {n_c}"}
-            | _behaviour_detail(layer, own, both, selection)
+            | {
+                "passed": f"{shares[head].k} of {shares[head].n}",
+                "matches passed": f"{len(passing)} of {len(others)}",
+                "matches of each, at most": max(map(len, selection.matches), default=0),
+            }
+            | _behaviour_detail(layer, own, both, theirs, selection)
             | about(families, head),
         )
-    columns: list[Sampled | Given] = [
-        Given(SHARE, given[SHARE], refutes=True),
-        Given(MATCHED, given[MATCHED], refutes=True),
+    columns = [
+        Sampled(name=SHARE, samples=shares),
+        Sampled(name=MATCHED, samples=matched),
         Sampled(name=SOURCE, samples=sources, bounded=(0.0, 1.0)),
-        Given(REPEATS, given[REPEATS]),
     ]
-    return found | decide(claim, columns, rows, q_over=())
+    return found | decide(claim, columns, rows, q_over=()) if rows else found
+
+
+def _of_matches(half: Planting, selection: Selection) -> tuple[Behaviour, Int[np.ndarray, " n_own"]]:
+    """The matched features on the tokens of the features that they stand for and on their own; and which rows are on
+    their own.
+    """
+    tokens = zip(selection.matches, selection.tokens.tolist(), strict=True)
+    pairs = {(int(m), t) for some, t in tokens for m in some} | set(selection.token_of.items())
+    table = np.asarray(sorted(pairs), dtype=np.int64).reshape(-1, 2)
+    own = [k for k, (feature, token) in enumerate(table.tolist()) if selection.token_of[feature] == token]
+    return behaviour(half, table[:, 0], table[:, 1]), np.asarray(own, dtype=np.int64)
 
 
 def token_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
-    """D07.token: of the features that pass, the share that fire before few second occurrences of other tokens."""
+    """D07.token: of the family, the share that are strong before the second occurrences of their own token and not of
+    others, in units of each feature's scale.
+    """
     found = outside(claim, families)
-    m = len(families.heads)
+    samples: dict[str, Proportion] = {}
+    rows: dict[str, Beside] = {}
     for head in families.heads:
         layer, number = families.of(head)
-        passed = layer.family(number)
-        if not len(passed):
-            found[head] = Evidence(claim=claim, head=head, undecided=NO_FAMILY, detail=about(families, head))
+        half = layer.measured
+        few = too_few(claim, layer, number)
+        if half is None or few is not None:
+            found[head] = undecided(claim, families, head, few or "no token can be planted", {})
             continue
-        own, _, n_docs = layer.behaviours[number]
-        rates = own.others[passed] / np.maximum(own.other_repeats[passed], 1)
-        k, n = int((rates < claim.bars[OTHERS]).sum()), len(passed)
-        p = [min(1.0, m * float(sps.binomtest(k, n, claim.bar, alternative=s).pvalue)) for s in ("greater", "less")]
-        low, high = stats.clopper_pearson(k, n, claim.level / m)
-        condition = Condition("share that knows its token", k / n, low, high, claim.bar, p=p[0], p_refute=p[1])
-        detail = shown(layer, number) | {
-            "features": f"{k} of {n}",
-            "fires before other tokens' second occurrence": {
-                "mean": float(rates.mean()),
-                "lowest": float(rates.min()),
-                "highest": float(rates.max()),
-            },
-        }
-        found[head] = Evidence(
-            claim=claim,
-            head=head,
-            candidates={"the family": (condition,)},
-            n=min(n_docs, claim.n),
-            detail=detail | about(families, head),
+        own, others, above, knows = knowing(layer, number, claim.designed(OwnScale))
+        samples[head] = Proportion(int(knows.sum()), len(knows))
+        rows[head] = Beside(
+            n=min(len(half.documents), claim.n),
+            candidates=("the family",),
+            detail=shown(layer, number)
+            | {
+                "features": f"{int(knows.sum())} of {len(knows)}",
+                "strong before its own token's second occurrence": _spread(own),
+                "strong before another token's": _spread(others),
+                "chance that an activation before its own exceeds one before another's": _spread(above),
+            }
+            | about(families, head),
         )
-    return found
+    columns = [Sampled(name=KNOWS, samples=samples)]
+    return found | decide(claim, columns, rows, q_over=()) if rows else found
 
 
-def fisher_power(n: int, n_c: int, k_c: int, share: float, level: float) -> float:
-    """The chance that Fisher's test tells a pass rate of `share` from that of the matches."""
-    if not n or not n_c:
-        return float("nan")
-    k = np.arange(n + 1)
-    p = [float(sps.fisher_exact([[i, n - i], [k_c, n_c - k_c]], alternative="greater")[1]) for i in k.tolist()]
-    return float(sps.binom.pmf(k, n, share)[np.asarray(p) <= level].sum())
+def knowing(
+    layer: LayerFamilies, head: int, design: OwnScale
+) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Of every feature of the family, on the measured half: the shares of its own token's and of other tokens' second
+    occurrences before which it is strong; the chance that an activation before one of the former exceeds one before one
+    of the latter (ties count half); and whether it knows its token.
+    """
+    assert layer.choosing is not None and layer.measured is not None
+    selection, passed = layer.selections[head], layer.family(head)
+    features, tokens = selection.features[passed], selection.tokens[passed]
+    scale = scales(layer.choosing, features, tokens)
+    values = layer.measured.before_seconds(features)
+    mine = layer.measured.seconds[2][:, None] == tokens
+    strong = values >= design.strong * scale
+    own = (strong & mine).sum(0) / mine.sum(0)
+    others = (strong & ~mine).sum(0) / (~mine).sum(0)
+    above = [stats_of_pairs(values[mine[:, k], k], values[~mine[:, k], k]) for k in range(len(features))]
+    knows = (others < design.others_below) & (own > design.own_above)
+    return own, others, np.asarray(above), knows
 
 
-def _behaviour_detail(layer: LayerFamilies, own: Behaviour, both: Behaviour, selection: Selection) -> dict[str, Any]:
+def stats_of_pairs(a: Float[np.ndarray, " n"], b: Float[np.ndarray, " m"]) -> float:
+    """The share of pairs in which a's exceeds b's, ties counted half (Mann and Whitney's U over n m)."""
+    order = np.sort(b)
+    less, upto = np.searchsorted(order, a, "left"), np.searchsorted(order, a, "right")
+    return float((less + upto).mean() / (2 * len(b)))
+
+
+def _spread(values: Float[np.ndarray, " n"]) -> dict[str, float]:
+    return {"mean": float(values.mean()), "lowest": float(values.min()), "highest": float(values.max())}
+
+
+def _behaviour_detail(
+    layer: LayerFamilies, own: Behaviour, both: Behaviour, theirs: Int[np.ndarray, " n"], selection: Selection
+) -> dict[str, Any]:
     def rate(part: np.ndarray, of: np.ndarray) -> float | None:
         return float(part.sum() / of.sum()) if of.sum() else None
 
@@ -133,8 +162,8 @@ def _behaviour_detail(layer: LayerFamilies, own: Behaviour, both: Behaviour, sel
     return {
         "fires before the second occurrence": rate(own.hits, own.repeats),
         "fires before the first occurrence": rate(own.firsts, own.repeats),
-        "matches: before the second": rate(both.hits, both.repeats),
-        "matches: before the first": rate(both.firsts, both.repeats),
+        "matches, their own token: before the second": rate(both.hits[theirs], both.repeats[theirs]),
+        "matches, their own token: before the first": rate(both.firsts[theirs], both.repeats[theirs]),
         "features": [
             {"feature": int(f), "token": int(t), "text": text(int(t)), "share": float(s)}
             | {"hits": int(h), "firsts": int(x), "of": int(n)}
@@ -142,5 +171,5 @@ def _behaviour_detail(layer: LayerFamilies, own: Behaviour, both: Behaviour, sel
             for f, t, s, h, x, n in zip(
                 own.features, own.tokens, selection.shares, own.hits, own.firsts, own.repeats, strict=True
             )
-        ][:50],
+        ][:_LISTED_AT_ONCE],
     }

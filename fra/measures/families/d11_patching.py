@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,14 +16,14 @@ from fra.dictionaries.hooks import LayerHooks
 from fra.interventions.attach import Hook
 from fra.interventions.heads import set_output
 from fra.interventions.patching import own_positions, patch_activation
+from fra.measures.families.designs import UpstreamPrompts
 from fra.measures.families.families import Families, LayerFamilies
-from fra.measures.families.rows import NO_FAMILY, HeadNumbers, family_of, per_head
+from fra.measures.families.rows import HeadNumbers, family_of, per_head, too_few
 from fra.verdicts.bounds import above_share
 from fra.verdicts.claim import Claim, Evidence, parse_head
 from fra.verdicts.stats import Floats, seed_of
 
-PROMPTS = 100
-LENGTH = 24
+NOISING, DENOISING, RIVAL, WRITES = "noising", "denoising", "over other heads", "attention over MLP"
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,28 @@ def prompts(
     tokens: Int[np.ndarray, " n_features"],
     pool: Int[np.ndarray, " n_pool"],
     bos: int | None,
+    n: int,
+    design: UpstreamPrompts,
     seed_parts: Sequence[str],
 ) -> Prompts:
-    """PROMPTS prompts of LENGTH tokens, features in turn; all other tokens distinct, none a feature's."""
+    """n prompts, features in turn; all other tokens distinct, none a feature's."""
+    length = design.length
     rng = np.random.default_rng(seed_of(*seed_parts))
     others = np.setdiff1d(pool, tokens)
     rows, changed, at = [], [], []
-    for number in range(PROMPTS):
-        fresh = rng.choice(others, LENGTH + 1, replace=False)
-        row = fresh[:LENGTH].copy()
+    for number in range(n):
+        fresh = rng.choice(others, length + 1, replace=False)
+        row = fresh[:length].copy()
         row[0] = row[0] if bos is None else bos
-        first = int(rng.integers(3, LENGTH - 6))
+        first = int(rng.integers(design.first_from, length - design.last_before))
         row[first + 1] = tokens[number % len(tokens)]
         row[-1] = row[first]
         other = row.copy()
-        other[first] = fresh[LENGTH]
+        other[first] = fresh[length]
         rows.append(row)
         changed.append(other)
         at.append(first + 1)
-    turn = np.arange(PROMPTS) % len(features)
+    turn = np.arange(n) % len(features)
     return Prompts(
         torch.from_numpy(np.stack(rows)),
         torch.from_numpy(np.stack(changed)),
@@ -78,11 +81,20 @@ class Patched:
     noised: dict[str, Floats]
     """What is patched ("L0H5", "attention", "MLP") -> pre-activation on the clean prompt with the corrupted output."""
     denoised: dict[str, Floats]
+    """The same the other way round, of what was asked for both ways."""
 
 
 @torch.no_grad()
-def patch_upstream(model: Model, observed: HeadOutputs, given: Prompts) -> Patched:
-    """Every head upstream alone, all attention outputs together and all MLP outputs together, both ways."""
+def patch_upstream(
+    model: Model,
+    observed: HeadOutputs,
+    given: Prompts,
+    both_ways: Collection[str] = (),
+    noise: Collection[str] | None = None,
+) -> Patched:
+    """Every head upstream alone, all attention outputs together and all MLP outputs together. both_ways: what is
+    denoised, too. noise: what is noised; everything where None.
+    """
     encoder = observed.encoder
     home = observed.z.device
     name, layer = encoder.hook_name, encoder.layer
@@ -97,6 +109,9 @@ def patch_upstream(model: Model, observed: HeadOutputs, given: Prompts) -> Patch
         value = (z * weight).sum((1, 2)) * encoder.gain(z) + encoder.bias[given.feature.to(home)]
         return np.asarray(value.double().cpu())
 
+    def wanted(way: int, what: str) -> bool:
+        return (what in both_ways) if way else (noise is None or what in noise)
+
     rows = own_positions(given.at.to(home), arms[0].shape[1])
     upstream = [LayerHooks(n) for n in range(layer)]
     outputs = [points.z for points in upstream]
@@ -107,10 +122,14 @@ def patch_upstream(model: Model, observed: HeadOutputs, given: Prompts) -> Patch
             z = seen[other][outputs[n]]
             z = z.reshape(*arms[0].shape, int(model.cfg.n_heads), -1)
             for head in range(z.shape[2]):
+                if not wanted(way, f"L{n}H{head}"):
+                    continue
                 patch = set_output(model, z[:, :, head], layer=n, head=head, rows=rows)
                 moved[way][f"L{n}H{head}"] = metric(arms[own], patch.hooks)
         writes = {"attention": [points.attn_out for points in upstream], "MLP": [points.mlp_out for points in upstream]}
         for kind, names in writes.items():
+            if not wanted(way, kind):
+                continue
             if kind == "MLP" and getattr(model.cfg, "attn_only", False):
                 moved[way][kind] = metric(arms[own], [])
                 continue
@@ -121,52 +140,63 @@ def patch_upstream(model: Model, observed: HeadOutputs, given: Prompts) -> Patch
 
 def upstream_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
     """D11: what patching single heads upstream does to the family's pre-activation, both ways."""
+    design = claim.designed(UpstreamPrompts)
 
     def measure(layer: LayerFamilies, head: int) -> HeadNumbers:
         selection, passed, detail = family_of(layer, head)
-        if not len(passed):
-            return HeadNumbers({}, (), 0, detail=detail, undecided=NO_FAMILY)
         if layer.layer == 0:
             return HeadNumbers({}, (), 0, detail=detail, undecided="nothing is upstream of layer 0")
         previous = {h: s.stripes["previous"] for h, s in families.status.items() if parse_head(h)[0] < layer.layer}
         if len(previous) < 2:
             return HeadNumbers({}, (), 0, detail=detail, undecided="one head stands upstream, and no other beside it")
-        given = prompts(
-            selection.features[passed],
-            selection.tokens[passed],
-            layer.pool,
-            layer.target.bos,
-            (layer.target.name, selection.head, "upstream"),
-        )
-        got = patch_upstream(layer.model, layer.observed, given)
+        if (few := too_few(claim, layer, head)) is not None:
+            return HeadNumbers({}, (), 0, detail=detail, undecided=few)
+
+        def made(part: str, n: int) -> Prompts:
+            parts = (layer.target.name, selection.head, "upstream", part)
+            return prompts(
+                selection.features[passed], selection.tokens[passed], layer.pool, layer.target.bos, n, design, parts
+            )
+
+        top = max(previous, key=lambda h: previous[h])
+        rivals = [h for h in previous if h != top]
+        first = patch_upstream(layer.model, layer.observed, made("choosing", design.chosen), noise=rivals)
+        rival = max(rivals, key=lambda h: float((first.clean - first.noised[h]).sum()))
+        both = (top, "attention", "MLP")
+        got = patch_upstream(layer.model, layer.observed, made("measured", design.measured), both, (*both, rival))
         whole = got.clean - got.corrupted
         n = len(whole)
-        top = max(previous, key=lambda h: previous[h])
         noised = {name: got.clean - value for name, value in got.noised.items()}
         denoised = {name: value - got.corrupted for name, value in got.denoised.items()}
-        rivals = [h for h in previous if h != top]
-        rival = max(rivals, key=lambda h: float(noised[h].sum()))
-        if not whole.mean() > 2 * whole.std(ddof=1) / n**0.5:
+        if not whole.mean() > design.told * whole.std(ddof=1) / n**0.5:
             said = "the corrupted prompts do not lower the family's pre-activations, so nothing can be patched"
             return HeadNumbers({}, (), n, detail=detail, undecided=said)
         total = whole.sum()
-        share = {h: [float(noised[h].sum() / total), float(denoised[h].sum() / total)] for h in noised}
+        share = {h: float(noised[h].sum() / total) for h in noised}
+        parts = {
+            NOISING: noised[top],
+            DENOISING: denoised[top],
+            RIVAL: noised[top] - noised[rival],
+            WRITES: noised["attention"] - noised["MLP"],
+        }
         return HeadNumbers(
-            {
-                "noising, beyond half": above_share(noised[top], whole, 0.5),
-                "denoising, beyond half": above_share(denoised[top], whole, 0.5),
-                "over other heads": (noised[top] - noised[rival], np.ones(n)),
-                "attention over MLP": (noised["attention"] - noised["MLP"], np.ones(n)),
-            },
+            {name: above_share(part, whole, claim.bar_of(name)) for name, part in parts.items()},
             [f"prompt-{k}" for k in range(n)],
             n,
+            shares={name: (float(part.mean()), float(whole.mean())) for name, part in parts.items()},
             detail=detail
             | {
                 "previous-token head": top,
                 "its previous-token score": previous[top],
                 "clean less corrupted pre-activation": float(whole.mean()),
-                "share by noising and denoising": dict(sorted(share.items(), key=lambda item: -item[1][0])),
+                "the other head that does most, on other prompts": rival,
+                "share by noising, on other prompts": {
+                    h: float((first.clean - first.noised[h]).sum() / (first.clean - first.corrupted).sum())
+                    for h in rivals
+                },
+                "share by noising": dict(sorted(share.items(), key=lambda item: -item[1])),
+                "share by denoising": {h: float(denoised[h].sum() / total) for h in both},
             },
         )
 
-    return per_head(claim, families, measure, headline="noising, beyond half", null=None)
+    return per_head(claim, families, measure)

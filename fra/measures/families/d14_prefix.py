@@ -14,25 +14,29 @@ from torch import Tensor
 from fra.core.weights import Model
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import CannotLoad
+from fra.measures.families.designs import Prefixes
 from fra.measures.families.families import Families
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence, parse_head
-from fra.verdicts.decide import WHOLE, Beside, Power, Sampled, decide, means_of
+from fra.verdicts.decide import WHOLE, Beside, Sampled, decide, means_of
 from fra.verdicts.stats import Floats, seed_of
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
 
-LONGEST_PREFIX = 9
-EXAMPLES = 120
-CHOOSING = 40
-"""Of the examples, those that say which two heads are compared; the others give the numbers."""
+SLOPE, SHORT, TOKEN, OVER_SHORT = (
+    "slope difference",
+    "short-prefix head at one token",
+    "token before the match, over an unrelated one",
+    "the same, over the short-prefix head",
+)
+_ROWS_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
 class PrefixExamples:
-    """The same examples at prefix lengths 1..LONGEST_PREFIX: BOS, filler, X_1..X_9 Y, filler, then 9 tokens of which
-    the last k are X_{10-k}..X_9. All tokens are distinct but for the match.
+    """The same examples at prefix lengths 1..K: BOS, filler, X_1..X_K Y, filler, then K tokens of which the last k are
+    X_{K+1-k}..X_K. All tokens are distinct but for the match.
     """
 
     tokens: Int[Tensor, "n n_prefix pos"]
@@ -45,18 +49,20 @@ class PrefixExamples:
 
 
 def prefix_examples(
-    pool: Int[np.ndarray, " n_pool"], bos: int | None, seed_parts: Sequence[str], n: int = EXAMPLES
+    pool: Int[np.ndarray, " n_pool"], bos: int | None, design: Prefixes, seed_parts: Sequence[str]
 ) -> PrefixExamples:
-    """n examples; where the copies lie varies from one to the next, and not with the prefix length."""
+    """All examples, those that choose first. Where the copies lie varies from one to the next, and not with the prefix
+    length.
+    """
     rng = np.random.default_rng(seed_of(*seed_parts))
-    longest, filler = LONGEST_PREFIX, 12
+    longest, filler = design.longest, design.filler
     size = 1 + filler + longest + 1 + longest
     if len(pool) < size + longest + 2:
         raise CannotLoad(f"a pool of {len(pool)} tokens is too small for prefixes: {size + longest + 2} are needed")
     tokens, before, unrelated, keys = [], [], [], []
-    for _ in range(n):
+    for _ in range(design.chosen + design.measured):
         fresh = rng.choice(pool, size + longest + 2, replace=False)
-        lead = int(rng.integers(2, filler - 2))
+        lead = int(rng.integers(design.margin, filler - design.margin))
         base = fresh[:size].copy()
         base[0] = base[0] if bos is None else bos
         start = 1 + lead
@@ -104,10 +110,10 @@ def prefix_attention(model: Model, examples: PrefixExamples, heads: Sequence[tup
     layers = sorted({layer for layer, _ in heads})
     names = {layer: LayerHooks(layer).pattern for layer in layers}
     parts: list[Tensor] = []
-    for start in range(0, len(rows), 128):
-        some = rows[start : start + 128]
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        some = rows[start : start + _ROWS_AT_ONCE]
         _, cache = model.run_with_cache(some, names_filter=list(names.values()), stop_at_layer=layers[-1] + 1)
-        every, key = torch.arange(len(some), device=device), keys[start : start + 128]
+        every, key = torch.arange(len(some), device=device), keys[start : start + _ROWS_AT_ONCE]
         parts.append(torch.stack([cache[names[layer]][every, head, pos - 1, key] for layer, head in heads]))
     found = np.asarray(torch.cat(parts, dim=1).double().cpu())
     long, before, unrelated = np.split(found, [n * n_prefix, n * n_prefix + n], axis=1)
@@ -116,54 +122,62 @@ def prefix_attention(model: Model, examples: PrefixExamples, heads: Sequence[tup
     )
 
 
+def compared(slopes: Float[np.ndarray, "n_heads n"], design: Prefixes) -> tuple[int, int]:
+    """The heads with the steepest and the flattest slope on the examples that choose, and on no other."""
+    first = slopes[:, : design.chosen].mean(1)
+    return int(first.argmax()), int(first.argmin())
+
+
 def prefix_evidence(claim: Claim, target: Target, families: Families) -> Evidence:
     """D14: of the target's induction heads, the one with the steepest slope against the one with the flattest, both
     chosen on other examples.
     """
+    families.registered_by(claim)
+    design = claim.designed(Prefixes)
     heads = [parse_head(name) for name, s in families.status.items() if s.status == "TIH"]
     if len(heads) < 2:
         return Evidence(claim=claim, head=None, cannot="the target has fewer than two induction heads to compare")
     families.progress(f"{claim.id}: {len(heads)} heads")
-    examples = prefix_examples(families.pool, target.bos, (target.name, "prefixes"))
-    found = prefix_attention(target.model, examples, heads)
+    examples = prefix_examples(families.pool, target.bos, design, (target.name, "prefixes"))
+    return evidence_of(claim, target.name, prefix_attention(target.model, examples, heads))
+
+
+def evidence_of(claim: Claim, target: str, found: PrefixAttention) -> Evidence:
+    """The same from attention that was read."""
+    design = claim.designed(Prefixes)
     slopes = found.slopes()
-    first = slopes[:, :CHOOSING].mean(1)
-    long, short = int(first.argmax()), int(first.argmin())
-    rest = slice(CHOOSING, None)
+    long, short = compared(slopes, design)
+    rest = slice(design.chosen, None)
 
     def drop(head: int, corrupted: Floats) -> Floats:
         own: Floats = found.at[head, rest, -1] - corrupted[head, rest]
         return own
 
     numbers: dict[str, tuple[Floats, tuple[float, float] | None]] = {
-        "slope difference": (slopes[long, rest] - slopes[short, rest], None),
-        "short-prefix head at one token": (found.at[short, rest, 0], (0.0, 1.0)),
-        "token before the match, over an unrelated one": (
-            drop(long, found.before) - drop(long, found.unrelated),
-            (-2.0, 2.0),
-        ),
-        "the same, over the short-prefix head": (drop(long, found.before) - drop(short, found.before), (-2.0, 2.0)),
+        SLOPE: (slopes[long, rest] - slopes[short, rest], None),
+        SHORT: (found.at[short, rest, 0], (0.0, 1.0)),
+        TOKEN: (drop(long, found.before) - drop(long, found.unrelated), (-2.0, 2.0)),
+        OVER_SHORT: (drop(long, found.before) - drop(short, found.before), (-2.0, 2.0)),
     }
     columns = [
-        Sampled(name=name, samples={WHOLE: means_of(claim, target.name, WHOLE, name, values)}, bounded=bounded)
+        Sampled(name=name, samples={WHOLE: means_of(claim, target, WHOLE, name, values)}, bounded=bounded)
         for name, (values, bounded) in numbers.items()
     ]
     beside = Beside(
-        n=EXAMPLES - CHOOSING,
         candidates=(f"{found.heads[long]} against {found.heads[short]}",),
-        detail={"long": found.heads[long], "short": found.heads[short]} | _by_head(claim, target.name, found),
+        detail={"long": found.heads[long], "short": found.heads[short]} | _by_head(claim, target, found),
     )
-    power = Power("failing", 0.0, or_headline=True)
-    return decide(claim, columns, {WHOLE: beside}, power=power, q_over=())[WHOLE]
+    return decide(claim, columns, {WHOLE: beside}, q_over=())[WHOLE]
 
 
 def _by_head(claim: Claim, target: str, found: PrefixAttention) -> dict[str, Any]:
     """Every head's slope with its interval, its attention by prefix length, and what the corruptions do to it."""
-    slopes = found.slopes()[:, CHOOSING:]
+    rest = slice(claim.designed(Prefixes).chosen, None)
+    slopes = found.slopes()[:, rest]
     rows = []
     for k, name in enumerate(found.heads):
         means = stats.ClusterMeans(slopes[k], None, seed=seed_of(claim.digest, target, name))
-        at = found.at[k, CHOOSING:]
+        at = found.at[k, rest]
         rows.append(
             {
                 "head": name,
@@ -171,8 +185,8 @@ def _by_head(claim: Claim, target: str, found: PrefixAttention) -> dict[str, Any
                 "low": float(means.lower(claim.level, False)[0]),
                 "high": float(means.upper(claim.level, False)[0]),
                 "attention by prefix length": [float(x) for x in at.mean(0)],
-                "token before the match replaced": float(found.before[k, CHOOSING:].mean()),
-                "unrelated token replaced": float(found.unrelated[k, CHOOSING:].mean()),
+                "token before the match replaced": float(found.before[k, rest].mean()),
+                "unrelated token replaced": float(found.unrelated[k, rest].mean()),
             }
         )
     return {"heads": rows}

@@ -1,23 +1,23 @@
 """Families of head-output features: "{token} is next by induction", selected by attribution and tested by behaviour.
 
-A token induction head's *selection* is every feature with at least SHARE of its direct feature attribution from that
-head, on discovery documents (sum of squares of what each head contributes where the feature fires). A feature's *token*
-is the one that its direct path to the logits raises most. Each has a *matched* feature: at most CONTROL_SHARE from any
-induction head of the layer, its density within a factor of two, and of those the one that raises the token most.
-The *behaviour test* plants the tokens in repeated random passages: the feature should fire before the token's second
-occurrence, and not before its first; both are counted, separately. What passes is the head's *family*.
+A token induction head's *selection* is every feature that draws most of its direct feature attribution from that head,
+on discovery documents (sum of squares of what each head contributes where the feature fires). A feature's *token* is
+the one that its direct path to the logits raises most. Each has *matched* features: next to nothing from any induction
+head of the layer, a like density, and of those the ones that raise the token most (`FamilySelection` has the numbers).
+The *behaviour test* plants the tokens in repeated random passages, in two halves (`fra.measures.families.planted`).
+What passes in the first half is the head's *family*; every number of it is taken on other documents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.architectures.known import architecture_of
@@ -26,26 +26,23 @@ from fra.attribution.head_outputs import HeadOutputs, Live, observe
 from fra.core.weights import Model
 from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import LayerHooks, head_output_layer_of
+from fra.errors import FraError
+from fra.induction.designs import TokenInduction
 from fra.induction.status import HeadStatus, head_status
 from fra.interventions.patching import effective_decoder, readout
+from fra.measures.families.designs import AblatedPairs, FamilySelection, NeedingFeatures, PlantedTokens
+from fra.measures.families.planted import Planting, behaviour, observe_planted
 from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets
 from fra.stimuli.designs import RepeatedSets
+from fra.stimuli.padding import Texts
 from fra.targets.target import text_of
-from fra.verdicts.claim import parse_head
+from fra.verdicts.claim import Claim, parse_head
 
 if TYPE_CHECKING:
     from fra.measures.families.measures import Ablated
     from fra.targets.target import Target
 
-SHARE = 0.60
-CONTROL_SHARE = 0.10
-LEAST_ROWS = 10
-"""Rows of discovery documents on which a feature must fire: a floor on activity, never on effects."""
-HITS_ABOVE = 0.60
-FIRSTS_BELOW = 0.20
-"""A feature that fires before one first occurrence in five does not wait for the repeat."""
-REPEATS = 12
 _FEATURES_AT_ONCE = 256
 
 
@@ -60,46 +57,25 @@ class Selection:
     shares: Float[np.ndarray, " n"]
     rows: Int[np.ndarray, " n"]
     """Discovery rows on which it fires."""
-    controls: Int[np.ndarray, " n"]
-    """The matched feature; -1 where none is left within a factor of two in density."""
-    control_tokens: Int[np.ndarray, " n"]
-    """The matched feature's own token; -1 without one."""
+    matches: tuple[Int[np.ndarray, " _n_matches"], ...]
+    """The matched features of each, those that raise its token most first; none where no density is like its own."""
+    token_of: Mapping[int, int]
+    """The matched features' own tokens."""
 
-
-@dataclass(frozen=True)
-class Behaviour:
-    """What features did before tokens planted in repeated passages: one row for each (feature, token)."""
-
-    features: Int[np.ndarray, " n"]
-    tokens: Int[np.ndarray, " n"]
-    repeats: Int[np.ndarray, " n"]
-    hits: Int[np.ndarray, " n"]
-    """Second occurrences before which it fired."""
-    firsts: Int[np.ndarray, " n"]
-    """First occurrences before which it fired: false fires."""
-    sourced: Int[np.ndarray, " n"]
-    """Hits whose strongest source, over all heads, is the earlier token."""
-    others: Int[np.ndarray, " n"]
-    """Second occurrences of *other* planted tokens before which it fired: a feature that says "something repeats"."""
-    other_repeats: Int[np.ndarray, " n"]
-    hits_by_document: Int[np.ndarray, "n n_docs"]
-    sourced_by_document: Int[np.ndarray, "n n_docs"]
-
-    @property
-    def passes(self) -> Bool[np.ndarray, " n"]:
-        """Fires before more than HITS_ABOVE of second occurrences, and before less than FIRSTS_BELOW of first ones."""
-        n = np.maximum(self.repeats, 1)
-        return np.asarray((self.repeats > 0) & (self.hits / n > HITS_ABOVE) & (self.firsts / n < FIRSTS_BELOW))
+    def matched(self, which: Int[np.ndarray, " n_some"]) -> Int[np.ndarray, " n_distinct"]:
+        """All matched features of some of the features (indices), each once."""
+        return np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *(self.matches[k] for k in which.tolist())]))
 
 
 @torch.no_grad()
 def token_effects(
-    model: Model, directions: Float[Tensor, "n d_model"], at: Float[Tensor, " d_model"]
+    model: Model, directions: Float[Tensor, "n d_model"], at: Float[Tensor, " d_model"], size: float
 ) -> Float[Tensor, "n d_vocab"]:
     """What each direction does to the logits on the direct path, per unit: the derivative of the final norm and the
-    unembedding at residual `at`, by central differences, less its mean over the vocabulary.
+    unembedding at residual `at`, by central differences, less its mean over the vocabulary. size: of the difference, as
+    a share of the residual's norm.
     """
-    step = 0.02 * at.norm() / directions.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    step = size * at.norm() / directions.norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
     def logits(sign: int) -> Tensor:
         return readout(model, (at + sign * step * directions)[None])[0].double()
@@ -122,106 +98,53 @@ def attribution_shares(observed: HeadOutputs) -> tuple[Float[Tensor, "d_sae n_he
 
 @torch.no_grad()
 def select(
-    model: Model, dictionary: Any, observed: HeadOutputs, heads: Sequence[int], at: Float[Tensor, " d_model"]
+    model: Model,
+    dictionary: Any,
+    observed: HeadOutputs,
+    heads: Sequence[int],
+    at: Float[Tensor, " d_model"],
+    design: FamilySelection,
 ) -> dict[int, Selection]:
     """Selections of the layer's induction heads `heads` with their matches; `at`: a typical final residual."""
     shares, rows = attribution_shares(observed)
     layer = head_output_layer(dictionary)
-    live = rows >= LEAST_ROWS
-    chosen = {h: torch.nonzero(live & (shares[:, h] >= SHARE))[:, 0] for h in heads}
-    pool = torch.nonzero(live & (shares[:, list(heads)].amax(1) < CONTROL_SHARE))[:, 0]
+    live = rows >= design.least_rows
+    chosen = {h: torch.nonzero(live & (shares[:, h] >= design.share))[:, 0] for h in heads}
+    pool = torch.nonzero(live & (shares[:, list(heads)].amax(1) < design.control_share))[:, 0]
     W_O = model.blocks[layer].attn.W_O.detach().reshape(-1, at.shape[-1])
     directions = effective_decoder(dictionary).to(W_O) @ W_O
 
-    def token(ids: Tensor) -> Tensor:
-        parts = [token_effects(model, directions[part], at).argmax(-1) for part in torch.split(ids, _FEATURES_AT_ONCE)]
-        return torch.cat(parts) if parts else ids
+    def effects(ids: Tensor) -> Iterator[Tensor]:
+        for part in torch.split(ids, _FEATURES_AT_ONCE) if len(ids) else ():
+            yield token_effects(model, directions[part], at, design.step)
 
-    tokens = {h: token(ids) for h, ids in chosen.items()}
+    tokens = {h: torch.cat([ids[:0], *(part.argmax(-1) for part in effects(ids))]) for h, ids in chosen.items()}
     columns = torch.unique(torch.cat([*tokens.values(), pool[:0]]))
-    raised, own = [], []
-    for part in torch.split(pool, _FEATURES_AT_ONCE) if len(pool) else ():
-        effects = token_effects(model, directions[part], at)
-        raised.append((effects / effects.std(-1, keepdim=True))[:, columns])
-        own.append(effects.argmax(-1))
+    raised, own = [columns.new_zeros(0, len(columns)).double()], [pool[:0]]
+    for part in effects(pool):
+        raised.append((part / part.std(-1, keepdim=True))[:, columns])
+        own.append(part.argmax(-1))
+    by_token, own_token = torch.cat(raised), torch.cat(own)
     found = {}
     for h in heads:
-        free = torch.ones(len(pool), dtype=torch.bool, device=pool.device)
-        controls, control_tokens = [], []
+        matches = []
         for feature, top in zip(chosen[h].tolist(), tokens[h].tolist(), strict=True):
-            near = free & (rows[pool] * 2 >= rows[feature]) & (rows[pool] <= 2 * rows[feature])
-            if not bool(near.any()):
-                controls.append(-1)
-                control_tokens.append(-1)
-                continue
-            column = int((columns == top).nonzero()[0, 0])
-            best = int(torch.cat(raised)[:, column].masked_fill(~near, -torch.inf).argmax())
-            free[best] = False
-            controls.append(int(pool[best]))
-            control_tokens.append(int(torch.cat(own)[best]))
+            low, high = rows[feature] / design.density_factor, rows[feature] * design.density_factor
+            near = torch.nonzero((rows[pool] >= low) & (rows[pool] <= high))[:, 0]
+            column = int(torch.searchsorted(columns, top))
+            best = by_token[near, column].argsort(descending=True, stable=True)[: design.matches]
+            matches.append(near[best])
+        every = torch.unique(torch.cat([pool[:0], *matches]))
         found[h] = Selection(
             f"L{layer}H{h}",
             chosen[h].cpu().numpy(),
             tokens[h].cpu().numpy(),
             shares[chosen[h], h].cpu().numpy(),
             rows[chosen[h]].cpu().numpy(),
-            np.asarray(controls, dtype=np.int64),
-            np.asarray(control_tokens, dtype=np.int64),
+            tuple(pool[some].cpu().numpy() for some in matches),
+            dict(zip(pool[every].tolist(), own_token[every].tolist(), strict=True)),
         )
     return found
-
-
-def behaviour(
-    observed: HeadOutputs, documents: Sequence[repeated.Planted], pairs: Sequence[tuple[int, int]]
-) -> Behaviour:
-    """The behaviour test of (feature, token) pairs on planted documents that were observed, in their order."""
-    features = torch.tensor([f for f, _ in pairs], dtype=torch.long, device=observed.z.device)
-    ids, column = torch.unique(features, return_inverse=True)
-    live = observed.live
-    fires = torch.zeros(*observed.real.shape, len(ids), dtype=torch.bool, device=observed.z.device)
-    at = torch.searchsorted(ids, live.feature).clamp(max=max(len(ids) - 1, 0))
-    mine = ids[at] == live.feature if len(ids) else torch.zeros(len(live), dtype=torch.bool)
-    fires[live.doc[mine], live.pos[mine], at[mine]] = True
-    where: dict[int, list[tuple[int, int, int]]] = {}
-    for number, planted in enumerate(documents):
-        for token, index in planted.planted.items():
-            where.setdefault(token, []).append((number, planted.document.period, index))
-    every = [
-        (n, p.document.period + index, token) for n, p in enumerate(documents) for token, index in p.planted.items()
-    ]
-    at_second = torch.tensor(every, device=observed.z.device).reshape(-1, 3)
-    fired = fires[at_second[:, 0], at_second[:, 1]]  # [n_planted, n_ids]
-    repeats, hits, firsts, others, other_repeats = np.zeros((5, len(pairs)), dtype=np.int64)
-    hits_by_document, sourced = np.zeros((2, len(pairs), len(documents)), dtype=np.int64)
-    entries = []
-    for row, (feature, token) in enumerate(pairs):
-        other = at_second[:, 2] != token
-        others[row], other_repeats[row] = int(fired[other, column[row]].sum()), int(other.sum())
-        for number, period, index in where.get(token, []):
-            second, first = (bool(fires[number, at, column[row]]) for at in (period + index, index))
-            repeats[row] += 1
-            hits[row] += second
-            firsts[row] += first
-            if second:
-                hits_by_document[row, number] += 1
-                entries.append((number, period + index, feature, row, index + 1))
-    if entries:
-        doc, pos, which, at_row, key = torch.tensor(entries, device=observed.z.device).unbind(1)
-        top, _ = observed.top_sources(Live(doc, pos, which, torch.ones(len(doc), device=doc.device)))
-        right = (top[:, 0] == key).cpu().numpy()
-        np.add.at(sourced, (at_row.cpu().numpy(), doc.cpu().numpy()), right.astype(np.int64))
-    return Behaviour(
-        features=features.cpu().numpy(),
-        tokens=np.asarray([token for _, token in pairs], dtype=np.int64),
-        repeats=repeats,
-        hits=hits,
-        firsts=firsts,
-        sourced=sourced.sum(1),
-        others=others,
-        other_repeats=other_repeats,
-        hits_by_document=hits_by_document,
-        sourced_by_document=sourced,
-    )
 
 
 @dataclass
@@ -236,10 +159,19 @@ class LayerFamilies:
     documents: repeated.Batch
     """For every quoted number: none of them chose anything."""
     pool: Int[np.ndarray, " n_pool"]
-    ablated: dict[int, tuple[Ablated, Ablated]] = field(default_factory=dict, init=False, repr=False)
+    selecting: FamilySelection = field(default_factory=FamilySelection)
+    planting: PlantedTokens = field(default_factory=PlantedTokens)
+    losses: dict[tuple[int | None, int | None, NeedingFeatures], Tensor] = field(default_factory=dict, repr=False)
+    """Losses on natural documents with a head of a layer put out, or none, for all who ask for them
+    (`d13_polysemantic`); one for all layers.
+    """
+    ablated: dict[tuple[str, AblatedPairs], tuple[Ablated, Ablated]] = field(
+        default_factory=dict, init=False, repr=False
+    )
     """By head, what ablating its family did, and its matches: two claims ask for it, and it is measured once
     (`fra.measures.families.d09_d10_paths`).
     """
+    _natural: dict[NeedingFeatures, tuple[Texts, HeadOutputs]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def model(self) -> Model:
@@ -265,40 +197,54 @@ class LayerFamilies:
     def selections(self) -> dict[int, Selection]:
         """By head."""
         last = LayerHooks(architecture_of(self.model).n_layers - 1).resid_post
-        some = self.discovery.tokens[:16].to(self.found.z.device)
+        n = self.selecting.typical
+        some = self.discovery.tokens[:n].to(self.found.z.device)
         with torch.no_grad():
             resid = self.model.run_with_cache(some, names_filter=[last])[1][last]
-        typical = resid[:, 1:][self.found.real[:16, 1:]].mean(0)
-        return select(self.model, self.dictionary, self.found, self.heads, typical)
+        typical = resid[:, 1:][self.found.real[:n, 1:]].mean(0)
+        return select(self.model, self.dictionary, self.found, self.heads, typical, self.selecting)
 
     @cached_property
-    def behaviours(self) -> dict[int, tuple[Behaviour, Behaviour, int]]:
-        """By head: the selection on its own tokens; its matches, each on its own token and on that of its feature, in
-        turn; and the number of planted documents.
+    def choosing(self) -> Planting | None:
+        """The half of the planted documents in which families and scales are chosen: the selections' own tokens. None
+        where there is nothing to plant.
         """
-        pairs: dict[int, tuple[list[tuple[int, int]], list[tuple[int, int]]]] = {}
-        for h, s in self.selections.items():
-            own = list(zip(s.features.tolist(), s.tokens.tolist(), strict=True))
-            rows = zip(s.controls.tolist(), s.control_tokens.tolist(), s.tokens.tolist(), strict=True)
-            both = [(c, t) for c, mine, theirs in rows if c >= 0 for t in (mine, theirs)]
-            pairs[h] = own, both
-        special = {int(i) for i in self.target.tokenizer.all_special_ids}
-        tokens = sorted({t for own, both in pairs.values() for _, t in (*own, *both)} - special)
+        own = {t for s in self.selections.values() for t in s.tokens.tolist()}
+        return self.plant("choosing", own)
+
+    @cached_property
+    def measured(self) -> Planting | None:
+        """The other half, where every number is taken: the selections' tokens and those of their matches."""
+        own = {t for s in self.selections.values() for t in (*s.tokens.tolist(), *s.token_of.values())}
+        return self.plant("measured", own)
+
+    def plant(self, half: str, tokens: set[int]) -> Planting | None:
+        """Documents in which these tokens are planted, special ones left out; None where none is left."""
+        tokens = tokens - {int(i) for i in self.target.tokenizer.all_special_ids}
         if not tokens:
-            return {}
-        planted = repeated.repeated_planted(
-            tokens,
+            return None
+        documents = repeated.repeated_planted(
+            sorted(tokens),
             self.pool,
-            min(int(self.model.cfg.n_ctx), document_sets.LONGEST_CONTEXT),
+            min(int(self.model.cfg.n_ctx), self.planting.longest),
             self.target.bos,
-            (self.target.name, "repeated_planted", str(self.layer)),
-            repeats=REPEATS,
+            (self.target.name, "repeated_planted", half, str(self.layer)),
+            repeats=self.planting.repeats,
         )
-        seen = observe(self.model, self.dictionary, [p.document.tokens for p in planted])
-        return {
-            h: (behaviour(seen, planted, own), behaviour(seen, planted, both), len(planted))
-            for h, (own, both) in pairs.items()
+        own = {
+            f: t for s in self.selections.values() for f, t in zip(s.features.tolist(), s.tokens.tolist(), strict=True)
         }
+        others = {f for s in self.selections.values() for f in s.token_of}
+        return observe_planted(self.model, self.dictionary, documents, own, others)
+
+    def texts_of(
+        self, design: NeedingFeatures, made: Callable[[LayerFamilies, NeedingFeatures], Texts]
+    ) -> tuple[Texts, HeadOutputs]:
+        """Natural documents, and the layer's head outputs on them; read once for all heads of the layer."""
+        if design not in self._natural:
+            texts = made(self, design)
+            self._natural[design] = texts, observe(self.model, self.dictionary, texts.documents())
+        return self._natural[design]
 
     def picture(self, feature: int, heads: Mapping[str, int | None], at: Live | None = None) -> dict[str, Any]:
         """{FEATURE: the feature where it fires most on measurement documents, with its source through some heads}
@@ -309,10 +255,13 @@ class LayerFamilies:
         return {} if found is None else {FEATURE: found}
 
     def family(self, head: int) -> Int[np.ndarray, " n"]:
-        """Indices into the head's selection of the features that pass the behaviour test."""
-        if head not in self.behaviours:
+        """Indices into the head's selection of the features that pass the behaviour test, in the half of the planted
+        documents where families are chosen.
+        """
+        if self.choosing is None:
             return np.zeros(0, dtype=np.int64)
-        return np.flatnonzero(self.behaviours[head][0].passes)
+        s = self.selections[head]
+        return np.flatnonzero(behaviour(self.choosing, s.features, s.tokens).passes(self.planting))
 
 
 @dataclass(frozen=True)
@@ -330,11 +279,19 @@ class Families:
     """What the status was measured on."""
     controls: Mapping[str, float] = field(default_factory=dict)
     """None: a family is looked for in any layer with an induction head."""
+    designs: tuple[Any, ...] = ()
+    """What the heads and layers were surveyed by."""
 
     @property
     def heads(self) -> list[str]:
         """Induction heads whose layer has a head-output dictionary."""
         return [f"L{n}H{h}" for n, layer in sorted(self.layers.items()) for h in layer.heads]
+
+    def registered_by(self, claim: Claim) -> None:
+        """Raises FraError where the claim registers another design than the one that was used."""
+        for design in self.designs:
+            if claim.designed(type(design)) != design:
+                raise FraError(f"{claim.id} registers another {type(design).__name__} than families are surveyed by")
 
     def of(self, head: str) -> tuple[LayerFamilies, int]:
         """The layer of an induction head, and its number there."""
@@ -342,29 +299,40 @@ class Families:
         return self.layers[layer], number
 
 
-def survey(target: Target, progress: Callable[[str], None] = lambda _: None) -> Families:
+def survey(
+    target: Target,
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    selecting: FamilySelection | None = None,
+    planting: PlantedTokens | None = None,
+    sets: RepeatedSets | None = None,
+    induction: TokenInduction | None = None,
+) -> Families:
     """Which heads are induction heads on `repeated_random` (status documents), and their layers with a head-output
     dictionary; `repeated_natural` gives discovery documents and, from its other two sets, those of measurement.
     """
     progress("induction heads of head-output dictionaries")
-    model, design = target.model, RepeatedSets()
-    status_documents = document_sets.documents(target, "repeated_random", design)["status"]
-    status = head_status(model, status_documents, target=target.name, stimulus="repeated_random")
+    model, sizes, tih = target.model, sets or RepeatedSets(), induction or TokenInduction()
+    selecting, planting = selecting or FamilySelection(), planting or PlantedTokens()
+    designs = (tih, sizes, selecting, planting)
+    status_documents = document_sets.documents(target, "repeated_random", sizes)["status"]
+    status = head_status(model, status_documents, target=target.name, stimulus="repeated_random", design=tih)
     dictionaries = {head_output_layer_of(hook) for hook in target.dictionaries} - {None}
-    tih = [parse_head(name) for name, s in status.items() if s.status == "TIH"]
-    layers = sorted({layer for layer, _ in tih if layer in dictionaries})
+    heads = [parse_head(name) for name, s in status.items() if s.status == "TIH"]
+    layers = sorted({layer for layer, _ in heads if layer in dictionaries})
     pool = repeated.token_pool(
         document_sets.mean_prediction(model, target), [int(i) for i in target.tokenizer.all_special_ids]
     )
     if not layers:
-        return Families(target.name, status, {}, pool, target.known_tih, progress)
-    sets = document_sets.documents(target, "repeated_natural", design)
-    documents = repeated.join(sets["confirmation"], sets["sets"])
+        return Families(target.name, status, {}, pool, target.known_tih, progress, designs=designs)
+    cut = document_sets.documents(target, "repeated_natural", sizes)
+    documents = repeated.join(cut["confirmation"], cut["sets"])
+    losses: dict[tuple[int | None, int | None, NeedingFeatures], Tensor] = {}
     made = {
-        n: LayerFamilies(target, n, [h for layer, h in tih if layer == n], sets["discovery"], documents, pool)
-        for n in layers
+        n: LayerFamilies(target, n, own, cut["discovery"], documents, pool, selecting, planting, losses)
+        for n, own in ((n, [h for layer, h in heads if layer == n]) for n in layers)
     }
-    return Families(target.name, status, made, pool, target.known_tih, progress)
+    return Families(target.name, status, made, pool, target.known_tih, progress, designs=designs)
 
 
 def whole(batch: repeated.Batch) -> list[Int[Tensor, " pos"]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +19,12 @@ from fra.dictionaries.hooks import LayerHooks
 from fra.interventions.attach import Hook
 from fra.interventions.heads import set_output
 from fra.interventions.patching import ablate_features, losses, readout
-from fra.measures.families.families import LayerFamilies
-from fra.verdicts.stats import Floats, seed_of
+from fra.stimuli.padding import Texts
+from fra.verdicts.stats import Floats
 
-PAIRS = 48
-"""(Document, feature) pairs whose ablation is run through the model, for a head's family and for its matches."""
 _PAIRS_AT_ONCE = 16
 _DOCUMENTS_AT_ONCE = 32
+_ROWS_AT_ONCE = 1024
 
 
 def firing(observed: HeadOutputs, features: Int[np.ndarray, " n"]) -> tuple[Live, Int[Tensor, " n_live"]]:
@@ -49,113 +48,41 @@ def head_means(observed: HeadOutputs) -> Float[Tensor, "n_heads d_head"]:
 
 
 @torch.no_grad()
-def turned_off(layer: LayerFamilies, at: Live, head: int, value: Float[Tensor, " d_head"]) -> Bool[Tensor, " n_live"]:
-    """Whether each of these entries no longer fires when the head's output is `value` at its position."""
-    z = layer.observed.z
-    pos = z.shape[1]
+def turned_off(
+    dictionary: Any,
+    observed: HeadOutputs,
+    at: Live,
+    head: int,
+    value: Float[Tensor, " d_head"] | Callable[[Tensor], Tensor],
+) -> Bool[Tensor, " n_live"]:
+    """Whether each of these entries no longer fires when the head's output is `value` there, or what `value` makes of
+    the row's head outputs [n, n_heads, d_head].
+    """
+    pos = observed.z.shape[1]
     rows, where = torch.unique(at.doc * pos + at.pos, return_inverse=True)
-    changed = z.flatten(0, 1)[rows].clone()
-    changed[:, head] = value
     found = []
-    for start in range(0, len(rows), 1024):
-        found.append(encode(layer.dictionary, changed[start : start + 1024]) == 0)
-    if not found:
-        return torch.zeros(0, dtype=torch.bool)
-    return torch.cat(found)[where, at.feature]
+    for some in torch.split(rows, _ROWS_AT_ONCE):
+        z = observed.z.flatten(0, 1)[some].clone()
+        z[:, head] = value(z) if callable(value) else value
+        found.append(encode(dictionary, z) == 0)
+    return torch.cat(found)[where, at.feature] if len(rows) else torch.zeros(0, dtype=torch.bool)
 
 
-def strict_induction(
-    tokens: Int[Tensor, "batch pos"], wanted: Int[np.ndarray, " n"]
-) -> Iterator[Bool[Tensor, "batch pos"]]:
-    """For each wanted token B: the rows t whose token stood before at some u < t with B at u + 1 ("A B ... A")."""
-    pos = tokens.shape[1]
-    earlier = torch.ones(pos, pos, dtype=torch.bool, device=tokens.device).tril(-1)
-    same = (tokens[:, :, None] == tokens[:, None, :]) & earlier  # [batch, t, u]
-    following = torch.cat([tokens[:, 1:], torch.full_like(tokens[:, :1], -1)], dim=1)
-    for token in wanted.tolist():
-        yield (same & (following == token)[:, None]).any(-1)
-
-
-@dataclass(frozen=True)
-class Specificity:
-    """Activations against a proxy, by document; activations in units of the feature's 80th discovery percentile."""
-
-    upper: Floats
-    upper_right: Floats
-    upper_permuted: Floats
-    """Expected number of upper entries that the proxy of another document which has the position would call right."""
-    mass: Floats
-    mass_right: Floats
-    wanted: Floats
-    """Rows of the proxy."""
-    missed: Floats
-    """Of them, those on which the feature does not fire."""
-    precision_by_fifth: list[float]
-    """By fifths of the discovery activations, weakest first."""
-    correlation: float
-    """Mean over features of Pearson's correlation of activation and proxy over all rows."""
-
-
-def specificity(
-    layer: LayerFamilies, features: Int[np.ndarray, " n"], proxies: Sequence[Bool[Tensor, "batch pos"]]
-) -> Specificity:
-    """Each feature against its proxy, thresholds from discovery documents."""
-    seen, n = layer.observed, len(layer.documents)
-    cuts = _fifths(layer.found, features).to(seen.z.device)
-    at, which = firing(seen, features)
-    rows = seen.real.clone()
-    rows[:, 0] = False
-    proxy = torch.stack([p.to(rows.device) & rows for p in proxies])  # [n_features, batch, pos]
-    right = proxy[which, at.doc, at.pos].double()
-    elsewhere = (rows.sum(0)[at.pos] - 1).clamp(min=1)  # other documents that have this position
-    others = (proxy.sum(1)[which, at.pos] - right) / elsewhere
-    strength = at.value.double() / cuts[which, 3].clamp(min=1e-12)
-    fifth = (at.value.double()[:, None] >= cuts[which] * (1 - 1e-6)).sum(1)  # equal activations are all upper
-    upper = (fifth == 4).double()
-    fires = torch.zeros_like(proxy)
-    fires[which, at.doc, at.pos] = True
-    missed = (proxy & ~fires).sum((0, 2)).double()
-    level = [float(right[fifth == k].mean()) if bool((fifth == k).any()) else float("nan") for k in range(5)]
-    every, correlations = int(rows.sum()), []
-    for k in range(len(features)):
-        own = which == k
-        x, y = strength[own], right[own]
-        wanted = float(proxy[k].sum())
-        sxx = float(x.square().sum()) - float(x.sum()) ** 2 / every
-        syy = wanted - wanted**2 / every
-        if sxx > 0 and syy > 0:
-            correlations.append((float((x * y).sum()) - float(x.sum()) * wanted / every) / (sxx * syy) ** 0.5)
-    return Specificity(
-        upper=by_document(upper, at.doc, n),
-        upper_right=by_document(upper * right, at.doc, n),
-        upper_permuted=by_document(upper * others, at.doc, n),
-        mass=by_document(strength, at.doc, n),
-        mass_right=by_document(strength * right, at.doc, n),
-        wanted=np.asarray(proxy.sum((0, 2)).double().cpu()),
-        missed=np.asarray(missed.cpu()),
-        precision_by_fifth=level,
-        correlation=float(np.mean(correlations)) if correlations else float("nan"),
-    )
-
-
-def _fifths(found: HeadOutputs, features: Int[np.ndarray, " n"]) -> Float[Tensor, "n 4"]:
-    """20th to 80th percentiles of each feature's activations on discovery documents."""
-    at, which = firing(found, features)
-    at_share = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
-    rows = [at.value[which == k].double().cpu() for k in range(len(features))]
-    return torch.stack([row.quantile(at_share) if len(row) else torch.zeros(4).double() for row in rows])
-
-
-def chosen_pairs(
-    observed: HeadOutputs, features: Int[np.ndarray, " n"], seed_parts: Sequence[str]
-) -> Int[np.ndarray, "n_pairs 2"]:
-    """At most PAIRS (document, index of feature) where the feature fires: round after round one document a feature."""
-    at, which = firing(observed, features)
-    rng = np.random.default_rng(seed_of(*seed_parts))
-    mine = [rng.permutation(np.unique(at.doc[which == k].cpu().numpy())) for k in range(len(features))]
-    rounds = max((len(docs) for docs in mine), default=0)
-    pairs = [(int(docs[r]), k) for r in range(rounds) for k, docs in enumerate(mine) if r < len(docs)]
-    return np.asarray(pairs[:PAIRS], dtype=np.int64).reshape(-1, 2)
+def equal_change(
+    W_O: Float[Tensor, "n_heads d_head d_model"],
+    z: Float[Tensor, "n n_heads d_head"],
+    means: Float[Tensor, "n_heads d_head"],
+    head: int,
+    other: int,
+) -> Float[Tensor, "n d_head"]:
+    """What to put in place of the other head's output on each row: moved towards its mean, and past it where need be,
+    until what it writes to the residual stream has changed by as much (in norm) as mean ablation changes what `head`
+    writes. Nothing moves where the other head is at its mean.
+    """
+    ways = means[[head, other]] - z[:, [head, other]]
+    sizes = torch.einsum("nhd,hdm->nhm", ways, W_O[[head, other]].to(ways)).norm(dim=-1)
+    far = torch.where(sizes[:, 1] > 0, sizes[:, 0] / sizes[:, 1].clamp(min=torch.finfo(sizes.dtype).tiny), 0.0)
+    return z[:, other] + far[:, None] * ways[:, 1]
 
 
 @dataclass(frozen=True)
@@ -194,83 +121,89 @@ def path_changes(
     model: Model,
     dictionary: Any,
     layer: int,
-    observed: HeadOutputs,
-    tokens: Int[Tensor, "batch pos"],
-    pairs: Int[np.ndarray, "n_pairs 2"],
-    features: Int[np.ndarray, " n"],
-) -> PathChanges:
-    """Each pair's feature ablated in its document: in the model, into the MLP alone, into the final residual alone.
+    live: Live,
+    texts: Texts,
+    docs: Int[np.ndarray, " n_pairs"],
+    features: Int[np.ndarray, "n_pairs n_arms"],
+) -> list[PathChanges]:
+    """One feature for each arm ablated in each pair's document: in the model, into the MLP alone, into the final
+    residual alone. -1: none in this arm, which then changes nothing.
 
-    As `fra.patching.into_mlp` and `into_final`, for many pairs at a time: what one pass under the ablation shows
-    serves both, and the direct path is taken through the final norm and the unembedding without a pass.
+    As `fra.patching.into_mlp` and `into_final`, for many pairs at a time: the clean pass serves all arms, what one pass
+    under the ablation shows serves both paths, and the direct one is taken through the final norm and the unembedding
+    without a pass.
     """
-    docs, ids = torch.as_tensor(pairs[:, 0]), torch.as_tensor(features[pairs[:, 1]])
-    home = observed.z.device
-    tokens = tokens.to(home)
-    lengths = observed.real.sum(1)
-    order = torch.argsort(lengths[docs.to(home)], stable=True).cpu()
-    longest = tokens.shape[1]
-    shape = (len(pairs), longest - 1)
+    home = next(model.parameters()).device
+    which, ids = torch.as_tensor(docs, device=home), torch.as_tensor(features, device=home)
+    tokens, lengths = texts.tokens.to(home), torch.as_tensor(texts.lengths, device=home)
+    real = texts.real.to(home)[which, 1:]
+    shape = (ids.shape[1], len(ids), tokens.shape[1] - 1)
     total, mlp, direct = (torch.zeros(shape, device=home) for _ in range(3))
     last = LayerHooks(architecture_of(model).n_layers - 1).resid_post
     mid, out = LayerHooks(layer).resid_post, LayerHooks(layer).mlp_out
     with_mlp = not getattr(model.cfg, "attn_only", False)
     names = list(dict.fromkeys([mid, last, *([out] if with_mlp else [])]))
-    for some in torch.split(order, _PAIRS_AT_ONCE):
-        which = docs[some].to(home)
-        rows = tokens[which, : int(lengths[which].max())]
+
+    def run(rows: Tensor, hooks: Sequence[Hook]) -> tuple[Tensor, dict[str, Tensor]]:
+        with model.hooks(fwd_hooks=list(hooks)):
+            logits, cache = model.run_with_cache(rows, names_filter=names)
+        return torch.as_tensor(logits), {name: cache[name] for name in names}
+
+    def behind(logits: Tensor, at_end: Tensor, delta: Tensor) -> Tensor:
+        """Logits with `delta` added to the last residual stream: read out anew where it is not zero."""
+        moved = delta.abs().amax(-1) > 0
+        read = readout(model, torch.stack([at_end[moved], (at_end + delta)[moved]]))
+        found = logits.clone()
+        found[moved] += read[1] - read[0]
+        return found
+
+    for some in torch.split(torch.argsort(lengths[which], stable=True), _PAIRS_AT_ONCE):
+        rows = tokens[which[some], : int(lengths[which[some]].max())]
         width = rows.shape[1] - 1
-
-        def run(hooks: Sequence[Hook], rows: Tensor = rows) -> tuple[Tensor, dict[str, Tensor]]:
-            with model.hooks(fwd_hooks=list(hooks)):
-                logits, cache = model.run_with_cache(rows, names_filter=names)
-            return torch.as_tensor(logits), {name: cache[name] for name in names}
-
-        clean_logits, clean = run([])
+        clean_logits, clean = run(rows, [])
         before = losses(clean_logits, rows)
-        logits, changed = run(ablate_features(model, ids[some][:, None], dictionary).hooks)
-        total[some, :width] = losses(logits, rows) - before
-        delta = changed[mid] - clean[mid]
-        if with_mlp:
-            delta = delta - (changed[out] - clean[out])
-            patched = model.run_with_hooks(rows, fwd_hooks=[(out, lambda own, hook, new=changed[out]: new)])
-            mlp[some, :width] = losses(patched, rows) - before
-        here = delta.abs().amax(-1) > 0
-        before_norm = torch.stack([clean[last][here], (clean[last] + delta)[here]])
-        straight = readout(model, before_norm)
-        clean_logits[here] += straight[1] - straight[0]
-        direct[some, :width] = losses(clean_logits, rows) - before
-    at, index = firing(observed, features)
-    table = torch.zeros(len(features), *tokens.shape, dtype=torch.bool, device=home)
-    table[index, at.doc, at.pos] = True
-    of = torch.as_tensor(pairs[:, 1], device=home)
-    real = observed.real[docs.to(home), 1:].clone()
-    keep = real.to(total.dtype)
-    return PathChanges(
-        total * keep,
-        mlp * keep,
-        direct * keep,
-        table[of, docs.to(home), :-1] & real,
-        real,
-        tokens[docs.to(home), 1:],
-    )
+        for arm in range(ids.shape[1]):
+            has = torch.nonzero(ids[some, arm] >= 0)[:, 0]
+            if not len(has):
+                continue
+            here, own = some[has], rows[has]
+            logits, changed = run(own, ablate_features(model, ids[here, arm][:, None], dictionary).hooks)
+            total[arm, here, :width] = losses(logits, own) - before[has]
+            delta = changed[mid] - clean[mid][has]
+            if with_mlp:
+                delta = delta - (changed[out] - clean[out][has])
+                if mid == last:  # nothing stands behind this MLP but the readout
+                    patched = behind(clean_logits[has], clean[last][has], changed[out] - clean[out][has])
+                else:
+                    patched = model.run_with_hooks(own, fwd_hooks=[(out, lambda _, hook, new=changed[out]: new)])
+                mlp[arm, here, :width] = losses(patched, own) - before[has]
+            straight = behind(clean_logits[has], clean[last][has], delta)
+            direct[arm, here, :width] = losses(straight, own) - before[has]
+    fires = torch.zeros(shape, dtype=torch.bool, device=home)
+    for number, doc in enumerate(docs.tolist()):
+        there = live.where(live.doc == doc)
+        for arm in range(ids.shape[1]):
+            pos = there.pos[there.feature == ids[number, arm].to(there.feature)]
+            fires[arm, number, pos[pos < shape[2]].to(home)] = True
+    keep, following = real.to(total.dtype), tokens[which, 1:]
+    return [
+        PathChanges(total[arm] * keep, mlp[arm] * keep, direct[arm] * keep, fires[arm] & real, real, following)
+        for arm in range(ids.shape[1])
+    ]
 
 
 @torch.no_grad()
-def natural_losses(layer: LayerFamilies, head: int | None, value: Tensor | None) -> Float[Tensor, "batch pos_less_1"]:
-    """Losses on the first copies of the measurement documents, one head's output replaced by `value`; zero beyond the
-    first copy.
-    """
-    model, batch = layer.model, layer.documents
-    longest = int(batch.periods.max()) + 1
-    tokens = batch.tokens[:, :longest].to(layer.observed.z.device)
-    hooks: Any = [] if head is None or value is None else set_output(model, value, layer=layer.layer, head=head).hooks
+def losses_with(
+    model: Model, texts: Texts, layer: int, head: int | None, value: Tensor | None
+) -> Float[Tensor, "batch pos_less_1"]:
+    """Losses on documents with one head's output replaced by `value`, or none; zero on padding."""
+    hooks: Any = [] if head is None or value is None else set_output(model, value, layer=layer, head=head).hooks
+    tokens = texts.tokens.to(next(model.parameters()).device)
     parts = []
     for some in torch.split(tokens, _DOCUMENTS_AT_ONCE):
         with model.hooks(fwd_hooks=hooks):
             parts.append(losses(model(some), some))
-    within = torch.arange(longest - 1, device=tokens.device) < batch.periods.to(tokens.device)[:, None]
-    return torch.cat(parts) * within
+    return torch.cat(parts) * texts.real[:, 1:].to(tokens.device)
 
 
 def unseen_rows(batch_tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +16,12 @@ from fra.induction.status import HeadStatus
 from fra.measures.families.families import Families, LayerFamilies, Selection
 from fra.verdicts.bounds import MATCHED
 from fra.verdicts.claim import Claim, Evidence, parse_head
-from fra.verdicts.decide import Beside, Power, Sampled, decide, means_of
+from fra.verdicts.decide import Beside, Sampled, decide, means_of
 from fra.verdicts.stats import Floats
 
 NO_FAMILY = "no feature of the head's selection passes the behaviour test, so there is no family to measure"
+FEATURES = "features"
+"""The gate of claims about families: fewer features than this are none."""
 
 
 @dataclass(frozen=True)
@@ -33,34 +36,22 @@ class HeadNumbers:
     undecided: str | None = None
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     """Between what a condition's value in a document must lie, where that is known."""
+    shares: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Means of (part, whole) of conditions that are said as a share: their column is that of part - bar * whole."""
 
 
 def per_head(
-    claim: Claim,
-    families: Families,
-    measure: Callable[[LayerFamilies, int], HeadNumbers],
-    *,
-    headline: str,
-    null: float | None,
+    claim: Claim, families: Families, measure: Callable[[LayerFamilies, int], HeadNumbers]
 ) -> dict[str, Evidence]:
-    """One row a head: `measure` for induction heads with a head-output dictionary, the reason why not for the others.
-
-    The first column is the headline, against `claim.bar`; the others have their bars by name. null: what a headline at
-    its bar must be told from, for power; None where power is not at issue.
-    """
+    """One row a head: `measure` for induction heads with a head-output dictionary, else the reason why not."""
     found = outside(claim, families)
     measured: dict[str, HeadNumbers] = {}
     for head in families.heads:
         families.progress(f"{claim.id}: {head}")
         got = measure(*families.of(head))
         if got.undecided is not None or not got.candidates:
-            said = got.undecided or "there is no candidate to test"
-            found[head] = Evidence(
-                claim=claim,
-                head=head,
-                undecided=said,
-                n=min(got.n, claim.n),
-                detail={**got.detail, **about(families, head)},
+            found[head] = undecided(
+                claim, families, head, got.undecided or "there is no candidate to test", got.detail, got.n
             )
         else:
             measured[head] = got
@@ -75,19 +66,48 @@ def per_head(
             simultaneous=any(len(m.candidates) > 1 for m in measured.values()),
             bounded=next(iter(measured.values())).ranges.get(name),
             linearised=name == MATCHED,
+            shares=_shares(name, measured),
         )
-        for name in (headline, *claim.bars)
+        for name in (claim.condition, *claim.bars)
     ]
     rows = {
         h: Beside(n=min(m.n, claim.n), candidates=m.candidates, detail={**m.detail, **about(families, h)})
         for h, m in measured.items()
     }
-    power = None if null is None else Power("failing", null, or_headline=True)
-    return found | decide(claim, columns, rows, power=power)
+    return found | decide(claim, columns, rows)
+
+
+def _shares(name: str, measured: Mapping[str, HeadNumbers]) -> dict[str, tuple[float, float]] | None:
+    found = {h: m.shares[name] for h, m in measured.items() if name in m.shares}
+    return found or None
+
+
+def undecided(
+    claim: Claim, families: Families, head: str, said: str, detail: Mapping[str, Any], n: int = 0
+) -> Evidence:
+    """A row that cannot be asked, with the reason."""
+    return Evidence(
+        claim=claim, head=head, undecided=said, n=min(n, claim.n), detail={**detail, **about(families, head)}
+    )
+
+
+def too_few(claim: Claim, layer: LayerFamilies, head: int) -> str | None:
+    """Why the head's family is too small to be asked, and what it would take; None where it is not."""
+    least, passed, of = claim.gates[FEATURES], len(layer.family(head)), len(layer.selections[head].features)
+    if passed >= least:
+        return None
+    if not passed:
+        return f"{NO_FAMILY}: none of {of} passes, and {least:g} features are needed"
+    would = math.ceil(least * of / passed)
+    return (
+        f"{passed} of {of} selected features make a family, where {least:g} are needed: at this rate a dictionary with "
+        f"about {would} features that draw most from the head"
+    )
 
 
 def outside(claim: Claim, families: Families) -> dict[str, Evidence]:
-    """Why each head that has no measurement has none."""
+    """Why each head that has no measurement has none. Raises FraError where the claim registers other designs."""
+    families.registered_by(claim)
 
     def lacking(head: str) -> str:
         return f"the target has no dictionary of head outputs at {LayerHooks(parse_head(head)[0]).z}"

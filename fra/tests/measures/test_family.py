@@ -1,52 +1,41 @@
-"""Families of features on a hand-built induction head, where every feature was written down; measures against the
-model's own hooks.
-"""
+"""Which features are selected on a hand-built induction head, and what they do before planted tokens."""
 
 from __future__ import annotations
 
 import dataclasses
-from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats as sps
 
-from fra import attribution, interventions
-from fra.claim import Condition, Outcome, judge
-from fra.interventions import patching
+from fra import attribution
 from fra.measures.families import (
     d07_behaviour,
     d08_context,
-    d09_d10_paths,
-    d11_patching,
-    d12_turned_off,
-    d13_polysemantic,
-    d14_prefix,
-    measures,
+    planted,
+    specific,
 )
-from fra.measures.families import families as families_of
-from fra.measures.families import rows as rows_of_heads
-from fra.measures.families.families import Families, LayerFamilies, attribution_shares
+from fra.measures.families.designs import (
+    FamilySelection,
+    OwnScale,
+    PlantedTokens,
+)
+from fra.measures.families.families import LayerFamilies, attribution_shares
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.claims import claim
-from fra.tests.families import HOOK, WRONG, families, layer
-from fra.tests.intervening import TOKENS, double
-from fra.tests.models import random_tokens, tiny, tiny_sae
-from fra.verdicts import bounds, stats
-from fra.verdicts.decide import Power, Sampled, corrected, means_of, power_of
-
-
-@cache
-def made() -> LayerFamilies:
-    return layer()
-
-
-@cache
-def whole() -> Families:
-    return families(made())
+from fra.tests.families import (
+    WRONG,
+    conditions,
+    families,
+    halves,
+    layer,
+    made,
+    repeater,
+)
+from fra.tests.intervening import TOKENS
+from fra.tests.models import tiny, tiny_sae
 
 
 def test_selection_finds_the_heads_features_and_their_tokens() -> None:
@@ -54,12 +43,27 @@ def test_selection_finds_the_heads_features_and_their_tokens() -> None:
     assert set(s.features) < set(range(circuit.D_VOCAB)), "features of the other head were selected"
     assert np.array_equal(s.tokens, s.features)  # feature v raises token v
     assert bool((s.shares > 0.99).all())
-    has = s.controls >= 0
-    assert bool((s.controls[has] >= circuit.D_VOCAB).all()), "a match that the induction head brings about"
-    assert len(set(s.controls[has])) == has.sum()
-    rows = attribution_shares(made().found)[1].numpy()
-    assert bool((rows[s.controls[has]] <= 2 * rows[s.features[has]]).all())
-    assert bool((2 * rows[s.controls[has]] >= rows[s.features[has]]).all())
+
+
+def test_matches_are_all_that_are_alike_up_to_twenty_and_none_is_of_the_head() -> None:
+    s = made().selections[0]
+    shares, counts = attribution_shares(made().found)
+    rows, design = counts.numpy(), FamilySelection()
+    pool = np.flatnonzero((rows >= design.least_rows) & (shares[:, 0].numpy() < design.control_share))
+    sizes = set()
+    for feature, matches in zip(s.features, s.matches, strict=True):
+        alike = pool[(2 * rows[pool] >= rows[feature]) & (rows[pool] <= 2 * rows[feature])]
+        assert set(matches) <= set(alike)
+        assert len(set(matches)) == len(matches) == min(len(alike), design.matches)
+        assert not set(matches) & set(range(circuit.D_VOCAB)), "a match that the induction head brings about"
+        sizes.add(len(matches))
+    assert max(sizes) == design.matches
+    assert set(s.token_of) == set(s.matched(np.arange(len(s.features))))
+    few = dataclasses.replace(design, matches=3)
+    less = layer()
+    less.selecting = few
+    for own, more in zip(less.selections[0].matches, s.matches, strict=True):
+        assert own.tolist() == more[:3].tolist()  # the first of them raise the token most
 
 
 def test_attribution_shares_by_hand() -> None:
@@ -97,370 +101,186 @@ def test_planted_tokens_stand_where_they_are_said_to_stand() -> None:
         assert joined.row_pos[rows].tolist() == list(range(p.document.period + 1, 2 * p.document.period + 1))
 
 
-def test_behaviour_counts_hits_false_fires_and_other_tokens() -> None:
-    own, both, _ = made().behaviours[0]
-    planted = own.features != circuit.BOS  # a special token is never planted, and its feature not tested
-    assert bool((own.repeats == 12 * planted).all())
-    assert not own.passes[~planted].any()
-    wrong = np.isin(own.features, WRONG)[planted]
+def test_the_halves_share_no_document() -> None:
+    first, second = ({tuple(p.document.tokens.tolist()) for p in half.documents} for half in halves())
+    assert not first & second
+    for half in halves():
+        for token in made().selections[0].tokens:
+            assert len(half.holding(int(token))) == (token != circuit.BOS) * PlantedTokens().repeats
+
+
+def test_activations_before_planted_tokens_by_a_loop() -> None:
+    for half in halves():
+        features = half.features[[0, 3, 11, -1]]
+        seen = attribution.observe(made().model, made().dictionary, half.texts.documents())
+        acts = made().dictionary.encode(seen.z.flatten(2)).detach().numpy()
+        rows = [
+            (n, p.document.period + index, index, token)
+            for n, p in enumerate(half.documents)
+            for token, index in sorted(p.planted.items(), key=lambda item: item[1])
+        ]
+        doc, pos, tokens = half.seconds
+        assert list(zip(doc, pos, tokens, strict=True)) == [(n, at, token) for n, at, _, token in rows]
+        truth = np.stack([acts[n, at, features] for n, at, _, _ in rows])
+        np.testing.assert_allclose(half.before_seconds(features), truth, rtol=1e-6)
+        for number, at, index, token in rows:
+            row = half.texts.tokens[number]
+            assert int(row[at + 1]) == int(row[index + 1]) == token
+            assert half.before["second"][number, at] == half.before["first"][number, index] == token
+        assert (half.before["first"] >= 0).sum() == (half.before["second"] >= 0).sum() == len(rows)
+
+
+def test_behaviour_counts_hits_and_false_fires() -> None:
+    s, half = made().selections[0], halves()[1]
+    own = planted.behaviour(half, s.features, s.tokens)
+    there = own.features != circuit.BOS  # a special token is never planted, and its feature not tested
+    assert bool((own.repeats == 12 * there).all())
+    passes = own.passes(PlantedTokens())
+    assert not passes[~there].any()
+    wrong = np.isin(own.features, WRONG) & there
     assert wrong.sum() == len(WRONG)
-    own = families_of.Behaviour(*(part[planted] for part in vars(own).values()))
-    assert bool((own.hits == 12).all())  # every one fires before the second occurrence
+    right = there & ~wrong
+    assert bool((own.hits[there] == 12).all())  # every one fires before the second occurrence
     assert bool((own.firsts[wrong] == 12).all())  # those fire before the first, too
-    assert bool((own.firsts[~wrong] == 0).all())
-    assert bool((own.sourced[~wrong] == 12).all())
-    assert bool((own.others[wrong] == own.other_repeats[wrong]).all())
-    assert bool((own.others[~wrong] == 0).all())
-    assert bool((own.passes == ~wrong).all())
-    assert not both.passes.any()
-    assert not (both.hits + both.firsts)[1::2].all()
+    assert bool((own.firsts[right] == 0).all())
+    assert bool((own.hits_by_document.sum(1) == own.hits).all())
+    assert bool((own.sourced_by_document[right] == own.hits_by_document[right]).all())
+    assert bool((passes == right).all())
 
 
-def test_ablated_heads_are_those_of_the_models_own_hooks() -> None:
-    at_hand = made()
-    at, _ = measures.firing(at_hand.observed, np.arange(2 * circuit.D_VOCAB))
-    for head in (0, 1):
-        value = measures.head_means(at_hand.found)[head]
-        with interventions.set_output(at_hand.model, value, layer=1, head=head), torch.no_grad():
-            z = at_hand.model.run_with_cache(at_hand.documents.tokens, names_filter=[HOOK])[1][HOOK]
-        gone = at_hand.dictionary.encode(z.flatten(2))[at.doc, at.pos, at.feature] == 0
-        assert torch.equal(measures.turned_off(at_hand, at, head, value), gone)
-        assert 0 < int(gone.sum()) < len(gone)
-
-
-def test_strict_induction_by_a_loop() -> None:
-    tokens = torch.stack([random_tokens(20, seed) % 6 for seed in (3, 4)])
-    for wanted, found in zip((2, 5), measures.strict_induction(tokens, np.array([2, 5])), strict=True):
-        for b in range(2):
-            row = tokens[b].tolist()
-            truth = [any(row[u] == row[t] and row[u + 1] == wanted for u in range(t)) for t in range(20)]
-            assert found[b].tolist() == truth
-    seen_before = [[t in row[:n] for n, t in enumerate(row)] for row in tokens.tolist()]
-    assert measures.unseen_rows(tokens).logical_not().tolist() == seen_before
-
-
-def test_specificity_by_a_loop() -> None:
-    at_hand = made()
-    features = np.array([10, 12, 21])
-    proxies = list(measures.strict_induction(at_hand.documents.tokens, np.array([10, 12, 30])))
-    proxies[2] = torch.rand(proxies[2].shape, generator=torch.Generator().manual_seed(0)) < 0.3  # late rows, too
-    s = measures.specificity(at_hand, features, proxies)
-    acts = at_hand.dictionary.encode(at_hand.observed.z.flatten(2)).detach().numpy().astype(float)
-    found = at_hand.dictionary.encode(at_hand.found.z.flatten(2)).detach().numpy().astype(float)
-    real, before = at_hand.observed.real.numpy(), at_hand.found.real.numpy()
-    n = len(acts)
-    upper, right, permuted, mass, missed, wanted, r = (np.zeros(n) for _ in range(7))
-    correlations = []
-    for k, feature in enumerate(features):
-        there = found[:, 1:, feature][before[:, 1:]]
-        cut = np.quantile(there[there > 0], 0.8)
-        proxy = proxies[k].numpy() & real
-        for d in range(n):
-            for t in range(1, acts.shape[1]):
-                a = acts[d, t, feature]
-                wanted[d] += proxy[d, t]
-                missed[d] += proxy[d, t] and a == 0
-                if a > 0 and real[d, t]:
-                    mass[d] += a / cut
-                    r[d] += a / cut * proxy[d, t]
-                    if a >= cut * (1 - 1e-6):
-                        upper[d] += 1
-                        right[d] += proxy[d, t]
-                        permuted[d] += (proxy[:, t].sum() - proxy[d, t]) / (real[:, t].sum() - 1)
-        rows = real.copy()
-        rows[:, 0] = False
-        if proxy[rows].any():
-            correlations.append(np.corrcoef(acts[:, :, feature][rows], proxy[rows])[0, 1])
-    for mine, theirs in (
-        (s.upper, upper), (s.upper_right, right), (s.upper_permuted, permuted), (s.mass, mass), (s.mass_right, r),
-        (s.missed, missed), (s.wanted, wanted),
-    ):  # fmt: skip
-        np.testing.assert_allclose(mine, theirs, rtol=1e-5)
-    assert s.correlation == pytest.approx(np.mean(correlations), abs=1e-6)
-
-
-@pytest.mark.parametrize(("kind", "at_layer"), [("gpt2", 0), ("gpt2", 1), ("gemma2", 0)])
-def test_path_changes_are_those_of_the_interventions(kind: str, at_layer: int) -> None:
-    model, sae = tiny(kind), tiny_sae(f"blocks.{at_layer}.attn.hook_z")
-    o = attribution.observe(model, sae, TOKENS)
-    features = torch.unique(o.live.feature)[:6].numpy()
-    pairs = measures.chosen_pairs(o, features, ("x",))
-    assert len(pairs) >= 4
-    found = measures.path_changes(model, sae, at_layer, o, TOKENS, pairs, features)
-    acts = sae.encode(o.z.flatten(2)).to_dense()
-    before = patching.losses(model(TOKENS), TOKENS)
-    for number, (doc, k) in enumerate(pairs.tolist()):
-        tokens, feature = TOKENS[doc : doc + 1], int(features[k])
-        change = patching.ablate_features(model, [feature], sae)
-        paths = (
-            ("total", change),
-            ("mlp", patching.into_mlp(model, change, tokens, layer=at_layer)),
-            ("direct", patching.into_final(model, change, tokens, layer=at_layer)),
-        )
-        for name, path in paths:
-            with path, torch.no_grad():
-                after = patching.losses(model(tokens), tokens)[0]
-            truth = (after - before[doc]).detach()
-            torch.testing.assert_close(getattr(found, name)[number], truth, rtol=0, atol=2e-5)
-            assert float(truth.abs().max()) > 1e-4 or at_layer == 0 or name == "mlp"
-        fires = acts[doc, :-1, feature] > 0
-        fires[0] = False
-        assert torch.equal(found.fires[number], fires)
-        assert torch.equal(found.next_token[number], tokens[0, 1:])
-
-
-def test_patching_upstream_is_each_prompts_own() -> None:
-    model, sae = double("gpt2"), tiny_sae("blocks.1.attn.hook_z", dtype="float64")
-    o = attribution.observe(model, sae, TOKENS)
-    given = d11_patching.prompts(np.array([3, 7]), np.array([40, 41]), np.arange(1, 300), 0, ("x",))
-    for row, other, at, feature in zip(given.clean, given.corrupted, given.at.tolist(), given.feature, strict=True):
-        assert int(row[at]) == {3: 40, 7: 41}[int(feature)]
-        assert int(row[at - 1]) == int(row[-1])
-        assert torch.nonzero(row != other)[:, 0].tolist() == [at - 1]
-        assert len(set(row.tolist())) == len(row) - 1
-    few = d11_patching.Prompts(*(part[:6] for part in (given.clean, given.corrupted, given.at, given.feature)))
-    got = d11_patching.patch_upstream(model, o, few)
-    for n in (0, 5):
-        rows = patching.own_positions([int(few.at[n])], few.clean.shape[1])
-        one, other = few.clean[n : n + 1], few.corrupted[n : n + 1]
-        patch = interventions.patch_output(model, other, layer=0, head=2, rows=rows)
-        with patch:
-            truth = attribution.pre_activation(model, sae, one[0], few.feature[n : n + 1])[-1, 0]
-        assert got.noised["L0H2"][n] == pytest.approx(float(truth), abs=1e-9)
-        with patching.patch_activation(model, one, "blocks.0.hook_mlp_out", rows=rows):
-            truth = attribution.pre_activation(model, sae, other[0], few.feature[n : n + 1])[-1, 0]
-        assert got.denoised["MLP"][n] == pytest.approx(float(truth), abs=1e-9)
-        clean = attribution.pre_activation(model, sae, one[0], few.feature[n : n + 1])[-1, 0]
-        assert got.clean[n] == pytest.approx(float(clean), abs=1e-9)
-
-
-def test_prefixes_are_the_same_examples_and_end_where_they_should() -> None:
-    e = d14_prefix.prefix_examples(np.arange(64), 64, ("x",), n=30)
-    rows = [row.tolist() for row in e.tokens[4]]
-    key = int(e.key[4])
-    for k, row in enumerate(rows, 1):
-        assert row[-k:] == row[key - k : key]
-        assert row[: -d14_prefix.LONGEST_PREFIX] == rows[0][: -d14_prefix.LONGEST_PREFIX]
-        assert k == d14_prefix.LONGEST_PREFIX or row[-k - 1] != row[key - k - 1]
-        assert len(set(row)) == len(row) - k
-    apart = [torch.nonzero(part[4] != e.tokens[4, -1])[:, 0].tolist() for part in (e.before, e.unrelated)]
-    assert apart[0] == [len(rows[0]) - 2]
-    assert key < apart[1][0] < len(rows[0]) - d14_prefix.LONGEST_PREFIX
-    assert len({int(k) for k in e.key}) > 3
-    got = d14_prefix.prefix_attention(made().model, e, [(1, 0), (1, 1)])
-    assert got.at[0].min() > 0.99
-    assert got.at[1].max() < 1e-3
-    assert np.abs(got.slopes()).max() < 1e-3
-    line = d14_prefix.PrefixAttention(["a"], np.arange(9.0)[None, None] * 0.3 + 5, np.zeros((1, 1)), np.zeros((1, 1)))
-    assert line.slopes() == pytest.approx(0.3)
-
-
-def test_rows_after_a_word_by_a_loop() -> None:
-    tokens = torch.stack([random_tokens(40, seed) % 12 for seed in (3, 4, 5)])
-    stops = tokens == 7
-    anywhere, near = d08_context.after_word(tokens, 2, None), d08_context.after_word(tokens, 2, stops)
-    for b, row in enumerate(tokens.tolist()):
-        for t in range(40):
-            assert bool(anywhere[b, t]) == (2 in row[:t])
-            back = [u for u in range(max(0, t - d08_context.NEAR), t) if row[u] == 2 and 7 not in row[u + 1 : t + 1]]
-            assert bool(near[b, t]) == bool(back)
-    assert 0 < int(near.sum()) < int(anywhere.sum())
-
-
-def test_a_context_feature_is_found_with_its_word() -> None:
-    after_nine = layer(n=40)
-    token = torch.arange(circuit.D_VOCAB)
-    with torch.no_grad():  # the second head attends to token 9, wherever it stood
-        second = after_nine.model.blocks[1].attn
-        second.W_Q[1].zero_()
-        second.W_K[1].zero_()
-        second.W_Q[1, token, 0] = 20.0 * circuit.D_VOCAB**0.5
-        second.W_K[1, 9, 0] = 1.0
-    after_nine.target.tokenizer.decode = lambda ids: f"w{ids[0]}"
-    features, words = d08_context.context_features(after_nine)["long-range"]
-    assert features.tolist() == [circuit.D_VOCAB + 9]
-    assert words.tolist() == [9]
-    assert not len(d08_context.context_features(after_nine)["local"][0])
-    found = d08_context.context_evidence(claim("D08.context"), families(after_nine), "long-range")
-    (conditions,) = found.candidates.values()
-    by_name = {c.name: c for c in conditions}
-    assert by_name["precision of the upper fifth"].effect > 0.9  # it fires on the word itself, too
-    assert by_name["over permuted documents"].effect > 0.2
-    none = d08_context.context_evidence(claim("D08.local"), families(after_nine), "local")
-    assert judge(claim("D08.local"), none).outcome is Outcome.INCONCLUSIVE
-
-
-# ---- verdicts
-
-
-def test_the_circuit_has_a_family_and_its_claims_say_so() -> None:
-    made_of = {
-        "D07": d07_behaviour.behaviour_evidence,
-        "D07.token": d07_behaviour.token_evidence,
-        "D09": d09_d10_paths.own_token_evidence,
-        "D10": d09_d10_paths.path_evidence,
-        "D12": d12_turned_off.ablation_evidence,
-    }
-    for name, build in made_of.items():
-        found = build(claim(name), whole())
-        verdict = judge(claim(name), found["L1H0"])
-        assert verdict.outcome is Outcome.SUPPORTED, f"{name}: {verdict.reason}"
-        assert judge(claim(name), found["L1H1"]).outcome is Outcome.NOT_APPLICABLE
-    d11 = d11_patching.upstream_evidence(claim("D11"), whole())["L1H0"].detail
-    assert d11["previous-token head"] == "L0H0"
-    assert d11["share by noising and denoising"]["L0H0"] == pytest.approx([1, 1])
-    assert d11["share by noising and denoising"]["L0H1"] == pytest.approx([0, 0])
-    d08 = d08_context.specificity_evidence(claim("D08"), whole())["L1H0"]
-    assert [c.name for c in d08.candidates["the family"] if not c.holds(0.05)] == ["missed"]  # it misses nothing
-    d13 = d13_polysemantic.polysemantic_evidence(claim("D13"), whole())["L1H0"]
-    assert d13.undecided == "no feature of the selection fails induction for sure"
-
-
-def test_what_refutes_a_family_is_tested_at_a_third_of_the_level() -> None:
-    made = layer(n=6)
-    own, both, n = made.behaviours[0]
-    every = np.arange(len(own.hits))
-    fields = {"repeats": np.full(len(every), 12), "hits": np.where(every < 1, 12, 0), "firsts": np.zeros_like(every)}
-    own = dataclasses.replace(own, **fields)  # one passes
-    made.__dict__["behaviours"] = {0: (own, both, n)}
-    (conditions,) = d07_behaviour.behaviour_evidence(claim("D07"), families(made))["L1H0"].candidates.values()
-    share, matched, *_ = conditions
-    k, total = int(own.passes.sum()), int((own.repeats > 9).sum())
-    assert k == 1 < total / 2
-    assert share.p_refute == pytest.approx(min(1.0, 3 * sps.binom.cdf(k, total, 0.5)))
-    assert share.high == pytest.approx(sps.beta.ppf(1 - 0.05 / 3, k + 1, total - k))
-    assert share.low == pytest.approx(sps.beta.ppf(0.05, k, total - k + 1) if k else 0.0)
-    assert share.fails(0.05) == (share.high < 0.5)
-    theirs = both.passes.reshape(-1, 2).any(1)
-    table = [[k, total - k], [int(theirs.sum()), int((~theirs).sum())]]
-    assert matched.p_refute == pytest.approx(min(1.0, 3 * sps.fisher_exact(table, alternative="less")[1]))
-
-
-def test_features_with_too_few_repeats_are_left_out() -> None:
-    made = layer(n=6)
-    own, both, n = made.behaviours[0]
-    few = dataclasses.replace(own, repeats=np.where(np.arange(len(own.repeats)) == 0, 9, own.repeats))
-    made.__dict__["behaviours"] = {0: (few, both, n)}
-    found = d07_behaviour.behaviour_evidence(claim("D07"), families(made))["L1H0"]
-    (repeats,) = [c for c in found.candidates["the selection"] if c.name == "repeats a feature"]
-    assert repeats.effect == 12 and repeats.holds(0.05)
-    assert found.detail["passed"].endswith(f"of {int((few.repeats > 9).sum())}")
-
-
-def test_without_another_head_there_is_no_control() -> None:
-    made = layer(n=6)
-    made.heads = [0, 1]
-    own, *rest = made.behaviours[0]
-    made.behaviours[0] = (dataclasses.replace(own, hits=np.zeros_like(own.hits)), *rest)
-    d13 = d13_polysemantic.polysemantic_evidence(claim("D13"), families(made))["L1H0"]
-    assert "no other to compare with" in str(d13.undecided)
-    alone = families()
-    one = dataclasses.replace(alone, status={h: s for h, s in alone.status.items() if h != "L0H1"})
-    assert "one head stands upstream" in str(d11_patching.upstream_evidence(claim("D11"), one)["L1H0"].undecided)
-
-
-def test_an_unselected_layer_has_nothing_to_say() -> None:
-    other = layer(strength=0.0)
-    found = families(other)
-    for name, build in (("D07", d07_behaviour.behaviour_evidence), ("D12", d12_turned_off.ablation_evidence)):
-        outcome = judge(claim(name), build(claim(name), found)["L1H0"]).outcome
-        assert outcome in (Outcome.INCONCLUSIVE, Outcome.REFUTED)
-
-
-def test_the_difference_of_ratio_means_is_linearised() -> None:
+def test_behaviour_of_any_pairs_by_a_loop() -> None:
+    s, half = made().selections[0], halves()[1]
     rng = np.random.default_rng(0)
-    (a, b), (n_a, n_b) = rng.normal(2, 1, (2, 40)), rng.integers(1, 9, (2, 40)).astype(float)
-    values, one = bounds.difference(a, n_a, b, n_b)
-    assert values.sum() / one.sum() == pytest.approx(a.sum() / n_a.sum() - b.sum() / n_b.sum())
-    draws = rng.integers(0, 40, (4000, 40))
-    truth = (a[draws].sum(1) / n_a[draws].sum(1) - b[draws].sum(1) / n_b[draws].sum(1)).std()
-    assert values.std() / 40**0.5 == pytest.approx(truth, rel=0.1)
+    pairs = sorted({(int(rng.choice(half.features)), int(rng.choice(s.tokens))) for _ in range(60)})
+    table = np.asarray(pairs)[rng.permutation(len(pairs))]
+    got = planted.behaviour(half, table[:, 0], table[:, 1])
+    seen = attribution.observe(made().model, made().dictionary, half.texts.documents())
+    acts = made().dictionary.encode(seen.z.flatten(2)).detach().numpy()
+    assert got.hits.sum() > 0 and got.firsts.sum() > 0
+    for k, (feature, token) in enumerate(table.tolist()):
+        at = [(n, p.document.period, p.planted[token]) for n, p in enumerate(half.documents) if token in p.planted]
+        hits = [n for n, period, index in at if acts[n, period + index, feature] > 0]
+        assert got.repeats[k] == len(at)
+        assert np.flatnonzero(got.hits_by_document[k]).tolist() == hits
+        assert got.firsts[k] == sum(acts[n, index, feature] > 0 for n, _, index in at)
 
 
-@pytest.mark.parametrize(
-    ("values", "outcome"),
-    [([1.0] * 60 + [0.9], "holds"), ([0.0] * 40 + [0.03], "fails"), ([1.0] * 30, "holds"), ([1.0] * 3, "neither")],
-)
-def test_exact_bounds_where_nearly_all_agree(values: list[float], outcome: str) -> None:
-    sample = np.asarray(values)
-    of = claim("D09")
-    means = {"L1H0": means_of(of, "t", "L1H0", "x", sample)}
-    ((c,),) = corrected(of, [Sampled(name="x", samples=means, bounded=(0.0, 1.0))]).conditions["L1H0"]
-    assert c.low <= c.effect <= c.high
-    assert c.holds(0.05) == (outcome == "holds") == (c.low > 0.5)
-    assert c.fails(0.05) == (outcome == "fails") == (c.high < 0.5)
-    if len(set(values)) == 1:
-        assert c.low == pytest.approx(0.05 ** (1 / len(values)))
+def test_a_hit_is_sourced_where_the_earlier_token_contributes_most() -> None:
+    s, half = made().selections[0], halves()[1]
+    feature = int(s.features[20])
+    moved = half.source.clone()
+    mine = torch.nonzero((half.live.feature == feature) & (moved >= 0))[:, 0]
+    moved[mine[:5]] += 1  # the token after it, as an off-by-one would have it
+    other = dataclasses.replace(half, source=moved)
+    before, after = (planted.behaviour(h, s.features, s.tokens).sourced_by_document[20].sum() for h in (half, other))
+    assert (before, after) == (12, 7)
 
 
-def test_p_is_stepped_down_and_q_comes_from_p_before_that() -> None:
-    """Four heads, of which one is rejected, one is constant and has an exact bound; and what a ledger row shows."""
-    rng = np.random.default_rng(3)
-    samples = {"L1H0": rng.normal(1.0, 0.1, 30), "L1H1": rng.normal(0.59, 0.2, 30), "L1H2": np.full(30, 0.9)}
-    samples["L1H3"] = rng.normal(0.55, 0.2, 30)
-    of = dataclasses.replace(claim("D09"), bars={"y": 0.8})
-    means = {h: means_of(of, "circuit", h, "x", x) for h, x in samples.items()}
-    tested = corrected(of, [Sampled(name="x", samples=means, bounded=(0.0, 1.0))])
-    found, raw = {h: own[0] for h, own in tested.conditions.items()}, tested.raw
-    bootstrapped = [h for h in samples if h != "L1H2"]
-    assert all(raw[h] == means[h].p_above(0.5, False)[0] for h in bootstrapped)
-    assert raw["L1H2"] == pytest.approx(sps.binom.sf(29, 30, 0.5 / 0.9))  # 30 of 30 reach 0.9
-    assert found["L1H2"][0].p == pytest.approx(4 * raw["L1H2"])
-    stepped = stats.holm([float(means[h].p_above(0.5, False)[0]) for h in samples])
-    assert 0.05 < stepped[1] < 1 and 0.05 < stepped[3] < 1 and stepped[1] != stepped[3]
-    for h, p in zip(samples, stepped, strict=True):
-        if h != "L1H2":
-            assert found[h][0].p == pytest.approx(p)
-            assert found[h][0].holds(0.05) == (found[h][0].low > 0.5)
-
-    def measure(_: LayerFamilies, head: int) -> rows_of_heads.HeadNumbers:
-        parts = {name: (samples[f"L1H{head}"], np.ones(30)) for name in ("x", "y")}
-        return rows_of_heads.HeadNumbers(parts, [f"{k:02}" for k in range(30)], 30, ranges={"x": (0.0, 1.0)})
-
-    status = dict.fromkeys(samples, whole().status["L1H0"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Families, "heads", list(samples))
-        patch.setattr(Families, "of", lambda self, head: (made(), int(head[-1])))
-        rows = rows_of_heads.per_head(of, dataclasses.replace(whole(), status=status), measure, headline="x", null=0.0)
-    expected = sps.false_discovery_control([rows[h].candidates["the family"][0].p or 0.0 for h in samples])
-    assert [rows[h].q for h in samples] != pytest.approx(expected), "q of adjusted p"
-    assert [rows[h].q for h in samples] == pytest.approx(sps.false_discovery_control([raw[h] for h in samples]))
+def test_scales_are_medians_before_own_tokens() -> None:
+    s, (first, _) = made().selections[0], halves()
+    live, rng = first.live, np.random.default_rng(0)
+    kept = torch.from_numpy(rng.random(len(live)) < 0.8)
+    some = live.where(kept)
+    some = dataclasses.replace(some, value=torch.from_numpy(rng.uniform(1, 9, len(some))))
+    half = dataclasses.replace(first, live=some, source=first.source[kept])
+    features, tokens = s.features[9:14], s.tokens[9:14]
+    at = zip(some.doc.tolist(), some.pos.tolist(), some.feature.tolist(), some.value.tolist(), strict=True)
+    values = {(d, p, f): v for d, p, f, v in at}
+    truth = [
+        np.median(
+            [
+                values.get((n, p.document.period + p.planted[t], f), 0.0)
+                for n, p in enumerate(half.documents)
+                if t in p.planted
+            ]
+        )
+        for f, t in zip(features.tolist(), tokens.tolist(), strict=True)
+    ]
+    np.testing.assert_allclose(planted.scales(half, features, tokens), truth, rtol=1e-6)
+    assert len(set(truth)) == len(truth)
 
 
-def test_power_is_the_least_among_the_conditions_that_fail() -> None:
-    rng = np.random.default_rng(5)
-    means = {
-        "sharp": stats.ClusterMeans(rng.normal(0.9, 0.1, 40), seed=0),
-        "blunt": stats.ClusterMeans(rng.normal(-2.0, 1.5, 40), seed=1),
-        "at zero": stats.ClusterMeans(rng.normal(-9.0, 0.1, 40), seed=2),
-    }
-    bars = {"sharp": 0.5, "blunt": 0.2, "at zero": 0.0}
-    columns = [Sampled(name=name, samples={"x": means[name]}, bar=bar) for name, bar in bars.items()]
-
-    def least(**fails: bool) -> float | None:
-        ends = {name: (bar - 2, bar - 1) if fails.get(name) else (bar - 1, bar + 1) for name, bar in bars.items()}
-        own = tuple(Condition(n, sum(ends[n]) / 2, *ends[n], bar) for n, bar in bars.items())
-        return power_of(claim("D09"), Power("failing", 0.0, or_headline=True), columns, "x", [own], 2)
-
-    powers = {n: float(stats.power_above(means[n], 0.0, bars[n], 0.025, False)[0]) for n in ("sharp", "blunt")}
-    assert powers["sharp"] > 0.9 > 0.3 > powers["blunt"]
-    assert least() == least(sharp=True) == powers["sharp"]
-    assert least(blunt=True) == least(sharp=True, blunt=True) == powers["blunt"]
-    assert least(**{"at zero": True}) is None  # there is nothing to tell a bar of zero from
+def weaker(of: LayerFamilies, by: float) -> LayerFamilies:
+    """All activations in the measured half so many times as large."""
+    half = of.measured
+    assert half is not None
+    of.__dict__["measured"] = dataclasses.replace(half, live=dataclasses.replace(half.live, value=half.live.value * by))
+    return of
 
 
-def test_fishers_power_is_a_sum_over_outcomes() -> None:
-    power = d07_behaviour.fisher_power(20, 20, 1, 0.5, 0.05)
-    draws = np.random.default_rng(0).binomial(20, 0.5, 4000)
-    p = [sps.fisher_exact([[k, 20 - k], [1, 19]], alternative="greater")[1] for k in range(21)]
-    assert power == pytest.approx(np.mean(np.asarray(p)[draws] <= 0.05), abs=0.02)
+def test_what_is_strong_is_told_by_the_other_half() -> None:
+    """Activations that are all a little short of half the scale are not strong, whatever they are among themselves."""
+    for by, strong in ((0.45, 0.0), (0.55, 1.0)):
+        of = weaker(layer(), by)
+        own, *_ = d07_behaviour.knowing(of, 0, OwnScale())
+        assert own.tolist() == [strong] * len(own)
+        d08 = d08_context.specificity_evidence(claim("D08"), families(of))["L1H0"]
+        assert conditions(d08)["missed"].effect == pytest.approx(1 - strong)
 
 
-def any_target(**fields: Any) -> Families:
-    return Families("none", {}, {}, np.arange(50), **fields)
+def test_pairs_of_activations_as_mann_and_whitney_count_them() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 6, 30).astype(float), rng.integers(0, 9, 50).astype(float)
+    assert d07_behaviour.stats_of_pairs(a, b) == pytest.approx(sps.mannwhitneyu(a, b).statistic / (30 * 50))
 
 
-def test_no_heads_is_no_row() -> None:
-    assert d07_behaviour.behaviour_evidence(claim("D07"), any_target()) == {}
-    said = d14_prefix.prefix_evidence(claim("D14"), None, any_target())  # type: ignore[arg-type]
-    assert judge(claim("D14"), said).outcome is Outcome.CANNOT_RUN
+def test_knowing_by_a_loop() -> None:
+    both = layer(sae=repeater())
+    first, second = both.choosing, both.measured
+    assert first is not None and second is not None
+    passed = both.family(0)
+    features, tokens = both.selections[0].features[passed], both.selections[0].tokens[passed]
+    own, others, above, knows = d07_behaviour.knowing(both, 0, OwnScale())
+    scale = planted.scales(first, features, tokens)
+    acts = (
+        both.dictionary.encode(attribution.observe(both.model, both.dictionary, second.texts.documents()).z.flatten(2))
+        .detach()
+        .numpy()
+    )
+    for k in (0, 9, 12, 30):
+        mine, theirs = [], []
+        for n, p in enumerate(second.documents):
+            for token, index in p.planted.items():
+                value = acts[n, p.document.period + index, features[k]]
+                (mine if token == tokens[k] else theirs).append(value >= 0.5 * scale[k])
+        assert own[k] == pytest.approx(np.mean(mine))
+        assert others[k] == pytest.approx(np.mean(theirs))
+    repeats = (features >= 10) & (features < 40)
+    assert 20 < repeats.sum() < len(features)
+    assert bool((knows == ~repeats).all()), "what fires for any repeat knows no token"
+    assert bool((others[repeats] > 0.4).all())
+    assert bool((above[~repeats] > 0.9).all())
+
+
+def test_specificity_on_planted_documents_by_a_loop() -> None:
+    noisy = layer(sae=repeater())
+    half = noisy.measured
+    assert half is not None
+    s = noisy.selections[0]
+    which = np.flatnonzero(np.isin(s.features, [2, 15, 33, 42]))
+    features, tokens = s.features[which], s.tokens[which]
+    scale = np.array([0.7, 0.1, 0.12, 0.6])
+    got = specific.planted_specificity(half, features, tokens, scale, 0.9)
+    seen = attribution.observe(noisy.model, noisy.dictionary, half.texts.documents())
+    acts = noisy.dictionary.encode(seen.z.flatten(2)).detach().numpy().astype(float)
+    truth = {name: np.zeros(len(half.documents)) for name in vars(got)}
+    for k, token in enumerate(tokens.tolist()):
+        rows = {n: p.document.period + p.planted[token] for n, p in enumerate(half.documents) if token in p.planted}
+        for n, row in rows.items():
+            strong_there = False
+            for t in range(1, half.texts.lengths[n]):
+                a = acts[n, t, features[k]] / scale[k]
+                truth["mass"][n] += a
+                truth["mass_right"][n] += a * (t == row)
+                if a >= 0.9:
+                    strong_there |= t == row
+                    truth["strong"][n] += 1
+                    truth["right"][n] += t == row
+                    others = [m for m in rows if m != n and half.texts.lengths[m] > t]
+                    truth["elsewhere"][n] += sum(rows[m] == t for m in others) / max(1, len(others))
+            truth["wanted"][n] += 1
+            truth["missed"][n] += not strong_there
+    for name, values in truth.items():
+        np.testing.assert_allclose(getattr(got, name), values, rtol=1e-5, err_msg=name)
+    assert 0 < got.right.sum() < got.strong.sum()
+    assert got.elsewhere.sum() > 0

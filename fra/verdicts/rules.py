@@ -21,6 +21,24 @@ class Rules:
     """Draws of a null in units of the fewest with which a head could pass the first step of Holm: with four of them up
     to three may be as large as the head's own number.
     """
+    guard: float = 1.5
+    """How far out the guard of a test lies (`fra.verdicts.unseen`), in units of the excess that was seen: of the
+    farthest effect on the side that speaks against rejection over the farthest on the other.
+    """
+    reach: float = 0.8
+    """The least distance of the guard, in units of the farthest effect on that side."""
+    one_guard: float = 0.05
+    """The level at which a guard of one source is enough; what smaller ones suppose beside it is the shift."""
+    rare: float = 0.073
+    """The share of sources that may all be unlike the rest, as far away as it takes: p is no smaller than the chance
+    (1 - rare)^n that n sources show none of them. Forty sources reach 5 %, 61 reach 1 %, 101 reach 0.05 %.
+    """
+    harmless: float = 1.5
+    harmless_shown: int = 3
+    harmless_sources: int = 20
+    """A sample of so many live sources has no such floor if its third farthest effect to the harmless side lies 1.5
+    times as far out as the farthest to the other: it is skewed, and where to is known.
+    """
 
 
 RULES = Rules()

@@ -307,25 +307,6 @@ def holm_levels(p: ArrayLike, level: float) -> Floats:
     return np.asarray(exact, dtype=np.float64)
 
 
-def holm_within(p: Sequence[ArrayLike], level: float) -> list[Floats]:
-    """Holm-adjusted p-values of the candidates of every head, [n_cand] each, Holm going over the heads by the best of
-    each: the smallest level at which the candidate's head is reached and the candidate rejected in it.
-
-    p: raw ones, already simultaneous within a head. A candidate has `<= level` exactly where its raw one is `<=` the
-    head's `holm_levels`, to the last bit, and a head's best has `holm` of the bests.
-    """
-    every = [_as_p(own) for own in p]
-    best = np.array([own.min(initial=1.0) for own in every])
-    adjusted, levels = holm(best), holm_levels(best, level)
-    steps = best.size - sps.rankdata(best, method="min") + 1
-    found = []
-    for own, reached, step, at in zip(every, adjusted, steps, levels, strict=True):
-        stepped = np.minimum(np.maximum(own * step, reached), 1.0)
-        rejected = own <= at
-        found.append(np.where(rejected, np.minimum(stepped, level), np.maximum(stepped, np.nextafter(level, 1.0))))
-    return found
-
-
 def benjamini_hochberg(p: ArrayLike) -> Floats:
     """Benjamini-Hochberg q-values (scipy); NaN counts as 1."""
     values = _as_p(p)

@@ -5,7 +5,8 @@ share of `ln(1 / alpha) / n` of all sources: the smaller the level of a test, th
 `fra.verdicts.stats.ClusterMeans` therefore tests with the guard, the shift, the least margin and the floor that are
 found here. All are functions of the sample's shape alone: moving every effect by a constant moves none of them.
 
-The numbers below were chosen on simulated samples, never on a model; `fra/tests/CALIBRATION.md` tells on which.
+The numbers are among the rules (`fra.verdicts.rules`). They were chosen on simulated samples, never on a model;
+`fra/tests/CALIBRATION.md` tells on which.
 """
 
 from dataclasses import dataclass, replace
@@ -16,26 +17,13 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
+from fra.verdicts.rules import RULES
+
 Floats = NDArray[np.float64]
 
-GUARD = 1.5
-"""How far out the guard lies, in units of the excess that was seen: of the farthest effect on the side that speaks
-against rejection over the farthest on the other."""
-
-REACH = 0.8
-"""The least distance of the guard, in units of the farthest effect on that side."""
-
-ONE_GUARD = 0.05
-"""The level at which a guard of one document is enough; what smaller ones suppose beside it is the shift."""
-
-RARE = 0.073
-"""The share of sources that may all be unlike the rest, as far away as it takes: p is no smaller than the chance
-(1 - RARE)^n that n sources show none of them. Forty sources reach 5 %, 61 reach 1 %, 101 reach 0.05 %."""
-
-HARMLESS, SHOWN, SEEN = 1.5, 3, 20
-"""A sample of SEEN live sources or more has no such floor if its SHOWN-th farthest effect to the harmless side lies
-HARMLESS times as far out as the farthest to the other: it is skewed, and where to is known.
-"""
+GUARD, REACH, ONE_GUARD = RULES.guard, RULES.reach, RULES.one_guard
+RARE = RULES.rare
+HARMLESS, SHOWN, SEEN = RULES.harmless, RULES.harmless_shown, RULES.harmless_sources
 
 
 def linearised(s: Floats, n: Floats) -> tuple[Floats, Floats, Floats]:

@@ -51,7 +51,7 @@ class ChannelNulls:
     """Sets documents, evenly spaced, on which the head's set is ranked among those of its scrambles."""
     dictionaries: int = 20
     """Dictionaries of random atoms, each with its own search."""
-    atom_documents: int = 40
+    atom_documents: int = 30
     """Discovery and sets documents, evenly spaced, that are coded in random atoms; own features are sought and measured
     on the same ones for the comparison.
     """

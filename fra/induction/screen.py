@@ -43,7 +43,7 @@ class HeadScreen:
     sources: tuple[str, ...]
     n_rows: int
     coupling_rank: Float[np.ndarray, " n"]
-    """Share of the head's own matched pairs with a smaller coupling."""
+    """Share of the head's own matched pairs whose coupling is not larger."""
     above_heads: Float[np.ndarray, " n"]
     """Coupling less the median of the same pair over the layer's other heads."""
     set_effects: Mapping[int, Effects]
@@ -57,7 +57,7 @@ class HeadScreen:
     blocks: Mapping[str, float]
     """Row-centred stripe score, repeated less control, of each of the nine blocks; they add up to the whole."""
     marginals: tuple[Effects, Effects] | None
-    """Removing (i, .) and (., j) of the best channel, on the confirmation documents."""
+    """Removing (i, .) and (., j) of a TIH's best channel, on the confirmation documents."""
     without_heaviest: Float[np.ndarray, " n"]
     """E of each channel over the rows that do not hold the token on which it is live most often."""
     tokens: Sequence[Mapping[str, Any]]
@@ -211,7 +211,7 @@ class LayerScreen:
         pool, spread, tree = self._matching
         own = self.typical(head, pool).cpu().numpy()
         _, near = tree.query((self.search.activity(pairs) / spread).cpu().numpy(), k=min(self.nulls.matched, len(pool)))
-        return np.asarray(np.sort(own[near.reshape(len(pairs), -1)], axis=1))
+        return np.asarray(np.sort(own[near.reshape(len(pairs), min(self.nulls.matched, len(pool)))], axis=1))
 
     def others_median(self, head: int, pairs: Tensor) -> Float[Tensor, " n"]:
         """Median coupling of the same pairs over the layer's other heads; -inf where there is none."""
@@ -274,7 +274,7 @@ def screen_head(layer: LayerScreen, head: int, is_tih: bool) -> HeadScreen:
         effects=effects,
         sources=batch.sources,
         n_rows=len(confirmation.keys),
-        coupling_rank=(matched < coupling.cpu().numpy()[:, None]).mean(1),
+        coupling_rank=(matched <= coupling.cpu().numpy()[:, None]).mean(1),
         above_heads=(coupling - layer.others_median(head, pairs)).cpu().numpy(),
         set_effects={} if sets is None else {n: sets.removed_together(pairs_all[:n]) for n in sizes},
         set_sources=() if sets is None else sets.batch.sources,
@@ -282,7 +282,7 @@ def screen_head(layer: LayerScreen, head: int, is_tih: bool) -> HeadScreen:
         contrast=np.zeros(0) if sets is None else sets.by_document(sets.contrast),
         blocks={} if sets is None else stripe_blocks(sets),
         marginals=None
-        if best is None
+        if best is None or not is_tih
         else (
             confirmation.marginal("query", int(pairs[best, 0])),
             confirmation.marginal("key", int(pairs[best, 1])),

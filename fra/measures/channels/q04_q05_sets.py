@@ -217,12 +217,15 @@ def _sampled(claim: Claim, screened: Screen, keep: dict[str, np.ndarray], name: 
 
 
 def _given(claim: Claim, screened: Screen, keep: dict[str, np.ndarray], standing: Sequence[str]) -> list[Given]:
-    """What is not estimated, for every measured candidate: other lags of heads that stand alone."""
+    """What is not estimated, for every measured candidate: other lags only of heads that stand; where the search finds
+    nothing that is live or helps at any of them, the effect itself.
+    """
 
     def lags(h: str, live: np.ndarray) -> ArrayLike:
         if h not in standing:
             return np.full(len(live), np.nan)
-        return _mean_effects(screened.heads[h], live) - _of_layer(screened, h, LayerScreen.best_at_lags)
+        best = screened.layer_of(h).best_at_lags(screened.heads[h].head, at_least=0.0)
+        return _mean_effects(screened.heads[h], live) - best
 
     by_head: dict[str, Callable[[HeadScreen, np.ndarray], ArrayLike]] = {
         OVER_PAIRS: lambda s, live: s.coupling_rank[live],

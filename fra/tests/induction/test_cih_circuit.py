@@ -206,7 +206,7 @@ def test_a_scramble_has_the_heads_spread_wherever_it_is_measured(found: cih.Scre
         own = row_spread(layer.confirmation.repeated.frozen, head)
         for which in ("confirmation", "sets"):
             on, pairs = layer.scrambled(head, 3, which)
-            assert len(pairs) == 50
+            assert len(pairs) > 30
             turned = on.sides[0].frozen
             same_documents = layer.confirmation.repeated.frozen.x
             again = dataclasses.replace(layer.confirmation.repeated.frozen, W_k=turned.W_k, b_k=turned.b_k)
@@ -250,6 +250,20 @@ def test_selection_never_sees_what_is_measured(found: cih.Screen) -> None:
 BARS = ChannelBars(nats=0.10, attention=0.02, contrast=0.10, coverage=0.002, matched=0.95)
 
 
+FEW = 30
+"""Plantings: the circuit has 37 pairs that can be planted."""
+FEWER = dataclasses.replace(
+    CIH_CHANNEL,
+    design=tuple(Plantings(planted=FEW) if isinstance(part, Plantings) else part for part in CIH_CHANNEL.design),
+)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many plantings are enough for a count of power."""
+    monkeypatch.setattr("fra.verdicts.decide.RULES", dataclasses.replace(RULES, plantings=FEW))
+
+
 def planted(found: cih.Screen, head: int = 1, level: float = 0.05) -> tuple[Planted, dict[str, int]]:
     s = found.heads[f"L1H{head}"]
     parts = ("nats", "attention", "contrast")
@@ -257,19 +271,24 @@ def planted(found: cih.Screen, head: int = 1, level: float = 0.05) -> tuple[Plan
         part: means_of(CIH_CHANNEL, "circuit", f"L1H{head}", part, getattr(s.effects, part), s.effects.rows, s.sources)
         for part in parts
     }
-    return count_found(found.layer_of("L1H0"), head, BARS, Plantings(), samples, 1, level)
+    return count_found(found.layer_of("L1H0"), head, BARS, Plantings(planted=FEW), samples, 1, level)
 
 
+def test_a_count_of_power_has_as_many_plantings_as_the_rules_ask() -> None:
+    assert Plantings().planted >= RULES.plantings
+
+
+@pytest.mark.usefixtures("few")
 def test_planted_channels_of_a_silent_head_are_found(found: cih.Screen) -> None:
     seen, missed = planted(found)
-    assert seen.tried == RULES.plantings == Plantings().planted
+    assert seen.tried == FEW
     assert seen.found + sum(missed.values()) == seen.tried
     assert seen.power >= RULES.power, missed
 
 
 def closed_search(layer: LayerScreen) -> tuple[str, Callable]:
     right = layer.candidates
-    return "candidates", lambda *args: (right(*args)[0], right(*args)[1] + 1e9)
+    return "candidates", lambda *args: (right(*args)[0], torch.full((50,), 1e9))
 
 
 GATES: dict[str, Callable[[LayerScreen], tuple[str, Callable]]] = {
@@ -279,6 +298,7 @@ GATES: dict[str, Callable[[LayerScreen], tuple[str, Callable]]] = {
 }
 
 
+@pytest.mark.usefixtures("few")
 @pytest.mark.parametrize("gate", GATES)
 def test_a_planted_channel_that_misses_one_condition_is_not_found(
     found: cih.Screen, gate: str, monkeypatch: pytest.MonkeyPatch
@@ -286,27 +306,29 @@ def test_a_planted_channel_that_misses_one_condition_is_not_found(
     layer = found.layer_of("L1H0")
     monkeypatch.setattr(layer, *GATES[gate](layer))
     seen, missed = planted(found)
-    assert missed.get(gate, 0) > 10
+    assert missed.get(gate, 0) > 2
     assert not seen.power >= RULES.power
     assert seen.found + sum(missed.values()) == seen.tried
 
 
+@pytest.mark.usefixtures("few")
 def test_planted_channels_are_not_found_at_a_level_that_no_sample_reaches(found: cih.Screen) -> None:
     seen, missed = planted(found, level=1e-7)
     assert seen.found < RULES.power * seen.tried
     assert missed["nats"] > 0
 
 
+@pytest.mark.usefixtures("few")
 def test_a_head_is_refuted_only_with_the_power_of_its_own_decision(
     found: cih.Screen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The silent head fails; whether that refutes is what its planted channels say."""
-    right = judge(CIH_CHANNEL, evidence_for.channel_evidence(CIH_CHANNEL, found)["L1H1"])
+    right = judge(FEWER, evidence_for.channel_evidence(FEWER, found)["L1H1"])
     assert right.outcome is Outcome.REFUTED, right.reason
     monkeypatch.setattr(found.layer_of("L1H0"), *GATES["scrambled heads"](found.layer_of("L1H0")))
-    evidence = evidence_for.channel_evidence(CIH_CHANNEL, found)["L1H1"]
-    assert judge(CIH_CHANNEL, evidence).outcome is Outcome.INCONCLUSIVE
-    assert evidence.detail["planted and missed, by what missed them first"]["scrambled heads"] > 10
+    evidence = evidence_for.channel_evidence(FEWER, found)["L1H1"]
+    assert judge(FEWER, evidence).outcome is Outcome.INCONCLUSIVE
+    assert evidence.detail["planted and missed, by what missed them first"]["scrambled heads"] > 2
 
 
 def test_scrambled_circuit_is_not_supported(found: cih.Screen) -> None:

@@ -295,8 +295,8 @@ def judged(
             f"{len(found.heads)} heads are no induction heads"
         )
     columns: list[Column] = [
-        Sampled(name=EXCESS, samples={WHOLE: Resampled(found.excess, found.resampled, n)}),
-        Sampled(name=BY_BARS, samples={WHOLE: Resampled(found.by_bars, found.resampled_by_bars, n)}),
+        Sampled(name=EXCESS, samples={WHOLE: Resampled(float(found.excess), found.resampled, n)}),
+        Sampled(name=BY_BARS, samples={WHOLE: Resampled(float(found.by_bars), found.resampled_by_bars, n)}),
         ranked(claim, OVER_SCRAMBLES, {WHOLE: float(found.excess)}, {WHOLE: found.null}),
     ]
     table = [

@@ -6,9 +6,11 @@ puts first on discovery documents. Removed together on other documents, they mus
 key:
 
 H0: E_set <= 0.5 nat, or the set carries <= 10 % of the head's contrast, or no more than random atoms or scrambles.
-Controls: deranged documents inside every difference; random atoms for features (equal number and L0, two seeds), each
-    with its own search; the head with its key map turned by a random rotation, the whole search repeated (20 a head,
-    pooled by layer).
+Controls: deranged documents inside every difference. Scrambles: the head itself with its key map turned by a random
+    rotation, the whole search repeated; drawn one after another for each head by itself, while it can still pass and
+    as many as Holm over the heads takes (heads are not exchangeable: none is held against another's scrambles). Random
+    atoms: 20 dictionaries of random directions of equal number and L0, each with its own search, beside the own
+    dictionary on the same documents; the own effect must exceed the largest of them, a number that can deny.
 Gate: the feature-feature block must carry half of the stripe contrast on this very stimulus; where bias and error
     carry it, features cannot answer for the head, and the verdict is INCONCLUSIVE.
 Bar: one pair carries about a per cent of an edge at L0 32, so that 50 pairs that the head reads should carry a
@@ -22,28 +24,22 @@ Each stimulus family is a claim of its own; there is no switching between them.
 import pytest
 
 from fra.claim import Claim
+from fra.induction.designs import ChannelNulls, ChannelSearch, TokenInduction
+from fra.stimuli.designs import RepeatedSets
 
-BARS = {
-    "gate: feature-feature share": 0.5,
-    "share of contrast": 0.10,
-    "over random atoms 1": 0.0,
-    "over random atoms 2": 0.0,
-    "over scrambled heads": 0.95,
-    "effect": 0.10,
-    "head contrast": 0.10,
-    "attention": 0.02,
-    "coverage": 0.002,
-}
 RANDOM, NATURAL = (
     Claim(
         id=f"Q04{suffix}",
         title=f"Every TIH has CIH channels ({stimulus.replace('_', ' ')})",
         h0="E(the 50 discovery channels removed together) <= 0.5 nat",
+        condition="set effect",
         bar=0.5,
-        bars=BARS,
-        statistic="cih_set/1",
+        bars={"share of contrast": 0.10, "over random atoms": 0.0, "over scrambled heads": 0.95},
+        gates={"feature-feature share": 0.5},
+        statistic="cih_set/2",
         stimuli=(stimulus,),
-        n=64,
+        n=RepeatedSets().sets,
+        design=(RepeatedSets(), TokenInduction(), ChannelSearch(), ChannelNulls()),
     )
     for suffix, stimulus in (("", "repeated_random"), (".natural", "repeated_natural"))
 )

@@ -3,17 +3,18 @@
 A head is not a TIH where the upper bound of its attention contrast is at most 0.05. It has a CIH channel where one and
 the same candidate, of the 50 that the search puts first, passes everything on confirmation documents:
 
-H0: no candidate has E_ij > 0.10 nat, beats the same search at 40 other lags, has a coupling in the top 5 % of the
-    head's own matched pairs and above the median of the layer's other heads, beats the same search on scrambled heads,
-    and is *expressed*: on the rows where its query feature is live, the head's own contrast exceeds 0.10, the channel's
-    own share of attention exceeds 0.02, and such rows are at least 0.2 % of all.
-Controls: deranged documents, other lags, scrambled heads; layer-0 heads, which cannot know a key's predecessor, stand
-    beside.
-Power: a refutation needs that 80 % of the channels planted in the head's own scores are found. Planted are 16 pairs of
-    live features, drawn at random among those whose key feature is at least 0.6 more live at the stripe's key than
-    elsewhere, each raised just to these bars (pairs that no coupling lifts there are passed over, 150 are tried);
-    found is what ranks among the 50 and exceeds zero at 0.05 / 50. With fewer than 10 planted nothing is refuted. Any
-    change of this is a new statistic.
+H0: no candidate has E_ij > 0.10 nat, beats the best that the same search finds at any of 40 other lags, has a coupling
+    above 95 % of the head's own matched pairs and above the median of the layer's other heads, beats the same search
+    on scrambled heads, and is *expressed*: on the rows where its query feature is live, the head's own contrast exceeds
+    0.10, the channel's own share of attention exceeds 0.02, and such rows are more than 0.2 % of all.
+Controls: deranged documents, other lags; the head's own scrambles, drawn one after another while it can still pass, as
+    many as Holm over the heads takes; layer-0 heads, which cannot know a key's predecessor, stand beside. Other lags,
+    couplings and coverage are no draws: numbers that can deny.
+Power: a refutation needs that of this very decision. 100 channels are planted in the head's own scores, each a random
+    eligible pair raised to the smallest coupling that meets every bar, and each must go through all of it: rank among
+    the 50, have effect, contrast and attention told from zero at the level of the decision, beat the other lags, and
+    exceed as many scrambles of the head as its rank takes (`fra.induction.power.count_found` says it exactly). The
+    lower bound of the share found must reach 0.8; once it cannot, no more are planted.
 Bar: every head has positive pairs that others cancel, so that an effect alone ("latent") is not yet a channel; 0.02 of
     attention is what a fifth of a weak induction head would give.
 """
@@ -21,16 +22,17 @@ Bar: every head has positive pairs that others cancel, so that an effect alone (
 import pytest
 
 from fra.claim import Claim
+from fra.induction.designs import ChannelNulls, ChannelSearch, Plantings, TokenInduction
+from fra.stimuli.designs import RepeatedSets
 
 BARS = {
-    "effect": 0.10,
-    "over other lags": 0.95,
-    "coupling among matched pairs": 0.95,
-    "coupling over other heads": 0.0,
-    "over scrambled heads": 0.95,
     "head contrast": 0.10,
     "attention": 0.02,
     "coverage": 0.002,
+    "coupling among matched pairs": 0.95,
+    "coupling over other heads": 0.0,
+    "over other lags": 0.0,
+    "over scrambled heads": 0.95,
 }
 RANDOM, NATURAL = (
     Claim(
@@ -39,9 +41,10 @@ RANDOM, NATURAL = (
         h0="no candidate has E_ij > 0.10 nat with every other condition",
         bar=0.10,
         bars=BARS,
-        statistic="cih_channel/2",
+        statistic="cih_channel/3",
         stimuli=(stimulus,),
-        n=64,
+        n=RepeatedSets().confirmation,
+        design=(RepeatedSets(), TokenInduction(), ChannelSearch(), ChannelNulls(), Plantings()),
     )
     for suffix, stimulus in (("", "repeated_random"), (".natural", "repeated_natural"))
 )

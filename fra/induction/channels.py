@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra.core.coded import Arm, capped_scores, log_odds, measure_arm, pair_couplings
-from fra.core.frozen import Side
+from fra.core.frozen import FrozenLayer, Side
 from fra.core.weights import Model
+from fra.dictionaries.codes import Codes
 from fra.errors import CannotLoad
 from fra.stimuli.repeated import Batch
 
@@ -42,6 +43,46 @@ def measure_arms(model: Model, sae: Any, batch: Batch, layer: int, hook_name: st
     """Runs both arms of a set through the model and the dictionary."""
     sides = [measure_arm(model, sae, tokens, layer, hook_name) for tokens in (batch.tokens, batch.control)]
     return Arms(on_device(batch, sides[0].frozen.x.device), *sides)
+
+
+def evenly(n_documents: int, n: int, device: torch.device) -> Int[Tensor, " m"]:
+    """Indices of n documents (all where there are fewer), evenly spaced."""
+    some = min(n, n_documents)
+    return torch.arange(some, device=device) * n_documents // some
+
+
+def few_documents(batch: Batch, index: Int[Tensor, " m"]) -> Batch:
+    """The batch with these documents alone, in ascending order."""
+    new = torch.full((len(batch),), -1, device=index.device)
+    new[index] = torch.arange(len(index), device=index.device)
+    rows = new[batch.row_doc] >= 0
+    sources = tuple(batch.sources[d] for d in index.tolist())
+    own = (batch.tokens[index], batch.control[index], batch.periods[index], new[batch.row_doc[rows]])
+    return Batch(*own, batch.row_pos[rows], batch.row_key[rows], batch.row_moved[rows], sources)
+
+
+def few_of_arm(arm: Arm, index: Int[Tensor, " m"]) -> Arm:
+    """The arm on these documents alone, in ascending order."""
+    codes, frozen = arm.codes, arm.frozen
+    batch, pos = codes.shape
+    new = torch.full((batch,), -1, device=index.device)
+    new[index] = torch.arange(len(index), device=index.device)
+    doc = new[codes.row // pos]
+    kept = doc >= 0
+    entries = (doc[kept] * pos + codes.row[kept] % pos, codes.feature[kept], codes.value[kept])
+    bias, error = codes.bias.expand_as(codes.error)[index], codes.error[index]
+    return Arm(on_documents(frozen, index), Codes(*entries, codes.decoder, bias, error, (len(index), pos)))
+
+
+def on_documents(frozen: FrozenLayer, index: Int[Tensor, " m"] | slice) -> FrozenLayer:
+    """The frozen layer on some documents alone."""
+    by_document = ("x", "sigma", "gain_q", "gain_k", "model_scores", "pattern")
+    return dataclasses.replace(frozen, **{name: getattr(frozen, name)[index] for name in by_document})
+
+
+def few_arms(arms: Arms, index: Int[Tensor, " m"]) -> Arms:
+    """Both arms on these documents alone."""
+    return Arms(few_documents(arms.batch, index), few_of_arm(arms.repeated, index), few_of_arm(arms.control, index))
 
 
 def shifted_keys(batch: Batch, shift: int) -> tuple[Int[Tensor, " n_rows"], Bool[Tensor, " batch"]]:
@@ -79,7 +120,8 @@ class HeadOnArms:
     to it.
     """
 
-    def __init__(self, arms: Arms, head: int) -> None:
+    def __init__(self, arms: Arms, head: int, queries: Sequence[Tensor] | None = None) -> None:
+        """`queries`: those of the same head with other keys (`HeadOnArms.queries`), where they are known."""
         self.head, self.batch = head, arms.batch
         self.keys = arms.batch.row_key
         self.sides = (arms.repeated, arms.control)
@@ -87,7 +129,13 @@ class HeadOnArms:
         if not bool(arms.repeated.frozen.mask[pos, self.keys].all()):
             layer = arms.repeated.frozen.layer
             raise CannotLoad(f"layer {layer} masks induction keys: its window is shorter than the repeat")
-        self.row_scores = [arm.frozen.scores(head)[doc, pos] for arm in self.sides]
+        frozen = [arm.frozen for arm in self.sides]
+        self.queries = queries or [layer.scale * layer.vectors("query", head)[doc, pos] for layer in frozen]
+        """[n_rows, d_head] of every second-copy row, the score's scale included, repeated and control."""
+        self.row_scores = [
+            self.against_keys(own, layer.vectors("key", head)).masked_fill_(~layer.mask[pos], -torch.inf)
+            for own, layer in zip(self.queries, frozen, strict=True)
+        ]
         self.capped = [capped_scores(arm, rows).double() for arm, rows in zip(self.sides, self.row_scores, strict=True)]
         self._all = [capped.logsumexp(-1) for capped in self.capped]
         self._row_of = torch.full((len(self.batch) * self.batch.tokens.shape[1],), -1, device=doc.device)

@@ -10,22 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from fra.core.coded import Arm, measure_arm
+from fra.core.coded import measure_arm
 from fra.core.threads import ahead, each
 from fra.dictionaries.codes import neuronpedia
+from fra.errors import FraError
 from fra.induction.best_effect import best_effect
-from fra.induction.channels import Arms, HeadOnArms, measure_arms, on_device
+from fra.induction.channels import HeadOnArms, measure_arms, on_device
+from fra.induction.designs import ChannelNulls, ChannelSearch, TokenInduction
+from fra.induction.layers import Layers, lean, lean_arms
 from fra.induction.screen import HeadScreen, LayerScreen, screen_head
 from fra.induction.status import HeadStatus, head_status
-from fra.stimuli import repeated
 from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.sets import documents
 from fra.targets.target import has_dictionary
+from fra.verdicts.claim import Claim
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -47,6 +49,22 @@ class Screen:
     """Layer-0 heads on repeated_random: the best channel effect (nats) that the same search finds there."""
     pages: Mapping[int, str] = field(default_factory=dict)
     """By layer: the address on Neuronpedia below which its dictionary's features have pages, where it has one."""
+    layers: Callable[[int], LayerScreen] | None = None
+    """The layers on the same documents, from which nulls are drawn."""
+    design: tuple[Any, ...] = ()
+    """What the screen was measured by."""
+
+    def layer_of(self, head: str) -> LayerScreen:
+        """The head's layer. Raises FraError where the screen is kept without its layers."""
+        if self.layers is None:
+            raise FraError("this screen is kept without its layers: no null can be drawn from it")
+        return self.layers(self.heads[head].layer)
+
+    def held_to(self, claim: Claim) -> None:
+        """Raises FraError where the claim registers another design than this was measured by."""
+        for part in self.design:
+            if claim.designed(type(part)) != part:
+                raise FraError(f"{claim.id} registers {claim.designed(type(part))}, but {part} was measured")
 
 
 def screen(
@@ -54,19 +72,23 @@ def screen(
     stimulus: str,
     *,
     design: RepeatedSets | None = None,
+    search: ChannelSearch | None = None,
+    nulls: ChannelNulls | None = None,
+    tokens: TokenInduction | None = None,
     families: Sequence[str] = ("TIH", "not a TIH"),
     progress: Callable[[str], None] = lambda _: None,
 ) -> Screen:
-    """Status of every head, and the whole screen of those whose status is among `families`, layer by layer.
+    """Status of every head, and the screen of those whose status is among `families`, layer by layer.
 
-    Layer-0 heads are negative controls on repeated_random (a key there cannot know its predecessor): they are screened
+    Layer-0 heads are negative controls on repeated_random (a key there cannot know its predecessor): they are searched
     and join no family. Layers without a dictionary are left out.
     """
-    design = design or RepeatedSets()
+    design, search, nulls = design or RepeatedSets(), search or ChannelSearch(), nulls or ChannelNulls()
+    tokens = tokens or TokenInduction()
     sets = documents(target, stimulus, design)
     model = target.model
     progress(f"{stimulus}: status of {model.cfg.n_layers * model.cfg.n_heads} heads")
-    status = head_status(model, sets["status"], target=target.name, stimulus=stimulus)
+    status = head_status(model, sets["status"], target=target.name, stimulus=stimulus, design=tokens)
     wanted = {
         layer: heads
         for layer in range(model.cfg.n_layers)
@@ -74,31 +96,36 @@ def screen(
         and has_dictionary(target, layer)
     }
 
-    def measured(layer: int) -> tuple[Arm, Arms, Arms]:
-        hook_name, sae = target.dictionary_for(layer)
-        discovery = measure_arm(model, sae, sets["discovery"].tokens, layer, hook_name)
-        confirmation = measure_arms(model, sae, sets["confirmation"], layer, hook_name)
-        return discovery, confirmation, measure_arms(model, sae, sets["sets"], layer, hook_name)
+    def is_control(layer: int) -> bool:
+        return layer == 0 and stimulus == "repeated_random"
 
+    @torch.no_grad()
+    def measured(layer: int) -> LayerScreen:
+        hook_name, sae = target.dictionary_for(layer)
+        tih = [h for h in wanted[layer] if status[f"L{layer}H{h}"].status == "TIH" and not is_control(layer)]
+        discovery = lean(measure_arm(model, sae, sets["discovery"].tokens, layer, hook_name))
+        return LayerScreen(
+            on_device(sets["discovery"], discovery.frozen.x.device),
+            discovery,
+            measure_arms(model, sae, sets["confirmation"], layer, hook_name),
+            measure_arms(model, sae, sets["sets"], layer, hook_name) if tih else None,
+            seed_parts=(target.name, stimulus, str(layer)),
+            tih=tih,
+            search=search,
+            nulls=nulls,
+        )
+
+    layers = Layers(lambda layer: made_lean(measured(layer)))
     found: dict[str, HeadScreen] = {}
     controls: dict[str, float] = {}
     progress(f"{stimulus}: documents through the model and the dictionaries")
-    for layer, (discovery, confirmation, for_sets) in ahead(measured, wanted):
-        batch = on_device(sets["discovery"], discovery.frozen.x.device)
-        seed_parts = (target.name, stimulus, str(layer))
-        if layer == 0 and stimulus == "repeated_random":
-            controls = control_effects(batch, discovery, confirmation, wanted[layer], seed_parts=seed_parts)
+    for layer, own in ahead(measured, wanted):
+        if is_control(layer):
+            controls = control_effects(own, wanted[layer])
             continue
-        found |= screen_layer(
-            batch,
-            discovery,
-            confirmation,
-            for_sets,
-            wanted[layer],
-            seed_parts=seed_parts,
-            progress=progress,
-            tih=[h for h in wanted[layer] if status[f"L{layer}H{h}"].status == "TIH"],
-        )
+        progress(f"layer {layer}: screen of {len(wanted[layer])} heads")
+        found |= screen_layer(own, wanted[layer])
+        layers.keep(made_lean(own))
     return Screen(
         target.name,
         stimulus,
@@ -109,47 +136,37 @@ def screen(
         target.known_tih,
         controls,
         {layer: page for layer in wanted if (page := neuronpedia(target.dictionary_for(layer)[1])) is not None},
+        layers,
+        (design, search, nulls, tokens),
     )
 
 
-@torch.no_grad()
-def screen_layer(
-    batch: repeated.Batch,
-    discovery: Arm,
-    confirmation: Arms,
-    sets: Arms,
-    heads: Sequence[int],
-    *,
-    seed_parts: Sequence[str],
-    tih: Collection[int],
-    progress: Callable[[str], None] = lambda _: None,
-) -> dict[str, HeadScreen]:
-    """Screens of chosen heads of one layer; scrambles are pooled over them. `tih`: which of them are TIHs."""
-    layer = LayerScreen(batch, discovery, confirmation, sets, seed_parts=seed_parts, progress=progress)
-    number = discovery.frozen.layer
-    progress(f"layer {number}: scrambles of {len(heads)} heads")
-    device = discovery.frozen.x.device
-    nulls = each(lambda head: layer.null_scrambles(head, bool(tih)), heads, device)
-    null = tuple(np.concatenate([np.asarray(own[part]) for own in nulls]) for part in (0, 1))
-    atoms = layer.atoms() if tih else ()
-    progress(f"layer {number}: screen of {len(heads)} heads")
-    screens = each(lambda head: screen_head(layer, head, (null[0], null[1]), atoms, head in tih), heads, device)
-    return {f"L{number}H{head}": found for head, found in zip(heads, screens, strict=True)}
+def made_lean(layer: LayerScreen) -> LayerScreen:
+    """The layer without what only its first screen looks at: the patterns that examples show."""
+    layer.confirmation = lean_arms(layer.confirmation)
+    if layer.tih:
+        layer.sets = lean_arms(layer.sets)
+    return layer
 
 
 @torch.no_grad()
-def control_effects(
-    batch: repeated.Batch, discovery: Arm, confirmation: Arms, heads: Sequence[int], *, seed_parts: Sequence[str]
-) -> dict[str, float]:
+def screen_layer(layer: LayerScreen, heads: Sequence[int]) -> dict[str, HeadScreen]:
+    """Screens of chosen heads of one layer."""
+    device = layer.discovery.frozen.x.device
+    screens = each(lambda head: screen_head(layer, head, head in layer.tih), heads, device)
+    return {f"L{layer.discovery.frozen.layer}H{head}": own for head, own in zip(heads, screens, strict=True)}
+
+
+@torch.no_grad()
+def control_effects(layer: LayerScreen, heads: Collection[int]) -> dict[str, float]:
     """The best channel effect of the search on heads that are controls: search and measurement, no nulls."""
-    layer = LayerScreen(batch, discovery, confirmation, confirmation, seed_parts=seed_parts, shifts=())
 
     def best(head: int) -> float:
-        pairs, _ = layer.candidates(head)
-        return best_effect(HeadOnArms(confirmation, head), pairs)
+        on = HeadOnArms(layer.confirmation, head)
+        return best_effect(on, layer.candidates(head)[0], least=layer.design.least_documents)
 
-    found = each(best, heads, discovery.frozen.x.device)
-    return {f"L{discovery.frozen.layer}H{head}": value for head, value in zip(heads, found, strict=True)}
+    found = each(best, heads, layer.discovery.frozen.x.device)
+    return {f"L{layer.discovery.frozen.layer}H{head}": value for head, value in zip(heads, found, strict=True)}
 
 
 def families(screened: Screen) -> dict[str, list[str]]:

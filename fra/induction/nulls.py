@@ -1,4 +1,4 @@
-"""What channels must beat: scrambled heads, random atoms, other lags (the lags live in the search itself)."""
+"""What channels must beat: scrambled heads and random atoms (other lags live in the search itself)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer
 from fra.dictionaries.codes import Codes, decoded
 from fra.errors import FraError
-from fra.induction.channels import Arms
+from fra.induction.channels import Arms, on_documents
+from fra.induction.designs import ChannelNulls
 
-_SPREAD_DOCUMENTS = 20
+_ROWS_AT_ONCE = 256
 
 
 def random_rotation(d_head: int, generator: torch.Generator, like: Tensor) -> Float[Tensor, "d_head d_head"]:
@@ -24,10 +25,9 @@ def random_rotation(d_head: int, generator: torch.Generator, like: Tensor) -> Fl
     return turned
 
 
-def row_spread(frozen: FrozenLayer, head: int) -> float:
+def row_spread(frozen: FrozenLayer, head: int, documents: int = ChannelNulls.spread_documents) -> float:
     """Root mean square of the head's scores after centring every row over its unmasked keys, on the first documents."""
-    by_document = ("x", "sigma", "gain_q", "gain_k", "model_scores", "pattern")
-    few = dataclasses.replace(frozen, **{name: getattr(frozen, name)[:_SPREAD_DOCUMENTS] for name in by_document})
+    few = on_documents(frozen, slice(documents))
     scores = few.scores(head).masked_fill(~frozen.mask, 0.0)
     count = frozen.mask.sum(-1, keepdim=True)
     centred = (scores - scores.sum(-1, keepdim=True) / count).masked_fill(~frozen.mask, 0.0)
@@ -54,17 +54,23 @@ def scrambled_arms(arms: Arms, head: int, rotation: Tensor, stretch: float) -> A
     return Arms(arms.batch, repeated, control)
 
 
-def stretch_to_match(frozen: FrozenLayer, head: int, rotation: Tensor) -> float:
-    """The factor that gives the scrambled head the row-centred score spread of the head. Raises FraError where the
-    scrambled head has none.
+def stretch_to_match(
+    frozen: FrozenLayer,
+    head: int,
+    rotation: Tensor,
+    documents: int = ChannelNulls.spread_documents,
+    spread: float | None = None,
+) -> float:
+    """The factor that gives the scrambled head the row-centred score spread of the head (`spread`, where it is known),
+    on the first documents. Raises FraError where the scrambled head has none.
     """
-    own = row_spread(scramble(frozen, head, rotation, 1.0), head)
-    if not own > 0:
+    turned = row_spread(scramble(frozen, head, rotation, 1.0), head, documents)
+    if not turned > 0:
         raise FraError(
             f"the scores of layer {frozen.layer} head {head} do not vary once its key map is turned: a control that is "
             "dead cannot be exceeded or missed"
         )
-    return row_spread(frozen, head) / own
+    return (row_spread(frozen, head, documents) if spread is None else spread) / turned
 
 
 def matching_pursuit(
@@ -80,7 +86,7 @@ def matching_pursuit(
     gram = atoms @ atoms.T
     coded = torch.nonzero(counts)[:, 0]
     rows = []
-    for some in torch.split(coded, 256):  # so few that their correlations stay in a core's cache
+    for some in torch.split(coded, _ROWS_AT_ONCE):  # so few that their correlations stay in a core's cache
         steps, every = counts[some], torch.arange(len(some), device=x.device)
         correlation = x[some] @ atoms.T
         code = torch.zeros_like(correlation)

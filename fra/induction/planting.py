@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fra.core.coded import Arm, capped_scores, log_odds, pair_couplings
 from fra.induction.channels import HeadOnArms
+from fra.induction.designs import Plantings
 
 
 class Planting:
@@ -24,6 +25,7 @@ class Planting:
             ahead = (pos[rows][:, None] - torch.arange(arm.codes.shape[1], device=pos.device)).clamp(min=0)
             G = pair_couplings(arm, head.head, pair[None], torch.arange(arm.codes.shape[1], device=pos.device))[0]
             own.append(unit[side] * (G if len(G) == 1 else G[ahead]))
+        self.pair = pair
         self._head, self.rows, self._unit = head, rows, unit
         self.covered = int((q[0] != 0).sum())
         """Rows of the repeated arm on which the query feature is live."""
@@ -37,6 +39,11 @@ class Planting:
     def _odds(self, arm: Arm, scores: Tensor) -> Tensor:
         return log_odds(capped_scores(arm, scores), self._head.keys[self.rows])
 
+    @property
+    def live_documents(self) -> int:
+        """Documents with live rows."""
+        return len(torch.unique(self._head.batch.row_doc[self.rows]))
+
     def effects(self, delta: float) -> tuple[Tensor, Tensor, Tensor]:
         """Row values of nats, attention and the head's own contrast with G_ij raised by `delta`."""
         head = self._head
@@ -49,7 +56,33 @@ class Planting:
         contrast = odds[0].sigmoid() - torch.maximum(odds[1].sigmoid(), there)
         return nats[0] - nats[1], attention[0] - attention[1], contrast
 
+    def means(self, delta: float) -> tuple[float, float, float]:
+        """Means over the live rows of nats, attention and contrast."""
+        nats, attention, contrast = self.effects(delta)
+        return float(nats.mean()), float(attention.mean()), float(contrast.mean())
+
     def by_document(self, values: Float[Tensor, " n"]) -> Float[np.ndarray, " n_documents"]:
         """Sums of the live rows' values by document."""
         out = values.new_zeros(len(self._head.batch), dtype=torch.float64)
         return np.asarray(out.index_add_(0, self._head.batch.row_doc[self.rows], values.double()).cpu())
+
+    def lowest(self, bars: tuple[float, float, float], least: float, design: Plantings) -> float | None:
+        """The smallest raise, `least` or more, that lifts nats, attention and contrast to these bars (found to
+        `design.precision` of itself); None where none of `design.raises` does.
+        """
+
+        def meets(delta: float) -> bool:
+            return all(mean >= bar for mean, bar in zip(self.means(delta), bars, strict=True))
+
+        low, high = least, None
+        for delta in (least, *(nats / self.size for nats in design.raises if nats / self.size > least)):
+            if meets(delta):
+                high = delta
+                break
+            low = delta
+        if high is None:
+            return None
+        while high - low > design.precision * abs(high):
+            middle = (low + high) / 2
+            low, high = (low, middle) if meets(middle) else (middle, high)
+        return high

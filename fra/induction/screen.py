@@ -1,54 +1,32 @@
-"""One screen of a layer's heads for induction channels: search, effects, nulls, sets, power. Numbers only;
-fra.induction.cih judges them.
+"""One screen of a layer's heads for induction channels: search, effects, sets, and the nulls that a head may be held
+against, each drawn when it is asked for. Numbers only; claims judge them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy.spatial import cKDTree
-from scipy.stats import t as student
 from torch import Tensor
 
 from fra.core.coded import Arm, pair_couplings
-from fra.core.threads import each
 from fra.errors import FraError
-from fra.induction.best_effect import MIN_LIVE_DOCUMENTS, best_effect, mean_effect
-from fra.induction.channels import Arms, Effects, HeadOnArms, shifted_keys
+from fra.induction.atoms import set_effect, set_effects_of_atoms
+from fra.induction.best_effect import best_effect, mean_effect
+from fra.induction.channels import Arms, Effects, HeadOnArms, evenly, few_arms, few_of_arm, shifted_keys
+from fra.induction.designs import ChannelNulls, ChannelSearch
 from fra.induction.examples import Example, example, live_tokens
-from fra.induction.nulls import draw_atoms, random_atoms, random_rotation, scramble, scrambled_arms, stretch_to_match
-from fra.induction.planting import Planting
-from fra.induction.search import FLOOR_DOCUMENTS, SET_SIZE, Search, Stripe
+from fra.induction.nulls import random_rotation, row_spread, scramble, scrambled_arms, stretch_to_match
+from fra.induction.search import Search, Stripe
 from fra.induction.stripe_blocks import stripe_blocks
 from fra.stimuli.repeated import Batch
 from fra.verdicts.stats import seed_of
-
-SHIFTS = tuple(range(2, 42))
-SCRAMBLES = 20
-ATOM_SEEDS = 2
-SET_SIZES = (1, 50, 500, 5_000)
-POOL = 20_000
-MATCHED = 200
-PLANTED = 16
-"""Channels planted to measure a head's power; with fewer than PLANTED_AT_LEAST nothing is known of it."""
-PLANTED_AT_LEAST = 10
-PLANTING_TRIES = 150
-PLANTED_SELECTIVITY = 0.6
-
-
-@dataclass(frozen=True)
-class Bars:
-    """The bars of a CIH channel (CLAIMS): nats, attention, the head's contrast on live rows, coverage."""
-
-    nats: float = 0.10
-    attention: float = 0.02
-    contrast: float = 0.10
-    coverage: float = 0.002
 
 
 @dataclass(frozen=True)
@@ -64,29 +42,22 @@ class HeadScreen:
     """Of each channel on the confirmation documents, by document."""
     sources: tuple[str, ...]
     n_rows: int
-    p_lag: Float[np.ndarray, " n"]
-    p_coupling: Float[np.ndarray, " n"]
-    """Share of the head's own matched pairs with a larger coupling."""
+    coupling_rank: Float[np.ndarray, " n"]
+    """Share of the head's own matched pairs whose coupling is not larger."""
     above_heads: Float[np.ndarray, " n"]
     """Coupling less the median of the same pair over the layer's other heads."""
-    lag_best: Float[np.ndarray, " n_shifts"]
-    """Best effect that the same search found on each other stripe."""
-    scramble_best: Float[np.ndarray, " n_scrambles"]
     set_effects: Mapping[int, Effects]
-    """Of the 1, 50, 500, 5 000 first channels of the search removed together, on the sets documents; one column."""
+    """Of the 1, 50, 500, 5 000 first channels of the search removed together, on the sets documents; one column. Of
+    TIHs only, as the contrast and the blocks.
+    """
     set_sources: tuple[str, ...]
     set_rows: Float[np.ndarray, " n_documents"]
     contrast: Float[np.ndarray, " n_documents"]
     """Sum over the rows of each sets document of the head's attention contrast."""
     blocks: Mapping[str, float]
     """Row-centred stripe score, repeated less control, of each of the nine blocks; they add up to the whole."""
-    atom_effects: tuple[Effects, ...]
-    """The same set found and removed with random atoms for features, one for each seed."""
-    scramble_sets: Float[np.ndarray, " n_set_scrambles"]
     marginals: tuple[Effects, Effects] | None
-    """Removing (i, .) and (., j) of the first channel."""
-    planted_found: int
-    planted: int
+    """Removing (i, .) and (., j) of a TIH's best channel, on the confirmation documents."""
     without_heaviest: Float[np.ndarray, " n"]
     """E of each channel over the rows that do not hold the token on which it is live most often."""
     tokens: Sequence[Mapping[str, Any]]
@@ -111,85 +82,148 @@ def _check_disjoint(discovery: Batch, *measured: Batch) -> None:
 
 
 class LayerScreen:
-    """Screens the heads of one layer on one stimulus. What the heads share is computed once."""
+    """Screens the heads of one layer on one stimulus. What the heads share is computed once, nulls when they are asked
+    for: a draw depends on the head and its number alone.
+    """
 
     def __init__(
         self,
         batch: Batch,
         discovery: Arm,
         confirmation: Arms,
-        sets: Arms,
+        sets: Arms | None,
         *,
         seed_parts: Sequence[str],
-        bars: Bars | None = None,
-        progress: Callable[[str], None] = lambda _: None,
-        shifts: Sequence[int] = SHIFTS,
+        tih: Sequence[int] = (),
+        search: ChannelSearch | None = None,
+        nulls: ChannelNulls | None = None,
     ) -> None:
-        """`shifts`: the stripes of the other lags."""
-        _check_disjoint(batch, confirmation.batch, sets.batch)
-        self.discovery, self.confirmation, self.sets = discovery, confirmation, sets
-        self.seed_parts, self.bars, self.progress = tuple(seed_parts), bars or Bars(), progress
-        self.search = Search(batch, discovery)
-        self.stripes = self.search.stripes((0, *shifts))
-        self._shifted = {shift: shifted_keys(confirmation.batch, shift) for shift in shifts}
-        pool = self.search.live_pairs(POOL, np.random.default_rng(seed_of(*self.seed_parts, "pool")))
-        activity = self.search.activity(pool)
-        self._pool, self._spread = pool, activity.std(0).clamp(min=1e-6)
-        self._tree = cKDTree((activity / self._spread).cpu().numpy())
+        """`sets`: only where the layer has a TIH, whose numbers are `tih`."""
+        _check_disjoint(batch, confirmation.batch, *(() if sets is None else (sets.batch,)))
+        self.discovery, self.confirmation, self._sets = discovery, confirmation, sets
+        self.seed_parts, self.tih = tuple(seed_parts), tuple(tih)
+        self.design, self.nulls = search or ChannelSearch(), nulls or ChannelNulls()
+        self.search = Search(batch, discovery, activity_documents=self.nulls.activity_documents)
+        self.stripe: Stripe = self.search.stripes((0,), self.design.floor)[0]
+        self._plain: dict[tuple[str, int], HeadOnArms] = {}
+        self._spread_of: dict[int, float] = {}
 
     @property
-    def stripe(self) -> Stripe:
-        """The induction stripe."""
-        return self.stripes[0]
+    def sets(self) -> Arms:
+        """The sets documents. Raises FraError where the layer was measured without them."""
+        if self._sets is None:
+            raise FraError(f"layer {self.discovery.frozen.layer} was measured without the documents for sets")
+        return self._sets
 
-    def candidates(self, head: int, n: int = SET_SIZE, shift: int = 0, arm: Arm | None = None) -> tuple[Tensor, Tensor]:
-        """The n strongest channels of a head in the search; of its scrambled self where that is given as `arm`."""
-        return self.stripes[shift].strongest(arm or self.discovery, head, n)
+    @sets.setter
+    def sets(self, sets: Arms) -> None:
+        self._sets = sets
 
-    def null_scrambles(self, head: int, with_sets: bool, n: int = SCRAMBLES) -> tuple[list[float], list[float]]:
-        """Best channel effect, and where asked for the set effect, of the whole search on n scrambles of the head."""
-        generator = torch.Generator().manual_seed(seed_of(*self.seed_parts, "scramble", str(head)) % 2**63)
-        best, together = [], []
-        for arm in (self.confirmation.repeated, self.confirmation.control, self.sets.repeated, self.sets.control):
-            arm.coefficients("query", head), arm.coefficients("key", head)  # kept for every scramble
-        W_k = self.confirmation.repeated.frozen.W_k
-        for _ in range(n):
-            rotation = random_rotation(W_k.shape[-1], generator, W_k)
-            stretch = stretch_to_match(self.confirmation.repeated.frozen, head, rotation)
-            turned = self.discovery.with_weights(scramble(self.discovery.frozen, head, rotation, stretch))
-            pairs, _ = self.candidates(head, arm=turned)
-            confirmation = scrambled_arms(self.confirmation, head, rotation, stretch)
-            best.append(best_effect(HeadOnArms(confirmation, head), pairs))
-            if with_sets:
-                sets = scrambled_arms(self.sets, head, rotation, stretch)
-                removed = HeadOnArms(sets, head).removed_together(pairs)
-                together.append(float(removed.nats.sum() / max(removed.rows.sum(), 1)))
-        return best, together
-
-    def null_lags(self, on_confirmation: HeadOnArms, head: int) -> list[float]:
-        """Best channel effect of the same search at every other shift."""
-        found = []
-        for shift, (keys, documents) in self._shifted.items():
-            pairs, _ = self.candidates(head, shift=shift)
-            found.append(best_effect(on_confirmation.on_stripe(keys), pairs, documents))
-        return found
-
-    def coupling_rank(self, head: int, pairs: Tensor, arms: Arms) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """Couplings of pairs at the induction stripe, their rank among matched pairs, and what they exceed the other
-        heads' median by.
+    def candidates(self, head: int, n: int | None = None, arm: Arm | None = None) -> tuple[Tensor, Tensor]:
+        """The n strongest channels of a head in the search, with their values; of its scrambled self where that is
+        given as `arm`.
         """
-        own = self._typical(arms, head, pairs)
-        pool = self._typical(arms, head, self._pool)
-        _, near = self._tree.query(
-            (self.search.activity(pairs) / self._spread).cpu().numpy(), k=min(MATCHED, len(self._pool))
-        )
-        share = (pool.cpu().numpy()[near] > own.cpu().numpy()[:, None]).mean(1)
-        others = [self._typical(arms, other, pairs) for other in range(arms.repeated.frozen.n_heads) if other != head]
-        above = own - torch.stack(others).median(0).values if others else own
-        return own, share, above.cpu().numpy()
+        return self.stripe.strongest(arm or self.discovery, head, self.design.candidates if n is None else n)
 
-    def _typical(self, arms: Arms, head: int, pairs: Tensor) -> Tensor:
+    # ---- scrambled heads
+
+    def turned(self, head: int, k: int) -> tuple[Tensor, float]:
+        """The k-th scramble of a head: a rotation and a stretch."""
+        frozen = self.confirmation.repeated.frozen
+        seed = seed_of(*self.seed_parts, "scramble", str(head), str(k))
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        rotation = random_rotation(frozen.W_k.shape[-1], generator, frozen.W_k)
+        few = self.nulls.spread_documents
+        if head not in self._spread_of:
+            self._spread_of[head] = row_spread(frozen, head, few)
+        return rotation, stretch_to_match(frozen, head, rotation, few, self._spread_of[head])
+
+    def scrambled(self, head: int, k: int, which: str, n: int | None = None) -> tuple[HeadOnArms, Tensor]:
+        """The k-th scramble of a head on its documents ("confirmation", or "sets": the few on which sets are ranked),
+        and the n channels that the whole search finds in it.
+        """
+        rotation, stretch = self.turned(head, k)
+        turned = self.discovery.with_weights(scramble(self.discovery.frozen, head, rotation, stretch))
+        pairs, _ = self.candidates(head, n, turned)
+        arms = self.confirmation if which == "confirmation" else self._few_sets
+        return HeadOnArms(scrambled_arms(arms, head, rotation, stretch), head, self._on(which, head).queries), pairs
+
+    def scrambled_best(self, head: int, k: int, at_least: float = -np.inf) -> float:
+        """Best channel effect of the whole search on the k-th scramble of a head (or `at_least`, where none reaches
+        it).
+        """
+        on, pairs = self.scrambled(head, k, "confirmation")
+        return best_effect(on, pairs, least=self.design.least_documents, at_least=at_least)
+
+    def scrambled_set(self, head: int, k: int) -> float:
+        """Effect of the set that the whole search finds in the k-th scramble of a head, on the few sets documents."""
+        on, pairs = self.scrambled(head, k, "sets")
+        return set_effect(on, pairs)
+
+    def own_set(self, head: int) -> float:
+        """Effect of the head's own set on the same few documents."""
+        return set_effect(self._on("sets", head), self.candidates(head)[0])
+
+    def _on(self, which: str, head: int) -> HeadOnArms:
+        """The head as it is on the documents that its scrambles are measured on, kept for the one head that is being
+        drawn for.
+        """
+        if (which, head) not in self._plain:
+            arms = self.confirmation if which == "confirmation" else self._few_sets
+            for arm in (arms.repeated, arms.control):
+                arm.coefficients("query", head), arm.coefficients("key", head)  # kept for every scramble
+            self._plain = {(which, head): HeadOnArms(arms, head)}
+        return self._plain[which, head]
+
+    @cached_property
+    def _few_sets(self) -> Arms:
+        sets = self.sets
+        return few_arms(sets, evenly(len(sets.batch), self.nulls.set_documents, sets.batch.periods.device))
+
+    # ---- other lags
+
+    @cached_property
+    def _lags(self) -> dict[int, Stripe]:
+        shifts = range(self.nulls.first_lag, self.nulls.first_lag + self.nulls.lags)
+        return self.search.stripes(tuple(shifts), self.design.floor)
+
+    def best_at_lags(self, head: int, at_least: float = -np.inf) -> float:
+        """Largest channel effect that the same search finds at any other lag (or `at_least`, where none reaches it)."""
+        best, own = at_least, HeadOnArms(self.confirmation, head)
+        for shift, stripe in self._lags.items():
+            keys, documents = shifted_keys(self.confirmation.batch, shift)
+            pairs, _ = stripe.strongest(self.discovery, head, self.design.candidates)
+            there = own.on_stripe(keys)
+            best = max(best, best_effect(there, pairs, documents, least=self.design.least_documents, at_least=best))
+        return best
+
+    # ---- couplings
+
+    @cached_property
+    def _matching(self) -> tuple[Tensor, Tensor, cKDTree]:
+        pool = self.search.live_pairs(self.nulls.pool, np.random.default_rng(seed_of(*self.seed_parts, "pool")))
+        activity = self.search.activity(pool)
+        spread = activity.std(0).clamp(min=1e-6)
+        return pool, spread, cKDTree((activity / spread).cpu().numpy())
+
+    def matched_couplings(self, head: int, pairs: Tensor) -> Float[np.ndarray, "n matched"]:
+        """Couplings of the head's own pairs that are nearest to each pair in activity, ascending."""
+        pool, spread, tree = self._matching
+        own = self.typical(head, pool).cpu().numpy()
+        _, near = tree.query((self.search.activity(pairs) / spread).cpu().numpy(), k=min(self.nulls.matched, len(pool)))
+        return np.asarray(np.sort(own[near.reshape(len(pairs), min(self.nulls.matched, len(pool)))], axis=1))
+
+    def others_median(self, head: int, pairs: Tensor) -> Float[Tensor, " n"]:
+        """Median coupling of the same pairs over the layer's other heads; -inf where there is none."""
+        n_heads = self.confirmation.repeated.frozen.n_heads
+        others = [self.typical(other, pairs) for other in range(n_heads) if other != head]
+        if not others:
+            return torch.full((len(pairs),), -torch.inf, device=pairs.device)
+        return torch.stack(others).median(0).values
+
+    def typical(self, head: int, pairs: Tensor) -> Float[Tensor, " n"]:
         """G_ij, averaged over the offsets of the induction stripe where it depends on them."""
+        arms = self.confirmation
         if arms.repeated.frozen.rotary is None:
             return pair_couplings(arms.repeated, head, pairs, pairs[:0, 0])[:, 0]
         offsets, times = torch.unique(arms.batch.periods - 1, return_counts=True)
@@ -197,120 +231,40 @@ class LayerScreen:
         mean: Tensor = pair_couplings(arms.repeated, head, pairs, offsets) @ (weight / weight.sum())
         return mean
 
-    def atoms(self) -> tuple[tuple[Arms, Stripe], ...]:
-        """For each seed: the sets arms, and the induction stripe of the discovery arm, with random atoms for
-        features.
+    # ---- random atoms
+
+    @cached_property
+    def over_atoms(self) -> dict[int, tuple[float, list[float]]]:
+        """By TIH: the set effect with the dictionary's own features and with each dictionary of random atoms, all found
+        on the same few discovery documents and measured on the same few sets documents.
         """
-        decoder = self.discovery.codes.decoder
-        self.progress(f"random atoms, {ATOM_SEEDS} dictionaries")
-
-        def one(seed: int) -> tuple[Arms, Stripe]:
-            generator = torch.Generator().manual_seed(seed_of(*self.seed_parts, "atoms", str(seed)) % 2**63)
-            atoms = draw_atoms(len(decoder), generator, decoder)
-            batch = self.search.batch
-            search = Search(batch, random_atoms(self.discovery, atoms, 1 + 2 * batch.periods))
-            # atoms live more rarely than features: rather a laxer search, which favours them, than a dead control
-            floors = (FLOOR_DOCUMENTS // 2**halved for halved in range(FLOOR_DOCUMENTS.bit_length()))
-            found = (search.stripes((0,), floor)[0] for floor in floors)
-            stripe = next((stripe for stripe in found if len(stripe.pairs) >= SET_SIZE), None)
-            if stripe is None:
-                raise FraError(
-                    f"fewer than {SET_SIZE} pairs of random atoms are live on the stripe of layer "
-                    f"{self.discovery.frozen.layer}: a control without anything live measures nothing"
-                )
-            lengths = 1 + 2 * self.sets.batch.periods
-            sides = (random_atoms(arm, atoms, lengths) for arm in (self.sets.repeated, self.sets.control))
-            return Arms(self.sets.batch, *sides), stripe
-
-        return tuple(each(one, range(ATOM_SEEDS), decoder.device))
-
-    def plant(self, on_confirmation: HeadOnArms, head: int, values: Tensor) -> tuple[int, int]:
-        """How many of PLANTED channels injected at the bars the search finds and the measurement sees, and how many
-        were tried.
-
-        A random eligible pair has its coupling raised in the head's scores until it meets every bar of an expressed
-        channel on the confirmation documents; found: it then ranks among the candidates of the search, and its effect
-        exceeds zero at the level corrected for them. Pairs whose key feature is about as live everywhere else as at
-        the stripe's key are passed over: no coupling makes a head attend there by them.
-        """
-        rng = np.random.default_rng(seed_of(*self.seed_parts, "plant", str(head)))
-        stripe = self.stripe
-        cut = float(values[-1]) if len(values) >= SET_SIZE else -np.inf
-        found = tried = 0
-        able = torch.nonzero(stripe.selectivity >= PLANTED_SELECTIVITY)[:, 0].cpu().numpy()
-        for number in rng.permutation(able)[:PLANTING_TRIES]:
-            if tried == PLANTED:
-                break
-            planting = Planting(on_confirmation, stripe.pairs[int(number)])
-            delta = self._raise_to_bars(planting)
-            if delta is None:
-                continue
-            tried += 1
-            coupling = pair_couplings(self.discovery, head, stripe.pairs[int(number)][None], stripe.offsets)[0]
-            M = float((stripe.position_part[int(number)] * (coupling + delta)).sum())
-            sums = planting.by_document(planting.effects(delta)[0])
-            counts = planting.by_document(torch.ones(len(planting.rows)))
-            mean, n = sums.sum() / counts.sum(), int((counts > 0).sum())
-            error = np.sqrt(n / (n - 1) * np.square(sums - mean * counts).sum()) / counts.sum()
-            found += int(cut <= M and mean > student.ppf(1 - 0.05 / SET_SIZE, n - 1) * error)
-        return found, tried
-
-    def _raise_to_bars(self, planting: Planting) -> float | None:
-        """The smallest coupling (to a tenth) that lifts a planted channel to every bar; None where none does."""
-        bars = self.bars
-        live = int((planting.by_document(torch.ones(len(planting.rows))) > 0).sum())
-        if live < MIN_LIVE_DOCUMENTS or planting.covered < bars.coverage * len(self.confirmation.batch.row_doc):
-            return None
-
-        def meets(delta: float) -> bool:
-            means = [float(part.mean()) for part in planting.effects(delta)]
-            return means[0] >= bars.nats and means[1] >= bars.attention and means[2] >= bars.contrast
-
-        # a typical contribution of 1, 4 or 16 nats: what none of them lifts to the bars cannot be lifted
-        low, high = 0.0, None
-        for nats in (1.0, 4.0, 16.0):
-            if meets(nats / planting.size):
-                high = nats / planting.size
-                break
-            low = nats / planting.size
-        if high is None:
-            return None
-        while high - low > 0.1 * high:
-            middle = (low + high) / 2
-            low, high = (low, middle) if meets(middle) else (middle, high)
-        return high
+        batch, sets, n = self.search.batch, self.sets, self.nulls.atom_documents
+        chosen_on = evenly(len(batch), n, batch.periods.device)
+        few = few_arms(sets, evenly(len(sets.batch), n, sets.batch.periods.device))
+        discovery = few_of_arm(self.discovery, chosen_on)
+        return set_effects_of_atoms(
+            batch, chosen_on, discovery, few, self.tih, self.design, self.nulls, self.seed_parts
+        )
 
 
-def screen_head(
-    layer: LayerScreen,
-    head: int,
-    scramble_null: tuple[np.ndarray, np.ndarray],
-    atoms: Sequence[tuple[Arms, Stripe]],
-    is_tih: bool,
-) -> HeadScreen:
-    """The whole screen of one head; nulls that the layer shares are handed in.
-
-    Sets are measured on TIHs, which the set claim is about; planted channels on other heads, which it takes to refute.
-    """
-    pairs_all, values_all = layer.candidates(head, max(SET_SIZES))
-    pairs, values = pairs_all[:SET_SIZE], values_all[:SET_SIZE]
+def screen_head(layer: LayerScreen, head: int, is_tih: bool) -> HeadScreen:
+    """The whole screen of one head, without nulls. Sets are measured on TIHs, which the claims about sets are about."""
+    sizes, size = layer.design.sizes, layer.design.candidates
+    pairs_all, values_all = layer.candidates(head, max(*sizes, size) if is_tih else size)
+    pairs, values = pairs_all[:size], values_all[:size]
     confirmation = HeadOnArms(layer.confirmation, head)
     effects = confirmation.channels(pairs)
-    E = mean_effect(effects)
-    lag_best = np.asarray(layer.null_lags(confirmation, head))
-    coupling, p_coupling, above = layer.coupling_rank(head, pairs, layer.confirmation)
-    sets = HeadOnArms(layer.sets, head)
-    set_effects = {n: sets.removed_together(pairs_all[:n]) for n in SET_SIZES} if is_tih else {}
-    atom_effects = []
-    for arms, stripe in atoms if is_tih else ():
-        chosen, _ = stripe.strongest(arms.repeated, head, SET_SIZE)
-        atom_effects.append(HeadOnArms(arms, head).removed_together(chosen))
-    found, tried = (0, 0) if is_tih else layer.plant(confirmation, head, values)
+    E = mean_effect(effects, layer.design.least_documents)
+    coupling = layer.typical(head, pairs)
+    matched = layer.matched_couplings(head, pairs)
+    sets = HeadOnArms(layer.sets, head) if is_tih else None
     best = int(np.argmax(E)) if len(E) else None
     tokens = live_tokens(layer.confirmation, pairs)
     heaviest = torch.tensor([row["heaviest"] for row in tokens], device=pairs.device)
-    at_rows = layer.confirmation.batch.tokens[layer.confirmation.batch.row_doc, layer.confirmation.batch.row_pos]
-    rows = np.bincount(layer.sets.batch.row_doc.cpu().numpy(), minlength=len(layer.sets.batch)).astype(float)
+    batch = layer.confirmation.batch
+    at_rows = batch.tokens[batch.row_doc, batch.row_pos]
+    without = confirmation.channels(pairs, at_rows[:, None] != heaviest[None, :])
+    rows = np.zeros(0) if sets is None else np.bincount(sets.batch.row_doc.cpu().numpy(), minlength=len(sets.batch))
     return HeadScreen(
         layer=layer.discovery.frozen.layer,
         head=head,
@@ -318,32 +272,22 @@ def screen_head(
         search_value=values.cpu().numpy(),
         coupling=coupling.cpu().numpy(),
         effects=effects,
-        sources=layer.confirmation.batch.sources,
+        sources=batch.sources,
         n_rows=len(confirmation.keys),
-        p_lag=_rank(E, lag_best),
-        p_coupling=p_coupling,
-        above_heads=above,
-        lag_best=lag_best,
-        scramble_best=scramble_null[0],
-        set_effects=set_effects,
-        set_sources=layer.sets.batch.sources,
-        set_rows=rows,
-        contrast=sets.by_document(sets.contrast),
-        blocks=stripe_blocks(sets),
-        atom_effects=tuple(atom_effects),
-        scramble_sets=scramble_null[1],
+        coupling_rank=(matched <= coupling.cpu().numpy()[:, None]).mean(1),
+        above_heads=(coupling - layer.others_median(head, pairs)).cpu().numpy(),
+        set_effects={} if sets is None else {n: sets.removed_together(pairs_all[:n]) for n in sizes},
+        set_sources=() if sets is None else sets.batch.sources,
+        set_rows=rows.astype(float),
+        contrast=np.zeros(0) if sets is None else sets.by_document(sets.contrast),
+        blocks={} if sets is None else stripe_blocks(sets),
         marginals=None
-        if best is None
-        else (sets.marginal("query", int(pairs[best, 0])), sets.marginal("key", int(pairs[best, 1]))),
-        planted_found=found,
-        planted=tried,
+        if best is None or not is_tih
+        else (
+            confirmation.marginal("query", int(pairs[best, 0])),
+            confirmation.marginal("key", int(pairs[best, 1])),
+        ),
         tokens=tokens,
-        without_heaviest=mean_effect(confirmation.channels(pairs, at_rows[:, None] != heaviest[None, :])),
+        without_heaviest=mean_effect(without, layer.design.least_documents),
         example=None if best is None else example(layer.confirmation, head, pairs[best]),
     )
-
-
-def _rank(observed: np.ndarray, null: np.ndarray) -> np.ndarray:
-    """(1 + #{null >= observed}) / (1 + n) for each observed value."""
-    at_least: np.ndarray = (null[None, :] >= observed[:, None]).sum(1)
-    return np.asarray((1 + at_least) / (1 + len(null)))

@@ -21,13 +21,11 @@ from fra.core.frozen import Side
 from fra.core.meetings import Meetings
 from fra.core.threads import each
 from fra.errors import CannotLoad
-from fra.induction.channels import shifted_keys
+from fra.induction.channels import evenly, shifted_keys
+from fra.induction.designs import ChannelNulls, ChannelSearch
 from fra.stimuli.repeated import Batch
 
-SET_SIZE = 50
-FLOOR_DOCUMENTS = 20
 _TABLE_CELLS = 2**30
-_ACTIVITY_DOCUMENTS = 30
 
 
 @dataclass(frozen=True)
@@ -69,8 +67,13 @@ class Search:
     change only weights.
     """
 
-    def __init__(self, batch: Batch, arm: Arm, head: int = 0) -> None:
-        """`head` matters only where a QK-norm gives every head gains of its own."""
+    def __init__(
+        self, batch: Batch, arm: Arm, head: int = 0, activity_documents: int = ChannelNulls.activity_documents
+    ) -> None:
+        """`head` matters only where a QK-norm gives every head gains of its own. `activity_documents`: how many,
+        evenly spaced, `activity` is counted on.
+        """
+        self._few = evenly(len(batch), activity_documents, arm.codes.row.device)
         self.batch, self.arm = batch, arm
         self._live = torch.unique(arm.codes.feature)
         if (len(self._live) + 1) ** 2 > _TABLE_CELLS:
@@ -112,7 +115,7 @@ class Search:
         pair = q_place[:, :, None] * (len(self._live) + 1) + k_place[:, None, :]
         return pair.flatten(1), (q_value[:, :, None] * k_value[:, None, :]).flatten(1)
 
-    def stripes(self, shifts: Sequence[int], floor: int = FLOOR_DOCUMENTS) -> dict[int, Stripe]:
+    def stripes(self, shifts: Sequence[int], floor: int = ChannelSearch.floor) -> dict[int, Stripe]:
         """For each shift every pair jointly live on its stripe in at least `floor` documents, with its position part.
 
         The mean over keys of a null stripe that leaves documents out is that of all documents, scaled to its rows.
@@ -218,7 +221,7 @@ class Search:
 
     @cached_property
     def _activity(self) -> tuple[Tensor, Tensor, Tensor]:
-        sides = [self._dense("query")[:_ACTIVITY_DOCUMENTS], self._dense("key")[:_ACTIVITY_DOCUMENTS]]
+        sides = [self._dense("query")[self._few], self._dense("key")[self._few]]
         live = [(side != 0).to(side.dtype) for side in sides]
         frequency = torch.stack([part.mean((0, 1)) for part in live])
         total = torch.stack([part.abs().sum((0, 1)) for part in sides])

@@ -2,17 +2,20 @@
 must be before they do.
 
 `python -m fra.tests.nulls > fra/tests/NULLS.md` (`make calibrate`) measures on the embedded target; its layers keep
-their documents, dictionary and weights, but for what the null takes away. Tests of the same at small size:
-test_cih_nulls.py, test_cih_circuit.py.
+their documents, dictionary and weights, but for what the null takes away. What was measured is kept in `--kept`, a line
+a null, so that a run that was cut short goes on. `--short` prints what README says of it, from the kept lines alone.
+Tests of the same at small size: test_cih_nulls.py, test_cih_circuit.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -21,7 +24,9 @@ from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
 from fra.induction import cih
 from fra.induction.channels import Arms, measure_arms, shifted_keys
+from fra.induction.designs import Plantings
 from fra.induction.nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
+from fra.induction.screen import LayerScreen
 from fra.induction.status import HeadStatus
 from fra.measures.channels import q04_q05_sets
 from fra.stimuli import repeated as stimuli
@@ -31,11 +36,17 @@ from fra.targets import target as target_module
 from fra.targets.target import Target, load_target
 from fra.tests import circuit, claims
 from fra.tests.induction.test_cih_circuit import screened
+from fra.verdicts import stats
 from fra.verdicts.stats import clopper_pearson, seed_of
 
 Sets = tuple[stimuli.Batch, Arm, Arms, Arms]
 """Discovery documents and their arm; confirmation and sets documents."""
-SETS, CHANNELS = claims.claim("Q04", n=100), claims.claim("Q05", n=100)
+SETS, CHANNELS = claims.claim("Q04"), claims.claim("Q05")
+NO_PLANTING = dataclasses.replace(
+    CHANNELS, design=tuple(Plantings(tries=0) if isinstance(p, Plantings) else p for p in CHANNELS.design)
+)
+"""Where nothing is there, what counts is SUPPORTED: no power is asked for, and so nothing is refuted."""
+DESIGN = RepeatedSets(status=1)
 ROLES = {"Q04": "TIH", "Q05": "not a TIH"}
 
 
@@ -97,39 +108,79 @@ NULLS: dict[str, Callable[[Sets, torch.Generator], Sets]] = {
 def verdicts(sets: Sets, heads: Sequence[int], claim: Claim, seed: str) -> Iterator[str]:
     """Verdicts of one claim on heads of a layer that are all said to be of its family."""
     layer, role = sets[1].frozen.layer, ROLES[claim.id]
+    batch, discovery, confirmation, for_sets = sets
     tih = heads if role == "TIH" else []
-    found = cih.screen_layer(*sets, heads, seed_parts=("null", seed), tih=tih)
+    own_layer = LayerScreen(batch, discovery, confirmation, for_sets, seed_parts=("null", seed), tih=tih)
+    found = cih.screen_layer(own_layer, heads)
     names = [f"L{layer}H{head}" for head in heads]
     status = {name: HeadStatus(name, role, 0.0, 0.0, 0.0, {}) for name in names}
-    screen = cih.Screen("null", "repeated_random", status, found, {}, str)
+    screen = cih.Screen("null", "repeated_random", status, found, {}, str, layers=lambda _: own_layer)
     of_family = q04_q05_sets.set_evidence if claim.id == "Q04" else q04_q05_sets.channel_evidence
     for own in of_family(claim, screen).values():
         yield judge(claim, own).outcome.value
 
 
-def rates(target: Target, seeds: int, layers: Sequence[int] | None) -> None:
-    """Print the table of false verdicts."""
-    print(
-        "| null | claim | heads | SUPPORTED | 95 % interval | REFUTED | INCONCLUSIVE |\n|---|---|---|---|---|---|---|"
-    )
+def rates(target: Target, seeds: int, layers: Sequence[int] | None, kept: Path) -> None:
+    """Measure every null that is not kept yet, and keep it. Every seed has documents of its own."""
+    done = {name for name, _ in _lines(kept)}
     layers = layers or [layer for layer in range(1, target.n_layers) if target_module.has_dictionary(target, layer)]
-    batches = document_sets.documents(target, "repeated_random", RepeatedSets())
+    for seed in range(seeds):
+        stats.use_seed(seed)
+        batches = document_sets.documents(target, "repeated_random", DESIGN)
+        for layer in layers:
+            names = {null: f"{null}, layer {layer}, seed {seed}" for null in NULLS}
+            if done >= set(names.values()):
+                continue
+            own = measured(target, layer, batches)
+            for null, name in names.items():
+                if name in done:
+                    continue
+                print(name, file=sys.stderr, flush=True)
+                sets = NULLS[null](own, torch.Generator().manual_seed(seed_of(name) % 2**63))
+                words = {
+                    c.id: Counter(verdicts(sets, range(own[1].frozen.n_heads), c, name)) for c in (SETS, NO_PLANTING)
+                }
+                with kept.open("a") as file:
+                    file.write(json.dumps([name, words]) + "\n")
+    stats.use_seed(0)
+
+
+def _lines(kept: Path) -> list[tuple[str, dict[str, dict[str, int]]]]:
+    """What was measured: the null's name, and verdicts by claim."""
+    return [tuple(json.loads(line)) for line in kept.read_text().splitlines()] if kept.exists() else []
+
+
+def counted(kept: Path) -> dict[tuple[str, str], Counter[str]]:
+    """Verdicts by null and claim."""
     counts: dict[tuple[str, str], Counter[str]] = {}
-    for layer in layers:
-        own = measured(target, layer, batches)
-        for seed in range(seeds):
-            for null, make in NULLS.items():
-                name = f"{null}, layer {layer}, seed {seed}"
-                sets = make(own, torch.Generator().manual_seed(seed_of(name) % 2**63))
-                for claim in (SETS, CHANNELS):
-                    print(name, claim.id, file=sys.stderr, flush=True)
-                    found = verdicts(sets, range(own[1].frozen.n_heads), claim, name)
-                    counts.setdefault((null, claim.id), Counter()).update(found)
-    for (null, claim_id), words in counts.items():
+    for name, by_claim in _lines(kept):
+        for claim, words in by_claim.items():
+            counts.setdefault((name.split(",")[0], claim), Counter()).update(words)
+    return counts
+
+
+def table(kept: Path) -> Iterator[str]:
+    """The table of false verdicts."""
+    yield "| null | claim | heads | SUPPORTED | at most (95 %) | REFUTED | INCONCLUSIVE |"
+    yield "|---|---|---|---|---|---|---|"
+    for (null, claim), words in counted(kept).items():
         n, wrong = words.total(), words["SUPPORTED"]
-        low, high = clopper_pearson(wrong, n, 0.025)
-        cells = (null, claim_id, n, wrong, f"{low:.3f} to {high:.3f}", words["REFUTED"], words["INCONCLUSIVE"])
-        print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+        high = f"{clopper_pearson(wrong, n, 0.05)[1]:.3f}"
+        yield f"| {null} | {claim} | {n} | {wrong} | {high} | {words['REFUTED']} | {words['INCONCLUSIVE']} |"
+
+
+def short(kept: Path) -> str:
+    """What README says."""
+    said = []
+    for claim in ROLES:
+        own = {null: words for (null, of), words in counted(kept).items() if of == claim}
+        rates = [
+            f"{words['SUPPORTED']} of {words.total()} with {null} (at most "
+            f"{clopper_pearson(words['SUPPORTED'], words.total(), 0.05)[1]:.2f})"
+            for null, words in own.items()
+        ]
+        said.append(f"{claim} says SUPPORTED of {', '.join(rates)}")
+    return "Where nothing is there, " + "; ".join(said) + "."
 
 
 def power(strengths: Sequence[float]) -> None:
@@ -156,8 +207,9 @@ INTRODUCTION = """# Calibration of the claims about CIH channels and sets
 
 Made by `make calibrate` ({seeds} seed(s) of every null on the embedded target, `repeated_random`, {layers}).
 A null keeps documents, dictionary and weights but for what it takes away; all of a layer's heads are said to be TIHs
-for Q04 and no TIHs for Q05, so that each is tested. Heads of one null share their documents: the interval
-(Clopper-Pearson) takes them for independent and is somewhat too narrow.
+for Q04 and no TIHs for Q05, so that each is tested. Every seed has documents of its own; the heads of one seed and
+layer share theirs: the bound (Clopper-Pearson, one-sided) takes them for independent and is somewhat too low. Nothing
+is planted here, so that Q05 refutes nothing.
 
 ## Where nothing is there
 """
@@ -175,14 +227,21 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", default="mini")
-    parser.add_argument("--seeds", type=int, default=2, help="seeds of every null")
+    parser.add_argument("--seeds", type=int, default=4, help="seeds of every null")
     parser.add_argument("--layers", type=int, nargs="*", help="default: all above 0 that have a dictionary")
     parser.add_argument("--strengths", type=float, nargs="*", default=[0.25, 0.5, 1, 1.5, 2, 3, 4, 8])
+    parser.add_argument("--kept", type=Path, default=Path("build/nulls.jsonl"), help="where measurements are kept")
+    parser.add_argument("--short", action="store_true", help="print what README says, and measure nothing")
     args = parser.parse_args()
+    if args.short:
+        print(short(args.kept))
+        return
+    args.kept.parent.mkdir(parents=True, exist_ok=True)
     layers = f"layers {args.layers}" if args.layers else "layers above 0"
     print(INTRODUCTION.format(seeds=args.seeds, layers=layers))
     if args.seeds:
-        rates(load_target(args.target), args.seeds, args.layers)
+        rates(load_target(args.target), args.seeds, args.layers, args.kept)
+        print("\n".join(table(args.kept)))
     print(STRENGTHS)
     power(args.strengths)
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from fra.induction.best_effect import MIN_LIVE_DOCUMENTS
 from fra.induction.channels import Effects
 from fra.induction.cih import Screen
+from fra.induction.designs import ChannelSearch
 from fra.induction.examples import Shown
 from fra.induction.outside import status_detail
 from fra.induction.screen import HeadScreen
@@ -19,9 +19,9 @@ from fra.verdicts import stats
 from fra.verdicts.claim import Condition
 
 
-def live_candidates(s: HeadScreen) -> Int[np.ndarray, " m"]:
+def live_candidates(s: HeadScreen, least: int = ChannelSearch.least_documents) -> Int[np.ndarray, " m"]:
     """Candidates live in enough documents to be measured at all."""
-    return np.flatnonzero((s.effects.rows > 0).sum(0) >= MIN_LIVE_DOCUMENTS)
+    return np.flatnonzero((s.effects.rows > 0).sum(0) >= least)
 
 
 def best_channel(screened: Screen, h: str) -> dict[str, Any]:
@@ -49,51 +49,55 @@ def channel_detail(
     h: str,
     conditions: Mapping[str, tuple[Condition, ...]],
     level: float,
-    smallest: float | None,
+    smallest: float | None = None,
     top: int = 5,
 ) -> dict[str, Any]:
-    """The best channels of a head as a reader should see them, with how many are latent and expressed."""
+    """The best channels of a head as a reader should see them, with how many are latent and expressed where their
+    conditions were tested (`conditions`, by candidate; none for a claim about sets).
+    """
     s = screened.heads[h]
+    live = live_candidates(s)
+    E = s.effects.nats[:, live].sum(0) / np.maximum(s.effects.rows[:, live].sum(0), 1.0)
     rows = []
-    by_effect = sorted(zip(live_candidates(s), conditions.items(), strict=True), key=lambda item: -item[1][1][0].effect)
-    for c, (name, all_of) in by_effect:
-        about, own = s.tokens[c], {x.name: x for x in all_of}
-        latent = all(own[x].holds(level) for x in LATENT)
-        survives = bool(s.without_heaviest[c] > own[EFFECT].bar)
-        rows.append(
-            {
-                "channel": name,
-                "effect (nats)": own[EFFECT].effect,
+    for n in np.argsort(-E, kind="stable").tolist():
+        c, about = live[n], s.tokens[live[n]]
+        i, j = s.pairs[c].tolist()
+        row = {
+            "channel": f"{i} -> {j}",
+            "effect (nats)": float(E[n]),
+            "coverage": float(s.effects.covered[:, c].sum() / s.n_rows),
+            "live-pair share": about["live_pair_share"],
+            "breadth": about["breadth"],
+            "coupling": float(s.coupling[c]),
+            "coupling rank": float(s.coupling_rank[c]),
+            "without its heaviest token (nats)": float(s.without_heaviest[c]),
+            "query tokens": counted(about["query"], screened.token_text),
+            "key tokens": counted(about["key"], screened.token_text),
+        }
+        if row["channel"] in conditions:
+            own = {x.name: x for x in conditions[row["channel"]]}
+            latent = all(own[x].holds(level) for x in LATENT)
+            row |= {
                 "low": own[EFFECT].low,
                 "high": own[EFFECT].high,
                 "attention": own[ATTENTION].effect,
-                "coverage": own[COVERAGE].effect,
-                "live-pair share": about["live_pair_share"],
-                "breadth": about["breadth"],
-                "coupling": float(s.coupling[c]),
-                "coupling rank": float(s.p_coupling[c]),
-                "p other lags": float(s.p_lag[c]),
-                "p scrambles": own[OVER_SCRAMBLES].p,
                 "head contrast": own[CONTRAST].effect,
+                "p scrambles": own[OVER_SCRAMBLES].p,
                 "latent": latent,
-                "expressed": latent and all(x.holds(level) for x in own.values()),
-                "conceptual": about["breadth"] >= 3 and survives,
-                "query tokens": counted(about["query"], screened.token_text),
-                "key tokens": counted(about["key"], screened.token_text),
+                "expressed": all(x.holds(level) for x in own.values()),
             }
-            | ({"pages": features_on(page, s.pairs[c].tolist())} if (page := screened.pages.get(s.layer)) else {})
-        )
+        if page := screened.pages.get(s.layer):
+            row["pages"] = features_on(page, (i, j))
+        rows.append(row)
     detail: dict[str, Any] = best_channel(screened, h) | {
         "channels screened": len(s.pairs),
         "channels measured": len(rows),
-        "latent": sum(r["latent"] for r in rows),
-        "expressed": sum(r["expressed"] for r in rows),
         "best channels": rows[:top],
-        "planted channels found": f"{s.planted_found} of {s.planted}" if s.planted else "none was planted",
-        "smallest detectable channel effect (nats)": smallest,
-        "best effect at other lags": _spread(s.lag_best),
-        "best effect of scrambled heads": _spread(s.scramble_best),
     }
+    if conditions:
+        detail |= {name: sum(r[name] for r in rows) for name in ("latent", "expressed")}
+    if smallest is not None:
+        detail["smallest detectable channel effect (nats)"] = smallest
     if s.marginals is not None:
         detail["all channels of the best channel's query feature"], detail["all channels of its key feature"] = map(
             _mean, s.marginals
@@ -103,17 +107,6 @@ def channel_detail(
 
 def _mean(effects: Effects) -> float:
     return float(effects.nats.sum() / max(effects.rows.sum(), 1.0))
-
-
-def _spread(values: np.ndarray) -> dict[str, float | None]:
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return {"median": None, "95th percentile": None, "largest": None}
-    return {
-        "median": float(np.median(finite)),
-        "95th percentile": float(np.quantile(finite, 0.95)),
-        "largest": float(finite.max()),
-    }
 
 
 _BLOCK_NAMES = {"f": "feature", "b": "bias", "e": "error"}
@@ -142,7 +135,5 @@ def set_detail(screened: Screen, h: str, carried: float, effect: stats.ClusterMe
             }
             for n, e in s.set_effects.items()
         ],
-        "the same set with random atoms (nats)": [_mean(e) for e in s.atom_effects],
-        "the same set of scrambled heads (nats)": _spread(s.scramble_sets),
         "smallest detectable effect (nats)": float(stats.detectable(effect, level, simultaneous=False)[0]),
     }

@@ -1,19 +1,25 @@
-"""Evidence for the claims about CIH channels and sets: screens turned into conditions for the judge."""
+"""Evidence for the claims about CIH channels and sets: screens turned into conditions for the judge.
+
+What is dear comes last and is measured only for heads that can still pass or be refuted: dictionaries of random atoms
+and other lags for heads that meet every sampled condition at the level before any correction, scrambles as
+`fra.verdicts.nulls` draws them, planted channels for heads that would be refuted.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
+import torch
+from numpy.typing import ArrayLike
 
-from fra.induction.best_effect import mean_effect
 from fra.induction.channels import Effects
 from fra.induction.cih import Screen, families
+from fra.induction.designs import ChannelSearch, Plantings
 from fra.induction.outside import outside, status_detail
-from fra.induction.screen import PLANTED_AT_LEAST, HeadScreen
-from fra.induction.search import SET_SIZE
+from fra.induction.power import ChannelBars, count_found
+from fra.induction.screen import HeadScreen, LayerScreen
 from fra.measures.channels.details import (
     ATTENTION,
     CONTRAST,
@@ -28,146 +34,214 @@ from fra.measures.channels.details import (
     set_detail,
 )
 from fra.verdicts import stats
-from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.conditions import exact
-from fra.verdicts.decide import Beside, Given, Power, Sampled, corrected, decide, means_of, ranked
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.decide import Beside, Column, Drawn, Given, Planted, Sampled, decide, means_of
 
-GATE = "gate: feature-feature share"
-"""Name of the set claim's gate among its bars: the share of the stripe's contrast that the feature-feature block
-must carry.
-"""
-SHARE = "share of contrast"
+GATE = "feature-feature share"
+"""The set claim's gate: the share of the stripe's contrast that the feature-feature block must carry."""
+SET, SHARE, OVER_ATOMS = "set effect", "share of contrast", "over random atoms"
 
 
+@torch.no_grad()
 def set_evidence(claim: Claim, screened: Screen) -> dict[str, Evidence]:
-    """Q04: the CIH set of every TIH against its bars, random atoms and scrambles; other heads with the reason why
-    they are not tested.
+    """Q04: the CIH set of every TIH against its bars, random atoms and its own scrambles; other heads with the reason
+    why they are not tested.
+
+    Random atoms are a number that can deny: the effect with the own features less the largest of
+    `ChannelNulls.dictionaries` dictionaries of random atoms. A rank at the corrected level would take hundreds of
+    dictionaries at some seconds each; that the own one is the first of 21 has a chance of 1/21 where features are like
+    any directions, for one head, and stands beside ranks that are corrected.
     """
+    screened.held_to(claim)
     heads = families(screened)["TIH"]
     found = outside(claim, screened)
     if not heads:
         return found
+    size = claim.designed(ChannelSearch).candidates
     screens = {h: screened.heads[h] for h in heads}
 
     def means(
-        seed: str,
-        sums: Callable[[HeadScreen], np.ndarray],
-        rows: Callable[[HeadScreen], np.ndarray] = lambda s: s.set_rows,
+        seed: str, sums: Callable[[HeadScreen], np.ndarray], rows: Callable[[HeadScreen], np.ndarray]
     ) -> dict[str, stats.ClusterMeans]:
         return {
             h: means_of(claim, screened.target, h, seed, sums(s), rows(s), s.set_sources) for h, s in screens.items()
         }
 
-    effect = means("set effect", lambda s: _set(s).nats[:, 0], lambda s: _set(s).rows[:, 0])
-    share = means(SHARE, lambda s: _set(s).attention[:, 0] - claim.bars[SHARE] * s.contrast)
+    def own(s: HeadScreen) -> Effects:
+        return s.set_effects[size]
+
+    effect = means(SET, lambda s: own(s).nats[:, 0], lambda s: own(s).rows[:, 0])
+    share = means(SHARE, lambda s: own(s).attention[:, 0] - claim.bars[SHARE] * s.contrast, lambda s: s.set_rows)
     shares = {
-        h: (_set(s).attention.sum() / s.set_rows.sum(), s.contrast.sum() / s.set_rows.sum()) for h, s in screens.items()
+        h: (own(s).attention.sum() / s.set_rows.sum(), s.contrast.sum() / s.set_rows.sum()) for h, s in screens.items()
     }
-    scrambles = {h: stats.rank_p(float(m.estimate[0]), screens[h].scramble_sets) for h, m in effect.items()}
-    columns: list[Sampled | Given] = [
-        Sampled(name="set effect", samples=effect),
-        Sampled(name=SHARE, samples=share, shares=shares),
-        *(
-            Sampled(name=f"over random atoms {n + 1}", samples=means(f"atoms {n}", partial(_over_atoms, n)))
-            for n in range(len(screens[heads[0]].atom_effects))
+    sampled = (Sampled(name=SET, samples=effect), Sampled(name=SHARE, samples=share, shares=shares))
+    gates = {h: _gate(claim, screened, h) for h in heads}
+    standing = [h for h in _standing(claim, sampled, heads) if gates[h] is None]
+    atoms = {h: screened.layer_of(h).over_atoms[screens[h].head] for h in standing}
+    over = {h: atoms[h][0] - max(atoms[h][1]) if h in atoms else np.nan for h in heads}
+    columns: list[Column] = [
+        *sampled,
+        Given(OVER_ATOMS, over),
+        Drawn(
+            observed={OVER_SCRAMBLES: {h: _of_layer(screened, h, LayerScreen.own_set) for h in standing}},
+            draw=lambda h, k: {OVER_SCRAMBLES: screened.layer_of(h).scrambled_set(screens[h].head, k)},
         ),
-        ranked(claim, OVER_SCRAMBLES, scrambles),
     ]
-    level, rows = claim.level / len(heads), {}
-    of_channels = channel_columns(claim, screened, heads)
-    channels, smallest = corrected(claim, of_channels).conditions, detectable(of_channels[0], level)
+    rows = {}
     for h, s in screens.items():
-        total = sum(s.blocks.values())
-        carried = s.blocks["ff"] / total if total > 0 else float("nan")
-        undecided = None
-        if not carried >= claim.bars[GATE]:
-            undecided = (
-                f"the feature-feature block carries {carried:.0%} of the head's stripe contrast on "
-                f"{screened.stimulus}; {claim.bars[GATE]:.0%} is needed before its channels can answer for the head"
-            )
-        own = dict(zip(candidates(s), channels.get(h, ()), strict=True))
+        detail = set_detail(screened, h, _carried(s), effect[h], claim.level / len(heads))
+        if h in atoms:
+            detail["the set with own features, on fewer documents (nats)"] = atoms[h][0]
+            detail["the same with dictionaries of random atoms (nats)"] = atoms[h][1]
         rows[h] = Beside(
-            n=len(s.set_rows),
-            candidates=(f"the {SET_SIZE} strongest channels",),
-            undecided=undecided,
-            detail=set_detail(screened, h, carried, effect[h], level)
-            | channel_detail(screened, h, own, claim.level, smallest.get(h)),
+            candidates=(f"the {size} strongest channels",),
+            undecided=gates[h],
+            detail=detail | channel_detail(screened, h, {}, claim.level),
         )
-    return found | decide(claim, columns, rows, power=Power("headline"))
+    return found | decide(claim, columns, rows)
 
 
-def _set(s: HeadScreen) -> Effects:
-    return s.set_effects[SET_SIZE]
+def _carried(s: HeadScreen) -> float:
+    """Share of the head's stripe contrast that the feature-feature block carries."""
+    total = sum(s.blocks.values())
+    return s.blocks["ff"] / total if total > 0 else float("nan")
 
 
-def _over_atoms(seed: int, s: HeadScreen) -> np.ndarray:
-    return np.asarray(_set(s).nats[:, 0] - s.atom_effects[seed].nats[:, 0])
+def _gate(claim: Claim, screened: Screen, h: str) -> str | None:
+    """Why features cannot answer for the head; None where they can."""
+    carried = _carried(screened.heads[h])
+    if carried >= claim.gates[GATE]:
+        return None
+    return (
+        f"the feature-feature block carries {carried:.0%} of the head's stripe contrast on {screened.stimulus}; "
+        f"{claim.gates[GATE]:.0%} is needed before its channels can answer for the head"
+    )
 
 
+def _of_layer(screened: Screen, h: str, measure: Callable[[LayerScreen, int], float]) -> float:
+    return measure(screened.layer_of(h), screened.heads[h].head)
+
+
+def _standing(claim: Claim, sampled: Sequence[Sampled], heads: Sequence[str]) -> list[str]:
+    """Heads of which some candidate meets every sampled condition at the level, before any correction over heads."""
+    found = []
+    for h in heads:
+        tests = []
+        for column in sampled:
+            sample = column.samples.get(h)
+            if isinstance(sample, stats.ClusterMeans):
+                bar = 0.0 if column.shares is not None else claim.bar_of(column.name)
+                tests.append(sample.p_above(bar, column.simultaneous) <= claim.level)
+        if len(tests) == len(sampled) and bool(np.logical_and.reduce(tests).any()):
+            found.append(h)
+    return found
+
+
+@torch.no_grad()
 def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") -> dict[str, Evidence]:
     """Q05: an expressed channel among the candidates of every head of a family; one and the same candidate must pass
-    everything.
+    everything. Power is that of this very decision (`fra.induction.power.count_found`).
 
     Other heads stand with the reason why they are not tested.
     """
+    screened.held_to(claim)
     heads = families(screened)[family]
     found = outside(claim, screened, family)
     if not heads:
         return found
-    rows = {}
-    for h in heads:
-        s = screened.heads[h]
-        power = s.planted_found / s.planted if s.planted >= PLANTED_AT_LEAST else float("nan")
-        rows[h] = Beside(n=len(s.effects.rows), candidates=candidates(s), power=power)
-    columns = channel_columns(claim, screened, heads)
-    smallest = detectable(columns[0], claim.level / len(heads))
-    for h, own in decide(claim, columns, rows).items():
-        detail = channel_detail(screened, h, own.candidates, claim.level, smallest.get(h))
+    keep = {h: live for h in heads if len(live := _live(claim, screened.heads[h]))}
+    sampled = tuple(_sampled(claim, screened, keep, name, part) for name, part in _PARTS.items())
+    standing = _standing(claim, sampled, list(keep))
+    columns: list[Column] = [*sampled, *_given(claim, screened, keep, standing)]
+    observed = {h: _mean_effects(screened.heads[h], live) for h, live in keep.items()}
+    columns.append(
+        Drawn(
+            observed={OVER_SCRAMBLES: observed},
+            draw=lambda h, k: {OVER_SCRAMBLES: screened.layer_of(h).scrambled_best(screened.heads[h].head, k)},
+        )
+    )
+    missed: dict[str, dict[str, int]] = {}
+
+    def planted(h: str) -> Planted:
+        bars = {name: claim.bar_of(name) for name in (EFFECT, ATTENTION, CONTRAST, COVERAGE, OVER_PAIRS)}
+        seen, missed[h] = count_found(
+            screened.layer_of(h),
+            screened.heads[h].head,
+            ChannelBars(*bars.values()),
+            claim.designed(Plantings),
+            {part: column.samples[h] for part, column in zip(_PARTS.values(), sampled, strict=True)},  # type: ignore[misc]
+            len(keep),
+            claim.level,
+        )
+        return seen
+
+    rows = {h: Beside(n=_sources(screened.heads[h]), candidates=_names(claim, screened.heads[h])) for h in heads}
+    smallest = {h: detectable(sampled[0], h, claim.level / len(heads)) for h in keep}
+    for h, own in decide(claim, columns, rows, planted=planted).items():
+        detail = channel_detail(screened, h, own.candidates, claim.level, smallest.get(h)) | dict(own.detail)
+        if missed.get(h):
+            detail["planted and missed, by what missed them first"] = missed[h]
         found[h] = replace(own, detail=detail | {"status": status_detail(screened.status[h])})
     return found
 
 
-def candidates(s: HeadScreen) -> list[str]:
+_PARTS = {EFFECT: "nats", CONTRAST: "contrast", ATTENTION: "attention"}
+"""Conditions that samples of documents decide, with their part of `Effects`."""
+
+
+def _live(claim: Claim, s: HeadScreen) -> np.ndarray:
+    return live_candidates(s, claim.designed(ChannelSearch).least_documents)
+
+
+def _names(claim: Claim, s: HeadScreen) -> list[str]:
     """Names of the channels that are measured."""
-    return [f"{i} -> {j}" for i, j in s.pairs[live_candidates(s)]]
+    return [f"{i} -> {j}" for i, j in s.pairs[_live(claim, s)]]
 
 
-def channel_columns(
-    claim: Claim, screened: Screen, heads: Sequence[str]
-) -> tuple[Sampled, *tuple[Sampled | Given, ...]]:
-    """All conditions of an expressed CIH channel, for every measured candidate of every head that has some."""
-    keep = {h: live for h in heads if len(live := live_candidates(screened.heads[h]))}
-
-    def sampled(name: str, part: str) -> Sampled:
-        means = {}
-        for h, live in keep.items():
-            s = screened.heads[h]
-            sums, rows = getattr(s.effects, part)[:, live], s.effects.rows[:, live]
-            means[h] = means_of(claim, screened.target, h, name, sums, rows, s.sources)
-        return Sampled(name=name, samples=means, bar=claim.bars[name], simultaneous=True)
-
-    def given(name: str, condition: Callable[[HeadScreen, int], Condition]) -> Given:
-        return Given(name, {h: [condition(screened.heads[h], c) for c in live] for h, live in keep.items()})
-
-    screens = {h: screened.heads[h] for h in keep}
-    scrambled = {
-        h: [stats.rank_p(E, s.scramble_best) for E in mean_effect(s.effects)[keep[h]]] for h, s in screens.items()
-    }
-    return (
-        sampled(EFFECT, "nats"),
-        ranked(claim, OVER_LAGS, {h: s.p_lag[keep[h]] for h, s in screens.items()}),
-        ranked(claim, OVER_PAIRS, {h: s.p_coupling[keep[h]] for h, s in screens.items()}),
-        given(OVER_HEADS, lambda s, c: exact(OVER_HEADS, float(s.above_heads[c]), 0.0)),
-        ranked(claim, OVER_SCRAMBLES, scrambled),
-        sampled(CONTRAST, "contrast"),
-        sampled(ATTENTION, "attention"),
-        given(COVERAGE, lambda s, c: exact(COVERAGE, s.effects.covered[:, c].sum() / s.n_rows, claim.bars[COVERAGE])),
-    )
+def _sources(s: HeadScreen) -> int:
+    return len(set(s.sources))
 
 
-def detectable(effects: Sampled, level: float) -> dict[str, float]:
-    """For each head the smallest effect (nats; the median over its candidates) that the design tells from zero with
-    power 0.8; NaN where no candidate can be tested.
+def _mean_effects(s: HeadScreen, live: np.ndarray) -> np.ndarray:
+    return np.asarray(s.effects.nats[:, live].sum(0) / s.effects.rows[:, live].sum(0))
+
+
+def _sampled(claim: Claim, screened: Screen, keep: dict[str, np.ndarray], name: str, part: str) -> Sampled:
+    means = {}
+    for h, live in keep.items():
+        s = screened.heads[h]
+        sums, rows = getattr(s.effects, part)[:, live], s.effects.rows[:, live]
+        means[h] = means_of(claim, screened.target, h, name, sums, rows, s.sources)
+    return Sampled(name=name, samples=means, simultaneous=True)
+
+
+def _given(claim: Claim, screened: Screen, keep: dict[str, np.ndarray], standing: Sequence[str]) -> list[Given]:
+    """What is not estimated, for every measured candidate: other lags only of heads that stand; where the search finds
+    nothing that is live or helps at any of them, the effect itself.
     """
-    smallest = {h: stats.detectable(m, level) for h, m in effects.samples.items() if isinstance(m, stats.ClusterMeans)}
-    return {h: float(np.median(d[np.isfinite(d)])) if np.isfinite(d).any() else np.nan for h, d in smallest.items()}
+
+    def lags(h: str, live: np.ndarray) -> ArrayLike:
+        if h not in standing:
+            return np.full(len(live), np.nan)
+        best = screened.layer_of(h).best_at_lags(screened.heads[h].head, at_least=0.0)
+        return _mean_effects(screened.heads[h], live) - best
+
+    by_head: dict[str, Callable[[HeadScreen, np.ndarray], ArrayLike]] = {
+        OVER_PAIRS: lambda s, live: s.coupling_rank[live],
+        OVER_HEADS: lambda s, live: s.above_heads[live],
+        COVERAGE: lambda s, live: s.effects.covered[:, live].sum(0) / s.n_rows,
+    }
+    columns = [
+        Given(name, {h: of(screened.heads[h], live) for h, live in keep.items()}) for name, of in by_head.items()
+    ]
+    return [*columns, Given(OVER_LAGS, {h: lags(h, live) for h, live in keep.items()})]
+
+
+def detectable(effects: Sampled, h: str, level: float) -> float:
+    """The smallest effect (nats; the median over a head's candidates) that the design tells from zero with the power
+    that refutations need; NaN where no candidate can be tested.
+    """
+    sample = effects.samples[h]
+    each = stats.detectable(sample, level) if isinstance(sample, stats.ClusterMeans) else np.array([np.nan])
+    return float(np.median(each[np.isfinite(each)])) if np.isfinite(each).any() else np.nan

@@ -1,13 +1,14 @@
 """How many heads carry expressed CIH channels and how many are token induction heads, by tests that err equally often.
 
-Both tests of a head compare one number with what scrambled heads of the layer give: the head's stripe contrast, and the
-margin by which its best channel clears the bars of an expressed channel. Their thresholds are the same quantile, so
-that both call the same share of scrambled heads positive; only then may the two counts be compared.
+Both tests of a head compare one number with what scrambles of this very head give: the head's stripe contrast, and the
+margin by which its best channel clears the bars of an expressed channel. A head is positive where its number is above
+zero and above every one of its scrambles', so that both tests call the same share of scrambles positive; only then may
+the two counts be compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,34 +16,25 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from fra.core.coded import Arm, measure_arm
-from fra.core.threads import each
-from fra.induction.best_effect import MIN_LIVE_DOCUMENTS
-from fra.induction.channels import Arms, Effects, HeadOnArms, measure_arms, on_device
+from fra.errors import FraError
+from fra.induction.channels import Effects, HeadOnArms
 from fra.induction.cih import Screen
-from fra.induction.nulls import random_rotation, scramble, scrambled_arms, stretch_to_match
-from fra.induction.screen import PLANTED_AT_LEAST
-from fra.induction.search import Search, Stripe
-from fra.induction.status import TIH_AT_LEAST
+from fra.induction.designs import ChannelSearch, Plantings, TokenInduction
+from fra.induction.power import ChannelBars, plantings
+from fra.induction.screen import LayerScreen
+from fra.measures.channels.designs import HeadExcess
 from fra.measures.channels.details import best_channel
 from fra.report.pictures import BEST
-from fra.stimuli.designs import RepeatedSets
-from fra.stimuli.repeated import Batch
-from fra.stimuli.sets import documents
 from fra.verdicts import stats
-from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.decide import WHOLE, Beside, Given, decide
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.decide import WHOLE, Beside, Column, Planted, Sampled, decide, ranked
+from fra.verdicts.rules import RULES
+from fra.verdicts.stats import Floats
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
 
-CANDIDATES = 20
-"""First channels of the search, of heads and scrambles alike; fifty for every scramble would take minutes."""
-SCRAMBLES = 10
-FALSE_POSITIVES = 0.05
-"""Share of scrambled heads that either test calls positive."""
-DRAWS = 9_999
-_RESAMPLES = 1_999
+EXCESS, BY_BARS, OVER_SCRAMBLES = "excess of heads", "excess by the bars", "over scrambled heads"
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ class ExcessNumbers:
 
 @dataclass(frozen=True)
 class HeadCounts:
-    """The two counts, and what they are under the null and over resampled documents."""
+    """The two counts, and what they are under the null and over resampled sources."""
 
     heads: tuple[str, ...]
     margin: Float[np.ndarray, " n_heads"]
@@ -70,19 +62,19 @@ class HeadCounts:
     null: Float[np.ndarray, " n_draws"]
     """Excess with a scramble in the place of every head."""
     resampled: Float[np.ndarray, " n_resamples"]
-    """Excess over resampled confirmation documents."""
+    """Excess over resampled sources."""
     by_bars: int
     """Heads with a channel that reaches every bar of an expressed one, less heads with a contrast of a TIH."""
     resampled_by_bars: Float[np.ndarray, " n_resamples"]
 
     @property
     def carrying(self) -> list[str]:
-        """Heads whose channels exceed those of scrambled heads."""
+        """Heads whose channels exceed those of their scrambles."""
         return [h for h, a, b in zip(self.heads, self.margin, self.margin_threshold, strict=True) if a > b]
 
     @property
     def inducing(self) -> list[str]:
-        """Heads whose contrast exceeds that of scrambled heads."""
+        """Heads whose contrast exceeds that of their scrambles."""
         return [h for h, a, b in zip(self.heads, self.contrast, self.contrast_threshold, strict=True) if a > b]
 
     @property
@@ -98,146 +90,202 @@ class HeadCounts:
         return k
 
 
-def margins(effects: Effects, n_rows: float, bars: Mapping[str, float], weight: np.ndarray | None = None) -> np.ndarray:
+class Resampled:
+    """A count with its values over resampled sources: percentile tests. `fra.verdicts.decide.Sample` of one candidate.
+
+    A count moves in steps, and resamples may lie beyond it on one side altogether: the count itself is then the bound.
+    """
+
+    n_cand = 1
+
+    def __init__(self, estimate: float, resamples: Floats, n_docs: int) -> None:
+        self.estimate, self.n_docs = float(estimate), n_docs
+        self._low = np.sort(np.minimum(resamples, estimate))
+        self._high = np.sort(np.maximum(resamples, estimate))
+
+    def p_above(self, bar: float, simultaneous: bool = False) -> Floats:
+        """[1] p of "count <= bar"."""
+        return np.array([(1 + (self._low <= bar).sum()) / (1 + self._low.size)])
+
+    def p_below(self, bar: float, simultaneous: bool = False) -> Floats:
+        """[1] p of "count >= bar"."""
+        return np.array([(1 + (self._high >= bar).sum()) / (1 + self._high.size)])
+
+    def lower(self, level: float, simultaneous: bool = False) -> Floats:
+        """[1] lower bound: above a bar exactly where `p_above` is at most the level."""
+        reach = self._reach(level)
+        return np.array([self._low[reach] if reach >= 0 else -np.inf])
+
+    def upper(self, level: float, simultaneous: bool = False) -> Floats:
+        """[1] upper bound: below a bar exactly where `p_below` is at most the level."""
+        reach = self._reach(level)
+        return np.array([self._high[::-1][reach] if reach >= 0 else np.inf])
+
+    def power(self, worth: float, level: float, above: bool = True, simultaneous: bool = False) -> Floats:
+        """[1] nothing is known of it: channels are planted instead."""
+        return np.full(1, np.nan)
+
+    def _reach(self, level: float) -> int:
+        """How many resamples may lie on the bar's side, at most; -1: no p is that small."""
+        p_of = np.arange(1, self._low.size + 1) / (1 + self._low.size)
+        return int(np.searchsorted(p_of, level, side="right")) - 1
+
+
+def margins(
+    effects: Effects, n_rows: float, design: HeadExcess, least: int, weight: np.ndarray | None = None
+) -> np.ndarray:
     """[n_resamples] the best channel's smallest ratio to a bar of an expressed channel; -inf where none is live enough.
 
-    `weight` [n_resamples, n_documents]: how often each document counts; once each where None. A channel below the
-    coverage bar does not count.
+    `weight` [n_resamples, n_documents]: how often each document counts; once each where None. A channel that is live in
+    fewer than `least` documents or below the coverage bar does not count.
     """
     w = np.ones((1, len(effects.rows))) if weight is None else weight
     rows = np.maximum(w @ effects.rows, 1e-12)
     ratios = [
         (w @ part) / rows / bar
         for part, bar in (
-            (effects.nats, bars["effect"]),
-            (effects.contrast, bars["head contrast"]),
-            (effects.attention, bars["attention"]),
+            (effects.nats, design.effect),
+            (effects.contrast, design.contrast),
+            (effects.attention, design.attention),
         )
     ]
-    enough = ((effects.rows > 0).sum(0) >= MIN_LIVE_DOCUMENTS) & (effects.covered.sum(0) >= bars["coverage"] * n_rows)
-    least = np.where(enough, np.minimum.reduce(ratios), -np.inf)
-    return np.asarray(least.max(1, initial=-np.inf))
+    enough = ((effects.rows > 0).sum(0) >= least) & (effects.covered.sum(0) > design.coverage * n_rows)
+    return np.asarray(np.where(enough, np.minimum.reduce(ratios), -np.inf).max(1, initial=-np.inf))
 
 
 @torch.no_grad()
-def measure(
-    target: Target,
-    screened: Screen,
-    bars: Mapping[str, float],
-    *,
-    design: RepeatedSets | None = None,
-    progress: Callable[[str], None] = lambda _: None,
-) -> tuple[dict[str, ExcessNumbers], float]:
-    """Both numbers of every screened head and of its scrambles, and the number of confirmation rows."""
-    stimulus = screened.stimulus
-    sets = documents(target, stimulus, design or RepeatedSets())
-    found: dict[str, ExcessNumbers] = {}
-    for layer in sorted({s.layer for s in screened.heads.values()}):
-        heads = [s.head for s in screened.heads.values() if s.layer == layer]
-        hook_name, sae = target.dictionary_for(layer)
-        progress(f"Q06: layer {layer}, scrambles of {len(heads)} heads")
-        discovery = measure_arm(target.model, sae, sets["discovery"].tokens, layer, hook_name)
-        confirmation = measure_arms(target.model, sae, sets["confirmation"], layer, hook_name)
-        found |= layer_numbers(discovery, confirmation, screened, layer, heads, bars, sets["discovery"])
-    return found, float(len(sets["confirmation"].row_doc))
-
-
-def layer_numbers(
-    discovery: Arm,
-    confirmation: Arms,
-    screened: Screen,
-    layer: int,
-    heads: Sequence[int],
-    bars: Mapping[str, float],
-    discovery_batch: Batch,
-) -> dict[str, ExcessNumbers]:
-    """The numbers of chosen heads of one layer."""
-    batch = on_device(discovery_batch, discovery.frozen.x.device)
-    stripe = Search(batch, discovery).stripes((0,))[0]
-    n_rows = float(len(confirmation.batch.row_doc))
-
-    def one(head: int) -> ExcessNumbers:
-        seed = stats.seed_of(screened.target, screened.stimulus, "excess", f"L{layer}H{head}")
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        own, effects = _measured(stripe, discovery, confirmation, head)
-        margin, contrast = [], []
-        for _ in range(SCRAMBLES):
-            W_k = discovery.frozen.W_k
-            rotation = random_rotation(W_k.shape[-1], generator, W_k)
-            stretch = stretch_to_match(confirmation.repeated.frozen, head, rotation)
-            arm = Arm(scramble(discovery.frozen, head, rotation, stretch), discovery.codes)
-            turned = scrambled_arms(confirmation, head, rotation, stretch)
-            there, its = _measured(stripe, arm, turned, head)
-            margin.append(margins(its, n_rows, bars)[0])
-            contrast.append(float(there.sum()) / n_rows)
-        return ExcessNumbers(effects, own, np.array(margin), np.array(contrast))
-
-    return {f"L{layer}H{h}": n for h, n in zip(heads, each(one, heads, discovery.frozen.x.device), strict=True)}
-
-
-def _measured(stripe: Stripe, discovery: Arm, confirmation: Arms, head: int) -> tuple[np.ndarray, Effects]:
-    """The head's contrast by document, and its first candidates' effects."""
-    on = HeadOnArms(confirmation, head)
-    pairs, _ = stripe.strongest(discovery, head, CANDIDATES)
-    return on.by_document(on.contrast), on.channels(pairs)
+def head_numbers(layer: LayerScreen, head: int, design: HeadExcess) -> ExcessNumbers:
+    """Both numbers of one head and of its scrambles."""
+    n_rows = float(len(layer.confirmation.batch.row_doc))
+    on = HeadOnArms(layer.confirmation, head)
+    effects = on.channels(layer.candidates(head, design.candidates)[0])
+    margin, contrast = [], []
+    for k in range(design.scrambles):
+        there, pairs = layer.scrambled(head, k, "confirmation", design.candidates)
+        margin.append(margins(there.channels(pairs), n_rows, design, layer.design.least_documents)[0])
+        contrast.append(float(there.contrast.sum()) / n_rows)
+    return ExcessNumbers(effects, on.by_document(on.contrast), np.array(margin), np.array(contrast))
 
 
 def count(
-    numbers: Mapping[str, ExcessNumbers], n_rows: float, periods: np.ndarray, bars: Mapping[str, float], seed: int
+    numbers: Mapping[str, ExcessNumbers],
+    periods: np.ndarray,
+    sources: np.ndarray,
+    design: HeadExcess,
+    least: int,
+    tih_at_least: float,
+    seed: int,
 ) -> HeadCounts:
-    """The two counts by thresholds calibrated on the scrambles of each layer.
+    """The two counts.
 
-    The null draws one scramble for each head, the same for both tests; resampled documents are the same for all heads.
-    periods: rows of each confirmation document.
+    The null draws one scramble for each head, the same for both tests, and holds it against the head's others;
+    resampled sources are the same for all heads. periods: rows of each confirmation document; sources: their numbers.
     """
-    heads = tuple(numbers)
+    heads, n_rows = tuple(numbers), float(periods.sum())
     rng = np.random.default_rng(seed)
-    layers = np.array([name.split("H")[0] for name in heads])
-    null_margin = np.array([numbers[h].scrambled_margin for h in heads])
-    null_contrast = np.array([numbers[h].scrambled_contrast for h in heads])
-
-    def thresholds(null: np.ndarray) -> np.ndarray:
-        return np.array(
-            [np.quantile(null[layers == own].ravel(), 1 - FALSE_POSITIVES, method="higher") for own in layers]
-        )
-
-    at_margin, at_contrast = thresholds(null_margin), thresholds(null_contrast)
-    each_head = np.arange(len(heads))[:, None]
-    drawn = rng.integers(0, null_margin.shape[1], (len(heads), DRAWS))
-    beyond_margin = null_margin[each_head, drawn] > at_margin[:, None]
-    beyond_contrast = null_contrast[each_head, drawn] > at_contrast[:, None]
-    null = beyond_margin.sum(0).astype(float) - beyond_contrast.sum(0)
-    n_documents = len(periods)
-    weight = rng.multinomial(n_documents, np.full(n_documents, 1 / n_documents), size=_RESAMPLES).astype(float)
-    resampled, by_bars = np.zeros(_RESAMPLES), np.zeros(_RESAMPLES)
+    null_margin, null_contrast = (
+        np.array([getattr(numbers[h], name) for h in heads]) for name in ("scrambled_margin", "scrambled_contrast")
+    )
+    at_margin, at_contrast = (np.maximum(null.max(1), 0.0) for null in (null_margin, null_contrast))
+    drawn = rng.integers(0, null_margin.shape[1], (len(heads), RULES.draws))
+    beyond = [np.take_along_axis(_beyond_others(null), drawn, axis=1) for null in (null_margin, null_contrast)]
+    null = beyond[0].sum(0).astype(float) - beyond[1].sum(0)
+    n = int(sources.max()) + 1
+    weight = rng.multinomial(n, np.full(n, 1 / n), size=RULES.resamples).astype(float)[:, sources]
+    resampled, by_bars = np.zeros(len(weight)), np.zeros(len(weight))
     for k, h in enumerate(heads):
-        margin = margins(numbers[h].effects, n_rows, bars, weight)
+        margin = margins(numbers[h].effects, n_rows, design, least, weight)
         contrast = (weight @ numbers[h].contrast) / (weight @ periods)
         resampled += (margin > at_margin[k]).astype(float) - (contrast > at_contrast[k])
-        by_bars += (margin >= 1).astype(float) - (contrast >= TIH_AT_LEAST)
-    margin = np.array([margins(numbers[h].effects, n_rows, bars)[0] for h in heads])
+        by_bars += (margin >= 1).astype(float) - (contrast >= tih_at_least)
+    margin = np.array([margins(numbers[h].effects, n_rows, design, least)[0] for h in heads])
     contrast = np.array([numbers[h].contrast.sum() / n_rows for h in heads])
-    own_bars = int((margin >= 1).sum()) - int((contrast >= TIH_AT_LEAST).sum())
+    own_bars = int((margin >= 1).sum()) - int((contrast >= tih_at_least).sum())
     return HeadCounts(heads, margin, contrast, at_margin, at_contrast, null, resampled, own_bars, by_bars)
 
 
+def _beyond_others(null: Float[np.ndarray, "n_heads n"]) -> np.ndarray:
+    """Whether each scramble is above zero and above every other one of its head."""
+    ordered = np.sort(null, axis=1)
+    other = np.where(null == ordered[:, -1:], ordered[:, -2:-1], ordered[:, -1:])
+    return np.asarray((null > other) & (null > 0))
+
+
+@torch.no_grad()
 def excess_evidence(
     claim: Claim, target: Target, screened: Screen, progress: Callable[[str], None] = lambda _: None
 ) -> Evidence:
-    """Q06: one row for the family. `claim.bars` holds the bars of an expressed channel."""
+    """Q06: one row for the family."""
+    screened.held_to(claim)
     if not screened.heads:
         return Evidence(claim=claim, head=None, cannot="no head could be screened: a dictionary at its input is needed")
-    numbers, n_rows = measure(target, screened, claim.bars, progress=progress)
-    periods = np.bincount(
-        documents(target, screened.stimulus, RepeatedSets())["confirmation"].row_doc.numpy(),
-        minlength=screened.n_documents["confirmation"],
-    ).astype(float)
-    found = count(numbers, n_rows, periods, claim.bars, stats.seed_of(claim.digest, target.name, "family"))
-    return judged(claim, screened, found, len(periods))
+    if screened.layers is None:
+        raise FraError("this screen is kept without its layers: no scrambles can be drawn from it")
+    design = claim.designed(HeadExcess)
+    numbers: dict[str, ExcessNumbers] = {}
+    for number in sorted({s.layer for s in screened.heads.values()}):
+        names = [h for h, s in screened.heads.items() if s.layer == number]
+        progress(f"Q06: layer {number}, scrambles of {len(names)} heads")
+        layer = screened.layers(number)
+        # one after the other: a layer keeps what the scrambles of one head share
+        numbers |= {h: head_numbers(layer, screened.heads[h].head, design) for h in names}
+    batch = screened.layers(next(iter(screened.heads.values())).layer).confirmation.batch
+    periods = np.asarray(batch.periods.cpu(), dtype=float)
+    sources = np.unique(np.asarray(batch.sources), return_inverse=True)[1]
+    least, tih = claim.designed(ChannelSearch).least_documents, claim.designed(TokenInduction).tih_at_least
+    seed = stats.seed_of(claim.digest, target.name, "family")
+    found = count(numbers, periods, sources, design, least, tih, seed)
+    return judged(claim, screened, found, int(sources.max()) + 1, lambda: _planted(claim, screened, found))
 
 
-def judged(claim: Claim, screened: Screen, found: HeadCounts, n: int) -> Evidence:
-    """The evidence that the counts give."""
+def _planted(claim: Claim, screened: Screen, found: HeadCounts) -> Planted:
+    """Families in which every head that is neither kind has a channel at the bars, and in how many of them the count
+    passes: the scrambles' excess is reached, and the count by the bars is above zero.
+
+    In each such head channels are planted; one that ranks among the search's candidates counts by the bars, and where
+    it clears them by more than the head's scrambles do, by the calibrated test. A family takes one at random of each
+    head; a head in which none can be planted adds nothing.
+    """
+    design = claim.designed(HeadExcess)
+    bars = ChannelBars(design.effect, design.attention, design.contrast, design.coverage)
+    how = Plantings(planted=design.planted, **_of_plantings(claim.designed(Plantings)))
+    already = {*found.carrying, *found.inducing}
+    seen: list[tuple[Floats, Floats]] = []
+    for k, h in enumerate(found.heads):
+        if h in already:
+            continue
+        layer = screened.layer_of(h)
+        head = screened.heads[h].head
+        _, values = layer.candidates(head, design.candidates)
+        cut = float(values[-1]) if len(values) >= design.candidates else -np.inf
+        on = HeadOnArms(layer.confirmation, head)
+        by_bars, calibrated = [], []
+        for raised in plantings(layer, on, bars, how, "plant for the excess"):
+            means = [raised.sums[name].sum() / raised.rows.sum() for name in ("nats", "attention", "contrast")]
+            margin = min(m / bar for m, bar in zip(means, (bars.nats, bars.attention, bars.contrast), strict=True))
+            by_bars.append(float(raised.value >= cut))
+            calibrated.append(float(raised.value >= cut and margin > found.margin_threshold[k]))
+        if by_bars:
+            seen.append((np.array(by_bars), np.array(calibrated)))
+    rng = np.random.default_rng(stats.seed_of(claim.digest, screened.target, "planted families"))
+    passed = 0
+    needed = found.needed(claim.level)
+    for _ in range(RULES.plantings):
+        at = [int(rng.integers(len(own))) for own, _ in seen]
+        more_by_bars = sum(own[n] for n, (own, _) in zip(at, seen, strict=True))
+        more = sum(own[n] for n, (_, own) in zip(at, seen, strict=True))
+        passed += int(found.excess + more >= needed and found.by_bars + more_by_bars > 0)
+    return Planted(passed, RULES.plantings)
+
+
+def _of_plantings(design: Plantings) -> dict[str, Any]:
+    return {name: getattr(design, name) for name in ("tries", "selectivity", "raises", "precision", "at_once")}
+
+
+def judged(
+    claim: Claim, screened: Screen, found: HeadCounts, n: int, planted: Callable[[], Planted] | None = None
+) -> Evidence:
+    """The evidence that the counts give; n: sources."""
     needed = found.needed(claim.level)
     others = len(found.heads) - len(found.inducing)
     undecided = None
@@ -246,52 +294,19 @@ def judged(claim: Claim, screened: Screen, found: HeadCounts, n: int) -> Evidenc
             f"an excess of {needed} heads is needed to tell it from scrambles, and only {others} of "
             f"{len(found.heads)} heads are no induction heads"
         )
-
-    def bounds(draws: np.ndarray) -> tuple[float, float]:
-        low, high = np.quantile(draws, [claim.level, 1 - claim.level])
-        return float(low), float(high)
-
-    def share(at: np.ndarray) -> float:
-        return float((1 + at.sum()) / (1 + len(at)))
-
-    rows = [
-        ("excess of heads", found.excess, found.resampled, stats.rank_p(found.excess, found.null)),
-        ("excess by the bars", found.by_bars, found.resampled_by_bars, share(found.resampled_by_bars <= 0)),
+    columns: list[Column] = [
+        Sampled(name=EXCESS, samples={WHOLE: Resampled(float(found.excess), found.resampled, n)}),
+        Sampled(name=BY_BARS, samples={WHOLE: Resampled(float(found.by_bars), found.resampled_by_bars, n)}),
+        ranked(claim, OVER_SCRAMBLES, {WHOLE: float(found.excess)}, {WHOLE: found.null}),
     ]
-    columns = [
-        Given(
-            name,
-            {
-                WHOLE: [
-                    Condition(
-                        name,
-                        effect,
-                        min(bounds(draws)[0], effect),
-                        max(bounds(draws)[1], effect),
-                        claim.bars.get(name, claim.bar),
-                        p=p,
-                        p_refute=share(draws > 0) if effect <= 0 else 1.0,
-                    )
-                ]
-            },
-        )
-        for name, effect, draws, p in rows
-    ]
-    screens = [s for s in screened.heads.values() if s.planted >= PLANTED_AT_LEAST]
-    planted = sum(s.planted for s in screens)
-    # known only where channels could be planted in most of the heads that would have to make the excess
-    known = 2 * len(screens) >= others and planted > 0
-    power = sum(s.planted_found for s in screens) / planted if known else float("nan")
     table = [
         {
             "head": h,
             "status": screened.status[h].status,
             "best channel, share of the bars": float(found.margin[k]) if np.isfinite(found.margin[k]) else None,
-            "the same, 95 % of scrambled heads": float(found.margin_threshold[k])
-            if np.isfinite(found.margin_threshold[k])
-            else None,
+            "the same, largest of its scrambles or 0": float(found.margin_threshold[k]),
             "contrast": float(found.contrast[k]),
-            "contrast, 95 % of scrambled heads": float(found.contrast_threshold[k]),
+            "contrast, largest of its scrambles or 0": float(found.contrast_threshold[k]),
         }
         for k, h in enumerate(found.heads)
     ]
@@ -305,5 +320,6 @@ def judged(claim: Claim, screened: Screen, found: HeadCounts, n: int) -> Evidenc
     shown = {h: own[BEST] for h in found.carrying if (own := best_channel(screened, h))}
     if shown:
         detail["best channels of the heads that carry some"] = shown
-    beside = Beside(n=n, candidates=("count of heads",), power=power, undecided=undecided, detail=detail)
-    return decide(claim, columns, {WHOLE: beside}, q_over=())[WHOLE]
+    beside = Beside(n=n, candidates=("count of heads",), undecided=undecided, detail=detail)
+    asked = None if planted is None else (lambda _: planted())
+    return decide(claim, columns, {WHOLE: beside}, planted=asked, q_over=())[WHOLE]

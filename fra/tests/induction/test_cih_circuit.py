@@ -5,6 +5,7 @@ else.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +14,11 @@ import torch
 from fra.claim import Outcome, judge
 from fra.core.coded import measure_arm
 from fra.induction import cih
-from fra.induction.channels import measure_arms
+from fra.induction.channels import HeadOnArms, measure_arms
+from fra.induction.designs import Plantings
+from fra.induction.nulls import row_spread
+from fra.induction.power import ChannelBars, count_found
+from fra.induction.screen import LayerScreen
 from fra.induction.status import head_status
 from fra.measures.channels import q04_q05_sets as evidence_for
 from fra.measures.channels.details import best_channel
@@ -22,26 +27,37 @@ from fra.report.pictures import BEST
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.claims import claim
+from fra.verdicts.decide import Planted, means_of
+from fra.verdicts.rules import RULES
 
 SIZES = {"status": 24, "discovery": 60, "confirmation": 90, "sets": 30}
 CIH_SET, CIH_CHANNEL = claim("Q04", n=100), claim("Q05", n=100)
 
 
-def screened(model, sae=None, off_by: int = 0) -> cih.Screen:
-    """The screen of layer 1 of a circuit on repeated random documents; `off_by` moves the stripe, as a bug would."""
-    pool = np.arange(48)
-    made = repeated.repeated_random(sum(SIZES.values()), pool, circuit.N_CTX, circuit.BOS, ("circuit",))
+def layer_one(model, sae=None, off_by: int = 0, measured: str = "circuit") -> tuple[LayerScreen, repeated.Batch]:
+    """Layer 1 of a circuit on repeated random documents, and the status documents; `off_by` moves the stripe, as a bug
+    would. `measured`: the seed of the documents that are measured.
+    """
     batches, start = {}, 0
     for name, n in SIZES.items():
+        seed = measured if name in ("confirmation", "sets") else "circuit"
+        made = repeated.repeated_random(sum(SIZES.values()), np.arange(48), circuit.N_CTX, circuit.BOS, (seed,))
         batch = repeated.Batch.of(made[start : start + n])
         batches[name] = dataclasses.replace(batch, row_key=batch.row_key + off_by)
         start += n
-    status = head_status(model, batches["status"], target="circuit", stimulus="repeated_random")
     sae = circuit.dictionary() if sae is None else sae
     discovery = measure_arm(model, sae, batches["discovery"].tokens, 1, circuit.HOOK)
     arms = [measure_arms(model, sae, batches[name], 1, circuit.HOOK) for name in ("confirmation", "sets")]
-    heads = cih.screen_layer(batches["discovery"], discovery, *arms, [0, 1], seed_parts=("circuit",), tih=[0])
-    return cih.Screen("circuit", "repeated_random", status, heads, SIZES, str)
+    layer = LayerScreen(batches["discovery"], discovery, *arms, seed_parts=("circuit",), tih=[0])
+    return layer, batches["status"]
+
+
+def screened(model, sae=None, off_by: int = 0) -> cih.Screen:
+    """The screen of layer 1 of a circuit."""
+    layer, batch = layer_one(model, sae, off_by)
+    status = head_status(model, batch, target="circuit", stimulus="repeated_random")
+    heads = cih.screen_layer(layer, [0, 1])
+    return cih.Screen("circuit", "repeated_random", status, heads, SIZES, str, layers=lambda _: layer)
 
 
 def expected_effect() -> float:
@@ -151,16 +167,168 @@ def test_control_documents_have_no_induction_head() -> None:
     assert status["L1H0"].stripes["induction"] < 0.05
 
 
-def test_random_atoms_are_not_supported(found: cih.Screen) -> None:
-    """The circuit's own set with random atoms for features does not reach the bar."""
-    screen = found.heads["L1H0"]
-    assert len(screen.atom_effects) == 2
-    for effects in screen.atom_effects:
-        assert effects.nats.sum() / max(effects.rows.sum(), 1) < 0.5
-    atoms = dataclasses.replace(screen, set_effects={**screen.set_effects, 50: screen.atom_effects[0]})
-    swapped = dataclasses.replace(found, heads={**found.heads, "L1H0": atoms})
-    own = evidence_for.set_evidence(CIH_SET, swapped)["L1H0"]
-    assert judge(CIH_SET, own).outcome is not Outcome.SUPPORTED
+def test_random_atoms_are_not_supported(found: cih.Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No dictionary of random atoms finds a set in the circuit, and where one did as well as the own features, the
+    claim would not be SUPPORTED.
+    """
+    layer = found.layer_of("L1H0")
+    own, atoms = layer.over_atoms[0]
+    assert len(atoms) == 20
+    assert len(set(atoms)) == 20
+    assert max(atoms) < 0.5 < 5 < own
+    monkeypatch.setitem(layer.over_atoms, 0, (own, [*atoms[:-1], own]))
+    verdict = judge(CIH_SET, evidence_for.set_evidence(CIH_SET, found)["L1H0"])
+    assert verdict.outcome is Outcome.INCONCLUSIVE
+    assert verdict.decided.name == "over random atoms"
+
+
+# ---- nulls of a head are that head's own, and each of them counts
+
+
+def test_a_head_that_its_scrambles_reach_is_not_supported(found: cih.Screen, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control must be asked: two scrambles in three that have the head's own effect are enough to deny it."""
+    layer = found.layer_of("L1H0")
+    own, real = layer.own_set(0), layer.scrambled_set
+    assert own > 10 * max(real(0, k) for k in range(5))
+    monkeypatch.setattr(layer, "scrambled_set", lambda head, k: own if k % 3 else real(head, k))
+    evidence = evidence_for.set_evidence(CIH_SET, found)["L1H0"]
+    assert judge(CIH_SET, evidence).outcome is Outcome.INCONCLUSIVE
+    assert evidence.detail["draws of the nulls"] < 12, "what is settled is drawn for no longer"
+    best = layer.scrambled_best
+    monkeypatch.setattr(layer, "scrambled_best", lambda head, k: 100.0 if k % 3 else best(head, k))
+    channels = evidence_for.channel_evidence(CIH_CHANNEL, found, family="TIH")["L1H0"]
+    assert judge(CIH_CHANNEL, channels).outcome is not Outcome.SUPPORTED
+
+
+def test_a_scramble_has_the_heads_spread_wherever_it_is_measured(found: cih.Screen) -> None:
+    layer = found.layer_of("L1H0")
+    for head in (0, 1):
+        own = row_spread(layer.confirmation.repeated.frozen, head)
+        for which in ("confirmation", "sets"):
+            on, pairs = layer.scrambled(head, 3, which)
+            assert len(pairs) > 30
+            turned = on.sides[0].frozen
+            same_documents = layer.confirmation.repeated.frozen.x
+            again = dataclasses.replace(layer.confirmation.repeated.frozen, W_k=turned.W_k, b_k=turned.b_k)
+            assert again.x is same_documents
+            assert row_spread(again, head) == pytest.approx(own, rel=1e-4)
+            plain = HeadOnArms(layer.confirmation if which == "confirmation" else layer.sets, head)
+            assert float((on.row_scores[0] - plain.row_scores[0]).nan_to_num(0, 0, 0).abs().max()) > 0.1
+
+
+def test_draws_of_a_head_depend_on_that_head_and_their_number_alone(found: cih.Screen) -> None:
+    """Neither on which were drawn before, nor on what the layer's other heads are."""
+    layer = found.layer_of("L1H0")
+    first = [(layer.scrambled_set(0, k), layer.scrambled_best(0, k)) for k in (0, 1, 2)]
+    assert len(set(first)) == 3
+    layer.scrambled_set(1, 7), layer.scrambled_best(1, 1)
+    assert [(layer.scrambled_set(0, k), layer.scrambled_best(0, k)) for k in (2, 0, 1)] == [first[k] for k in (2, 0, 1)]
+    model = circuit.model()
+    with torch.no_grad():
+        model.blocks[1].attn.W_K[1] *= 40
+        model.blocks[1].attn.W_Q[1] += 0.1
+    other, _ = layer_one(model)
+    assert [(other.scrambled_set(0, k), other.scrambled_best(0, k)) for k in (0, 1, 2)] == first
+
+
+def test_selection_never_sees_what_is_measured(found: cih.Screen) -> None:
+    """With other confirmation and sets documents the candidates and the sets are the same to the last bit, and so is
+    what the search finds in scrambles; what is measured on them is not.
+    """
+    other, _ = layer_one(circuit.model(), measured="others")
+    again = cih.screen_layer(other, [0, 1])
+    for name, own in found.heads.items():
+        np.testing.assert_array_equal(own.pairs, again[name].pairs)
+        np.testing.assert_array_equal(own.search_value, again[name].search_value)
+        assert not np.array_equal(own.effects.nats, again[name].effects.nats)
+    assert found.heads["L1H0"].set_effects[50].nats.sum() != again["L1H0"].set_effects[50].nats.sum()
+
+
+# ---- planted channels
+
+
+BARS = ChannelBars(nats=0.10, attention=0.02, contrast=0.10, coverage=0.002, matched=0.95)
+
+
+FEW = 30
+"""Plantings: the circuit has 37 pairs that can be planted."""
+FEWER = dataclasses.replace(
+    CIH_CHANNEL,
+    design=tuple(Plantings(planted=FEW) if isinstance(part, Plantings) else part for part in CIH_CHANNEL.design),
+)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many plantings are enough for a count of power."""
+    monkeypatch.setattr("fra.verdicts.decide.RULES", dataclasses.replace(RULES, plantings=FEW))
+
+
+def planted(found: cih.Screen, head: int = 1, level: float = 0.05) -> tuple[Planted, dict[str, int]]:
+    s = found.heads[f"L1H{head}"]
+    parts = ("nats", "attention", "contrast")
+    samples = {
+        part: means_of(CIH_CHANNEL, "circuit", f"L1H{head}", part, getattr(s.effects, part), s.effects.rows, s.sources)
+        for part in parts
+    }
+    return count_found(found.layer_of("L1H0"), head, BARS, Plantings(planted=FEW), samples, 1, level)
+
+
+def test_a_count_of_power_has_as_many_plantings_as_the_rules_ask() -> None:
+    assert Plantings().planted >= RULES.plantings
+
+
+@pytest.mark.usefixtures("few")
+def test_planted_channels_of_a_silent_head_are_found(found: cih.Screen) -> None:
+    seen, missed = planted(found)
+    assert seen.tried == FEW
+    assert seen.found + sum(missed.values()) == seen.tried
+    assert seen.power >= RULES.power, missed
+
+
+def closed_search(layer: LayerScreen) -> tuple[str, Callable]:
+    right = layer.candidates
+    return "candidates", lambda *args: (right(*args)[0], torch.full((50,), 1e9))
+
+
+GATES: dict[str, Callable[[LayerScreen], tuple[str, Callable]]] = {
+    "search": closed_search,
+    "other lags": lambda layer: ("best_at_lags", lambda head, at_least: 1e9),
+    "scrambled heads": lambda layer: ("scrambled_best", lambda head, k, at_least: 1e9 if k == 3 else -np.inf),
+}
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("gate", GATES)
+def test_a_planted_channel_that_misses_one_condition_is_not_found(
+    found: cih.Screen, gate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = found.layer_of("L1H0")
+    monkeypatch.setattr(layer, *GATES[gate](layer))
+    seen, missed = planted(found)
+    assert missed.get(gate, 0) > 2
+    assert not seen.power >= RULES.power
+    assert seen.found + sum(missed.values()) == seen.tried
+
+
+@pytest.mark.usefixtures("few")
+def test_planted_channels_are_not_found_at_a_level_that_no_sample_reaches(found: cih.Screen) -> None:
+    seen, missed = planted(found, level=1e-7)
+    assert seen.found < RULES.power * seen.tried
+    assert missed["nats"] > 0
+
+
+@pytest.mark.usefixtures("few")
+def test_a_head_is_refuted_only_with_the_power_of_its_own_decision(
+    found: cih.Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The silent head fails; whether that refutes is what its planted channels say."""
+    right = judge(FEWER, evidence_for.channel_evidence(FEWER, found)["L1H1"])
+    assert right.outcome is Outcome.REFUTED, right.reason
+    monkeypatch.setattr(found.layer_of("L1H0"), *GATES["scrambled heads"](found.layer_of("L1H0")))
+    evidence = evidence_for.channel_evidence(FEWER, found)["L1H1"]
+    assert judge(FEWER, evidence).outcome is Outcome.INCONCLUSIVE
+    assert evidence.detail["planted and missed, by what missed them first"]["scrambled heads"] > 2
 
 
 def test_scrambled_circuit_is_not_supported(found: cih.Screen) -> None:

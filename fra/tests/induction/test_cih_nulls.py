@@ -18,10 +18,12 @@ from fra.core.frozen import FrozenLayer
 from fra.induction import cih
 from fra.induction.channels import Arms, measure_arms
 from fra.induction.nulls import random_rotation, row_spread, scramble, stretch_to_match
+from fra.induction.screen import LayerScreen
 from fra.induction.status import HeadStatus
 from fra.measures.channels import q04_q05_sets
 from fra.stimuli import repeated as stimuli
 from fra.stimuli import sets as document_sets
+from fra.stimuli.designs import RepeatedSets
 from fra.targets.target import Target, load_target
 from fra.tests.claims import claim
 
@@ -55,9 +57,10 @@ def screened(
 
     both = [Arms(a.batch, changed(a.repeated), changed(a.control)) for a in arms]
     tih = heads if status == "TIH" else []
-    found = cih.screen_layer(sets["discovery"], changed(discovery), *both, heads, seed_parts=("n",), tih=tih)
+    layer = LayerScreen(sets["discovery"], changed(discovery), *both, seed_parts=("n",), tih=tih)
+    found = cih.screen_layer(layer, heads)
     statuses = {f"L{LAYER}H{h}": HeadStatus(f"L{LAYER}H{h}", status, 0.0, 0.0, 0.0, {}) for h in heads}
-    return cih.Screen("mini", "repeated_random", statuses, found, {}, str)
+    return cih.Screen("mini", "repeated_random", statuses, found, {}, str, layers=lambda _: layer)
 
 
 def test_scrambled_heads_are_not_supported(target: Target, sets: dict[str, stimuli.Batch]) -> None:

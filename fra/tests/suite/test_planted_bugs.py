@@ -17,7 +17,7 @@ from fra.core.frozen import freeze
 from fra.core.resolve import resolve
 from fra.core.weights import QKWeights
 from fra.errors import FraError
-from fra.induction import nulls, screen
+from fra.induction import atoms, nulls
 from fra.induction.channels import measure_arms
 from fra.induction.screen import LayerScreen
 from fra.measures.channels import q04_q05_sets
@@ -87,8 +87,8 @@ def test_choosing_on_the_documents_that_are_measured_is_refused() -> None:
     wrong, right = (measure_arms(model, sae, batch, 1, circuit.HOOK) for batch in (mixed, sets["sets"]))
     for arms in ((wrong, right), (right, wrong)):
         with pytest.raises(FraError, match="3 documents serve both"):
-            LayerScreen(sets["discovery"], discovery, *arms, seed_parts=("overlap",), shifts=())
-    LayerScreen(sets["discovery"], discovery, right, right, seed_parts=("overlap",), shifts=())
+            LayerScreen(sets["discovery"], discovery, *arms, seed_parts=("overlap",), tih=[0])
+    LayerScreen(sets["discovery"], discovery, right, right, seed_parts=("overlap",), tih=[0])
 
 
 def test_a_dead_scramble_is_refused() -> None:
@@ -101,14 +101,14 @@ def test_a_dead_scramble_is_refused() -> None:
 
 
 def test_dead_random_atoms_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(screen, "draw_atoms", lambda n, generator, like: torch.zeros_like(like))
+    monkeypatch.setattr(atoms, "draw_atoms", lambda n, generator, like: torch.zeros_like(like))
     model, sae = circuit.model(), circuit.dictionary()
     sets = batches("atoms", discovery=40, sets=22)
     discovery = measure_arm(model, sae, sets["discovery"].tokens, 1, circuit.HOOK)
     arms = measure_arms(model, sae, sets["sets"], 1, circuit.HOOK)
-    layer = LayerScreen(sets["discovery"], discovery, arms, arms, seed_parts=("atoms",), shifts=())
+    layer = LayerScreen(sets["discovery"], discovery, arms, arms, seed_parts=("atoms",), tih=[0])
     with pytest.raises(FraError, match="without anything live"):
-        layer.atoms()
+        _ = layer.over_atoms
 
 
 def test_couplings_without_their_scale_turn_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,69 @@
+"""Layers of a target on the documents of one stimulus: measured when they are asked for, kept while there is room."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Callable
+
+from torch import Tensor
+
+from fra.core.coded import Arm
+from fra.core.frozen import FrozenLayer
+from fra.dictionaries.codes import Codes
+from fra.induction.channels import Arms
+from fra.induction.screen import LayerScreen
+
+_KEPT_BYTES = 2 * 2**30
+
+
+class Layers:
+    """A null that is drawn for one head needs its layer's documents again, long after the layer was screened."""
+
+    def __init__(self, measure: Callable[[int], LayerScreen], most_bytes: int = _KEPT_BYTES) -> None:
+        self._measure, self._most_bytes = measure, most_bytes
+        self._kept: OrderedDict[int, tuple[LayerScreen, int]] = OrderedDict()
+
+    def __call__(self, layer: int) -> LayerScreen:
+        """The layer; measured again where it had to make room."""
+        if layer not in self._kept:
+            self.keep(self._measure(layer))
+        self._kept.move_to_end(layer)
+        return self._kept[layer][0]
+
+    def keep(self, screen: LayerScreen) -> None:
+        """Keeps a layer, and lets those go that were not asked for longest while all are too large."""
+        size = sum(map(_bytes, _arms(screen)))
+        self._kept[screen.discovery.frozen.layer] = screen, size
+        while len(self._kept) > 1 and sum(own for _, own in self._kept.values()) > self._most_bytes:
+            self._kept.popitem(last=False)
+
+
+def lean(arm: Arm) -> Arm:
+    """The arm without the model's own scores and patterns of all heads, by far its largest part: nothing that is
+    measured with other weights looks at them.
+    """
+    frozen = arm.frozen
+    empty = frozen.x.new_zeros(()).expand(frozen.model_scores.shape)
+    return Arm(dataclasses.replace(frozen, model_scores=empty, pattern=empty), arm.codes)
+
+
+def lean_arms(arms: Arms) -> Arms:
+    """Both arms likewise."""
+    return Arms(arms.batch, lean(arms.repeated), lean(arms.control))
+
+
+def _arms(screen: LayerScreen) -> list[Arm]:
+    both = [screen.confirmation] + ([screen.sets] if screen.tih else [])
+    return [screen.discovery, *(arm for arms in both for arm in (arms.repeated, arms.control))]
+
+
+def _bytes(arm: Arm) -> int:
+    parts: tuple[FrozenLayer, Codes] = (arm.frozen, arm.codes)
+    tensors = [
+        value
+        for part in parts
+        for field in dataclasses.fields(part)
+        if isinstance(value := getattr(part, field.name), Tensor)
+    ]
+    return sum(value.untyped_storage().nbytes() for value in tensors)

@@ -4,6 +4,20 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Made:
+    """How repeated documents are made, whatever the claim."""
+
+    shortest_period: int = 16
+    """Tokens that are repeated, at least."""
+    too_rare: float = 0.25
+    too_frequent: float = 0.025
+    """Shares of the vocabulary, by frequency, that random passages do without."""
+    frequency_documents: int = 32
+    frequency_tokens: int = 128
+    """How many texts, and of each how many tokens, say how frequent tokens are."""
+
+
+@dataclass(frozen=True)
 class RepeatedSets:
     """Documents of each set of repeated text. Natural text is what there is: its sets get these shares of it, each
     source in one set only.
@@ -18,8 +32,7 @@ class RepeatedSets:
     """
     longest: int = 128
     """Tokens of a document, at most."""
-    shortest_period: int = 16
-    """Tokens that are repeated, at least."""
+    made: Made = Made()
 
     def sizes(self) -> tuple[int, ...]:
         """In the order of `fra.stimuli.sets.SETS`."""

@@ -9,15 +9,18 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fra.errors import CannotLoad
+from fra.stimuli.designs import NaturalSets
 from fra.stimuli.padding import Texts
 from fra.stimuli.sources import spread
+
+LONGEST = NaturalSets().longest
 
 if TYPE_CHECKING:
     from fra.targets.documents import Document
     from fra.targets.target import Target
 
 
-def natural_documents(target: Target, n: int, longest: int = 128) -> list[Int[Tensor, " _pos"]]:
+def natural_documents(target: Target, n: int, longest: int = LONGEST) -> list[Int[Tensor, " _pos"]]:
     """Token ids of n of the target's texts, from as many sources as there are: BOS first where the target has one, cut
     to the context.
 
@@ -32,7 +35,7 @@ def natural_sources(target: Target, n: int) -> list[str]:
 
 
 def natural_with_sources(
-    target: Target, n: int, longest: int = 128
+    target: Target, n: int, longest: int = LONGEST
 ) -> tuple[list[Int[Tensor, " _pos"]], tuple[str, ...]]:
     """The same documents with their sources: documents of one source are resampled together."""
     longest = min(longest, int(target.model.cfg.n_ctx))
@@ -42,7 +45,7 @@ def natural_with_sources(
     return tokens, tuple(text.source for text in chosen)
 
 
-def natural_texts(target: Target, n: int, longest: int = 128) -> Texts:
+def natural_texts(target: Target, n: int, longest: int = LONGEST) -> Texts:
     """The same as one batch, padded."""
     return Texts.of(*natural_with_sources(target, n, longest))
 

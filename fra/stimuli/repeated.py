@@ -14,10 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.errors import CannotLoad
+from fra.stimuli.designs import Made
 from fra.stimuli.padding import padded, unpadded
 from fra.verdicts.stats import seed_of
 
-SHORTEST_PERIOD = 16
+MADE = Made()
 _TRIES = 2_000
 
 
@@ -154,17 +155,20 @@ def token_pool(frequency: Float[np.ndarray, " d_vocab"], special: Sequence[int] 
         special: ids never to be used (BOS, padding).
     """
     ids = np.argsort(frequency)
-    pool = np.setdiff1d(ids[len(ids) // 4 : len(ids) - len(ids) // 40], np.asarray(special, dtype=np.int64))
-    if len(pool) < 2 * SHORTEST_PERIOD:
+    common = ids[int(len(ids) * MADE.too_rare) : len(ids) - int(len(ids) * MADE.too_frequent)]
+    pool = np.setdiff1d(common, np.asarray(special, dtype=np.int64))
+    if len(pool) < 2 * MADE.shortest_period:
         raise CannotLoad(f"a vocabulary of {len(frequency)} tokens leaves {len(pool)} for random passages: too few")
     return pool
 
 
 def periods(n: int, longest: int, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """One period for each document, uniform in SHORTEST_PERIOD..longest: no fixed offset can pass for induction."""
-    if longest < SHORTEST_PERIOD:
-        raise CannotLoad(f"a context that repeats at most {longest} tokens is too short: {SHORTEST_PERIOD} are needed")
-    return rng.integers(SHORTEST_PERIOD, longest + 1, n)
+    """One period a document, uniform in `Made.shortest_period`..longest: no fixed offset can pass for induction."""
+    if longest < MADE.shortest_period:
+        raise CannotLoad(
+            f"a context that repeats at most {longest} tokens is too short: {MADE.shortest_period} are needed"
+        )
+    return rng.integers(MADE.shortest_period, longest + 1, n)
 
 
 def repeated_random(
@@ -241,13 +245,13 @@ def repeated_natural(
 ) -> list[RepeatedDocument]:
     """BOS + a natural passage + the same passage, P anew for each; one document for each (source, token ids).
 
-    Texts shorter than SHORTEST_PERIOD tokens are left out.
+    Texts shorter than Made.shortest_period tokens are left out.
     """
     rng = np.random.default_rng(seed_of(*seed_parts))
     documents = []
     for source, ids in texts:
         longest = min((context - 1) // 2, len(ids))
-        if longest < SHORTEST_PERIOD:
+        if longest < MADE.shortest_period:
             continue
         period = int(periods(1, longest, rng)[0])
         documents.append(repeat(ids[:period], bos, rng, source))

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 STIMULI = ("repeated_random", "repeated_natural")
 
 
-LONGEST_CONTEXT = 128
-
-
 def documents(target: Target, stimulus: str, design: RepeatedSets) -> dict[str, repeated.Batch]:
     """The four disjoint sets of one stimulus family, seeded from (target, stimulus).
 
@@ -51,13 +48,13 @@ def _special_ids(target: Target) -> list[int]:
 
 
 @torch.no_grad()
-def mean_prediction(model: Model, target: Target, n: int = 32) -> Float[np.ndarray, " d_vocab"]:
+def mean_prediction(model: Model, target: Target) -> Float[np.ndarray, " d_vocab"]:
     """The model's mean next-token distribution on some of its target's documents: a smooth estimate of token
     frequency.
     """
     total: Tensor | None = None
-    for doc in target.documents()[:: max(1, len(target.documents()) // n)]:
-        ids = target.encode(doc.text)[: min(int(model.cfg.n_ctx), LONGEST_CONTEXT) - 1]
+    for doc in target.documents()[:: max(1, len(target.documents()) // repeated.MADE.frequency_documents)]:
+        ids = target.encode(doc.text)[: min(int(model.cfg.n_ctx), repeated.MADE.frequency_tokens) - 1]
         start = [] if target.bos is None else [target.bos]
         tokens = torch.tensor([start + ids], device=next(model.parameters()).device)
         part = model(tokens)[0].float().softmax(-1).sum(0)

@@ -621,7 +621,7 @@ def _same(a: Any, b: Any) -> bool:
 @pytest.mark.usefixtures("short_repeats")
 def test_induction_features_are_known_whatever_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = target(tmp_path, build_sae("topk", D_MODEL, Z, tmp_path / "sae", reshape_activations="hook_z"))
-    monkeypatch.setattr(repeated, "SHORTEST_PERIOD", 8)
+    monkeypatch.setattr(repeated, "MADE", repeated.Made(shortest_period=8))
     status = {name: SimpleNamespace(status="TIH" if name == "L1H0" else "not a TIH") for name in made.heads}
     monkeypatch.setattr(d05_sources, "head_status", lambda *_, **__: status)
     monkeypatch.setattr(d05_sources, "not_in_family", lambda _: "none")

@@ -23,7 +23,9 @@ COMPUTES = re.compile(r"_?[A-Z_]*(AT_ONCE|BYTES|CELLS|TOGETHER|CHUNKS?)")
 """How much is computed at once, which moves no number."""
 ROUNDING = {
     ("fra/induction/best_effect.py", "_FIRST"): "how many channels are measured first: the largest is the same",
-    ("fra/induction/best_effect.py", "_ROUNDING"): "slack of a bound, many times float32's",
+    ("fra/induction/best_effect.py", "_ROUNDING_OF_FLOAT32"): "slack of a bound, many times float32's",
+    ("fra/induction/power.py", "_ROUNDING"): "slack of a comparison, many times float64's",
+    ("fra/measures/scores/layer.py", "_FEWEST_DOCUMENTS"): "fewer texts are an error, no number",
     ("fra/induction/examples.py", "LONGEST"): "positions of a picture",
     ("fra/induction/examples.py", "_BEHIND"): "positions of a picture",
     ("fra/stimuli/repeated.py", "_TRIES"): "exchanges until a derangement is given up: an error, no number",

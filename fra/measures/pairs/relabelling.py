@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fra.measures.pairs.activity import top
 
-_CELLS = 1_024
+_CELLS = 2_048
 
 
 class BoundedCells:
@@ -49,6 +49,8 @@ class BoundedCells:
             activity.append(value)
             beyond.append(bound[cells[-1]] if len(cells) == _CELLS else bound.new_zeros(()))
         self._i, self._j, self._activity = torch.stack(i), torch.stack(j), torch.stack(activity)
+        # the same few pairs lead in most documents: their weights are looked up once
+        self._pairs, self._at = torch.unique(self._i * self._n + self._j, return_inverse=True)
         self._beyond = torch.stack(beyond)
         """The bound of the last cell: none that is left out is above it."""
 
@@ -56,7 +58,8 @@ class BoundedCells:
         """Of every document its n strongest cells, strongest first, as places (query, key): the coupling of a key
         feature j is that of label[j].
         """
-        value = self._activity * self.weight.flatten()[self._i * self._n + label[self._j]]
+        q, k = self._pairs // self._n, self._pairs % self._n
+        value = self._activity * self.weight.flatten()[q * self._n + label[k]][self._at]
         largest, at = value.topk(min(n, value.shape[1]), dim=1)
         pairs = torch.stack([self._i.gather(1, at), self._j.gather(1, at)], -1)
         found = list(pairs)

@@ -1,10 +1,10 @@
 """Q11. A head's top channels are stable over documents.
 
 The list: the 50 channels of largest mean |F_ij(t,s)| while live (t > s, the first position left out) on 120 documents,
-jointly live in at least 20 of them. Of each of 120 documents of other sources: the channels of the list that are live in
-it, against as many of the document's own strongest by the same measure, among pairs that may be on the list. Statistic:
-their Jaccard index, the mean over documents, one of each source. (Two halves of the documents were compared before:
-that overlap grows to 1 with the number of documents, whatever the head, and was told from 0.5 at no head.)
+jointly live in at least 20 of them. Of each of 120 documents of other sources: the channels of the list that are live
+in it, against as many of the document's own strongest by the same measure, among pairs that may be on the list.
+Statistic: their Jaccard index, the mean over documents, one of each source. (Lists of two halves of the documents would
+not do: their overlap grows to 1 with the number of documents, whatever the head.)
 
 H0: Jaccard <= 0.5 (two thirds in common), or at most 0.05 above that of the largest of 20 dictionaries of random atoms
     (equal number and L0, matching pursuit) in place of features, or 0.05 or more below that without the minimum, or no

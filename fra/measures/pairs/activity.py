@@ -91,9 +91,7 @@ def live_features(arm: Arm, texts: Texts, least: int) -> Int[Tensor, " live"]:
 class Selection:
     """What is chosen from: pairs of features on the selection documents, and nothing of any other document."""
 
-    def __init__(
-        self, on: OnText, design: PairTexts, tables: Float[Tensor, "3 live live"] | None = None
-    ) -> None:
+    def __init__(self, on: OnText, design: PairTexts, tables: Float[Tensor, "3 live live"] | None = None) -> None:
         """tables: `tables`, where they are known."""
         self.on, self.arm, self.live, self.design = on, on.arm, on.live, design
         self._tables = tables
@@ -165,7 +163,7 @@ class Selection:
         U, V = self.arm.couplings(head)
         return U[self.live], V[self.live]
 
-    def bins(self, size: int) -> list[Int[Tensor, " n"]]:
+    def bins(self, size: int) -> list[Int[Tensor, " _n"]]:
         """Places of features of like frequency, so many together, the rarest first."""
         return list(torch.split(self.frequency.argsort(stable=True), size))
 
@@ -181,8 +179,10 @@ def top(values: Float[Tensor, "*shape"], n: int) -> Int[Tensor, " n"]:
     """Linear places of the n largest, strongest first."""
     flat = values.flatten()
     n = min(n, len(flat))
+    if n == 0:
+        return torch.zeros(0, dtype=torch.long, device=flat.device)
     few = flat[:: max(1, len(flat) // _SAMPLED_CELLS)]
-    floor = few.topk(n).values[-1] if len(few) >= n > 0 else flat.min()  # the n largest are not below
+    floor = few.topk(n).values[-1] if len(few) >= n else flat.min()  # the n largest are not below
     places = torch.nonzero(flat >= floor)[:, 0]
     found: Tensor = places[flat[places].topk(n).indices]
     return found

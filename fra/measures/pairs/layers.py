@@ -48,9 +48,7 @@ def pair_texts(target: Target, design: PairTexts) -> dict[str, Texts]:
 
     def texts(numbers: Sequence[int]) -> Texts:
         own = [documents[k] for k in numbers]
-        return Texts.of(
-            [torch.tensor((start + target.encode(d.text))[:longest]) for d in own], [d.source for d in own]
-        )
+        return Texts.of([torch.tensor((start + target.encode(d.text))[:longest]) for d in own], [d.source for d in own])
 
     return {name: texts(numbers) for name, numbers in chosen.items()}
 

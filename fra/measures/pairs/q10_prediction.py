@@ -204,7 +204,9 @@ def _groups(shared: Float[np.ndarray, "n 3"], size: int) -> Int[np.ndarray, " n"
     parts = [np.arange(len(shared))]
     for column, cuts in enumerate((fifths, fourths, max(1, len(shared) // (fifths * fourths * size)))):
         parts = [
-            piece for part in parts for piece in np.array_split(part[np.argsort(shared[part, column], kind="stable")], cuts)
+            piece
+            for part in parts
+            for piece in np.array_split(part[np.argsort(shared[part, column], kind="stable")], cuts)
         ]
     group = np.empty(len(shared), dtype=np.int64)
     for number, part in enumerate(parts):

@@ -233,7 +233,9 @@ def ranking_evidence(
     return decide(claim, columns, {WHOLE: Beside(candidates=("single terms",), detail=detail)}, q_over=())[WHOLE]
 
 
-def conditions(rho: Float[np.ndarray, "n_documents predictors changes"]) -> dict[str, Float[np.ndarray, " n_documents"]]:
+def conditions(
+    rho: Float[np.ndarray, "n_documents predictors changes"],
+) -> dict[str, Float[np.ndarray, " n_documents"]]:
     """What is asked of every document: the rank correlation with the loss, and its lead over the other predictors."""
     with_loss = dict(zip(PREDICTORS, rho[:, :, CHANGES.index("loss")].T, strict=True))
     headline = with_loss[WEIGHTED]

@@ -159,17 +159,19 @@ class Screen:
         claim, level = self.claim, self.claim.level / max(1, len(self.E))
         e, E = batch.effects, batch.means
         sources = self.layers.texts["confirmation"].sources
-        standing = batch.chosen & (E > self.control)
+        standing = batch.chosen & (self.control < E)
         for condition, part in ((EFFECT, "nats"), (CONTRAST, "contrast")):
             if not standing.any():
                 return standing
-            means = means_of(claim, self.layers.target.name, name, f"planted {condition}", getattr(e, part), e.weight, sources)
+            means = means_of(
+                claim, self.layers.target.name, name, f"planted {condition}", getattr(e, part), e.weight, sources
+            )
             standing &= means.p_above(claim.bar_of(condition), simultaneous=True) <= level
         for need, numbers in ((self.need_lags, self.lags), (self.need_atoms, self.atoms)):
             if not standing.any():
                 return standing
             need([name])
-            standing &= E > numbers[name]
+            standing &= numbers[name] < E
         if standing.any():
             ranks = sequential(
                 {SCRAMBLES: E}, lambda k: {SCRAMBLES: self.scramble(name, k)}, standing, claim.level, RULES.draws
@@ -185,7 +187,9 @@ def _known(values: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def concept_evidence(claim: Claim, target: Any, progress: Callable[[str], None] = lambda _: None) -> dict[str, Evidence]:
+def concept_evidence(
+    claim: Claim, target: Any, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, Evidence]:
     """Q21: of every head, one channel that passes everything. Raises CannotLoad for too little text."""
     layers = ConceptLayers(target, claim.designed(ConceptTexts), claim.designed(Concepts), progress)
     return screened(Screen(claim, layers))

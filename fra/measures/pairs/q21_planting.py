@@ -15,7 +15,7 @@ from fra.measures.pairs.q21_search import ConceptEffects
 from fra.verdicts.claim import Claim
 from fra.verdicts.decide import Planted
 from fra.verdicts.rules import RULES
-from fra.verdicts.stats import clopper_pearson
+from fra.verdicts.stats import clopper_pearson, seed_of
 
 EFFECT, CONTRAST = "effect", "head contrast"
 
@@ -44,7 +44,7 @@ def plant_concepts(own: LayerConcepts, head: int, claim: Claim) -> Iterator[Plan
     values = own.candidates(head)[1]
     cut = float(values[-1]) if len(values) >= design.candidates else -np.inf
     able = np.argwhere(stripe.position_part > 0)
-    rng = np.random.default_rng(_seed(own, head))
+    rng = np.random.default_rng(seed_of(*own.seed_parts, "plant concepts", f"head {head}"))
     drawn = able[rng.permutation(len(able))[: design.tried]]
     for start in range(0, len(drawn), design.candidates):
         some = drawn[start : start + design.candidates]
@@ -76,12 +76,6 @@ def plant_concepts(own: LayerConcepts, head: int, claim: Claim) -> Iterator[Plan
         kept = lifted.numpy()
         parts = (getattr(final, name)[:, kept] for name in ("nats", "contrast", "weight"))
         yield PlantedChannels(ConceptEffects(*parts, final.documents[kept], final.least), (cut <= M)[kept])
-
-
-def _seed(own: LayerConcepts, head: int) -> int:
-    from fra.verdicts.stats import seed_of
-
-    return seed_of(*own.seed_parts, "plant concepts", f"head {head}")
 
 
 def planted_and_found(

@@ -27,6 +27,7 @@ from fra.induction.examples import Shown, example_on_text
 from fra.measures.pairs.designs import Concepts
 from fra.verdicts.stats import seed_of
 
+
 @dataclass(frozen=True)
 class MarkedTexts:
     """Natural documents padded to one length; which positions are text, and which rows repeat no token."""
@@ -332,4 +333,6 @@ class Grid:
 
         live = by_document((self.weight > 0).double()) > 0
         own = np.zeros(live.shape) if contrast is None else centred(contrast)
-        return ConceptEffects(centred(nats), own, by_document(self.weight.abs() / 2), live.sum(0), self.on.design.live_in)
+        return ConceptEffects(
+            centred(nats), own, by_document(self.weight.abs() / 2), live.sum(0), self.on.design.live_in
+        )

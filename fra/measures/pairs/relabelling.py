@@ -23,9 +23,9 @@ class BoundedCells:
 
     def __init__(
         self,
-        documents: Sequence[tuple[Int[Tensor, " own"], Float[Tensor, "own own"]]],
+        documents: Sequence[tuple[Int[Tensor, " _own"], Float[Tensor, "_own _own"]]],
         weight: Float[Tensor, "live live"],
-        bins: Sequence[Int[Tensor, " n"]],
+        bins: Sequence[Int[Tensor, " _n"]],
     ) -> None:
         """documents: places of a document's features, and the activity of each pair. weight: what multiplies it, |G_ij|
         or nothing where a pair may not be on a list.
@@ -54,7 +54,7 @@ class BoundedCells:
         self._beyond = torch.stack(beyond)
         """The bound of the last cell: none that is left out is above it."""
 
-    def strongest(self, label: Int[Tensor, " live"], n: int) -> list[Int[Tensor, "n 2"]]:
+    def strongest(self, label: Int[Tensor, " live"], n: int) -> list[Int[Tensor, "_n 2"]]:
         """Of every document its n strongest cells, strongest first, as places (query, key): the coupling of a key
         feature j is that of label[j].
         """

@@ -1,40 +1,46 @@
 """Q11. A head's top channels are stable over documents.
 
-The 50 channels of largest mean |F_ij(t,s)| while live (t > s, the first position left out) of one half of the documents
-against those of the other, halves drawn by source, each pair jointly live in at least 10 documents of its half.
+The list: the 50 channels of largest mean |F_ij(t,s)| while live (t > s, the first position left out) on 120 documents,
+jointly live in at least 20 of them. Of each of 120 documents of other sources: the channels of the list that are live
+in it, against as many of the document's own strongest by the same measure, among pairs that may be on the list.
+Statistic: their Jaccard index, the mean over documents, one of each source. (Lists of two halves of the documents would
+not do: their overlap grows to 1 with the number of documents, whatever the head.)
 
-H0: Jaccard <= 0.5 (two thirds of each list in common), or at most 0.05 above that of random atoms (equal number and L0,
-    matching pursuit) in place of features, or 0.05 or more below that without the minimum, or not within the 5 %
-    largest when the second half's key features are relabelled among those of like frequency (40 a layer, pooled).
-Random atoms decide: couplings are the same in both halves, so that any dictionary has some stability. Without the
-    minimum, pairs and features that are live in one document are on the lists, too: the minimum must not be what makes
-    lists differ. A tie passes there (the fifty are common pairs either way), and fails against random atoms.
+H0: Jaccard <= 0.5 (two thirds in common), or at most 0.05 above that of the largest of 20 dictionaries of random atoms
+    (equal number and L0, matching pursuit) in place of features, or 0.05 or more below that without the minimum, or no
+    larger than with the measured documents' key features relabelled among 64 of like frequency (up to 999 for a head).
+Random atoms: couplings are the same in all documents, so that any dictionary has some stability; they deny, and never
+    refute. Without the minimum, pairs and features that are live in one document are on the lists, too: the minimum
+    must not be what makes lists differ. A tie passes there (the fifty are common pairs either way).
 Bars: with less than a half, a list of top channels is more about its documents than about the head; 0.05 is two or
     three channels of fifty, the least that is a difference.
-Interval: jackknife over sources of documents (Student's t), Holm over the heads.
 """
 
 import pytest
 
 from fra.claim import Claim
+from fra.measures.pairs.designs import PairTexts, Stability
 
 CLAIM = Claim(
     id="Q11",
-    title="Top channels are stable over halves of the documents",
-    h0="Jaccard of the top 50 over halves of the sources <= 0.5",
+    title="Top channels are stable over documents",
+    h0="mean over documents of the Jaccard of a list of 50 with the document's own strongest <= 0.5",
+    condition="Jaccard of the list",
     bar=0.5,
     bars={"over no minimum": -0.05, "over random atoms": 0.05, "rank among relabelled features": 0.95},
-    statistic="stability/2",
+    statistic="stability/3",
     stimuli=("natural",),
-    n=60,
+    n=120,
+    min_sources=60,
+    design=(PairTexts(), Stability()),
 )
 
 
 @pytest.fixture(scope="module")
 def evidence(layer_pairs):
-    from fra.measures.pairs.q09_q10_q11_evidence import stability
+    from fra.measures.pairs.q11_stability import stability
 
-    return stability(CLAIM, layer_pairs(CLAIM.n))
+    return stability(CLAIM, layer_pairs(CLAIM.designed(PairTexts)))
 
 
 def test_q11(head, evidence, verdict):

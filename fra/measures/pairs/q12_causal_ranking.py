@@ -22,11 +22,12 @@ from fra.core.weights import Model
 from fra.dictionaries.codes import neuronpedia
 from fra.induction.examples import Shown, example_on_text
 from fra.interventions.downstream import Scene
+from fra.measures.pairs.designs import SingleTerms
+from fra.stimuli.padding import Texts
 from fra.targets.target import has_dictionary, text_of
-from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.decide import WHOLE, Beside, Sampled, decide
-from fra.verdicts.stats import ClusterMeans, seed_of
+from fra.verdicts.decide import WHOLE, Beside, Sampled, decide, means_of
+from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -35,10 +36,10 @@ PREDICTORS = WEIGHTED, RAW, ACTIVATION = "centred and softmax-weighted", "raw sc
 """|A (F - sum_u A F)| of the term by itself, = A (1 - A) |F|; |F|; a_i a_j."""
 CHANGES = ("loss", "logit", "KL")
 """|change| of the next token's loss, of its logit (less the mean of all logits), and KL of the output, at the row."""
+RHO = "rank correlation"
 GAINS = {"gain over the raw score": RAW, "gain over activation alone": ACTIVATION}
-"""Conditions, and over which predictor."""
-TERMS_A_HEAD = 3
-FIRST_ROW = 8
+"""Further conditions, and over which predictor."""
+_TOLD_AT_ONCE = 5
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class _Drawn:
     activation: float
 
 
-def _draw(arm: Arm, pattern: Sequence[Tensor], n: int, rng: np.random.Generator) -> list[_Drawn]:
-    """n terms of every head: the row uniform, the key uniform or by attention in turn, the pair uniform among those
+def _draw(arm: Arm, pattern: Sequence[Tensor], design: SingleTerms, rng: np.random.Generator) -> list[_Drawn]:
+    """Terms of every head: the row uniform, the key uniform or by attention in turn, the pair uniform among those
     live there.
 
     Keys by attention alone would hardly vary in it; uniform ones alone would hardly matter.
@@ -87,8 +88,8 @@ def _draw(arm: Arm, pattern: Sequence[Tensor], n: int, rng: np.random.Generator)
     start = np.searchsorted(arm.codes.row.cpu().numpy(), np.arange(pos + 1))
     drawn = []
     for head, attention in enumerate(pattern):
-        for number in range(n):
-            row = int(rng.integers(min(FIRST_ROW, pos - 2), pos - 1))
+        for number in range(design.terms_a_head):
+            row = int(rng.integers(min(design.first_row, pos - 2), pos - 1))
             weight = attention[0, row].double().cpu().numpy()
             weight = weight / weight.sum() if number % 2 else (weight > 0) / (weight > 0).sum()
             key = int(rng.choice(pos, p=weight))
@@ -106,9 +107,9 @@ def _draw(arm: Arm, pattern: Sequence[Tensor], n: int, rng: np.random.Generator)
 
 @torch.no_grad()
 def measure_terms(
-    model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, rng: np.random.Generator, n: int = TERMS_A_HEAD
+    model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, rng: np.random.Generator, design: SingleTerms
 ) -> Terms:
-    """Draws n terms of every head of a layer on one document, and removes each by itself, at its own entry, from a
+    """Draws terms of every head of a layer on one document, and removes each by itself, at its own entry, from a
     forward pass: at the row t, the model's output is compared with what it was.
 
     Raises FraError as `fra.resolve` does.
@@ -116,7 +117,7 @@ def measure_terms(
     scene = Scene(model, sae, tokens[None], layer)
     n_heads, pos = scene.arm.frozen.n_heads, len(tokens)
     heads = [scene.head(head) for head in range(n_heads)]
-    drawn = _draw(scene.arm, [head.pattern for head in heads], n, rng)
+    drawn = _draw(scene.arm, [head.pattern for head in heads], design, rng)
     device = scene.arm.frozen.x.device
     d_head = heads[0].values.shape[-1]
     delta = torch.zeros(len(drawn), pos, n_heads, d_head, device=device, dtype=heads[0].values.dtype)
@@ -186,42 +187,37 @@ def largest_term(target: Target, change: float, layer: int, terms: Terms) -> dic
 
 
 def ranking_evidence(
-    claim: Claim,
-    target: Target,
-    documents: Sequence[Int[Tensor, " _pos"]],
-    length: int,
-    progress: Callable[[str], None] = lambda _: None,
+    claim: Claim, target: Target, texts: Texts, progress: Callable[[str], None] = lambda _: None
 ) -> Evidence:
-    """Q12: one row for the whole target, from the first `length` tokens of each document."""
+    """Q12: one row for the whole target, from the beginnings of documents; documents of one source are one cluster."""
+    design = claim.designed(SingleTerms)
     layers = [layer for layer in range(target.n_layers) if has_dictionary(target, layer)]
     if not layers:
         return Evidence(claim=claim, head=None, cannot="the target has no dictionary at any layer's attention input")
     found, by_layer = [], []
     top: tuple[float, int, Terms] | None = None
-    for number, document in enumerate(documents):
-        if number % 5 == 0:
-            progress(f"{claim.id}: document {number + 1} of {len(documents)}")
+    for number, document in enumerate(texts.documents()):
+        if number % _TOLD_AT_ONCE == 0:
+            progress(f"{claim.id}: document {number + 1} of {len(texts)}")
         terms = []
         for layer in layers:
             rng = np.random.default_rng(seed_of(target.name, claim.statistic, str(number), str(layer)))
-            terms.append(measure_terms(target.model, target.dictionary_for(layer)[1], document[:length], layer, rng))
-            own = terms[-1]
+            sae = target.dictionary_for(layer)[1]
+            own = measure_terms(target.model, sae, document[: design.length], layer, rng, design)
+            terms.append(own)
             if own.shown is not None and (top is None or own.loss.max() > top[0]):
                 top = float(own.loss.max()), layer, own
         found.append(rank_correlations(terms))
         by_layer.append([rank_correlations([one])[PREDICTORS.index(WEIGHTED), CHANGES.index("loss")] for one in terms])
     rho = np.array(found)
-    with_loss = dict(zip(PREDICTORS, rho[:, :, CHANGES.index("loss")].T, strict=True))
-    headline = with_loss[WEIGHTED]
-    samples = {"rank correlation": headline} | {
-        name: headline - with_loss[predictor] for name, predictor in GAINS.items()
-    }
-
-    def means(values: Float[np.ndarray, " n_docs"], name: str) -> ClusterMeans:
-        return ClusterMeans(values, seed=seed_of(claim.digest, target.name, name))
-
-    columns = [Sampled(name=name, samples={WHOLE: means(values, name)}) for name, values in samples.items()]
-    power = stats.power_above(means(headline, "power"), 0.0, claim.bar, claim.level, simultaneous=False)
+    columns = [
+        Sampled(
+            name=name,
+            samples={WHOLE: means_of(claim, target.name, WHOLE, name, values, None, texts.sources)},
+            bounded=(-1.0, 1.0) if name == claim.condition else (-2.0, 2.0),
+        )
+        for name, values in conditions(rho).items()
+    ]
     detail: dict[str, Any] = {
         "Spearman's rho, mean over documents": [
             {"ranked by": predictor} | {f"with |change| of {c}": float(m) for c, m in zip(CHANGES, row, strict=True)}
@@ -230,9 +226,17 @@ def ranking_evidence(
         "by layer": {
             f"layer {layer}": float(value) for layer, value in zip(layers, np.mean(by_layer, axis=0), strict=True)
         },
-        "terms a document": len(layers) * target.n_heads * TERMS_A_HEAD,
+        "terms a document": len(layers) * target.n_heads * design.terms_a_head,
     }
     if top is not None:
         detail = largest_term(target, *top) | detail
-    beside = Beside(n=len(documents), candidates=("single terms",), power=float(power[0]), detail=detail)
-    return decide(claim, columns, {WHOLE: beside}, q_over=())[WHOLE]
+    return decide(claim, columns, {WHOLE: Beside(candidates=("single terms",), detail=detail)}, q_over=())[WHOLE]
+
+
+def conditions(
+    rho: Float[np.ndarray, "n_documents predictors changes"],
+) -> dict[str, Float[np.ndarray, " n_documents"]]:
+    """What is asked of every document: the rank correlation with the loss, and its lead over the other predictors."""
+    with_loss = dict(zip(PREDICTORS, rho[:, :, CHANGES.index("loss")].T, strict=True))
+    headline = with_loss[WEIGHTED]
+    return {RHO: headline} | {name: headline - with_loss[predictor] for name, predictor in GAINS.items()}

@@ -1,346 +1,259 @@
 """Q21: every head's channels of conceptual induction on natural text, against the same search at other lags, on random
-atoms and on scrambled heads.
+atoms, on scrambled heads and on layer-0 heads.
+
+Nulls that cost a search each are drawn only for heads that pass what comes before: documents and layer-0 heads, then
+other lags, then random atoms, then scrambles, one after another.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Bool, Int
 
-from fra.core.coded import Arm, measure_arm
-from fra.core.threads import each
 from fra.dictionaries.codes import neuronpedia
-from fra.errors import CannotLoad
-from fra.induction.nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
 from fra.induction.outside import BEST_EFFECT, CONTROL
-from fra.induction.screen import PLANTED_AT_LEAST
-from fra.measures.pairs.q21_planting import plant_concepts
-from fra.measures.pairs.q21_search import (
-    FLOOR_DOCUMENTS,
-    ConceptEffects,
-    ConceptSearch,
-    ConceptStripe,
-    HeadOnText,
-    MarkedTexts,
-    example_of,
-    texts,
-)
+from fra.measures.pairs.designs import Concepts, ConceptTexts
+from fra.measures.pairs.q21_layers import ConceptLayers, LayerConcepts, best
+from fra.measures.pairs.q21_planting import CONTRAST, EFFECT, PlantedChannels, plant_concepts, planted_and_found
+from fra.measures.pairs.q21_search import ConceptEffects, example_of
 from fra.report.pictures import BEST, ON_NATURAL, ChannelPicture
-from fra.stimuli import sets
-from fra.stimuli.sets import LONGEST_CONTEXT
-from fra.targets.target import has_dictionary, text_of
-from fra.verdicts import stats
-from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.decide import Beside, Given, Sampled, decide, means_of, ranked
+from fra.targets.target import text_of
+from fra.verdicts.claim import Claim, Evidence
+from fra.verdicts.decide import Beside, Column, Drawn, Given, Planted, Sampled, corrected, decide, means_of
+from fra.verdicts.nulls import sequential
+from fra.verdicts.rules import RULES
 from fra.verdicts.samples import NO_INPUT_DICTIONARY
 
-if TYPE_CHECKING:
-    from fra.targets.target import Target
-
-DOCUMENTS = 100
-"""Of discovery and of confirmation, where the target has so many texts."""
-LAGS = tuple(range(2, 22))
-"""Other stripes: a longer lag leaves few keys in documents of 128 tokens; 20 make the least p 0.048."""
-SCRAMBLES = 10
-"""A head, pooled by layer."""
-NEAR = 4
-"""Positions in a run of the finer matching that stands beside."""
+LAGS, SCRAMBLES, ATOMS, LAYER_0 = "over other lags", "over scrambled heads", "over random atoms", "over layer-0 heads"
+_LISTED = 5
+"""Channels that a row lists, and tokens that a channel lists."""
 
 
 @dataclass(frozen=True)
 class HeadConcepts:
-    """What was found for one head."""
+    """What was found for one head: channels that are live in enough documents."""
 
     pairs: Int[np.ndarray, "n 2"]
     effects: ConceptEffects
-    lag_best: Float[np.ndarray, " n_lags"]
-    scramble_best: Float[np.ndarray, " n_scrambles"]
-    """Pooled over the layer's heads."""
-    atoms_best: float
-    planted: int
-    planted_found: int
-    nearer: ConceptEffects
-    """Of the same pairs, positions of keys matched in runs of NEAR: beside the verdict, not part of it."""
+
+    @classmethod
+    def of(cls, own: LayerConcepts, head: int) -> HeadConcepts:
+        """The candidates of the search, on the confirmation documents."""
+        pairs, _ = own.candidates(head)
+        e = own.on(head).channels(pairs)
+        live = np.flatnonzero(e.documents >= e.least)
+        parts = (getattr(e, name)[:, live] for name in ("nats", "contrast", "weight"))
+        return cls(pairs.numpy()[live], ConceptEffects(*parts, e.documents[live], e.least))
 
 
-@dataclass(frozen=True)
-class Concepts:
-    """Every head's, and the layer-0 heads' best effect, a control: a key there cannot know what stands before it."""
-
-    target: str
-    heads: Mapping[str, HeadConcepts]
-    controls: Mapping[str, float]
-    controls_nearer: Mapping[str, float]
-    """The mean effect of each control's best channel, positions matched in runs of NEAR; NaN where it has none."""
-    sources: tuple[str, ...]
-    token_lists: Mapping[str, list[dict[str, Any]]]
-    pictures: Mapping[str, ChannelPicture] = dataclasses.field(default_factory=dict)
-    """Of the heads' best channels, as the report draws them."""
+def tokens_of(own: LayerConcepts, pair: Sequence[int], decode: Callable[[int], str]) -> dict[str, Any]:
+    """What stands where a channel's features are live, confirmation documents."""
+    codes, tokens, row = own.confirmation.codes, own.text.tokens.flatten(), {}
+    for name, feature in zip(("query", "key"), pair, strict=True):
+        at = codes.row[codes.feature == feature]
+        ids, times = torch.unique(tokens[at[own.text.valid.flatten()[at]]], return_counts=True)
+        order = times.argsort(descending=True, stable=True)[:_LISTED].tolist()
+        row[f"{name} tokens"] = [f"{decode(int(ids[k]))!r} x{int(times[k])}" for k in order]
+        shares = times.double() / times.sum().clamp(min=1)
+        row[f"{name} breadth"] = float(1 / shares.square().sum()) if len(ids) else 0.0
+    return row
 
 
-def best(effects: ConceptEffects) -> float:
-    """The largest mean effect; -inf where no channel is live enough."""
-    return float(effects.mean().max(initial=-np.inf))
-
-
-def plain_mean(effects: ConceptEffects) -> Float[np.ndarray, " n"]:
-    """Mean effects whatever the number of documents; NaN where no key has a match."""
-    weight = effects.weight.sum(0)
-    return np.where(weight > 0, effects.nats.sum(0) / np.maximum(weight, 1e-12), np.nan)
-
-
-def control(on: HeadOnText, pairs: Int[Tensor, "n 2"]) -> tuple[float, float]:
-    """The best mean effect among some channels of a head that can have none; and the same channel's with positions
-    matched in runs of NEAR, NaN where no key has such a match.
+class Screen:
+    """All heads of a target, and their nulls where they are asked for. Layer-0 heads are a control: a key there cannot
+    know what stands before it.
     """
-    if not len(pairs):
-        return -np.inf, np.nan
-    effects = on.channels(pairs, contrast=False)
-    strongest = pairs[int(effects.mean().argmax())][None]
-    return best(effects), float(plain_mean(on.channels(strongest, contrast=False, run=NEAR))[0])
+
+    def __init__(self, claim: Claim, layers: ConceptLayers) -> None:
+        self.claim, self.layers, self.design = claim, layers, layers.design
+        self.controls: dict[str, float] = {}
+        self.heads: dict[str, HeadConcepts] = {}
+        for number in layers:
+            own = layers[number]
+            for head in range(layers.target.n_heads):
+                name = f"L{number}H{head}"
+                if number == 0:
+                    self.controls[name] = best(own.on(head).channels(own.candidates(head)[0], contrast=False))
+                else:
+                    self.heads[name] = HeadConcepts.of(own, head)
+        self.E = {h: own.effects.mean() for h, own in self.heads.items() if len(own.pairs)}
+        # without a dictionary at layer 0 there is nothing to exceed: not measured, and so not supported
+        finite = [v for v in self.controls.values() if np.isfinite(v)]
+        self.control = max(finite, default=0.0 if self.controls else np.nan)
+        self.scramble = lru_cache(maxsize=None)(self._scramble)
+        self.lags: dict[str, float] = {}
+        self.atoms: dict[str, float] = {}
+
+    def at(self, name: str) -> tuple[LayerConcepts, int]:
+        """A head's layer and its number there."""
+        layer, head = name[1:].split("H")
+        return self.layers[int(layer)], int(head)
+
+    def _scramble(self, name: str, k: int) -> float:
+        own, head = self.at(name)
+        return own.scrambled(head, k)
+
+    def _by_layer(self, names: Sequence[str]) -> dict[int, list[str]]:
+        found: dict[int, list[str]] = {}
+        for name in names:
+            found.setdefault(int(name[1:].split("H")[0]), []).append(name)
+        return found
+
+    def need_lags(self, names: Sequence[str]) -> None:
+        """Fills `lags` for these heads: the largest effect at any other lag."""
+        for number, own in self._by_layer([h for h in names if h not in self.lags]).items():
+            found = self.layers[number].other_lags([self.at(h)[1] for h in own])
+            self.lags |= {h: _known(values) for h, values in zip(own, found.T, strict=True)}
+
+    def need_atoms(self, names: Sequence[str]) -> None:
+        """Fills `atoms` for these heads: the largest effect of any dictionary of random atoms."""
+        for number, own in self._by_layer([h for h in names if h not in self.atoms]).items():
+            heads = [self.at(h)[1] for h in own]
+            found = [self.layers[number].atoms(heads, k) for k in range(self.design.dictionaries)]
+            self.atoms |= {h: _known(np.array(values)) for h, values in zip(own, zip(*found, strict=True), strict=True)}
+
+    def sampled(self, name: str, part: str) -> Sampled:
+        """What documents decide."""
+        samples = {}
+        for h in self.E:
+            e = self.heads[h].effects
+            sources = self.layers.texts["confirmation"].sources
+            samples[h] = means_of(self.claim, self.layers.target.name, h, name, getattr(e, part), e.weight, sources)
+        return Sampled(name=name, samples=samples, simultaneous=True)
+
+    def columns(self) -> list[Column]:
+        """All conditions; lags and random atoms of heads that stand when their turn comes, not measured elsewhere."""
+        columns: list[Column] = [
+            self.sampled(EFFECT, "nats"),
+            self.sampled(CONTRAST, "contrast"),
+            Given(LAYER_0, {h: E - self.control for h, E in self.E.items()}),
+        ]
+        for name, need, numbers in (
+            (LAGS, self.need_lags, self.lags),
+            (ATOMS, self.need_atoms, self.atoms),
+        ):
+            if columns and self.E:
+                need([h for h, p in corrected(self.claim, columns).raw.items() if p <= self.claim.level])
+            columns.append(Given(name, {h: E - numbers.get(h, np.nan) for h, E in self.E.items()}))
+        columns.append(
+            Drawn(observed={SCRAMBLES: self.E}, draw=lambda h, k: {SCRAMBLES: self.scramble(h, k)}),
+        )
+        return columns
+
+    def planted(self, name: str) -> Planted:
+        """Channels planted in a head that would be refuted, and those that go through every condition."""
+        own, head = self.at(name)
+        return planted_and_found(
+            plant_concepts(own, head, self.claim), lambda batch: self.passes(name, batch), self.design.plantings
+        )
+
+    def passes(self, name: str, batch: PlantedChannels) -> Bool[np.ndarray, " n"]:
+        """Which planted channels meet every condition at the level that Holm begins with, the cheap ones first."""
+        claim, level = self.claim, self.claim.level / max(1, len(self.E))
+        e, E = batch.effects, batch.means
+        sources = self.layers.texts["confirmation"].sources
+        standing = batch.chosen & (self.control < E)
+        for condition, part in ((EFFECT, "nats"), (CONTRAST, "contrast")):
+            if not standing.any():
+                return standing
+            means = means_of(
+                claim, self.layers.target.name, name, f"planted {condition}", getattr(e, part), e.weight, sources
+            )
+            standing &= means.p_above(claim.bar_of(condition), simultaneous=True) <= level
+        for need, numbers in ((self.need_lags, self.lags), (self.need_atoms, self.atoms)):
+            if not standing.any():
+                return standing
+            need([name])
+            standing &= numbers[name] < E
+        if standing.any():
+            ranks = sequential(
+                {SCRAMBLES: E}, lambda k: {SCRAMBLES: self.scramble(name, k)}, standing, claim.level, RULES.draws
+            )
+            standing &= ranks[SCRAMBLES].p <= level
+        return standing
 
 
-def _on_cpu(arm: Arm) -> Arm:
-    def moved(part: Any) -> Any:
-        fields = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
-        return type(part)(**{k: v.cpu() if isinstance(v, Tensor) else v for k, v in fields.items()})
-
-    frozen = moved(arm.frozen)
-    if frozen.rotary is not None:
-        frozen = dataclasses.replace(frozen, rotary=moved(frozen.rotary))
-    return Arm(frozen, moved(arm.codes))
+def _known(values: np.ndarray) -> float:
+    """The largest; 0 where no search found a channel that is live enough."""
+    finite = values[np.isfinite(values)]
+    return float(finite.max()) if len(finite) else 0.0
 
 
 @torch.no_grad()
-def measure(target: Target, progress: Callable[[str], None] = lambda _: None) -> Concepts:
-    """Search, effect and nulls of every head of a layer with a dictionary.
-
-    Raises CannotLoad where the target has too few texts.
-    """
-    documents = target.documents()
-    n = min(2 * DOCUMENTS, len(documents))
-    if n < 2 * FLOOR_DOCUMENTS:
-        raise CannotLoad(f"{target.name!r} has {n} documents; {2 * FLOOR_DOCUMENTS} are needed")
-    length = min(int(target.model.cfg.n_ctx), LONGEST_CONTEXT)
-    start = [] if target.bos is None else [target.bos]
-    encoded = [(d.source, (start + target.encode(d.text))[:length]) for d in documents]
-    seed_parts = (target.name, "natural", "concepts")
-
-    def drawn(name: str, part: Int[np.ndarray, " m"]) -> MarkedTexts:
-        order = np.random.default_rng(stats.seed_of(*seed_parts, name)).permutation(part)[: n // 2]
-        return texts([encoded[k][1] for k in order], [encoded[k][0] for k in order], bool(start))
-
-    discovery, confirmation = map(drawn, ("discovery", "confirmation"), sets.split(len(encoded), (1, 1), seed_parts))
-    found: dict[str, HeadConcepts] = {}
-    controls: dict[str, float] = {}
-    controls_nearer: dict[str, float] = {}
-    tokens: dict[str, list[dict[str, Any]]] = {}
-    pictures: dict[str, ChannelPicture] = {}
-    for layer in range(target.n_layers):
-        if not has_dictionary(target, layer):
-            continue
-        progress(f"Q21: layer {layer}")
-        hook, sae = target.dictionary_for(layer)
-        arms = [_on_cpu(measure_arm(target.model, sae, t.tokens, layer, hook)) for t in (discovery, confirmation)]
-        own = LayerConcepts(ConceptSearch(discovery, arms[0]), confirmation, arms[1], (target.name, str(layer)))
-        if layer == 0:
-            stripe = own.search.stripe(1)
-            for head in range(target.n_heads):
-                pairs, _ = stripe.strongest(arms[0], head)
-                name, on = f"L0H{head}", HeadOnText(confirmation, arms[1], head)
-                controls[name], controls_nearer[name] = control(on, pairs)
-            continue
-        here = own.heads(range(target.n_heads))
-        found |= here
-        for head, (name, concepts) in enumerate(here.items()):
-            tokens[name] = own.live_tokens(concepts.pairs, target)
-            E = concepts.effects.mean()
-            if not np.isfinite(E).any():
-                continue
-            best_pair = concepts.pairs[int(E.argmax())].tolist()
-            if (shown := example_of(confirmation, arms[1], head, best_pair)) is not None:
-                pictures[name] = shown.picture(ON_NATURAL, text_of(target.tokenizer), neuronpedia(sae))
-    return Concepts(target.name, found, controls, controls_nearer, confirmation.sources, tokens, pictures)
+def concept_evidence(
+    claim: Claim, target: Any, progress: Callable[[str], None] = lambda _: None
+) -> dict[str, Evidence]:
+    """Q21: of every head, one channel that passes everything. Raises CannotLoad for too little text."""
+    layers = ConceptLayers(target, claim.designed(ConceptTexts), claim.designed(Concepts), progress)
+    return screened(Screen(claim, layers))
 
 
-class LayerConcepts:
-    """The screen of one layer."""
-
-    def __init__(self, search: ConceptSearch, text: Any, confirmation: Arm, seed_parts: Sequence[str]) -> None:
-        self.search, self.text, self.confirmation = search, text, confirmation
-        self.seed_parts = tuple(seed_parts)
-
-    def heads(self, heads: Sequence[int]) -> dict[str, HeadConcepts]:
-        """The screen of chosen heads; scrambles are pooled over them."""
-        stripe, device = self.search.stripe(1), torch.device("cpu")
-        on = [HeadOnText(self.text, self.confirmation, head) for head in heads]
-        chosen = [stripe.strongest(self.search.arm, head) for head in heads]
-        effects = [h.channels(pairs) for h, (pairs, _) in zip(on, chosen, strict=True)]
-        lags: list[list[float]] = []
-        for lag in LAGS:
-            other = self.search.stripe(lag)
-
-            def at_lag(k: int, other: ConceptStripe = other, lag: int = lag) -> float:
-                return best(on[k].channels(other.strongest(self.search.arm, heads[k])[0], lag, contrast=False))
-
-            lags.append(each(at_lag, range(len(heads)), device))
-        scrambled = np.array(each(lambda head: self.scrambles(stripe, head), heads, device)).ravel()
-        atoms = self.atoms(heads)
-        number = self.search.arm.frozen.layer
-        return {
-            f"L{number}H{head}": HeadConcepts(
-                chosen[k][0].numpy(),
-                effects[k],
-                np.array([row[k] for row in lags]),
-                scrambled,
-                atoms[k],
-                *plant_concepts(on[k], stripe, chosen[k][1], self.seed_parts),
-                on[k].channels(chosen[k][0], run=NEAR),
-            )
-            for k, head in enumerate(heads)
-        }
-
-    def scrambles(self, stripe: ConceptStripe, head: int) -> list[float]:
-        """Best effect of the whole search on scrambles of the head."""
-        generator = torch.Generator().manual_seed(stats.seed_of(*self.seed_parts, "concepts", str(head)) % 2**63)
-        found = []
-        for _ in range(SCRAMBLES):
-            W_k = self.confirmation.frozen.W_k
-            rotation = random_rotation(W_k.shape[-1], generator, W_k)
-            stretch = stretch_to_match(self.confirmation.frozen, head, rotation)
-            arm, there = (
-                Arm(scramble(a.frozen, head, rotation, stretch), a.codes) for a in (self.search.arm, self.confirmation)
-            )
-            pairs, _ = stripe.strongest(arm, head)
-            found.append(best(HeadOnText(self.text, there, head).channels(pairs, contrast=False)))
-        return found
-
-    def atoms(self, heads: Sequence[int]) -> list[float]:
-        """Best effect of the whole search with random atoms for features, of every head."""
-        decoder = self.search.arm.codes.decoder
-        generator = torch.Generator().manual_seed(stats.seed_of(*self.seed_parts, "concept atoms") % 2**63)
-        drawn = draw_atoms(len(decoder), generator, decoder)
-        arms = [random_atoms(arm, drawn) for arm in (self.search.arm, self.confirmation)]
-        stripe = ConceptSearch(self.search.text, arms[0]).stripe(1)
-
-        def one(head: int) -> float:
-            pairs, _ = stripe.strongest(arms[0], head)
-            return best(HeadOnText(self.text, arms[1], head).channels(pairs, contrast=False))
-
-        return each(one, heads, torch.device("cpu"))
-
-    def live_tokens(self, pairs: Int[np.ndarray, "n 2"], target: Any, top: int = 5) -> list[dict[str, Any]]:
-        """What stands where each channel's features are live, confirmation documents."""
-        codes, rows = self.confirmation.codes, []
-        tokens = self.text.tokens.flatten()
-        for i, j in pairs.tolist():
-            row: dict[str, Any] = {}
-            for name, feature in (("query", i), ("key", j)):
-                at = codes.row[codes.feature == feature]
-                ids, times = torch.unique(tokens[at[self.text.valid.flatten()[at]]], return_counts=True)
-                order = times.argsort(descending=True, stable=True)[:top].tolist()
-                row[f"{name} tokens"] = [f"{target.tokenizer.decode([int(ids[k])])!r} x{int(times[k])}" for k in order]
-                shares = times.double() / times.sum().clamp(min=1)
-                row[f"{name} breadth"] = float(1 / shares.square().sum()) if len(ids) else 0.0
-            rows.append(row)
-        return rows
-
-
-NEARER = f"effect, key positions matched in runs of {NEAR} (nats)"
-
-
-def _number(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _over_control(claim: Claim, name: str, lead: float) -> Condition:
-    """A lead over what a control reaches, which denies and never refutes; NaN where there is none to exceed."""
-    low, high = (lead, lead) if np.isfinite(lead) else (-np.inf, np.inf)
-    return Condition(name, lead, low, high, claim.bars[name], p_refute=1.0)
-
-
-def concept_evidence(claim: Claim, target: Any, found: Concepts) -> dict[str, Evidence]:
-    """Q21: of every head, one channel that passes everything."""
+@torch.no_grad()
+def screened(screen: Screen) -> dict[str, Evidence]:
+    """Evidence for every head of the target."""
+    claim, target = screen.claim, screen.layers.target
     evidence = {}
     for name in target.heads:
-        if name in found.controls:
-            near = found.controls_nearer.get(name, float("nan"))
-            detail = {BEST_EFFECT: found.controls[name], NEARER: _number(near)}
+        if name in screen.controls:
+            detail = {BEST_EFFECT: screen.controls[name]}
             evidence[name] = Evidence(claim=claim, head=name, outside=CONTROL, detail=detail)
-        elif name not in found.heads:
+        elif name not in screen.heads:
             evidence[name] = Evidence(claim=claim, head=name, cannot=NO_INPUT_DICTIONARY)
-    # keys of layer 0 cannot know what stands before them: what is found there is not conceptual induction; and without
-    # a dictionary there, there is nothing to exceed: not measured, and so not supported
-    control = max((v for v in found.controls.values() if np.isfinite(v)), default=0.0 if found.controls else np.nan)
-    live = {h: np.flatnonzero(c.effects.documents >= FLOOR_DOCUMENTS) for h, c in found.heads.items()}
-    E = {h: found.heads[h].effects.mean()[own] for h, own in live.items() if len(own)}
-
-    def sampled(name: str, part: str, bar: float) -> Sampled:
-        means = {}
-        for h in E:
-            e = found.heads[h].effects
-            sums, weight = getattr(e, part)[:, live[h]], e.weight[:, live[h]]
-            means[h] = means_of(claim, found.target, h, name, sums, weight, found.sources)
-        return Sampled(name=name, samples=means, bar=bar, simultaneous=True)
-
-    ranks = {
-        "over other lags": {h: [stats.rank_p(e, found.heads[h].lag_best) for e in own] for h, own in E.items()},
-        "over scrambled heads": {
-            h: [stats.rank_p(e, found.heads[h].scramble_best) for e in own] for h, own in E.items()
-        },
-    }
-    atoms = {h: a if np.isfinite(a := found.heads[h].atoms_best) else 0.0 for h in E}
-    columns: list[Sampled | Given] = [
-        sampled("effect", "nats", claim.bar),
-        sampled("head contrast", "contrast", claim.bars["head contrast"]),
-        *(ranked(claim, name, by_head) for name, by_head in ranks.items()),
-        *(
-            Given(name, {h: [_over_control(claim, name, float(e - others[h])) for e in own] for h, own in E.items()})
-            for name, others in (("over random atoms", atoms), ("over layer-0 heads", dict.fromkeys(E, control)))
-        ),
-    ]
-    rows = {
-        h: Beside(
-            n=len(own.effects.weight),
-            candidates=[f"{i} -> {j}" for i, j in own.pairs[live[h]]],
-            power=own.planted_found / own.planted if own.planted >= PLANTED_AT_LEAST else float("nan"),
-        )
-        for h, own in found.heads.items()
-    }
-    for h, judged in decide(claim, columns, rows).items():
-        own, nearer = found.heads[h], plain_mean(found.heads[h].nearer)
-        channels = [
-            {
-                "channel": pair,
-                "effect (nats)": float(E[h][n]),
-                "head contrast (nats)": next(x.effect for x in conditions if x.name == "head contrast"),
-                NEARER: _number(nearer[c]),
-                "documents with such keys": int(own.nearer.documents[c]),
-                "passes": all(x.holds(claim.level) for x in conditions),
-                **{f"p, {name}": by_head[h][n] for name, by_head in ranks.items()},
-                **found.token_lists[h][c],
-            }
-            for n, (c, (pair, conditions)) in enumerate(zip(live[h], judged.candidates.items(), strict=True))
-        ]
-        channels.sort(key=lambda row: -row["effect (nats)"])
-        finite = own.lag_best[np.isfinite(own.lag_best)]
-        evidence[h] = dataclasses.replace(
-            judged,
-            detail=({BEST: found.pictures[h]} if h in found.pictures else {})
-            | {
-                "best channels": channels[:5],
-                "channels that pass": sum(row["passes"] for row in channels),
-                "planted channels found": f"{own.planted_found} of {own.planted}",
-                "largest effect at other lags": float(finite.max()) if len(finite) else None,
-                "largest effect of scrambled heads": float(own.scramble_best.max()),
-                "largest effect of random atoms": own.atoms_best if np.isfinite(own.atoms_best) else None,
-            },
-        )
+    if not screen.heads:
+        return evidence
+    n = len(set(screen.layers.texts["confirmation"].sources))
+    rows = {h: Beside(n=n, candidates=[f"{i} -> {j}" for i, j in own.pairs]) for h, own in screen.heads.items()}
+    for h, judged in decide(claim, screen.columns(), rows, planted=screen.planted).items():
+        evidence[h] = dataclasses.replace(judged, detail=_detail(screen, h, judged))
     return evidence
+
+
+def _detail(screen: Screen, h: str, judged: Evidence) -> dict[str, Any]:
+    claim, (own, _) = screen.claim, screen.at(h)
+    channels: list[dict[str, Any]] = []
+    for k, (pair, conditions) in enumerate(judged.candidates.items()):
+        row = {
+            "channel": pair,
+            "effect (nats)": float(screen.E[h][k]),
+            "head contrast (nats)": next(x.effect for x in conditions if x.name == CONTRAST),
+            "documents with such keys": int(screen.heads[h].effects.documents[k]),
+            "passes": all(x.holds(claim.level) for x in conditions),
+        }
+        channels.append(row | {"place": k})
+    channels.sort(key=lambda row: -row["effect (nats)"])
+    decode = text_of(screen.layers.target.tokenizer)
+    for row in channels[:_LISTED]:
+        row |= tokens_of(own, screen.heads[h].pairs[row["place"]].tolist(), decode)
+    picture = _picture(screen, h)
+    return (
+        ({BEST: picture} if picture is not None else {})
+        | {
+            "best channels": [{k: v for k, v in row.items() if k != "place"} for row in channels[:_LISTED]],
+            "channels that pass": sum(row["passes"] for row in channels),
+            "largest effect of layer-0 heads": screen.control,
+            "largest effect at other lags": screen.lags.get(h),
+            "largest effect of random atoms": screen.atoms.get(h),
+        }
+        | ({"draws of the control": screen.design.dictionaries} if h in screen.atoms else {})
+        | dict(judged.detail)
+    )
+
+
+def _picture(screen: Screen, h: str) -> ChannelPicture | None:
+    if h not in screen.E:
+        return None
+    own, head = screen.at(h)
+    pair = screen.heads[h].pairs[int(screen.E[h].argmax())].tolist()
+    shown = example_of(own.text, own.confirmation, head, pair)
+    if shown is None:
+        return None
+    target = screen.layers.target
+    page = neuronpedia(target.dictionary_for(own.confirmation.frozen.layer)[1])
+    return shown.picture(ON_NATURAL, text_of(target.tokenizer), page)

@@ -1,81 +1,95 @@
-"""Channels of conceptual induction planted in a head (Q21): what the search must be able to find."""
+"""Channels of conceptual induction planted in a head (Q21): what the whole decision must be able to find."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from scipy.stats import t as student
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fra.measures.pairs.q21_search import CANDIDATES, ConceptEffects, ConceptStripe, HeadOnText
-from fra.verdicts.stats import seed_of
+from fra.measures.pairs.q21_layers import LayerConcepts
+from fra.measures.pairs.q21_search import ConceptEffects
+from fra.verdicts.claim import Claim
+from fra.verdicts.decide import Planted
+from fra.verdicts.rules import RULES
+from fra.verdicts.stats import clopper_pearson, seed_of
 
-_PLANTED, _TRIED, _STEPS = 12, 60, 6
-_SIZES = (1.0, 4.0, 16.0)
+EFFECT, CONTRAST = "effect", "head contrast"
 
 
-def plant_concepts(
-    on: HeadOnText,
-    stripe: ConceptStripe,
-    values: Float[np.ndarray, " m"],
-    seed_parts: Sequence[str],
-    bar: float = 0.10,
-) -> tuple[int, int]:
-    """How many channels were planted at the bars, and how many of them the search and the measurement find.
+@dataclass(frozen=True)
+class PlantedChannels:
+    """Some channels that were raised to where they must be seen."""
 
-    Random pairs have their coupling raised, by bisection, until effect and head contrast reach `bar`; pairs that
-    16 nats do not lift there are passed over. values: M of the head's candidates, strongest first.
+    effects: ConceptEffects
+    chosen: Bool[np.ndarray, " n"]
+    """Whether the search hands them on."""
+
+    @property
+    def means(self) -> Float[np.ndarray, " n"]:
+        """Their effects in nats."""
+        return self.effects.mean()
+
+
+def plant_concepts(own: LayerConcepts, head: int, claim: Claim) -> Iterator[PlantedChannels]:
+    """Channels of a head with their coupling raised, by bisection, until effect and head contrast lie as far beyond
+    their bars as is worth seeing; pairs that `Concepts.largest_raise` does not lift there are passed over. As many
+    together as a head has candidates.
     """
-    rng = np.random.default_rng(seed_of(*seed_parts, "plant concepts", str(on.head)))
+    design, stripe, on = own.design, own.stripe, own.on(head)
+    goals = {name: claim.bar_of(name) + (claim.worth_of(name) or 0.0) for name in (EFFECT, CONTRAST)}
+    values = own.candidates(head)[1]
+    cut = float(values[-1]) if len(values) >= design.candidates else -np.inf
     able = np.argwhere(stripe.position_part > 0)
-    drawn = able[rng.permutation(len(able))[:_TRIED]]
-    planted = found = 0
-    cut = float(values[-1]) if len(values) >= CANDIDATES else -np.inf
-    for start in range(0, len(drawn), CANDIDATES):
-        some = drawn[start : start + CANDIDATES]
+    rng = np.random.default_rng(seed_of(*own.seed_parts, "plant concepts", f"head {head}"))
+    drawn = able[rng.permutation(len(able))[: design.tried]]
+    for start in range(0, len(drawn), design.candidates):
+        some = drawn[start : start + design.candidates]
         pairs = torch.from_numpy(np.stack([stripe.queries[some[:, 0]], stripe.search.key_features[some[:, 1]]], axis=1))
         grid = on.grid(pairs, 1)
-        own = grid.couplings()
-        without = grid.odds(-own)
-        size = (on.arm.largest("query", on.head)[pairs[:, 0]] * on.arm.largest("key", on.head)[pairs[:, 1]]).clamp(
-            min=1e-9
-        )
+        coupling = grid.couplings()
+        without = grid.odds(-coupling)
+        largest = on.arm.largest("query", head)[pairs[:, 0]] * on.arm.largest("key", head)[pairs[:, 1]]
+        most = design.largest_raise / largest.clamp(min=1e-9)
 
-        def measured(raise_: Tensor, grid: Any = grid, without: Tensor = without) -> ConceptEffects:
-            odds = grid.odds(raise_[:, None])
-            found: ConceptEffects = grid.effects(odds - without, odds)
-            return found
+        def effects(raise_: Tensor) -> ConceptEffects:
+            odds = grid.odds(raise_[:, None])  # noqa: B023  called within the turn
+            return grid.effects(odds - without, odds)  # noqa: B023
 
         def meets(raise_: Tensor) -> Tensor:
-            e = measured(raise_)
-            return torch.from_numpy((e.mean() >= bar) & (e.mean("contrast") >= bar))
+            e = effects(raise_)
+            return torch.from_numpy((e.mean() >= goals[EFFECT]) & (e.mean("contrast") >= goals[CONTRAST]))
 
-        low, high = torch.zeros_like(size), torch.full_like(size, torch.inf)
-        for nats in _SIZES:
-            up = meets(nats / size)
-            high = torch.where(up & high.isinf(), nats / size, high)
-            low = torch.where(~up, nats / size, low)
-        able_to = ~high.isinf()
-        high = torch.where(able_to, high, 0.0)
-        low = torch.minimum(low, high)
-        for _ in range(_STEPS):
-            middle = (low + high) / 2
+        lifted = torch.nonzero(meets(most))[:, 0]
+        if not len(lifted):
+            continue
+        low, high = torch.zeros_like(most), most.clone()
+        for _ in range(design.steps):
+            middle = (low * high).sqrt() if bool((low > 0).all()) else (low + high) / 2
             up = meets(middle)
             low, high = torch.where(up, low, middle), torch.where(up, middle, high)
-        final = measured(high)
-        mean, weight = final.mean(), final.weight
-        n = np.maximum(final.documents, 2)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            residual = final.nats - np.where(np.isfinite(mean), mean, 0.0) * weight
-            error = np.sqrt(n / (n - 1) * np.square(residual).sum(0)) / weight.sum(0)
-        M = stripe.position_part[some[:, 0], some[:, 1]] * (own.mean(1) + high).numpy()
-        seen = (cut <= M) & (mean > student.ppf(1 - 0.05 / CANDIDATES, n - 1) * error)
-        for k in np.flatnonzero(able_to.numpy()):
-            if planted == _PLANTED:
-                return planted, found
-            planted, found = planted + 1, found + int(seen[k])
-    return planted, found
+        final = effects(high)
+        M = stripe.position_part[some[:, 0], some[:, 1]] * (coupling.mean(1) + high).numpy()
+        kept = lifted.numpy()
+        parts = (getattr(final, name)[:, kept] for name in ("nats", "contrast", "weight"))
+        yield PlantedChannels(ConceptEffects(*parts, final.documents[kept], final.least), (cut <= M)[kept])
+
+
+def planted_and_found(
+    batches: Iterator[PlantedChannels], passes: Callable[[PlantedChannels], Bool[np.ndarray, " n"]], n: int
+) -> Planted:
+    """Of n planted channels those that are handed on and pass. Planting ends where so many are missed that the others
+    could not show RULES.power any more.
+    """
+    found = tried = 0
+    for batch in batches:
+        seen = batch.chosen & (passes(batch) if batch.chosen.any() else False)
+        for one in seen[: n - tried].tolist():
+            tried, found = tried + 1, found + int(one)
+        hopeless = clopper_pearson(n - (tried - found), n, RULES.power_level)[0] < RULES.power
+        if tried >= n or hopeless:
+            break
+    return Planted(found, tried)

@@ -3,8 +3,9 @@
 Rows are positions t of natural documents whose token stands nowhere before in the document, so that token induction
 has nothing to go by. For a feature i live at t, the keys s of the stripe are those with i live at s - 1, where by the
 choice of rows another token stands. They are compared with keys s' that follow a position where i is not live, of rows
-where i is live too, matched in the token at s', in the lag t - s' and in the position s' (both by octaves: of a row t
-the lag fixes the position, but stripe keys and matched keys are of different rows). Other stripes ask for i at s - k.
+where i is live too, matched in the token at s', in the lag t - s' (by octaves) and in the position s' (in runs of four:
+of a row t the lag fixes the position, but stripe keys and matched keys are of different rows, and a feature of the
+document's end is told from others by position alone). Other stripes ask for i at s - k.
 """
 
 from __future__ import annotations
@@ -23,14 +24,8 @@ from torch import Tensor
 from fra.core.coded import Arm, pair_couplings
 from fra.core.frozen import FrozenLayer
 from fra.induction.examples import Shown, example_on_text
+from fra.measures.pairs.designs import Concepts
 from fra.verdicts.stats import seed_of
-
-CANDIDATES = 20
-FLOOR_DOCUMENTS = 20
-ROWS = 100
-"""Rows of a feature that are measured: more of them cost time and tell little, documents being the unit."""
-_CHECKED = 400
-_OCTAVES = 16
 
 
 @dataclass(frozen=True)
@@ -90,8 +85,8 @@ class ConceptSearch:
     over features live in enough documents. What heads share is computed once for a stripe.
     """
 
-    def __init__(self, text: MarkedTexts, arm: Arm) -> None:
-        self.text, self.arm = text, arm
+    def __init__(self, text: MarkedTexts, arm: Arm, design: Concepts) -> None:
+        self.text, self.arm, self.design = text, arm, design
         codes = arm.codes
         batch, pos = codes.shape
         self.shape = (batch, pos)
@@ -122,7 +117,7 @@ class ConceptSearch:
     def _live_enough(self, matrix: Any) -> Int[np.ndarray, " n"]:
         entries = matrix.tocoo()
         pairs = np.unique(entries.col.astype(np.int64) * self.shape[0] + entries.row // self.shape[1])
-        return np.flatnonzero(np.bincount(pairs // self.shape[0], minlength=self.d_sae) >= FLOOR_DOCUMENTS)
+        return np.flatnonzero(np.bincount(pairs // self.shape[0], minlength=self.d_sae) >= self.design.live_in)
 
     def stripe(self, lag: int) -> ConceptStripe:
         """The stripe of keys with i live `lag` positions before them; 1 is induction."""
@@ -164,21 +159,23 @@ class ConceptStripe:
         both = np.intersect1d(_rows(self.weight, i), _rows(self._keys_by_column, j), assume_unique=True)
         return len(np.unique(both // self.search.shape[1]))
 
-    def strongest(self, arm: Arm, head: int, n: int = CANDIDATES) -> tuple[Int[Tensor, "m 2"], Float[np.ndarray, " m"]]:
-        """The n pairs of largest M for one head that are live in enough documents, strongest first, and their M."""
-        device = arm.codes.decoder.device
+    def strongest(self, arm: Arm, head: int) -> tuple[Int[Tensor, "m 2"], Float[np.ndarray, " m"]]:
+        """The candidates of one head: pairs of largest M that are live in enough documents, strongest first, and their
+        M. arm: of the discovery documents.
+        """
+        design, device = self.search.design, arm.codes.decoder.device
         if not self.position_part.size:
             return torch.zeros(0, 2, dtype=torch.long, device=device), np.zeros(0)
-        U, V = (part.float().cpu() for part in typical_couplings(arm, head, self.search.shape[1]))
+        U, V = (part.float().cpu() for part in typical_couplings(arm, head, self.search.shape[1], design.octaves))
         M = torch.from_numpy(self.position_part) * (U[self.queries] @ V[self.search.key_features].T)
-        values, places = M.flatten().topk(min(_CHECKED, M.numel()))
+        values, places = M.flatten().topk(min(design.checked, M.numel()))
         chosen: list[tuple[int, int, float]] = []
         for value, place in zip(values.tolist(), places.tolist(), strict=True):
-            if len(chosen) == n or value <= 0:
+            if len(chosen) == design.candidates or value <= 0:
                 break
             i = int(self.queries[place // M.shape[1]])
             j = int(self.search.key_features[place % M.shape[1]])
-            if self.documents(i, j) >= FLOOR_DOCUMENTS:
+            if self.documents(i, j) >= design.live_in:
                 chosen.append((i, j, value))
         pairs = torch.tensor([c[:2] for c in chosen], dtype=torch.long, device=device).view(-1, 2)
         return pairs, np.array([c[2] for c in chosen])
@@ -188,13 +185,13 @@ def _rows(matrix: Any, column: int) -> np.ndarray:
     return np.asarray(matrix.indices[matrix.indptr[column] : matrix.indptr[column + 1]])
 
 
-def typical_couplings(arm: Arm, head: int, pos: int) -> tuple[Tensor, Tensor]:
+def typical_couplings(arm: Arm, head: int, pos: int, octaves: int) -> tuple[Tensor, Tensor]:
     """U, V with U_i . V_j the coupling of a pair; where the head rotates, its mean over lags of 1, 2, 4, ..."""
     U, V = arm.couplings(head)
     rotary = arm.frozen.rotary
     if rotary is None:
         return U, V
-    lags = [2**k for k in range(_OCTAVES) if 2**k < pos]
+    lags = [2**k for k in range(octaves) if 2**k < pos]
     at = [rotary.rotate(U, torch.full((len(U),), lag, device=U.device)) for lag in lags]
     return torch.stack(at).mean(0), rotary.rotate(V, torch.zeros(len(V), dtype=torch.long, device=V.device))
 
@@ -210,36 +207,34 @@ class ConceptEffects:
     weight: Float[np.ndarray, "n_documents n"]
     documents: Int[np.ndarray, " n"]
     """Documents that have stripe keys with matched ones elsewhere."""
+    least: int
+    """With fewer such documents a channel has no effect."""
 
     def mean(self, part: str = "nats") -> Float[np.ndarray, " n"]:
         """Mean over stripe keys; -inf for channels live in too few documents."""
         sums = getattr(self, part).sum(0)
-        enough = self.documents >= FLOOR_DOCUMENTS
+        enough = self.documents >= self.least
         return np.where(enough, sums / np.maximum(self.weight.sum(0), 1e-12), -np.inf)
 
 
 class HeadOnText:
     """One head on natural documents."""
 
-    def __init__(self, text: MarkedTexts, arm: Arm, head: int) -> None:
-        self.text, self.arm, self.head = text, arm, head
+    def __init__(self, text: MarkedTexts, arm: Arm, head: int, design: Concepts) -> None:
+        self.text, self.arm, self.head, self.design = text, arm, head, design
         frozen = arm.frozen
         self.scores = frozen.scores(head)
         self.pattern = _cap(frozen, self.scores).softmax(-1)
 
-    def grid(self, pairs: Int[Tensor, "n 2"], lag: int, run: int | None = None) -> Grid:
-        """Rows of every pair's query feature against all keys, with the weight of each key in the comparison. run:
-        match positions of keys in runs of so many instead of octaves.
-        """
-        return Grid(self, pairs, lag, run)
+    def grid(self, pairs: Int[Tensor, "n 2"], lag: int) -> Grid:
+        """Rows of every pair's query feature against all keys, with the weight of each key in the comparison."""
+        return Grid(self, pairs, lag)
 
-    def channels(
-        self, pairs: Int[Tensor, "n 2"], lag: int = 1, contrast: bool = True, run: int | None = None
-    ) -> ConceptEffects:
+    def channels(self, pairs: Int[Tensor, "n 2"], lag: int = 1, contrast: bool = True) -> ConceptEffects:
         """Exact effect of removing each channel by itself at every key of the row; the head's own contrast is left at
         zero where it is not asked for.
         """
-        grid = self.grid(pairs, lag, run)
+        grid = self.grid(pairs, lag)
         before = grid.odds(None)
         return grid.effects(before - grid.odds(-grid.couplings()), before if contrast else None)
 
@@ -251,7 +246,7 @@ def _cap(frozen: FrozenLayer, scores: Tensor) -> Tensor:
 class Grid:
     """The rows of some channels, side by side: [rows, keys]."""
 
-    def __init__(self, on: HeadOnText, pairs: Int[Tensor, "n 2"], lag: int, run: int | None = None) -> None:
+    def __init__(self, on: HeadOnText, pairs: Int[Tensor, "n 2"], lag: int) -> None:
         self.on, self.pairs = on, pairs
         text, arm = on.text, on.arm
         q = arm.columns("query", on.head, pairs[:, 0])
@@ -262,7 +257,7 @@ class Grid:
         order = torch.argsort(pair * 2.0 + text.priority[doc, pos].double(), stable=True)
         per_pair = torch.bincount(pair, minlength=len(pairs))
         within = torch.arange(len(pair)) - torch.repeat_interleave(per_pair.cumsum(0) - per_pair, per_pair)
-        keep = order[within < ROWS]
+        keep = order[within < on.design.rows]
         self.pair, self.doc, self.pos = pair[keep], doc[keep], pos[keep]
         self.query = q[self.doc, self.pos, self.pair]
         length = text.tokens.shape[1]
@@ -277,8 +272,7 @@ class Grid:
         n_octaves = int(octave[-1]) + 1
         n_tokens = int(text.token_number.max()) + 1
         stratum = self.pair[row] * n_tokens + text.token_number[self.doc[row], at]
-        place = octave[(key - 1).clamp(min=0)] if run is None else key // run
-        stratum = (stratum * n_octaves + octave[self.pos[row] - at - 1]) * length + place[at]
+        stratum = (stratum * n_octaves + octave[self.pos[row] - at - 1]) * length + at // on.design.run
         positive = there[row, at]
         # most keys are matched with nothing: strata are numbered among those of stripe keys
         with_stripe, n_pos = torch.unique(stratum[positive], return_counts=True)
@@ -339,4 +333,6 @@ class Grid:
 
         live = by_document((self.weight > 0).double()) > 0
         own = np.zeros(live.shape) if contrast is None else centred(contrast)
-        return ConceptEffects(centred(nats), own, by_document(self.weight.abs() / 2), live.sum(0))
+        return ConceptEffects(
+            centred(nats), own, by_document(self.weight.abs() / 2), live.sum(0), self.on.design.live_in
+        )

@@ -8,23 +8,27 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 import fra
 from fra.claim import Outcome, judge
 from fra.measures.pairs import q12_causal_ranking as cr
+from fra.measures.pairs.designs import SingleTerms
+from fra.stimuli.padding import Texts
 from fra.tests.claims import claim
 from fra.tests.intervening import LAYER, hook_of
 from fra.tests.models import random_tokens, tiny, tiny_sae
 
 CLAIM = claim("Q12")
+DESIGN = SingleTerms()
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "gemma2"])
 def test_a_term_is_removed_at_its_own_entry_and_nowhere_else(kind: str) -> None:
     model, sae, tokens = tiny(kind), tiny_sae(hook_of(kind)), random_tokens(18, 3)
-    terms = cr.measure_terms(model, sae, tokens, LAYER, np.random.default_rng(0), n=2)
+    terms = cr.measure_terms(model, sae, tokens, LAYER, np.random.default_rng(0), DESIGN)
     assert len(terms.head) == 8 and set(terms.head) == {0, 1, 2, 3}
-    assert (terms.key <= terms.row).all() and (terms.row >= cr.FIRST_ROW).all()
+    assert (terms.key <= terms.row).all() and (terms.row >= DESIGN.first_row).all()
     with torch.no_grad():
         plain = model(tokens[None])[0].double()
     for number, (head, row, key) in enumerate(zip(terms.head, terms.row, terms.key, strict=True)):
@@ -51,10 +55,13 @@ def test_the_verdict_is_about_rank_correlations_of_documents(monkeypatch: pytest
     target: Any = SimpleNamespace(
         model=None, name="t", n_layers=2, n_heads=4, hook_for=str, dictionary_for=lambda layer: ("", None)
     )
-    documents = [random_tokens(18, seed) for seed in range(30)]
+    documents = [random_tokens(18, seed) for seed in range(40)]
+    texts = Texts.of(documents, [f"s{k}" for k in range(40)])
 
-    def judged(noise: float, weighted: bool) -> Any:
-        def terms(model: Any, sae: Any, tokens: Any, layer: int, rng: np.random.Generator) -> cr.Terms:
+    def judged(noise: float, weighted: bool, of: Texts = texts) -> Any:
+        def terms(
+            model: Any, sae: Any, tokens: Any, layer: int, rng: np.random.Generator, design: SingleTerms
+        ) -> cr.Terms:
             n = 24
             A, F, a = rng.uniform(size=n) ** 3, rng.exponential(size=n), rng.exponential(size=n)
             effect = (A if weighted else 1) * F * np.exp(noise * rng.normal(size=n))
@@ -63,10 +70,28 @@ def test_the_verdict_is_about_rank_correlations_of_documents(monkeypatch: pytest
             return cr.Terms(zeros, zeros, zeros, np.zeros((n, 2), dtype=np.int64), expected, np.stack([effect] * 3, 1))
 
         monkeypatch.setattr(cr, "measure_terms", terms)
-        return judge(CLAIM, cr.ranking_evidence(CLAIM, target, documents, 18))
+        return judge(CLAIM, cr.ranking_evidence(CLAIM, target, of))
 
     assert judged(0.5, True).outcome is Outcome.SUPPORTED
     assert judged(0.5, False).outcome is Outcome.REFUTED  # the raw score does it
     assert judged(30.0, True).outcome is Outcome.REFUTED  # nothing does
     none: Any = SimpleNamespace(name="t", n_layers=0, n_heads=0)
-    assert judge(CLAIM, cr.ranking_evidence(CLAIM, none, documents, 18)).outcome is Outcome.CANNOT_RUN
+    assert judge(CLAIM, cr.ranking_evidence(CLAIM, none, texts)).outcome is Outcome.CANNOT_RUN
+    # two documents of each source count as one, and too few sources decide nothing
+    twos = judged(0.5, True, Texts.of(documents, [f"s{k // 2}" for k in range(40)]))
+    assert twos.evidence.n == 20 and twos.outcome is Outcome.INCONCLUSIVE and "20 independent sources" in twos.reason
+
+
+def test_correlations_are_taken_document_by_document() -> None:
+    """Ranks within a document, against scipy; and the lead over the raw score is that of the same document."""
+    rng = np.random.default_rng(0)
+    rho = rng.uniform(-1, 1, (5, len(cr.PREDICTORS), len(cr.CHANGES)))
+    found = cr.conditions(rho)
+    assert list(found) == [CLAIM.condition, *CLAIM.bars]
+    np.testing.assert_allclose(found["gain over the raw score"], rho[:, 0, 0] - rho[:, 1, 0])
+    np.testing.assert_allclose(found["gain over activation alone"], rho[:, 0, 0] - rho[:, 2, 0])
+    zeros = np.zeros(9, dtype=np.int64)
+    parts = [cr.Terms(zeros, zeros, zeros, np.zeros((9, 2), dtype=np.int64), *rng.random((2, 9, 3))) for _ in range(2)]
+    own = cr.rank_correlations(parts)
+    expected = spearmanr(np.concatenate([p.expected[:, 1] for p in parts]), np.concatenate([p.loss for p in parts]))
+    assert own[1, 0] == pytest.approx(expected.statistic)

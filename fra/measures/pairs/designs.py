@@ -1,0 +1,111 @@
+"""Designs of what is measured on pairs of features on natural text, for claims to register. Light: no torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PairTexts:
+    """Documents of Q09, Q10 and Q11: lists and pairs are chosen on some sources and measured on others."""
+
+    measured: int = 120
+    """Documents that every number is taken on, from as many sources as there are."""
+    selection: int = 120
+    """Documents that lists and pairs are chosen on, of other sources."""
+    longest: int = 64
+    """Tokens of a document, at most: more documents tell more than longer ones."""
+    live_in: int = 10
+    """Selection documents in which a feature must be live to be looked at."""
+    together_in: int = 20
+    """Selection documents in which a pair must be jointly live to be chosen."""
+    fewest: int = 100
+    """Pairs that must be so, or there is nothing to choose from."""
+
+
+@dataclass(frozen=True)
+class SelfChannels:
+    """Q09: how many of a document's strongest channels read a feature by itself."""
+
+    strongest: int = 50
+    """Channels of one document that are looked at."""
+    bin_size: int = 64
+    """Relabelled key features change places with as many of like frequency."""
+
+
+@dataclass(frozen=True)
+class Stability:
+    """Q11: the list of a head's top channels, and how it is held against other documents."""
+
+    strongest: int = 50
+    """Channels on the list."""
+    bin_size: int = 64
+    """Relabelled key features change places with as many of like frequency."""
+    dictionaries: int = 20
+    """Dictionaries of random atoms, the largest of which counts."""
+
+
+@dataclass(frozen=True)
+class PairPredictions:
+    """Q10: the pairs whose couplings are held against attention."""
+
+    pairs: int = 1_000
+    """Pairs, drawn evenly from those that are jointly live in enough selection documents."""
+    live_in: int = 10
+    """Measured documents in which a pair must be live, or it has no ratio."""
+    group: int = 10
+    """About as many pairs are matched with each other, to be permuted among."""
+
+
+@dataclass(frozen=True)
+class SingleTerms:
+    """Q12: single terms that are taken out of a forward pass."""
+
+    length: int = 40
+    """Tokens of a document."""
+    terms_a_head: int = 2
+    """Terms of every head on a document: keys are drawn uniformly and by attention in turn."""
+    first_row: int = 8
+    """Rows before this see too few keys."""
+
+
+@dataclass(frozen=True)
+class ConceptTexts:
+    """Q21: documents on which channels are searched for, and others on which they are measured; no source in both."""
+
+    discovery: int = 120
+    """From the sources with the most documents."""
+    confirmation: int = 200
+    """One of each of the other sources."""
+    longest: int = 128
+    """Tokens of a document, at most."""
+
+
+@dataclass(frozen=True)
+class Concepts:
+    """Q21: search, matching and nulls."""
+
+    candidates: int = 20
+    """Channels of a head that the search hands on."""
+    checked: int = 400
+    """The strongest pairs, among which those that are live in enough documents are taken."""
+    live_in: int = 20
+    """Documents in which a channel must have keys: for the search, and for a mean effect."""
+    rows: int = 100
+    """Rows of a feature that are measured: more of them tell little, documents being the unit."""
+    run: int = 4
+    """Positions of keys are matched in runs of so many."""
+    octaves: int = 16
+    """Where a head rotates, the search takes couplings at lags of 1, 2, 4, ... up to two to this."""
+    first_lag: int = 2
+    """The nearest other stripe: keys with i live so many positions before them."""
+    lags: int = 20
+    """Other stripes: a longer lag leaves few keys in a document."""
+    dictionaries: int = 20
+    """Dictionaries of random atoms, the largest of which counts."""
+    plantings: int = 100
+    """Channels planted in a head before its refutation is believed."""
+    tried: int = 400
+    """Pairs that planting is tried with, at most."""
+    largest_raise: float = 16.0
+    """Nats by which a planted coupling may lift the largest product of its features' activations."""
+    steps: int = 8
+    """Bisections of a planted coupling between the smallest raise that is enough and the largest that is not."""

@@ -7,7 +7,7 @@ its share taken on another, from other sources, features weighted alike.
 H0: share of the top head <= 0.5, or no more than 0.05 above the control. Control: each feature's encoder blocks trade
 places among the heads, stretched to the norms that stood there; at every position as many of these features fire as
 did, those with the largest pre-activations, and living features and their top heads are chosen in the same way. There
-are 24 such shuffles, each measured on a part of the sources of its own, which counts as one cluster: the scatter of the
+are 60 such shuffles, each measured on a part of the sources of its own, which counts as one cluster: the scatter of the
 control is in the interval. Bar: above one half a head brings more than all others together. Before the share may
 refute, three quarters must be told from one half.
 
@@ -22,7 +22,7 @@ import pytest
 from fra.claim import Claim
 from fra.measures.head_outputs.designs import Alive, Dominance, HeadOutputDocuments
 
-DESIGN = (HeadOutputDocuments(discovery=60), Alive(), Dominance())
+DESIGN = (HeadOutputDocuments(discovery=40), Alive(), Dominance())
 DOMINATED = Claim(
     id="D04",
     title="Features are dominated by few heads",

@@ -40,7 +40,7 @@ class Quality:
 class Dominance:
     """How features divide among heads (D04)."""
 
-    shuffles: int = 24
+    shuffles: int = 60
     """Draws of the shuffled blocks. Each is measured on its own part of the sources, which are one cluster."""
     spread_below: float = 0.5
     """A feature is spread where its top head has less than this share of its squares ..."""
@@ -62,7 +62,7 @@ class OwnTokens:
     """A firing counts above this share of the feature's median activation before its own token."""
     others_at_most: float = 0.1
     """Of the places before other planted tokens, the share at which an induction feature fires so strongly, at most."""
-    measured: int = 16
+    measured: int = 24
     """Passages in which each own token is planted to be measured: other ones."""
     quarters: int = 4
     """Parts of a feature's activations between which its sources may change."""

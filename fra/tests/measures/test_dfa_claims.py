@@ -364,7 +364,7 @@ def planted_firings(seed: str, of_token: bool = True) -> tuple[list[repeated.Pla
     each fires strongly where the attended token is its own, or, of_token = False, at random places; and weakly in half
     of all positions.
     """
-    planted = repeated.repeated_planted(OWN, np.arange(20, 200), 80, 0, ("made up", seed), repeats=24)
+    planted = repeated.repeated_planted(OWN, np.arange(20, 200), 80, 0, ("made up", seed), repeats=100)
     tokens = padded([p.document.tokens for p in planted])[0]
     n, pos = tokens.shape
     g = torch.Generator().manual_seed(len(seed))
@@ -398,9 +398,9 @@ def test_which_features_know_their_token_by_hand() -> None:
     pre = o.pre_activation(features).clamp(min=0)
     for f, token in enumerate(OWN):
         places = [(k, p.document.period + p.planted[token]) for k, p in enumerate(planted) if token in p.planted]
-        assert len(places) == 24
+        assert len(places) == 100
         before = [float(pre[k, t, f]) for k, t in places]
-        assert float(known.median[f]) == pytest.approx(sorted(before)[11])  # the lower middle one of 24
+        assert float(known.median[f]) == pytest.approx(sorted(before)[49])  # the lower middle one of 100
         fired = pre[:, 1:, f][o.real[:, 1:]]
         edges = np.quantile(fired[fired > 0].numpy(), [0.25, 0.5, 0.75])
         np.testing.assert_allclose(known.edges[f], edges)
@@ -479,9 +479,9 @@ def claim_of(**fields: Any) -> Claim:
 
 def test_the_worst_dictionary_decides() -> None:
     rng = np.random.default_rng(1)
-    sources = [f"s{k}" for k in range(40)]
+    sources = [f"s{k}" for k in range(120)]
     means = {
-        name: clustered(level + 0.05 * rng.normal(size=40), np.ones(40), sources, (name,))
+        name: clustered(level + 0.05 * rng.normal(size=120), np.ones(120), sources, (name,))
         for name, level in (("good", 0.9), ("bad", 0.3))
     }
 
@@ -496,7 +496,7 @@ def test_the_worst_dictionary_decides() -> None:
     assert alone.holds(0.05) and alone.low > 0.5
     below = pooled(0.5, means, above=False)
     assert below.fails(0.05) and below.effect == pytest.approx(0.9, abs=0.03)
-    fixed = clustered_or_number(24.0 * np.ones(40), np.ones(40), sources, ("L0",))
+    fixed = clustered_or_number(24.0 * np.ones(120), np.ones(120), sources, ("L0",))
     assert fixed == Number(24.0)
     for bar, holds in ((25.0, True), (23.0, False)):
         number = pooled(bar, {"topk": fixed}, above=False)
@@ -504,7 +504,7 @@ def test_the_worst_dictionary_decides() -> None:
     mixed = pooled(0.5, {"good": means["good"], "block": Number(1.0)})
     assert mixed.holds(0.05) and mixed.effect == alone.effect
     found = evidence(claim_of(condition="share"), [ByDictionary("share", means)], {})
-    assert judge(found.claim, found).outcome == Outcome.REFUTED and found.n == 40
+    assert judge(found.claim, found).outcome == Outcome.REFUTED and found.n == 120
 
 
 def target(folder: Path, hook: Path | None, n_texts: int = 60) -> Any:

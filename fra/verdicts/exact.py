@@ -249,7 +249,7 @@ def exact_where_unbounded(
     means: stats.ClusterMeans, bounded: tuple[float, float], linearised: bool = False
 ) -> Bounded | None:
     """The exact sample in the place of a bootstrap of one candidate that has no bound in some direction, or all of
-    whose clusters agree, where the range says more than their number; None elsewhere, or with too few live clusters.
+    whose clusters agree, where the range says more than their number; None elsewhere, or where too few are live.
 
     linearised: values have the range only where all agree.
     """

@@ -19,8 +19,8 @@ registries = importlib.import_module("fixtures.registry")  # a test of the suite
 ROOT = Path(__file__).resolve().parents[3]
 ROOMS = ("fra/measures", "fra/induction", "fra/stimuli")
 """Where claims are measured."""
-COMPUTES = re.compile(r"_?[A-Z_]*(AT_ONCE|BYTES|CELLS|TOGETHER|CHUNKS?)")
-"""How much is computed at once, which moves no number."""
+COMPUTES = re.compile(r"_?[A-Z_]*(AT_ONCE|BYTES|CELLS|TOGETHER|CHUNKS?|LISTED)")
+"""How much is computed at once, or listed beside a verdict: neither moves a number of it."""
 ROUNDING = {
     ("fra/induction/best_effect.py", "_FIRST"): "how many channels are measured first: the largest is the same",
     ("fra/induction/best_effect.py", "_ROUNDING_OF_FLOAT32"): "slack of a bound, many times float32's",
@@ -156,7 +156,8 @@ def test_every_design_is_registered_by_a_claim_and_every_number_in_it_is_read(re
             assert node.name in {cls.__name__ for cls in used} or re.search(rf": {node.name}\b", file.read_text()), (
                 f"no claim registers {file.name}: {node.name}"
             )
-            for field in (n.target.id for n in node.body if isinstance(n, ast.AnnAssign)):
+            values = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+            for field in (n.target.id for n in values if not isinstance(n.value, ast.Call)):
                 assert re.search(rf"\.{field}\b", code + file.read_text()), f"nothing reads {node.name}.{field}"
 
 

@@ -13,6 +13,7 @@ import torch
 
 from fra.claim import Outcome, judge
 from fra.core.coded import Arm, measure_arm
+from fra.measures.pairs import q21_layers
 from fra.measures.pairs.designs import Concepts, ConceptTexts
 from fra.measures.pairs.q21_concepts import Screen, screened
 from fra.measures.pairs.q21_layers import ConceptLayers, LayerConcepts, best, concept_texts, split
@@ -300,6 +301,41 @@ def test_what_is_searched_does_not_depend_on_what_is_measured() -> None:
         assert torch.equal(pairs, again) and np.array_equal(values, same)
     effects = [own.on(0).channels(own.candidates(0)[0]).mean() for own in (one, other)]
     assert not np.array_equal(*effects)
+
+
+def test_layers_are_searched_on_discovery_and_measured_on_confirmation() -> None:
+    rng = np.random.default_rng(8)
+    words = [
+        SimpleNamespace(text=rng.integers(0, circuit.D_VOCAB - 1, circuit.N_CTX - 1).tolist(), source=f"s{k % 50}")
+        for k in range(90)
+    ]
+    target = SimpleNamespace(
+        name="kinds",
+        model=kinds_circuit(),
+        n_layers=2,
+        bos=circuit.BOS,
+        documents=lambda: words,
+        encode=lambda text: text,
+        hook_for=lambda layer: circuit.HOOK if layer == 1 else None,
+        dictionary_for=lambda layer: (circuit.HOOK, kinds_dictionary()),
+    )
+    made = ConceptLayers(target, ConceptTexts(discovery=40, confirmation=40), Concepts(live_in=10))
+    own = made[1]
+    for arm, text, name in (
+        (own.search.arm, own.search.text, "discovery"),
+        (own.confirmation, own.text, "confirmation"),
+    ):
+        assert text is made.texts[name]
+        again = measure_arm(target.model, kinds_dictionary(), text.tokens, 1, circuit.HOOK)
+        assert torch.equal(again.frozen.x, arm.frozen.x)
+    assert not set(made.texts["discovery"].sources) & set(made.texts["confirmation"].sources)
+
+
+def test_scrambles_are_stretched_to_the_heads_spread(kinds: LayerConcepts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any stretch left, nothing of the head is."""
+    assert kinds.scrambled(0, 0) > 1
+    monkeypatch.setattr(q21_layers, "stretch_to_match", lambda *_: 0.0)
+    assert kinds.scrambled(0, 0) == pytest.approx(0, abs=1e-6)
 
 
 def test_no_source_is_both_searched_on_and_measured() -> None:

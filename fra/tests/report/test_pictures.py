@@ -19,10 +19,12 @@ from fra.induction import examples
 from fra.induction.channels import measure_arms
 from fra.induction.examples import example_on_text, first_example
 from fra.measures.families.rows import shown
-from fra.measures.pairs import q09_q11_pairs, q12_causal_ranking
+from fra.measures.pairs import layers, q12_causal_ranking
+from fra.measures.pairs.designs import SingleTerms
 from fra.report import drawings, pictures
 from fra.report.pictures import packed
 from fra.stimuli import repeated
+from fra.stimuli.padding import Texts
 from fra.targets.target import text_of
 from fra.tests import circuit, families
 from fra.tests.models import random_tokens, tiny, tiny_sae
@@ -194,7 +196,7 @@ def test_rows_about_a_family_show_a_feature_of_it_with_a_link() -> None:
 
 def test_the_term_that_changed_a_loss_most_is_shown(named: Any) -> None:
     model, sae, tokens = tiny("gpt2"), tiny_sae(HOOK), random_tokens(18)
-    terms = q12_causal_ranking.measure_terms(model, sae, tokens, 1, np.random.default_rng(0), 2)
+    terms = q12_causal_ranking.measure_terms(model, sae, tokens, 1, np.random.default_rng(0), SingleTerms())
     at = int(np.abs(terms.changed[:, 0]).argmax())
     assert terms.shown is not None
     one = terms.shown.example
@@ -211,24 +213,25 @@ def test_the_term_that_changed_a_loss_most_is_shown(named: Any) -> None:
     assert shown_as["pages"][0] == f"{PAGES}/{one.pair[0]}"
 
 
-def test_pairs_on_natural_text_show_their_strongest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_on_natural_text_are_drawn_where_they_were_measured() -> None:
     model, sae = tiny("gpt2"), tiny_sae(HOOK)
     arm = measure_arm(model, sae, TOKENS, 1, HOOK)
     often = torch.bincount(arm.codes.feature).topk(2).indices.tolist()
-    heads = [
-        object.__new__(q09_q11_pairs.HeadPairs) for _ in range(4)
-    ]  # of what is measured, only the strongest is asked for
-    for own in heads:
-        own.strongest = [(often[0], often[1])]
-    layer = object.__new__(q09_q11_pairs.LayerPairs)
-    object.__setattr__(layer, "pairs", heads)
-    monkeypatch.setattr(q09_q11_pairs, "measure_arm_pairs", lambda *_: layer)
-    target: Any = SimpleNamespace(name="t", model=model, tokenizer=None, dictionary_for=lambda _: (HOOK, sae))
-    q09_q11_pairs.measure_layer(target, q09_q11_pairs.Natural(TOKENS, LENGTHS, ("a", "b", "c")), 1)
-    for head, own in enumerate(heads):
+    layer = object.__new__(layers.PairLayer)  # of what is measured, only codes and documents are asked for
+    layer.arms, layer.texts = {layers.MEASURED: arm}, {layers.MEASURED: Texts(TOKENS, tuple(LENGTHS), ("a", "b", "c"))}
+
+    class Made(layers.PairLayers):
+        def __init__(self) -> None:
+            self.target: Any = SimpleNamespace(tokenizer=None, dictionary_for=lambda _: (HOOK, sae))
+
+        def __getitem__(self, number: int) -> layers.PairLayer:
+            return layer
+
+    for head in range(4):
         alone = example_on_text(arm, head, (often[0], often[1]), TOKENS, LENGTHS)
         assert alone is not None
-        assert own.picture == alone.picture(pictures.ON_NATURAL, str, None)
+        found = Made().picture(f"L1H{head}", often)
+        assert found == {pictures.STRONGEST: alone.picture(pictures.ON_NATURAL, str, None)}
 
 
 def test_tokens_without_a_tokenizer_are_their_ids() -> None:

@@ -124,7 +124,7 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
     of = "" if screened == 1 else f"candidate {name!r} of {screened}: "
     if not doubt.finite:
         return verdict(Outcome.INCONCLUSIVE, f"{of}{doubt.name} is not a finite number, or was not measured", doubt)
-    if not doubt.estimated or doubt.fails(claim.level):
+    if not doubt.estimated or not doubt.refutes or doubt.fails(claim.level):
         return verdict(Outcome.INCONCLUSIVE, f"{of}not met, which alone does not refute: {doubt}", doubt)
     more = "" if doubt.needed is None else f"; about {doubt.needed} independent sources would decide"
     return verdict(Outcome.INCONCLUSIVE, f"{of}neither side of the bar is rejected: {doubt}{more}", doubt)

@@ -125,7 +125,7 @@ def test_the_maximum_is_needed_and_is_not_a_wall():
     rng = np.random.default_rng(6)
     single, family = 0, 0
     for seed in range(150):
-        sums, counts, truth = sample("normal", 40, 50, rng, shared=0.5)
+        sums, counts, truth = sample("normal", 120, 50, rng, shared=0.5)
         means = ClusterMeans(sums, counts, seed=seed, n_boot=199)
         single += int((means.p_above(truth, simultaneous=False) <= LEVEL).any())
         family += int((means.p_above(truth) <= LEVEL).any())

@@ -41,10 +41,10 @@ CLAIM = Claim(
 
 
 @pytest.fixture(scope="module")
-def evidence(target, screens, progress):
+def evidence(screens, progress):
     from fra.measures.channels.q06_excess import excess_evidence
 
-    return excess_evidence(CLAIM, target, screens(CLAIM.stimuli[0]), progress)
+    return excess_evidence(CLAIM, screens(CLAIM.stimuli[0]), progress)
 
 
 def test_q06(evidence, verdict):

@@ -62,8 +62,10 @@ class Plantings:
     """Channels planted in a head's own scores, to count the power of its decision."""
 
     planted: int = 100
-    tries: int = 1_500
-    """Random pairs that are tried, at most."""
+    tries: int = 400
+    """Random pairs that are tried, at most: where fewer than one in four can be lifted to the bars, the power is not
+    known.
+    """
     selectivity: float = 0.6
     """Pairs whose key feature is not that much more live at the stripe's key than elsewhere are passed over: no
     coupling makes a head attend there by them.

@@ -66,6 +66,10 @@ class Planting:
         out = values.new_zeros(len(self._head.batch), dtype=torch.float64)
         return np.asarray(out.index_add_(0, self._head.batch.row_doc[self.rows], values.double()).cpu())
 
+    def can_reach(self, bars: tuple[float, float, float], design: Plantings) -> bool:
+        """Whether the largest of `design.raises` lifts nats, attention and contrast to these bars."""
+        return all(m >= bar for m, bar in zip(self.means(max(design.raises) / self.size), bars, strict=True))
+
     def lowest(self, bars: tuple[float, float, float], least: float, design: Plantings) -> float | None:
         """The smallest raise, `least` or more, that lifts nats, attention and contrast to these bars (found to
         `design.precision` of itself); None where none of `design.raises` does.

@@ -61,17 +61,20 @@ def plantings(
     rng = np.random.default_rng(seed_of(*layer.seed_parts, seed_part, str(on.head)))
     stripe, found = layer.stripe, 0
     able = torch.nonzero(stripe.selectivity >= design.selectivity)[:, 0].cpu().numpy()
-    for number in rng.permutation(able)[: design.tries].tolist():
-        if found == design.planted:
-            return
+    tried = rng.permutation(able)[: design.tries].tolist()
+    for left, number in zip(range(len(tried), 0, -1), tried, strict=True):
+        if found == design.planted or found + left < design.planted:
+            return  # there are enough, or there cannot be any more
         pair = stripe.pairs[number]
         planting = Planting(on, pair)
         if planting.live_documents < layer.design.least_documents:
             continue
         if planting.covered <= bars.coverage * len(on.keys):
             continue
-        least = _least_raise(layer, on.head, pair, bars.matched)
-        delta = planting.lowest((bars.nats, bars.attention, bars.contrast), least, design)
+        wanted = (bars.nats, bars.attention, bars.contrast)
+        if not planting.can_reach(wanted, design):
+            continue
+        delta = planting.lowest(wanted, _least_raise(layer, on.head, pair, bars.matched), design)
         if delta is None:
             continue
         found += 1

@@ -107,6 +107,7 @@ class LayerScreen:
         self.stripe: Stripe = self.search.stripes((0,), self.design.floor)[0]
         self._plain: dict[tuple[str, int], HeadOnArms] = {}
         self._spread_of: dict[int, float] = {}
+        self._of_pool: dict[int, np.ndarray] = {}
 
     @property
     def sets(self) -> Arms:
@@ -209,7 +210,9 @@ class LayerScreen:
     def matched_couplings(self, head: int, pairs: Tensor) -> Float[np.ndarray, "n matched"]:
         """Couplings of the head's own pairs that are nearest to each pair in activity, ascending."""
         pool, spread, tree = self._matching
-        own = self.typical(head, pool).cpu().numpy()
+        if head not in self._of_pool:
+            self._of_pool[head] = self.typical(head, pool).cpu().numpy()
+        own = self._of_pool[head]
         _, near = tree.query((self.search.activity(pairs) / spread).cpu().numpy(), k=min(self.nulls.matched, len(pool)))
         return np.asarray(np.sort(own[near.reshape(len(pairs), min(self.nulls.matched, len(pool)))], axis=1))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +30,6 @@ from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import WHOLE, Beside, Column, Planted, Sampled, decide, ranked
 from fra.verdicts.rules import RULES
 from fra.verdicts.stats import Floats
-
-if TYPE_CHECKING:
-    from fra.targets.target import Target
 
 EXCESS, BY_BARS, OVER_SCRAMBLES = "excess of heads", "excess by the bars", "over scrambled heads"
 
@@ -212,9 +209,7 @@ def _beyond_others(null: Float[np.ndarray, "n_heads n"]) -> np.ndarray:
 
 
 @torch.no_grad()
-def excess_evidence(
-    claim: Claim, target: Target, screened: Screen, progress: Callable[[str], None] = lambda _: None
-) -> Evidence:
+def excess_evidence(claim: Claim, screened: Screen, progress: Callable[[str], None] = lambda _: None) -> Evidence:
     """Q06: one row for the family."""
     screened.held_to(claim)
     if not screened.heads:
@@ -233,7 +228,7 @@ def excess_evidence(
     periods = np.asarray(batch.periods.cpu(), dtype=float)
     sources = np.unique(np.asarray(batch.sources), return_inverse=True)[1]
     least, tih = claim.designed(ChannelSearch).least_documents, claim.designed(TokenInduction).tih_at_least
-    seed = stats.seed_of(claim.digest, target.name, "family")
+    seed = stats.seed_of(claim.digest, screened.target, "family")
     found = count(numbers, periods, sources, design, least, tih, seed)
     return judged(claim, screened, found, int(sources.max()) + 1, lambda: _planted(claim, screened, found))
 

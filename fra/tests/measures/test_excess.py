@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -183,9 +182,10 @@ def test_selection_never_sees_the_confirmation_documents() -> None:
     assert not np.array_equal(*margin)
 
 
-def test_a_family_too_small_is_undecided_from_end_to_end() -> None:
-    evidence = excess_evidence(CLAIM, SimpleNamespace(name="circuit"), screened(circuit.model()))
-    found = judge(CLAIM, evidence)
-    assert found.outcome is Outcome.INCONCLUSIVE
+def test_the_circuit_has_no_excess_from_end_to_end() -> None:
+    """One head that carries channels and induces, another that does neither."""
+    evidence = excess_evidence(CLAIM, screened(circuit.model()))
+    assert judge(CLAIM, evidence).outcome is not Outcome.SUPPORTED
     assert evidence.detail["heads that carry channels"] == ["L1H0"]
-    assert evidence.detail["planted at the bars and found"].endswith("of 100") or "needed to tell it" in found.reason
+    assert evidence.detail["heads that are induction heads by the calibrated test"] == ["L1H0"]
+    assert evidence.n == 90

@@ -58,7 +58,7 @@ CLAIMS = """
                 for head in range(2):
                     rows = stripe_attention(pattern[layer, :, head], batch)["induction"]
                     samples[f"L{layer}H{head}"] = [float(rows[batch.row_doc == d].mean()) for d in range(n)]
-            found[one.id] = family(one, samples, target="circuit")
+            found[one.id] = family(one, samples, target="circuit", sources=None)
         return found
 
     @pytest.mark.parametrize("claim", [TRUE_OF_ONE, FEW, AT_THE_MEAN], ids=lambda claim: claim.id)

@@ -308,11 +308,15 @@ def test_what_is_selected_never_sees_what_is_measured() -> None:
     """With the measured documents exchanged for others, Q14's k, Q15's channels and the token dictionary of Q02 and Q03
     are the same to the last bit.
     """
-    own = layer("gpt2")
+    whole = layer("gpt2")
+    sae = models.tiny_sae(whole.hook_name, "standard")  # L0 varies from text to text
+    own = CarriedLayer(whole.model, sae, whole.sets, 1, whole.hook_name, seed_parts=("t",))
     rng = np.random.default_rng(11)
     strange = [(f"o{k}", [0, *rng.integers(200, models.D_VOCAB, 10 + k).tolist()]) for k in range(6)]
     other = with_measured(own, texts(strange, 20))
     assert other.mean_l0 == own.mean_l0
+    seen = [len(each.codes(FEATURES).row) / each.frozen.sigma.numel() for each in (own, other)]
+    assert seen[0] != seen[1], "or this dictionary could not tell"
     everyone = [
         (content(each, Strongest(channels=30, selected_on=4), 0.0), truncation(each, Truncation(), 0.0))
         for each in (own, other)

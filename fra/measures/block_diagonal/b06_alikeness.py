@@ -88,12 +88,13 @@ def unlike(margin: Float[np.ndarray, "draws m"]) -> Float[np.ndarray, " draws"]:
 
 
 class Resampled:
-    """A share of features, over resampled sources: its percentiles are its bounds, and the estimate itself is never
-    beyond one.
+    """A share of features, over resampled sources. Of the percentiles of the resampled shares and of those mirrored in
+    the estimate (Davison and Hinkley 1997, Bootstrap Methods and their Application, ch. 5: percentile and basic) the
+    bounds are whichever lies further out, each at half the level.
 
     A share does not vary smoothly, so that no standard error describes it. A feature that fires rarely is noise, and
-    noise is unlike half of the time: the share errs towards 1/2, so that support is conservative, and a refutation
-    needs planted heads to be found.
+    noise is unlike half of the time: the share errs towards 1/2, and resampled shares err as much again, which the
+    mirrored ones take back. A refutation needs planted heads to be found.
     """
 
     n_cand = 1
@@ -102,25 +103,27 @@ class Resampled:
         self.n_docs = len(margin)
         self.estimate = float(unlike(margin.sum(0, keepdims=True))[0])
         w = np.random.default_rng(seed).multinomial(self.n_docs, np.full(self.n_docs, 1 / self.n_docs), size=resamples)
-        self.drawn: Floats = np.sort(unlike(w @ margin))
+        drawn = np.sort(unlike(w @ margin))
+        self.draws: tuple[Floats, ...] = (drawn, 2 * self.estimate - drawn[::-1])
+        """[n_draws] ascending: as they are, and mirrored."""
 
     def p_above(self, bar: float, simultaneous: bool = False) -> Floats:
         """[1] p of "share <= bar"."""
-        return self._p(bool(self.estimate <= bar), self.drawn <= bar)
+        return self._p(bool(self.estimate <= bar), [own <= bar for own in self.draws])
 
     def p_below(self, bar: float, simultaneous: bool = False) -> Floats:
         """[1] p of "share >= bar"."""
-        return self._p(bool(self.estimate >= bar), self.drawn >= bar)
+        return self._p(bool(self.estimate >= bar), [own >= bar for own in self.draws])
 
     def lower(self, level: ArrayLike | float, simultaneous: bool = False) -> Floats:
-        """[1] a percentile: above a bar exactly where `p_above` is at most the level."""
+        """[1] lower bound: above a bar exactly where `p_above` is at most the level."""
         most = self._most(level)
-        return np.array([-np.inf if most < 0 else min(self.estimate, self.drawn[most])])
+        return np.array([-np.inf if most < 0 else min(self.estimate, *(own[most] for own in self.draws))])
 
     def upper(self, level: ArrayLike | float, simultaneous: bool = False) -> Floats:
-        """[1] a percentile, from above."""
+        """[1] upper bound."""
         most = self._most(level)
-        return np.array([np.inf if most < 0 else max(self.estimate, self.drawn[-1 - most])])
+        return np.array([np.inf if most < 0 else max(self.estimate, *(own[-1 - most] for own in self.draws))])
 
     def power(self, worth: float, level: float, above: bool = True, simultaneous: bool = False) -> Floats:
         """[1] nothing is known of it: heads are planted instead."""
@@ -128,11 +131,12 @@ class Resampled:
 
     def _most(self, level: ArrayLike | float) -> int:
         """How many draws may speak against a bar for p to be within the level; -1: none is."""
-        most = int(np.floor(float(np.ravel(level)[0]) * (1 + len(self.drawn)) * (1 + 1e-12))) - 1
-        return min(most, len(self.drawn) - 1)
+        n = len(self.draws[0])
+        return min(int(np.floor(float(np.ravel(level)[0]) / 2 * (1 + n) * (1 + 1e-12))) - 1, n - 1)
 
-    def _p(self, beyond: bool, against: Bool[np.ndarray, " draws"]) -> Floats:
-        return np.array([1.0 if beyond else (1 + against.sum()) / (1 + len(against))])
+    def _p(self, beyond: bool, against: Sequence[Bool[np.ndarray, " draws"]]) -> Floats:
+        worst = max(float(own.sum()) for own in against)
+        return np.array([1.0 if beyond else min(1.0, 2 * (1 + worst) / (1 + len(against[0])))])
 
 
 class Layer:

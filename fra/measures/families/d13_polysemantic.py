@@ -136,14 +136,16 @@ def _losses(layer: LayerFamilies, texts: Texts, head: int | None, design: Needin
 def _features(
     claim: Claim, names: Sequence[str], counts: Floats, lost: Floats, beside: Floats, heads: int
 ) -> list[dict[str, object]]:
-    """What each candidate shows, and about how many sources would decide it: those with which its distance from the bar
-    would be as many standard errors as the test asks for (normal, one candidate as good as all).
+    """What each candidate shows, and about how many sources would decide it: those with which its distance from the
+    bar, or what is worth seeing where that is less, would be as many standard errors as the test and its power ask for
+    (normal, one candidate as good as all).
     """
     found: list[dict[str, object]] = []
     z = NormalDist().inv_cdf(1 - claim.level / (heads * len(names))) + NormalDist().inv_cdf(RULES.power)
     for k, name in enumerate(names):
         means = stats.ClusterMeans(lost[:, k], counts[:, k], seed=0, n_boot=1)
-        rows, away = float(counts[:, k].sum()), float(means.estimate[0]) - claim.bar
+        rows = float(counts[:, k].sum())
+        away = min(abs(float(means.estimate[0]) - claim.bar), claim.worth_of(LOSS) or np.inf)
         would = np.ceil(len(counts) * (z * float(means.se[0]) / away) ** 2) if away else np.inf
         found.append(
             {

@@ -9,7 +9,9 @@ is judged is the dictionary of the first training run; the shares of the others 
 H0: a quarter or more of a head's live features are unlike the rest, or the head is no more alike than heads put
 together at random. Controls: random heads of the same size, drawn one after another (half of their features are
 unlike); 100 planted heads, each of the features of the layer nearest to one of them, which must meet every condition
-for a refutation. Bar: a quarter is half of what chance gives.
+for a refutation. Noise makes a feature unlike the rest half of the time, and so drives the share towards 1/2: a head
+is refuted by features alone that are unlike beyond doubt, each tested over sources. Bar: a quarter is half of what
+chance gives.
 """
 
 import pytest

@@ -14,8 +14,9 @@ from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
+from scipy import stats as sps
 
 from fra.dictionaries.hooks import layer_of
 from fra.measures.block_diagonal.b05_likeness import Activations, activations
@@ -88,55 +89,53 @@ def unlike(margin: Float[np.ndarray, "draws m"]) -> Float[np.ndarray, " draws"]:
 
 
 class Resampled:
-    """A share of features, over resampled sources. Of the percentiles of the resampled shares and of those mirrored in
-    the estimate (Davison and Hinkley 1997, Bootstrap Methods and their Application, ch. 5: percentile and basic) the
-    bounds are whichever lies further out, each at half the level.
+    """A share of features that are unlike the rest, with sources as the sample.
 
-    A share does not vary smoothly, so that no standard error describes it. A feature that fires rarely is noise, and
-    noise is unlike half of the time: the share errs towards 1/2, and resampled shares err as much again, which the
-    mirrored ones take back. A refutation needs planted heads to be found.
+    A share does not vary smoothly, and noise drives it towards 1/2, since a feature that fires rarely is unlike half of
+    the time. So its two bounds are made in two ways. The upper one, by which heads are supported, comes from resampled
+    sources: of the percentiles of the resampled shares and of those mirrored in the estimate (Davison and Hinkley 1997,
+    Bootstrap Methods and their Application, ch. 5) whichever lies further out, each at half the level; noise can only
+    raise it. The lower one, by which heads are refuted, counts the features that are unlike beyond doubt: each by a t
+    test of its margins over sources, Bonferroni over the features. Noise alone makes none.
     """
 
     n_cand = 1
 
     def __init__(self, margin: Float[np.ndarray, "sources m"], seed: int, resamples: int) -> None:
-        self.n_docs = len(margin)
+        self.n_docs, n = margin.shape
         self.estimate = float(unlike(margin.sum(0, keepdims=True))[0])
         w = np.random.default_rng(seed).multinomial(self.n_docs, np.full(self.n_docs, 1 / self.n_docs), size=resamples)
         drawn = np.sort(unlike(w @ margin))
         self.draws: tuple[Floats, ...] = (drawn, 2 * self.estimate - drawn[::-1])
         """[n_draws] ascending: as they are, and mirrored."""
+        error = np.maximum(margin.std(0, ddof=1), np.finfo(float).tiny) / np.sqrt(self.n_docs)
+        self.doubt: Floats = np.sort(n * sps.t.cdf(margin.mean(0) / error, self.n_docs - 1))
+        """[m] ascending: p of "this feature is like the rest", adjusted over the features."""
 
     def p_above(self, bar: float, simultaneous: bool = False) -> Floats:
         """[1] p of "share <= bar"."""
-        return self._p(bool(self.estimate <= bar), [own <= bar for own in self.draws])
+        n = len(self.doubt)
+        enough = np.flatnonzero(np.arange(1, n + 1) / n > bar)  # so many features, and one more
+        return np.array([min(1.0, float(self.doubt[enough[0]])) if len(enough) else 1.0])
 
     def p_below(self, bar: float, simultaneous: bool = False) -> Floats:
         """[1] p of "share >= bar"."""
-        return self._p(bool(self.estimate >= bar), [own >= bar for own in self.draws])
+        worst = max(float((own >= bar).sum()) for own in self.draws)
+        return np.array([1.0 if self.estimate >= bar else min(1.0, 2 * (1 + worst) / (1 + len(self.draws[0])))])
 
     def lower(self, level: ArrayLike | float, simultaneous: bool = False) -> Floats:
         """[1] lower bound: above a bar exactly where `p_above` is at most the level."""
-        most = self._most(level)
-        return np.array([-np.inf if most < 0 else min(self.estimate, *(own[most] for own in self.draws))])
+        return np.array([float((self.doubt <= float(np.ravel(level)[0])).mean())])
 
     def upper(self, level: ArrayLike | float, simultaneous: bool = False) -> Floats:
-        """[1] upper bound."""
-        most = self._most(level)
+        """[1] upper bound: below a bar exactly where `p_below` is at most the level."""
+        n = len(self.draws[0])
+        most = min(int(np.floor(float(np.ravel(level)[0]) / 2 * (1 + n) * (1 + 1e-12))) - 1, n - 1)
         return np.array([np.inf if most < 0 else max(self.estimate, *(own[-1 - most] for own in self.draws))])
 
     def power(self, worth: float, level: float, above: bool = True, simultaneous: bool = False) -> Floats:
         """[1] nothing is known of it: heads are planted instead."""
         return np.full(1, np.nan)
-
-    def _most(self, level: ArrayLike | float) -> int:
-        """How many draws may speak against a bar for p to be within the level; -1: none is."""
-        n = len(self.draws[0])
-        return min(int(np.floor(float(np.ravel(level)[0]) / 2 * (1 + n) * (1 + 1e-12))) - 1, n - 1)
-
-    def _p(self, beyond: bool, against: Sequence[Bool[np.ndarray, " draws"]]) -> Floats:
-        worst = max(float(own.sum()) for own in against)
-        return np.array([1.0 if beyond else min(1.0, 2 * (1 + worst) / (1 + len(against[0])))])
 
 
 class Layer:

@@ -472,11 +472,26 @@ def test_partners_are_chosen_without_the_measured_documents(monkeypatch: pytest.
     assert parts[2].split() == parts[3].split() and len(parts[2].split()) == 3 * 21
 
 
+def test_in_a_shuffle_documents_lie_beside_others_in_both_halves() -> None:
+    sel, meas = b05_likeness.activations(twins := Twins(1.0), twins.target.study("block-width")[0])
+    own = (sel.live[..., :6], meas.live[..., :6])
+    allowed = torch.ones(6, sel.live.shape[-1], dtype=torch.bool)
+    found = b05_likeness.shuffled(sel, meas, own, (sel.live, meas.live), allowed, 4, 3)
+    rolls = sel.rolls(stats.seed_of("4", "selection"), 3), meas.rolls(4, 3)
+    for each, r, q in zip(found, *rolls, strict=True):
+        assert torch.equal(each.partner, b05_likeness.jaccard(own[0], sel.live.roll(r, 0)).argmax(1))
+        for f, partner in enumerate(each.partner.tolist()):
+            for d in (0, 7, 59):
+                both = sum(float(meas.live[d, t, f] * meas.live[d - q, t, partner]) for t in range(29))
+                assert each.both[d, f] == both
+
+
 def test_the_excess_varies_as_both_of_its_parts_do() -> None:
     """Against resampled documents: partners stay, the Jaccards of both searches are counted anew."""
-    c, twins = claim("B05"), Twins(0.5)
+    c, twins = claim("B05"), Twins(0.0)
     run = b05_likeness.redundancy(c, twins, twins.target.study("block-width")[0], 0)
     assert run is not None and len(run.null) == 20
+    run = dataclasses.replace(run, null=run.null[:1])  # as noisy as what it is taken from
     sums, counts = run.excess()
     crossed = over_runs([run.excess()], twins.sources, seed=0, n_boot=199)
     rng, drawn = np.random.default_rng(0), []
@@ -499,7 +514,7 @@ def _profiles(alike: float, seed: int = 0) -> b06_alikeness.Profiles:
     which = np.where(rng.random(320) < alike, own, rng.integers(0, 8, 320))
     direction = centres[which] + rng.normal(size=(320, 24))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    return b06_alikeness.Profiles(direction, direction + 0.3 * rng.normal(size=(30, 320, 24)), own)
+    return b06_alikeness.Profiles(direction, direction + 0.1 * rng.normal(size=(30, 320, 24)), own)
 
 
 @pytest.mark.parametrize(("alike", "outcome"), [(1.0, "SUPPORTED"), (0.0, "REFUTED")])
@@ -556,6 +571,19 @@ def test_planted_heads_are_asked_every_condition() -> None:
     assert b06_alikeness.Layer(impossible, "planted", found, names).planted("L1H2").found == 0
     same = dataclasses.replace(found, direction=np.ones_like(found.direction), leaning=np.ones_like(found.leaning))
     assert b06_alikeness.Layer(c, "planted", same, names).planted("L1H2").found == 0
+
+
+def test_noise_alone_refutes_no_head() -> None:
+    """A quarter of the features is unlike, and most are lost in noise, which makes half of these seem unlike."""
+    rng, n, level = np.random.default_rng(0), 44, 0.05
+    refuted, estimates = 0, []
+    for k in range(200):
+        mean = np.abs(rng.normal(0, 0.3, n)) * np.repeat([-1.0, 1.0], [11, 33])
+        sample = b06_alikeness.Resampled(mean + rng.normal(0, 3.0, (60, n)), k, 99)
+        estimates.append(sample.estimate)
+        refuted += sample.p_above(0.25)[0] <= level
+    assert np.mean(estimates) > 0.3  # a percentile of resampled shares would refute most of them
+    assert refuted / 200 <= 1.5 * level
 
 
 def test_random_heads_are_drawn_anew_and_by_their_number_alone() -> None:

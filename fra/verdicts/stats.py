@@ -11,7 +11,7 @@ beside what else could have been used, is measured in `fra/tests/CALIBRATION.md`
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -256,11 +256,9 @@ class Tail:
         r, n = self._residual[:, some], self._counts[:, some]
         live = (n > 0).astype(np.float64)
         n_docs = len(r)
-        rng = np.random.default_rng(self._seed)
         size = max(1, BLOCK // max(r.shape[1], n_docs))
-        for start in range(0, self._n_boot, size):
-            drawn = (min(size, self._n_boot - start),)
-            w = rng.multinomial(n_docs, np.full(n_docs, 1 / n_docs), size=drawn).astype(np.float64)
+        whole = size >= self._n_boot  # above and below draw alike, one after the other
+        for w in (_drawn_whole if whole else times_drawn)(self._seed, n_docs, self._n_boot, size):
             rows, groups, squares = w @ n, w @ live, w @ r**2
             with np.errstate(divide="ignore", invalid="ignore"):
                 shift = (w @ r) / rows
@@ -269,6 +267,23 @@ class Tail:
                 defined = (groups > 1.5) & (variance > 1e-12 * squares)
                 below = shift * rows < -1e-9 * np.sqrt(squares)  # rounding must not choose the direction
             yield np.where(defined, t, np.where(below, -np.inf, np.inf))
+
+
+def times_drawn(seed: int, n_docs: int, n_boot: int, size: int) -> Iterator[Floats]:
+    """Blocks [up to `size`, n_docs] of how often each document is drawn, n_docs draws with replacement a resample:
+    multinomial counts, the same for a seed whatever the size of a block.
+    """
+    rng = np.random.default_rng(seed)
+    for start in range(0, n_boot, size):
+        many = min(size, n_boot - start)
+        drawn = rng.integers(n_docs, size=(many, n_docs))
+        drawn += n_docs * np.arange(many)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=many * n_docs).reshape(many, n_docs).astype(np.float64)
+
+
+@lru_cache(maxsize=1)
+def _drawn_whole(seed: int, n_docs: int, n_boot: int, size: int) -> tuple[Floats, ...]:
+    return tuple(times_drawn(seed, n_docs, n_boot, size))
 
 
 def _as_table(values: ArrayLike) -> Floats:

@@ -15,7 +15,7 @@ from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
 from fra.errors import FraError
 from fra.induction.best_effect import best_effect, mean_effect, restricted, upper_bounds
-from fra.induction.channels import Arms, HeadOnArms, measure_arms, shifted_keys
+from fra.induction.channels import Arms, HeadOnArms, evenly, few_arms, measure_arms, shifted_keys
 from fra.induction.nulls import (
     draw_atoms,
     matching_pursuit,
@@ -165,6 +165,37 @@ def test_the_best_effect_is_the_largest_of_all(kind: str, spread: float, some: b
         assert (bounds >= exact).all()
         if kind == "gpt2" and spread == 1:
             assert (bounds < exact.max()).mean() > 0.25, "bounds that spare nothing are no use"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma2"])
+def test_few_documents_have_what_they_have_among_all(kind: str) -> None:
+    found = arms(kind)
+    pairs, index = live_pairs(found, 5), torch.tensor([1, 2, 5])
+    few = few_arms(found, index)
+    assert few.batch.sources == ("1", "2", "5")
+    assert bool((few.batch.tokens == found.batch.tokens[index]).all())
+    whole, part = (HeadOnArms(each, HEAD) for each in (found, few))
+    assert np.abs(whole.removed_together(pairs).nats).max() > 1e-4, "a test of nothing: the channels do nothing"
+    for effects, own in (
+        (whole.channels(pairs), part.channels(pairs)),
+        (whole.removed_together(pairs), part.removed_together(pairs)),
+    ):
+        np.testing.assert_allclose(effects.nats[index], own.nats, atol=1e-6)
+        np.testing.assert_array_equal(effects.rows[index], own.rows)
+
+
+def test_documents_are_chosen_evenly() -> None:
+    assert evenly(10, 5, torch.device("cpu")).tolist() == [0, 2, 4, 6, 8]
+    assert evenly(3, 5, torch.device("cpu")).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_scores_on_rows_are_those_of_the_head(kind: str) -> None:
+    found = arms(kind)
+    on = HeadOnArms(found, HEAD)
+    for rows, arm in zip(on.row_scores, on.sides, strict=True):
+        truth = arm.frozen.scores(HEAD)[found.batch.row_doc, found.batch.row_pos]
+        torch.testing.assert_close(rows, truth, atol=1e-5, rtol=1e-5)
 
 
 def stretched(arm: Arm, by: float) -> FrozenLayer:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sae_lens.saes.sae import SAEMetadata
+from scipy import stats as sps
 
 import fra
 from fra import frontiers
@@ -554,6 +555,8 @@ def test_a_share_of_features_has_bounds_that_its_p_values_invert() -> None:
         margin = rng.normal(0.3, 1.0, (25, 40)) + rng.normal(0.0, 0.4, 40)
         sample = b06_alikeness.Resampled(margin, 7, 499)
         assert sample.estimate == (margin.sum(0) <= 0).mean()
+        beyond_doubt = sps.ttest_1samp(margin, 0.0, alternative="less").pvalue * 40
+        assert sample.lower(0.05)[0] == (beyond_doubt <= 0.05).mean()
         for level in (0.0001, 0.005, 0.05, 0.4):
             low, high = sample.lower(level)[0], sample.upper(level)[0]
             assert low <= sample.estimate <= high

@@ -23,8 +23,9 @@ from fra.measures.pairs.activity import OnText, Selection, top
 from fra.measures.pairs.designs import Stability
 from fra.measures.pairs.layers import MEASURED, PairLayer, PairLayers
 from fra.measures.pairs.relabelling import BoundedCells
+from fra.measures.pairs.standing import standing
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.decide import Beside, Column, Drawn, Given, Sampled, corrected, decide, means_of
+from fra.verdicts.decide import Beside, Column, Drawn, Given, Sampled, decide, means_of
 from fra.verdicts.stats import seed_of
 
 JACCARD, LOOSE, ATOMS, RANK = (
@@ -190,12 +191,12 @@ def stability(claim: Claim, layers: PairLayers) -> dict[str, Evidence]:
         sampled(JACCARD, own, 0.0),
         sampled(LOOSE, {name: own[name] - again.loose[:, h] for name, (again, h) in heads.items()}, -1.0),
     ]
-    standing = [h for h, p in corrected(claim, samples).raw.items() if p <= claim.level]
+    left = standing(claim, samples)
     atoms: dict[int, np.ndarray] = {}
-    for number in sorted({int(h[1:].split("H")[0]) for h in standing}):
+    for number in sorted({int(h[1:].split("H")[0]) for h in left}):
         layer = layers.of(f"L{number}H0")
         atoms[number] = np.array([of_random_atoms(layer, design, k) for k in range(design.dictionaries)])
-    largest = {h: float(np.max(atoms[int(h[1:].split("H")[0])][:, heads[h][1]])) for h in standing}
+    largest = {h: float(np.max(atoms[int(h[1:].split("H")[0])][:, heads[h][1]])) for h in left}
 
     @lru_cache(maxsize=1)
     def relabellings(name: str) -> Relabellings:

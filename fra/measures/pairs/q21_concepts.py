@@ -23,10 +23,11 @@ from fra.measures.pairs.designs import Concepts, ConceptTexts
 from fra.measures.pairs.q21_layers import ConceptLayers, LayerConcepts, best
 from fra.measures.pairs.q21_planting import CONTRAST, EFFECT, PlantedChannels, plant_concepts, planted_and_found
 from fra.measures.pairs.q21_search import ConceptEffects, example_of
+from fra.measures.pairs.standing import standing
 from fra.report.pictures import BEST, ON_NATURAL, ChannelPicture
 from fra.targets.target import text_of
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.decide import Beside, Column, Drawn, Given, Planted, Sampled, corrected, decide, means_of
+from fra.verdicts.decide import Beside, Column, Drawn, Given, Planted, Sampled, decide, means_of
 from fra.verdicts.nulls import sequential
 from fra.verdicts.rules import RULES
 from fra.verdicts.samples import NO_INPUT_DICTIONARY
@@ -140,7 +141,7 @@ class Screen:
             (ATOMS, self.need_atoms, self.atoms),
         ):
             if columns and self.E:
-                need([h for h, p in corrected(self.claim, columns).raw.items() if p <= self.claim.level])
+                need(standing(self.claim, columns))
             columns.append(Given(name, {h: E - numbers.get(h, np.nan) for h, E in self.E.items()}))
         columns.append(
             Drawn(observed={SCRAMBLES: self.E}, draw=lambda h, k: {SCRAMBLES: self.scramble(h, k)}),
@@ -159,25 +160,25 @@ class Screen:
         claim, level = self.claim, self.claim.level / max(1, len(self.E))
         e, E = batch.effects, batch.means
         sources = self.layers.texts["confirmation"].sources
-        standing = batch.chosen & (self.control < E)
+        left = batch.chosen & (self.control < E)
         for condition, part in ((EFFECT, "nats"), (CONTRAST, "contrast")):
-            if not standing.any():
-                return standing
+            if not left.any():
+                return left
             means = means_of(
                 claim, self.layers.target.name, name, f"planted {condition}", getattr(e, part), e.weight, sources
             )
-            standing &= means.p_above(claim.bar_of(condition), simultaneous=True) <= level
+            left &= means.p_above(claim.bar_of(condition), simultaneous=True) <= level
         for need, numbers in ((self.need_lags, self.lags), (self.need_atoms, self.atoms)):
-            if not standing.any():
-                return standing
+            if not left.any():
+                return left
             need([name])
-            standing &= numbers[name] < E
-        if standing.any():
+            left &= numbers[name] < E
+        if left.any():
             ranks = sequential(
-                {SCRAMBLES: E}, lambda k: {SCRAMBLES: self.scramble(name, k)}, standing, claim.level, RULES.draws
+                {SCRAMBLES: E}, lambda k: {SCRAMBLES: self.scramble(name, k)}, left, claim.level, RULES.draws
             )
-            standing &= ranks[SCRAMBLES].p <= level
-        return standing
+            left &= ranks[SCRAMBLES].p <= level
+        return left
 
 
 def _known(values: np.ndarray) -> float:

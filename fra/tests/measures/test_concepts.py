@@ -179,7 +179,7 @@ def test_channels_of_kinds_are_found_by_their_ids_and_nulls_are_not() -> None:
     # a scramble keeps the head's spread of scores, so that one of 36 random couplings is worth something, now and then
     # more than the head's
     drawn = [own.scrambled(0, k) for k in range(6)]
-    assert np.median(drawn) < 0.5 * effects.mean()[:KINDS].min()
+    assert np.median(drawn) < 0.7 * effects.mean()[:KINDS].min()
     assert own.scrambled(0, 3) == drawn[3] and len(set(drawn)) == 6
     lags = own.other_lags([0, 1])
     assert lags.shape == (DESIGN.lags, 2)
@@ -363,9 +363,10 @@ def test_planted_channels_lie_beyond_their_bars_and_go_through_every_condition(k
     own.lags, own.atoms = {"L1H1": 0.0}, {"L1H1": 0.0}
     own.scramble = lambda name, k: 0.0
     batch = max(batches, key=lambda b: len(b.chosen))
-    e = batch.effects  # so few documents see 0.2 nat hardly
-    five = dataclasses.replace(e, nats=5 * e.nats, contrast=5 * e.contrast)
-    strong = PlantedChannels(five, np.ones(len(batch.chosen), dtype=bool))
+    e = batch.effects  # channels that all documents show: only what is asked for here may deny them
+    shown = e.weight * (1 + 0.1 * np.random.default_rng(0).standard_normal(e.weight.shape))
+    clear = dataclasses.replace(e, nats=shown, contrast=shown)
+    strong = PlantedChannels(clear, np.ones(len(batch.chosen), dtype=bool))
     free = own.passes("L1H1", strong)
     assert free.any()
     for change in ("lags", "atoms"):

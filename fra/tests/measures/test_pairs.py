@@ -330,10 +330,10 @@ def written(coupling: torch.Tensor, other_activity: bool = False) -> Made:
     rng = np.random.default_rng(0)
     model, sae = circuit.model(), circuit.dictionary()
     arms, both = {}, {}
-    for name in (SELECTION, MEASURED):
-        texts = rng.integers(0, 20, (60, circuit.N_CTX))
+    for name, n in ((SELECTION, 60), (MEASURED, 120)):
+        texts = rng.integers(0, 20, (n, circuit.N_CTX))
         texts[:, 0] = circuit.BOS
-        both[name] = Texts.of([torch.from_numpy(row) for row in texts], [f"{name} {k}" for k in range(60)])
+        both[name] = Texts.of([torch.from_numpy(row) for row in texts], [f"{name} {k}" for k in range(n)])
         arm = measure_arm(model, sae, both[name].tokens, 1, circuit.HOOK)
         if other_activity and name == MEASURED:
             strength = torch.randn(len(arm.codes.decoder), generator=torch.Generator().manual_seed(5)).mul(3).exp()

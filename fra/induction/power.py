@@ -176,7 +176,7 @@ def count_found(
         beyond = [own for own in through if own.effect > best]
         count.miss("other lags", len(through) - len(beyond))
         _exceed_scrambles(layer, head, beyond, int(np.ceil(1 / step)) - 1, count)
-    return Planted(count.tried - count.missed, count.tried), count.by
+    return Planted(count.tried - count.missed, count.tried, count.futile()), count.by
 
 
 def _seen(

@@ -163,11 +163,15 @@ class Planted:
 
     found: int
     tried: int
+    futile: bool = False
+    """Whether planting was ended early, because the bound could not reach RULES.power any more."""
 
     @property
     def power(self) -> float:
-        """The lower confidence bound of the share (RULES.power_level); NaN with fewer than RULES.plantings."""
-        if self.tried < RULES.plantings:
+        """The lower confidence bound of the share (RULES.power_level); NaN with fewer than RULES.plantings, unless no
+        more could help.
+        """
+        if self.tried < RULES.plantings and not self.futile:
             return float("nan")
         return stats.clopper_pearson(self.found, self.tried, RULES.power_level)[0]
 

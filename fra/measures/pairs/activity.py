@@ -85,7 +85,8 @@ def live_features(arm: Arm, texts: Texts, least: int) -> Int[Tensor, " live"]:
     inside = (at > 0) & (at < torch.tensor(texts.lengths, device=at.device)[doc])
     seen = torch.unique(codes.feature[inside] * batch + doc[inside]) // batch
     ids, times = torch.unique_consecutive(seen, return_counts=True)
-    return ids[times >= least]
+    kept: Tensor = ids[times >= least]
+    return kept
 
 
 class Selection:

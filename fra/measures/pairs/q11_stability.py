@@ -135,7 +135,7 @@ def of_random_atoms(layer: PairLayer, design: Stability, k: int) -> Float[np.nda
         return np.full(layer.n_heads, np.nan)
     lists = Lists(other.selection, range(layer.n_heads), layer.design.together_in, design.strongest)
     (found,) = jaccards(other.on, [lists])
-    return np.nanmean(found, axis=0)
+    return np.asarray(np.nanmean(found, axis=0))
 
 
 class Relabellings:

@@ -50,13 +50,14 @@ class HeadConcepts:
         pairs, _ = own.candidates(head)
         e = own.on(head).channels(pairs)
         live = np.flatnonzero(e.documents >= e.least)
-        parts = (getattr(e, name)[:, live] for name in ("nats", "contrast", "weight"))
-        return cls(pairs.numpy()[live], ConceptEffects(*parts, e.documents[live], e.least))
+        kept = ConceptEffects(e.nats[:, live], e.contrast[:, live], e.weight[:, live], e.documents[live], e.least)
+        return cls(pairs.numpy()[live], kept)
 
 
 def tokens_of(own: LayerConcepts, pair: Sequence[int], decode: Callable[[int], str]) -> dict[str, Any]:
     """What stands where a channel's features are live, confirmation documents."""
-    codes, tokens, row = own.confirmation.codes, own.text.tokens.flatten(), {}
+    codes, tokens = own.confirmation.codes, own.text.tokens.flatten()
+    row: dict[str, Any] = {}
     for name, feature in zip(("query", "key"), pair, strict=True):
         at = codes.row[codes.feature == feature]
         ids, times = torch.unique(tokens[at[own.text.valid.flatten()[at]]], return_counts=True)
@@ -220,7 +221,7 @@ def _detail(screen: Screen, h: str, judged: Evidence) -> dict[str, Any]:
     claim, (own, _) = screen.claim, screen.at(h)
     channels: list[dict[str, Any]] = []
     for k, (pair, conditions) in enumerate(judged.candidates.items()):
-        row = {
+        row: dict[str, Any] = {
             "channel": pair,
             "effect (nats)": float(screen.E[h][k]),
             "head contrast (nats)": next(x.effect for x in conditions if x.name == CONTRAST),
@@ -231,7 +232,8 @@ def _detail(screen: Screen, h: str, judged: Evidence) -> dict[str, Any]:
     channels.sort(key=lambda row: -row["effect (nats)"])
     decode = text_of(screen.layers.target.tokenizer)
     for row in channels[:_LISTED]:
-        row |= tokens_of(own, screen.heads[h].pairs[row["place"]].tolist(), decode)
+        pair = screen.heads[h].pairs[row["place"]].tolist()
+        row |= tokens_of(own, pair, decode)
     picture = _picture(screen, h)
     return (
         ({BEST: picture} if picture is not None else {})

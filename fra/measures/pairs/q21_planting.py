@@ -74,8 +74,8 @@ def plant_concepts(own: LayerConcepts, head: int, claim: Claim) -> Iterator[Plan
         final = effects(high)
         M = stripe.position_part[some[:, 0], some[:, 1]] * (coupling.mean(1) + high).numpy()
         kept = lifted.numpy()
-        parts = (getattr(final, name)[:, kept] for name in ("nats", "contrast", "weight"))
-        yield PlantedChannels(ConceptEffects(*parts, final.documents[kept], final.least), (cut <= M)[kept])
+        sums = final.nats[:, kept], final.contrast[:, kept], final.weight[:, kept]
+        yield PlantedChannels(ConceptEffects(*sums, final.documents[kept], final.least), (cut <= M)[kept])
 
 
 def planted_and_found(

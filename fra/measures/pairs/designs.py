@@ -40,7 +40,7 @@ class Stability:
     bin_size: int = 64
     """Relabelled key features change places with as many of like frequency."""
     dictionaries: int = 20
-    """Dictionaries of random atoms, the largest of which counts."""
+    """Dictionaries of random atoms, each measured on an equal part of the sources."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from fra.measures.pairs.layers import MEASURED, PairLayer, PairLayers
 from fra.measures.pairs.relabelling import BoundedCells
 from fra.measures.pairs.standing import standing
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.decide import Beside, Column, Drawn, Given, Sampled, decide, means_of
+from fra.verdicts.decide import Beside, Column, Drawn, Sampled, decide, means_of
 from fra.verdicts.stats import seed_of
 
 JACCARD, LOOSE, ATOMS, RANK = (
@@ -118,24 +118,41 @@ def lists_again(layer: PairLayer, design: Stability) -> ListsAgain:
     return ListsAgain(own, loose, kinds[0])
 
 
-def of_random_atoms(layer: PairLayer, design: Stability, k: int) -> Float[np.ndarray, " n_heads"]:
-    """Mean Jaccard index of every head with the k-th dictionary of random atoms for features, chosen and measured in
-    the same way; NaN where too few of its pairs are jointly live.
+def parts_of(layer: PairLayer, n: int) -> Int[np.ndarray, " n_documents"]:
+    """The dictionary of random atoms of every measured document: sources are dealt out evenly."""
+    names, source = np.unique(np.asarray(layer.sources), return_inverse=True)
+    return np.asarray((layer.rng("stability", "parts").permutation(len(names)) % n)[source])
+
+
+def of_dictionary(layer: PairLayer, design: Stability, k: int, heads: Sequence[int], which: np.ndarray) -> np.ndarray:
+    """[n_documents, n_heads] Jaccard indices of chosen measured documents with the k-th dictionary of random atoms for
+    features, its lists chosen in the same way; NaN elsewhere, and everywhere where too few pairs are jointly live.
     """
     decoder = layer.arms[MEASURED].codes.decoder
     generator = torch.Generator().manual_seed(seed_of(*layer.seed_parts, "stability", f"atoms {k}"))
     atoms = draw_atoms(len(decoder), generator, decoder)
-    arms = {
-        name: random_atoms(arm, atoms, torch.tensor(layer.texts[name].lengths, device=decoder.device))
-        for name, arm in layer.arms.items()
-    }
-    try:
-        other = PairLayer(arms, layer.texts, layer.design, layer.seed_parts)
-    except CannotLoad:
-        return np.full(layer.n_heads, np.nan)
-    lists = Lists(other.selection, range(layer.n_heads), layer.design.together_in, design.strongest)
-    (found,) = jaccards(other.on, [lists])
-    return np.nanmean(found, axis=0)
+    ends = {name: torch.tensor(layer.texts[name].lengths, device=decoder.device) for name in layer.arms}
+    ends[MEASURED] = ends[MEASURED] * torch.from_numpy(which).to(decoder.device)
+    arms = {name: random_atoms(arm, atoms, ends[name]) for name, arm in layer.arms.items()}
+    # pairs that are jointly live in so many documents are of features that are live in as many
+    selection = Selection.of(arms[SELECTION], layer.texts[SELECTION], layer.design, layer.design.together_in)
+    if selection.too_few is not None:
+        return np.full((len(which), len(heads)), np.nan)
+    lists = Lists(selection, heads, layer.design.together_in, design.strongest)
+    (found,) = jaccards(OnText(arms[MEASURED], layer.texts[MEASURED], selection.live), [lists])
+    return found
+
+
+def of_random_atoms(layer: PairLayer, design: Stability, heads: Sequence[int]) -> Float[np.ndarray, "n_documents n"]:
+    """Of some heads in every measured document, each with the dictionary of its part: the scatter of dictionaries is
+    part of the spread over sources.
+    """
+    parts = parts_of(layer, design.dictionaries)
+    found = np.full((len(parts), len(heads)), np.nan)
+    for k in range(design.dictionaries):
+        which = parts == k
+        found[which] = of_dictionary(layer, design, k, heads, which)[which]
+    return found
 
 
 class Relabellings:
@@ -168,8 +185,8 @@ class Relabellings:
 
 @torch.no_grad()
 def stability(claim: Claim, layers: PairLayers) -> dict[str, Evidence]:
-    """Evidence for every head of a layer that can be measured. Random atoms are drawn only for heads that pass what
-    documents decide.
+    """Evidence for every head of a layer that can be measured. Random atoms are drawn only for heads that pass the
+    other conditions that documents decide.
     """
     design = claim.designed(Stability)
     measured, found = layers.each(claim, lambda layer: lists_again(layer, design))
@@ -192,11 +209,11 @@ def stability(claim: Claim, layers: PairLayers) -> dict[str, Evidence]:
         sampled(LOOSE, {name: own[name] - again.loose[:, h] for name, (again, h) in heads.items()}, -1.0),
     ]
     left = standing(claim, samples)
-    atoms: dict[int, np.ndarray] = {}
+    atoms: dict[str, np.ndarray] = {}
     for number in sorted({int(h[1:].split("H")[0]) for h in left}):
-        layer = layers.of(f"L{number}H0")
-        atoms[number] = np.array([of_random_atoms(layer, design, k) for k in range(design.dictionaries)])
-    largest = {h: float(np.max(atoms[int(h[1:].split("H")[0])][:, heads[h][1]])) for h in left}
+        names = [h for h in left if int(h[1:].split("H")[0]) == number]
+        found_there = of_random_atoms(layers.of(names[0]), design, [heads[h][1] for h in names])
+        atoms |= dict(zip(names, found_there.T, strict=True))
 
     @lru_cache(maxsize=1)
     def relabellings(name: str) -> Relabellings:
@@ -205,7 +222,7 @@ def stability(claim: Claim, layers: PairLayers) -> dict[str, Evidence]:
 
     columns = [
         *samples,
-        Given(ATOMS, {h: means[h] - largest.get(h, np.nan) for h in heads}),
+        sampled(ATOMS, {h: own[h] - values for h, values in atoms.items()}, -1.0),
         Drawn(observed={RANK: means}, draw=lambda name, k: {RANK: relabellings(name).draw(k)}),
     ]
 
@@ -215,8 +232,8 @@ def stability(claim: Claim, layers: PairLayers) -> dict[str, Evidence]:
         said = {
             "strongest of the list (query feature, key feature)": listed,
             "Jaccard without a minimum": float(np.nanmean(again.loose[:, h])),
-            "Jaccard of random atoms, the largest": largest.get(name),
-        } | ({"draws of the control": design.dictionaries} if name in largest else {})
+            "Jaccard of random atoms": float(np.nanmean(atoms[name])) if name in atoms else None,
+        } | ({"draws of the control": design.dictionaries} if name in atoms else {})
         return (layers.picture(name, listed[0]) if listed else {}) | said
 
     return found | decide(claim, columns, {h: Beside(candidates=("list",), detail=detail(h)) for h in heads})

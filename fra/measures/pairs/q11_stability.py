@@ -21,7 +21,7 @@ from fra.errors import CannotLoad
 from fra.induction.nulls import draw_atoms, random_atoms
 from fra.measures.pairs.activity import OnText, Selection, top
 from fra.measures.pairs.designs import Stability
-from fra.measures.pairs.layers import MEASURED, PairLayer, PairLayers
+from fra.measures.pairs.layers import MEASURED, SELECTION, PairLayer, PairLayers
 from fra.measures.pairs.relabelling import BoundedCells
 from fra.measures.pairs.standing import standing
 from fra.verdicts.claim import Claim, Evidence

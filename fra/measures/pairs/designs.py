@@ -103,7 +103,7 @@ class Concepts:
     """Dictionaries of random atoms, the largest of which counts."""
     plantings: int = 100
     """Channels planted in a head before its refutation is believed."""
-    tried: int = 400
+    tried: int = 200
     """Pairs that planting is tried with, at most."""
     largest_raise: float = 16.0
     """Nats by which a planted coupling may lift the largest product of its features' activations."""

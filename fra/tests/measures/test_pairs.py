@@ -5,6 +5,7 @@ that do not depend on what is measured.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from functools import cache
 from types import SimpleNamespace
@@ -133,6 +134,8 @@ def test_shares_of_self_channels_are_those_of_an_enumeration() -> None:
     assert sorted(label.tolist()) == list(range(len(label))) and label.tolist() != sorted(label.tolist())
     for part in own.selection.bins(64):
         assert set(label[part].tolist()) == set(part.tolist()), "labels stay among features of like frequency"
+    ordered = [own.selection.frequency[part] for part in own.selection.bins(16)]
+    assert all(a.max() <= b.min() for a, b in itertools.pairwise(ordered)) and ordered[0].min() < ordered[-1].max()
     several = [own.selection.relabelled(own.rng("self", f"labels of document {d}"), 64).tolist() for d in range(3)]
     assert several[0] != several[1] != several[2], "every document has a draw of its own"
 

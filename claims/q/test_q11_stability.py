@@ -8,7 +8,7 @@ not do: their overlap grows to 1 with the number of documents, whatever the head
 
 H0: Jaccard <= 0.5 (two thirds in common), or at most 0.05 above that of random atoms (equal number and L0, matching
     pursuit) in place of features, or 0.05 or more below that without the minimum, or no larger than with the measured
-    documents' key features relabelled among 64 of like frequency (up to 999 for a head).
+    documents' key features relabelled among 64 of like frequency (40 documents; up to 999 for a head).
 Random atoms: couplings are the same in all documents, so that any dictionary has some stability; 20 dictionaries, each
     for a twentieth of the sources, so that their scatter is in the interval; drawn where the rest holds. A tie fails
     there. Without the minimum, pairs and features that are live in one document are on the lists, too: the minimum

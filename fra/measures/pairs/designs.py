@@ -29,6 +29,8 @@ class SelfChannels:
     """Channels of one document that are looked at."""
     bin_size: int = 64
     """Relabelled key features change places with as many of like frequency."""
+    ranked: int = 40
+    """Measured documents on which a head is ranked among relabellings: these are many."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Stability:
     """Channels on the list."""
     bin_size: int = 64
     """Relabelled key features change places with as many of like frequency."""
+    ranked: int = 40
+    """Measured documents on which a head is ranked among relabellings: these are many."""
     dictionaries: int = 20
     """Dictionaries of random atoms, each measured on an equal part of the sources."""
 

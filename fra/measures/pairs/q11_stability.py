@@ -156,12 +156,12 @@ def of_random_atoms(layer: PairLayer, design: Stability, heads: Sequence[int]) -
 
 
 class Relabellings:
-    """A head's mean Jaccard index over the measured documents, whose key features are relabelled."""
+    """A head's mean Jaccard index over some measured documents, whose key features are relabelled."""
 
     def __init__(self, layer: PairLayer, head: int, design: Stability, lists: Lists) -> None:
         self._layer, self._head, self._design, self._pairs = layer, head, design, lists.pairs[head]
         self._selection, on = lists.selection, layer.seen(lists.selection)
-        self._met = [(m.own, m.mean.abs()) for m in (on.meetings(d) for d in range(len(on.texts)))]
+        self._met = [(m.own, m.mean.abs()) for m in (on.meetings(d) for d in layer.some(design.ranked))]
         U, V = lists.couplings[head]
         self._cells = BoundedCells(self._met, (U @ V.T).abs() * lists.may, self._selection.bins(design.bin_size))
 
@@ -203,7 +203,8 @@ def stability(claim: Claim, layers: PairLayers) -> dict[str, Evidence]:
         return Sampled(name=name, samples=samples, bounded=(reach, 1.0))
 
     own = {name: again.own[:, h] for name, (again, h) in heads.items()}
-    means = {name: float(np.nanmean(values)) if np.isfinite(values).any() else np.nan for name, values in own.items()}
+    some = {h: own[h][layers.of(h).some(design.ranked)] for h in heads}
+    ranked = {h: float(np.nanmean(values)) if np.isfinite(values).any() else np.nan for h, values in some.items()}
     samples: list[Column] = [
         sampled(JACCARD, own, 0.0),
         sampled(LOOSE, {name: own[name] - again.loose[:, h] for name, (again, h) in heads.items()}, -1.0),
@@ -223,7 +224,7 @@ def stability(claim: Claim, layers: PairLayers) -> dict[str, Evidence]:
     columns = [
         *samples,
         sampled(ATOMS, {h: own[h] - values for h, values in atoms.items()}, -1.0),
-        Drawn(observed={RANK: means}, draw=lambda name, k: {RANK: relabellings(name).draw(k)}),
+        Drawn(observed={RANK: ranked}, draw=lambda name, k: {RANK: relabellings(name).draw(k)}),
     ]
 
     def detail(name: str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ frequency, another draw for every document, so that the scatter of the control i
 it the burstiness of features, stays as it is. The mean over documents, one of each source.
 
 H0: the excess is <= 0.10, or the share is no larger than among the document's 50 pairs of largest sum a_i a_j
-    (co-activation alone), or no larger than under relabellings (one for all documents; up to 999 for a head). t = s,
-    where every feature meets itself, is left out.
+    (co-activation alone), or no larger than under relabellings (one for all of 40 documents; up to 999 for a head).
+    t = s, where every feature meets itself, is left out.
 Bar: five of fifty; with some 10^5 live pairs of which a thousandth are self pairs, chance is nowhere near. Worth seeing
     beyond co-activation: as much, five of fifty.
 """

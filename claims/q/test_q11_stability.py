@@ -6,11 +6,12 @@ in it, against as many of the document's own strongest by the same measure, amon
 Statistic: their Jaccard index, the mean over documents, one of each source. (Lists of two halves of the documents would
 not do: their overlap grows to 1 with the number of documents, whatever the head.)
 
-H0: Jaccard <= 0.5 (two thirds in common), or at most 0.05 above that of the largest of 20 dictionaries of random atoms
-    (equal number and L0, matching pursuit) in place of features, or 0.05 or more below that without the minimum, or no
-    larger than with the measured documents' key features relabelled among 64 of like frequency (up to 999 for a head).
-Random atoms: couplings are the same in all documents, so that any dictionary has some stability; they deny, and never
-    refute. Without the minimum, pairs and features that are live in one document are on the lists, too: the minimum
+H0: Jaccard <= 0.5 (two thirds in common), or at most 0.05 above that of random atoms (equal number and L0, matching
+    pursuit) in place of features, or 0.05 or more below that without the minimum, or no larger than with the measured
+    documents' key features relabelled among 64 of like frequency (40 documents; up to 999 for a head).
+Random atoms: couplings are the same in all documents, so that any dictionary has some stability; 20 dictionaries, each
+    for a twentieth of the sources, so that their scatter is in the interval; drawn where the rest holds. A tie fails
+    there. Without the minimum, pairs and features that are live in one document are on the lists, too: the minimum
     must not be what makes lists differ. A tie passes there (the fifty are common pairs either way).
 Bars: with less than a half, a list of top channels is more about its documents than about the head; 0.05 is two or
     three channels of fifty, the least that is a difference.

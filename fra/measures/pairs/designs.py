@@ -29,6 +29,8 @@ class SelfChannels:
     """Channels of one document that are looked at."""
     bin_size: int = 64
     """Relabelled key features change places with as many of like frequency."""
+    ranked: int = 40
+    """Measured documents on which a head is ranked among relabellings: these are many."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,10 @@ class Stability:
     """Channels on the list."""
     bin_size: int = 64
     """Relabelled key features change places with as many of like frequency."""
+    ranked: int = 40
+    """Measured documents on which a head is ranked among relabellings: these are many."""
     dictionaries: int = 20
-    """Dictionaries of random atoms, the largest of which counts."""
+    """Dictionaries of random atoms, each measured on an equal part of the sources."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Concepts:
     """Dictionaries of random atoms, the largest of which counts."""
     plantings: int = 100
     """Channels planted in a head before its refutation is believed."""
-    tried: int = 400
+    tried: int = 200
     """Pairs that planting is tried with, at most."""
     largest_raise: float = 16.0
     """Nats by which a planted coupling may lift the largest product of its features' activations."""

@@ -88,6 +88,11 @@ class PairLayer:
         """Of the measured documents."""
         return self.texts[MEASURED].sources
 
+    def some(self, n: int) -> list[int]:
+        """Numbers of n of the measured documents, or of all, evenly over them."""
+        every = len(self.texts[MEASURED])
+        return [k * every // min(n, every) for k in range(min(n, every))]
+
     @property
     def no_one_coupling(self) -> str | None:
         """Why the layer's channels cannot be ranked by activity times coupling, in a sentence; None where they can."""

@@ -71,12 +71,12 @@ def self_shares(layer: PairLayer, design: SelfChannels) -> SelfShares:
 
 
 class Relabellings:
-    """A head's mean share over the measured documents, with key features relabelled once for all of them."""
+    """A head's mean share over some measured documents, with key features relabelled once for all of them."""
 
     def __init__(self, layer: PairLayer, head: int, design: SelfChannels) -> None:
         self._layer, self._head, self._design = layer, head, design
         U, V = layer.selection.couplings(head)
-        met = [layer.on.meetings(d) for d in range(len(layer.on.texts))]
+        met = [layer.on.meetings(d) for d in layer.some(design.ranked)]
         documents = [(m.own, m.products.abs()) for m in met]
         self._cells = BoundedCells(documents, (U @ V.T).abs(), layer.selection.bins(design.bin_size))
 
@@ -112,10 +112,11 @@ def self_channels(claim: Claim, layers: PairLayers) -> dict[str, Evidence]:
         return Relabellings(layers.of(name), heads[name][1], design)
 
     means = {name: float(shares.own[:, h].mean()) for name, (shares, h) in heads.items()}
+    ranked = {h: float(s.own[layers.of(h).some(design.ranked), k].mean()) for h, (s, k) in heads.items()}
     columns: list[Column] = [
         sampled(ABOVE, {name: shares.own[:, h] - shares.relabelled[:, h] for name, (shares, h) in heads.items()}),
         sampled(COACTIVE, {name: shares.own[:, h] - shares.coactive for name, (shares, h) in heads.items()}),
-        Drawn(observed={RANK: means}, draw=lambda name, k: {RANK: relabellings(name).draw(k)}),
+        Drawn(observed={RANK: ranked}, draw=lambda name, k: {RANK: relabellings(name).draw(k)}),
     ]
 
     def detail(name: str) -> dict[str, Any]:

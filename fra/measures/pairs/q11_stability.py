@@ -21,11 +21,11 @@ from fra.errors import CannotLoad
 from fra.induction.nulls import draw_atoms, random_atoms
 from fra.measures.pairs.activity import OnText, Selection, top
 from fra.measures.pairs.designs import Stability
-from fra.measures.pairs.layers import MEASURED, PairLayer, PairLayers
+from fra.measures.pairs.layers import MEASURED, SELECTION, PairLayer, PairLayers
 from fra.measures.pairs.relabelling import BoundedCells
 from fra.measures.pairs.standing import standing
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.decide import Beside, Column, Drawn, Given, Sampled, decide, means_of
+from fra.verdicts.decide import Beside, Column, Drawn, Sampled, decide, means_of
 from fra.verdicts.stats import seed_of
 
 JACCARD, LOOSE, ATOMS, RANK = (
@@ -118,33 +118,50 @@ def lists_again(layer: PairLayer, design: Stability) -> ListsAgain:
     return ListsAgain(own, loose, kinds[0])
 
 
-def of_random_atoms(layer: PairLayer, design: Stability, k: int) -> Float[np.ndarray, " n_heads"]:
-    """Mean Jaccard index of every head with the k-th dictionary of random atoms for features, chosen and measured in
-    the same way; NaN where too few of its pairs are jointly live.
+def parts_of(layer: PairLayer, n: int) -> Int[np.ndarray, " n_documents"]:
+    """The dictionary of random atoms of every measured document: sources are dealt out evenly."""
+    names, source = np.unique(np.asarray(layer.sources), return_inverse=True)
+    return np.asarray((layer.rng("stability", "parts").permutation(len(names)) % n)[source])
+
+
+def of_dictionary(layer: PairLayer, design: Stability, k: int, heads: Sequence[int], which: np.ndarray) -> np.ndarray:
+    """[n_documents, n_heads] Jaccard indices of chosen measured documents with the k-th dictionary of random atoms for
+    features, its lists chosen in the same way; NaN elsewhere, and everywhere where too few pairs are jointly live.
     """
     decoder = layer.arms[MEASURED].codes.decoder
     generator = torch.Generator().manual_seed(seed_of(*layer.seed_parts, "stability", f"atoms {k}"))
     atoms = draw_atoms(len(decoder), generator, decoder)
-    arms = {
-        name: random_atoms(arm, atoms, torch.tensor(layer.texts[name].lengths, device=decoder.device))
-        for name, arm in layer.arms.items()
-    }
-    try:
-        other = PairLayer(arms, layer.texts, layer.design, layer.seed_parts)
-    except CannotLoad:
-        return np.full(layer.n_heads, np.nan)
-    lists = Lists(other.selection, range(layer.n_heads), layer.design.together_in, design.strongest)
-    (found,) = jaccards(other.on, [lists])
-    return np.asarray(np.nanmean(found, axis=0))
+    ends = {name: torch.tensor(layer.texts[name].lengths, device=decoder.device) for name in layer.arms}
+    ends[MEASURED] = ends[MEASURED] * torch.from_numpy(which).to(decoder.device)
+    arms = {name: random_atoms(arm, atoms, ends[name]) for name, arm in layer.arms.items()}
+    # pairs that are jointly live in so many documents are of features that are live in as many
+    selection = Selection.of(arms[SELECTION], layer.texts[SELECTION], layer.design, layer.design.together_in)
+    if selection.too_few is not None:
+        return np.full((len(which), len(heads)), np.nan)
+    lists = Lists(selection, heads, layer.design.together_in, design.strongest)
+    (found,) = jaccards(OnText(arms[MEASURED], layer.texts[MEASURED], selection.live), [lists])
+    return found
+
+
+def of_random_atoms(layer: PairLayer, design: Stability, heads: Sequence[int]) -> Float[np.ndarray, "n_documents n"]:
+    """Of some heads in every measured document, each with the dictionary of its part: the scatter of dictionaries is
+    part of the spread over sources.
+    """
+    parts = parts_of(layer, design.dictionaries)
+    found = np.full((len(parts), len(heads)), np.nan)
+    for k in range(design.dictionaries):
+        which = parts == k
+        found[which] = of_dictionary(layer, design, k, heads, which)[which]
+    return found
 
 
 class Relabellings:
-    """A head's mean Jaccard index over the measured documents, whose key features are relabelled."""
+    """A head's mean Jaccard index over some measured documents, whose key features are relabelled."""
 
     def __init__(self, layer: PairLayer, head: int, design: Stability, lists: Lists) -> None:
         self._layer, self._head, self._design, self._pairs = layer, head, design, lists.pairs[head]
         self._selection, on = lists.selection, layer.seen(lists.selection)
-        self._met = [(m.own, m.mean.abs()) for m in (on.meetings(d) for d in range(len(on.texts)))]
+        self._met = [(m.own, m.mean.abs()) for m in (on.meetings(d) for d in layer.some(design.ranked))]
         U, V = lists.couplings[head]
         self._cells = BoundedCells(self._met, (U @ V.T).abs() * lists.may, self._selection.bins(design.bin_size))
 
@@ -168,8 +185,8 @@ class Relabellings:
 
 @torch.no_grad()
 def stability(claim: Claim, layers: PairLayers) -> dict[str, Evidence]:
-    """Evidence for every head of a layer that can be measured. Random atoms are drawn only for heads that pass what
-    documents decide.
+    """Evidence for every head of a layer that can be measured. Random atoms are drawn only for heads that pass the
+    other conditions that documents decide.
     """
     design = claim.designed(Stability)
     measured, found = layers.each(claim, lambda layer: lists_again(layer, design))
@@ -186,17 +203,18 @@ def stability(claim: Claim, layers: PairLayers) -> dict[str, Evidence]:
         return Sampled(name=name, samples=samples, bounded=(reach, 1.0))
 
     own = {name: again.own[:, h] for name, (again, h) in heads.items()}
-    means = {name: float(np.nanmean(values)) if np.isfinite(values).any() else np.nan for name, values in own.items()}
+    some = {h: own[h][layers.of(h).some(design.ranked)] for h in heads}
+    ranked = {h: float(np.nanmean(values)) if np.isfinite(values).any() else np.nan for h, values in some.items()}
     samples: list[Column] = [
         sampled(JACCARD, own, 0.0),
         sampled(LOOSE, {name: own[name] - again.loose[:, h] for name, (again, h) in heads.items()}, -1.0),
     ]
     left = standing(claim, samples)
-    atoms: dict[int, np.ndarray] = {}
+    atoms: dict[str, np.ndarray] = {}
     for number in sorted({int(h[1:].split("H")[0]) for h in left}):
-        layer = layers.of(f"L{number}H0")
-        atoms[number] = np.array([of_random_atoms(layer, design, k) for k in range(design.dictionaries)])
-    largest = {h: float(np.max(atoms[int(h[1:].split("H")[0])][:, heads[h][1]])) for h in left}
+        names = [h for h in left if int(h[1:].split("H")[0]) == number]
+        found_there = of_random_atoms(layers.of(names[0]), design, [heads[h][1] for h in names])
+        atoms |= dict(zip(names, found_there.T, strict=True))
 
     @lru_cache(maxsize=1)
     def relabellings(name: str) -> Relabellings:
@@ -205,8 +223,8 @@ def stability(claim: Claim, layers: PairLayers) -> dict[str, Evidence]:
 
     columns = [
         *samples,
-        Given(ATOMS, {h: means[h] - largest.get(h, np.nan) for h in heads}),
-        Drawn(observed={RANK: means}, draw=lambda name, k: {RANK: relabellings(name).draw(k)}),
+        sampled(ATOMS, {h: own[h] - values for h, values in atoms.items()}, -1.0),
+        Drawn(observed={RANK: ranked}, draw=lambda name, k: {RANK: relabellings(name).draw(k)}),
     ]
 
     def detail(name: str) -> dict[str, Any]:
@@ -215,8 +233,8 @@ def stability(claim: Claim, layers: PairLayers) -> dict[str, Evidence]:
         said = {
             "strongest of the list (query feature, key feature)": listed,
             "Jaccard without a minimum": float(np.nanmean(again.loose[:, h])),
-            "Jaccard of random atoms, the largest": largest.get(name),
-        } | ({"draws of the control": design.dictionaries} if name in largest else {})
+            "Jaccard of random atoms": float(np.nanmean(atoms[name])) if name in atoms else None,
+        } | ({"draws of the control": design.dictionaries} if name in atoms else {})
         return (layers.picture(name, listed[0]) if listed else {}) | said
 
     return found | decide(claim, columns, {h: Beside(candidates=("list",), detail=detail(h)) for h in heads})

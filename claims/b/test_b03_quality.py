@@ -16,7 +16,7 @@ ablation must cost 0.05 nats a token. Bar: two hundredths is what doubling L0 is
 import pytest
 
 from fra.claim import Claim
-from fra.measures.block_diagonal.designs import Arms, Study
+from fra.measures.block_diagonal.designs import ComparedArms, Study
 
 WIDTH, WEIGHTS = (
     Claim(
@@ -31,7 +31,7 @@ WIDTH, WEIGHTS = (
         stimuli=("repeated_natural",),
         n=120,
         min_sources=40,
-        design=(Study(), Arms()),
+        design=(Study(), ComparedArms()),
     )
     for suffix in ("width", "parameters")
 )

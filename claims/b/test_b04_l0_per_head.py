@@ -18,7 +18,7 @@ readings lie as far from the bar, with more they lie further. L0 by head, and rh
 import pytest
 
 from fra.claim import Claim
-from fra.measures.block_diagonal.designs import Arms, Study
+from fra.measures.block_diagonal.designs import ComparedArms, Study
 
 CLAIM = Claim(
     id="B04",
@@ -32,7 +32,7 @@ CLAIM = Claim(
     stimuli=("repeated_natural",),
     n=120,
     min_sources=40,
-    design=(Study(), Arms()),
+    design=(Study(), ComparedArms()),
 )
 
 

@@ -20,7 +20,7 @@ The authors of block-diagonal dictionaries left both open.
 import pytest
 
 from fra.claim import Claim
-from fra.measures.block_diagonal.designs import Arms, Likeness, Study
+from fra.measures.block_diagonal.designs import ComparedArms, FeatureLikeness, Study
 
 SHUFFLED, COVERING = "Jaccard over shuffled", "Jaccard of one dense feature with the set"
 REDUNDANT = Claim(
@@ -33,7 +33,7 @@ REDUNDANT = Claim(
     stimuli=("natural",),
     n=120,
     min_sources=40,
-    design=(Study(), Arms(), Likeness()),
+    design=(Study(), ComparedArms(), FeatureLikeness()),
 )
 COVERED = Claim(
     id="B05.dense",
@@ -47,7 +47,7 @@ COVERED = Claim(
     stimuli=("natural",),
     n=120,
     min_sources=40,
-    design=(Study(), Arms(), Likeness()),
+    design=(Study(), ComparedArms(), FeatureLikeness()),
 )
 
 

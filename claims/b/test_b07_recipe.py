@@ -20,7 +20,7 @@ choose. Worth seeing: as much again, an effect of twice the bar.
 import pytest
 
 from fra.claim import Claim
-from fra.measures.block_diagonal.designs import Arms, Study
+from fra.measures.block_diagonal.designs import ComparedArms, Study
 
 START, RECIPES = (
     Claim(
@@ -34,7 +34,7 @@ START, RECIPES = (
         stimuli=("repeated_natural",),
         n=120,
         min_sources=40,
-        design=(Study(), Arms()),
+        design=(Study(), ComparedArms()),
     )
     for id, title, what in (
         ("B07", "Tied start, zero biases and per-head scale matter", "recipe minus plain nn.Linear start"),

@@ -21,7 +21,7 @@ decides nothing.
 import pytest
 
 from fra.claim import Claim
-from fra.measures.head_outputs.designs import HeadOutputDocuments, Quality
+from fra.measures.head_outputs.designs import DictionaryQuality, HeadOutputDocuments
 from fra.stimuli.designs import RepeatedSets
 
 BARS = {
@@ -44,7 +44,7 @@ NATURAL, REPEATED = (
         statistic="head_output_quality/4",
         stimuli=(stimulus,),
         n=120,
-        design=(documents, Quality()),
+        design=(documents, DictionaryQuality()),
     )
     for suffix, words, stimulus, documents in (
         ("", "natural text", "natural", HeadOutputDocuments()),

@@ -18,7 +18,7 @@ that a head does one thing.
 import pytest
 
 from fra.claim import Claim
-from fra.measures.head_outputs.designs import Alive, HeadOutputDocuments, Likeness
+from fra.measures.head_outputs.designs import Alive, GroupLikeness, HeadOutputDocuments
 
 CLAIM = Claim(
     id="D16",
@@ -30,7 +30,7 @@ CLAIM = Claim(
     statistic="like_features/3",
     stimuli=("natural",),
     n=120,
-    design=(HeadOutputDocuments(), Alive(), Likeness()),
+    design=(HeadOutputDocuments(), Alive(), GroupLikeness()),
 )
 
 

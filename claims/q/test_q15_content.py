@@ -18,7 +18,7 @@ Unit: the document, sources as clusters.
 import pytest
 
 from fra.claim import Claim
-from fra.measures.scores.designs import Strongest
+from fra.measures.scores.designs import StrongestChannels
 from fra.stimuli.designs import NaturalSets
 
 DOCUMENTS = NaturalSets()
@@ -34,7 +34,7 @@ CLAIM = Claim(
     statistic="mass_off_first/3",
     stimuli=("natural",),
     n=DOCUMENTS.measured,
-    design=(DOCUMENTS, Strongest()),
+    design=(DOCUMENTS, StrongestChannels()),
 )
 
 
@@ -51,7 +51,7 @@ def evidence(target, carried, progress):
     for n in range(target.n_layers):
         if (layer := carried(CLAIM.designed(NaturalSets), n)) is not None:
             progress(f"Q15: layer {n}")
-            found |= content(layer, CLAIM.designed(Strongest), CLAIM.gates["attention to BOS"])
+            found |= content(layer, CLAIM.designed(StrongestChannels), CLAIM.gates["attention to BOS"])
     return paired_evidence(CLAIM, target.name, target.heads, found)
 
 

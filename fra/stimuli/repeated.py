@@ -184,7 +184,7 @@ def repeated_random(
 
 
 @dataclass(frozen=True)
-class Planted:
+class PlantedDocument:
     """A repeated document and what was planted in its passage."""
 
     document: RepeatedDocument
@@ -201,7 +201,7 @@ def repeated_planted(
     bos: int | None,
     seed_parts: Sequence[str],
     repeats: int,
-) -> list[Planted]:
+) -> list[PlantedDocument]:
     """repeated_random documents in which each of `tokens` stands in the passages of `repeats` documents.
 
     Up to half of a passage is planted, at random places but the first (whose predecessor differs between the copies);
@@ -210,7 +210,7 @@ def repeated_planted(
     rng = np.random.default_rng(seed_of(*seed_parts))
     others = np.setdiff1d(pool, np.asarray(tokens, dtype=np.int64))
     longest = min((context - 1) // 2, len(others))
-    made: list[Planted] = []
+    made: list[PlantedDocument] = []
     for _ in range(repeats):
         deck = rng.permutation(np.asarray(tokens, dtype=np.int64))
         while len(deck):
@@ -220,7 +220,7 @@ def repeated_planted(
             passage = rng.choice(others, period, replace=False)
             passage[at] = mine
             document = repeat(passage, bos, rng, source=f"planted-{len(made):04d}")
-            made.append(Planted(document, dict(zip(mine.tolist(), at.tolist(), strict=True))))
+            made.append(PlantedDocument(document, dict(zip(mine.tolist(), at.tolist(), strict=True))))
     return made
 
 

@@ -30,7 +30,7 @@ from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.conditions import as_share, rank_condition, weakest
 from fra.verdicts.exact import exact_where_unbounded
-from fra.verdicts.multiplicity import Family, least_most, most_least
+from fra.verdicts.multiplicity import HolmFamily, least_most, most_least
 from fra.verdicts.nulls import Ranks, sequential
 from fra.verdicts.rules import RULES
 from fra.verdicts.stats import Floats
@@ -248,9 +248,9 @@ def corrected(claim: Claim, columns: Sequence[Column]) -> Decided:
         * (refuting / max(1, sum(t.parts for t in sampled[h].values() if t.refutes)))
         for h in heads
     ]
-    down = Family(np.minimum(1.0, against), claim.level)
+    down = HolmFamily(np.minimum(1.0, against), claim.level)
     p, ranks = _ranks(claim, columns, heads, tests)
-    up = Family([least_most(p[h]) for h in heads], claim.level)
+    up = HolmFamily([least_most(p[h]) for h in heads], claim.level)
     found: dict[str, list[tuple[Condition, ...]]] = {}
     for k, h in enumerate(heads):
         own: list[list[Condition]] = []
@@ -291,7 +291,7 @@ def decide(
         detail, power = dict(beside.detail), None
         if planted is not None:
             power = float("nan")
-            short = [any(c.refutes and c.fails(claim.level) for c in each) for each in own]
+            short = [any(c.refutes and c.estimated and c.fails(claim.level) for c in each) for each in own]
             if own and all(short) and beside.undecided is None:
                 seen = planted(h)
                 power = seen.power
@@ -386,7 +386,7 @@ class _Tests:
             return m
         return exact_where_unbounded(m, column.bounded, column.linearised) or m
 
-    def conditions(self, head: str, number: int, up: Family, down: Family, refuting: int) -> list[Condition]:
+    def conditions(self, head: str, number: int, up: HolmFamily, down: HolmFamily, refuting: int) -> list[Condition]:
         """Of every candidate of a head, at the levels at which the head was tested."""
         level, other = float(up.levels[number]), float(down.levels[number]) / max(1, refuting)
         together, found = self.column.simultaneous, []
@@ -485,7 +485,13 @@ def _ranks(
 
 
 def _of_ranks(
-    claim: Claim, name: str, head: str, column: Drawn, ranks: Mapping[tuple[str, str], Ranks], up: Family, number: int
+    claim: Claim,
+    name: str,
+    head: str,
+    column: Drawn,
+    ranks: Mapping[tuple[str, str], Ranks],
+    up: HolmFamily,
+    number: int,
 ) -> list[Condition]:
     if head not in column.observed[name] or (head, name) not in ranks or not ranks[head, name].n:
         size = np.size(column.observed[name].get(head, [0.0]))

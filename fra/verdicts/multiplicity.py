@@ -10,7 +10,7 @@ from fra.verdicts import stats
 from fra.verdicts.stats import Floats
 
 
-class Family:
+class HolmFamily:
     """Heads that are tested together, from one p-value a head: the p of "the head passes".
 
     A head passes where it meets every condition (intersection-union test: Berger 1982, Technometrics 24), so that the

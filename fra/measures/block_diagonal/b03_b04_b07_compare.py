@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from fra.errors import FraError
 from fra.measures.block_diagonal.crossed import Crossed, over_runs
-from fra.measures.block_diagonal.designs import Arms
+from fra.measures.block_diagonal.designs import ComparedArms
 from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, Point
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
@@ -38,7 +38,7 @@ def at(points: Sequence[Point], l0: float) -> Float[np.ndarray, " n_documents"]:
 
 
 def shared_l0(
-    a: Sequence[Sequence[Point]], b: Sequence[Sequence[Point]], design: Arms, b_over_a: float = 1.0
+    a: Sequence[Sequence[Point]], b: Sequence[Sequence[Point]], design: ComparedArms, b_over_a: float = 1.0
 ) -> Float[np.ndarray, " n_grid"] | None:
     """L0 values L, geometrically spaced, such that arm a has L and arm b has L * b_over_a in every run; None where
     they share too narrow a range.
@@ -81,7 +81,7 @@ def compare(
 
     if frontier is None:
         return evidence(cannot=NO_STUDY)
-    design, entries = claim.designed(Arms), frontier.target.spec.study
+    design, entries = claim.designed(ComparedArms), frontier.target.spec.study
     for arm in (a, b):
         if sum((entry.arm, entry.run) == (arm, 0) for entry in entries) < 2:
             missing = f"the study of {frontier.target.name!r} has fewer than two dictionaries of the arm {arm!r}"
@@ -140,7 +140,7 @@ def _rows(claim: Claim, frontier: Frontier, arm: str, run: int) -> list[dict[str
     for point in frontier.points(arm, run):
         lost = point.loss - frontier.clean
         seed = stats.seed_of(claim.digest, frontier.target.name, arm, str(run))
-        means = frontier.means(lost, seed, claim.designed(Arms).described)
+        means = frontier.means(lost, seed, claim.designed(ComparedArms).described)
         rows.append(
             {
                 "arm": arm,
@@ -160,13 +160,13 @@ def _rows(claim: Claim, frontier: Frontier, arm: str, run: int) -> list[dict[str
 
 def exchange_rates(claim: Claim, frontier: Frontier, dense: str, block: str) -> list[Mapping[str, float] | None]:
     """`exchange_rate` in every training run."""
-    design = claim.designed(Arms)
+    design = claim.designed(ComparedArms)
     both = [[frontier.points(arm, run) for arm in (dense, block)] for run in runs_of(frontier, dense, block)]
     return [exchange_rate(a, b, design, frontier.n_heads) for a, b in both]
 
 
 def exchange_rate(
-    dense: Sequence[Point], block: Sequence[Point], design: Arms, n_heads: int
+    dense: Sequence[Point], block: Sequence[Point], design: ComparedArms, n_heads: int
 ) -> Mapping[str, float] | None:
     """How many times the L0 of the dense arm the block-diagonal one needs to recover as much: rho, and its logarithm
     to base n_heads (0: totals compare, 1: L0 per head compares). Mean over the shared range of loss; None without one.

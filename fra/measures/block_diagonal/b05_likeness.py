@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fra.measures.block_diagonal.b03_b04_b07_compare import described, too_few_runs
 from fra.measures.block_diagonal.crossed import over_runs
-from fra.measures.block_diagonal.designs import Arms, Likeness
+from fra.measures.block_diagonal.designs import ComparedArms, FeatureLikeness
 from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, encode, head_of
 from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
@@ -185,7 +185,7 @@ def _decided(
     claim: Claim, frontier: Frontier, runs: Sequence[Searched], columns: Mapping[str, str], candidate: str
 ) -> Evidence:
     """Evidence from every training run: `columns` says which of a run's numbers (`Searched`) a condition is."""
-    design, level, sources = claim.designed(Likeness), claim.level, runs[0].sources
+    design, level, sources = claim.designed(FeatureLikeness), claim.level, runs[0].sources
     name = frontier.target.name
     samples = {
         condition: over_runs(
@@ -197,7 +197,7 @@ def _decided(
         for condition, what in columns.items()
     }
     few = min(len(run.null) for run in runs)
-    undecided = too_few_runs(len(runs), claim.designed(Arms).runs)
+    undecided = too_few_runs(len(runs), claim.designed(ComparedArms).runs)
     if few < design.shuffles:
         undecided = f"documents of different sources can be paired in {few} ways, {design.shuffles} are needed"
     seed = stats.seed_of(claim.digest, name, "described")
@@ -233,7 +233,7 @@ def redundancy_evidence(claim: Claim, frontier: Frontier | None, arm: str = "blo
 
 def redundancy(claim: Claim, frontier: Frontier, sae: Any, run: int) -> Searched | None:
     """The search of one training run's dictionary; None where fewer than two heads have a live feature."""
-    design = claim.designed(Likeness)
+    design = claim.designed(FeatureLikeness)
     sel, meas = activations(frontier, sae)
     alive, owner = sel.alive(design.alive), head_of(sae, frontier.n_heads).cpu()
     allowed = (owner[alive][:, None] != owner) & alive
@@ -264,7 +264,7 @@ def covering_evidence(
     if (lacking := _missing(claim, frontier, [arm, dense])) is not None:
         return lacking
     assert frontier is not None
-    design, runs = claim.designed(Likeness), []
+    design, runs = claim.designed(FeatureLikeness), []
     for run in sorted({*frontier.target.runs(arm)} & {*frontier.target.runs(dense)}):
         sae = _middle(frontier, arm, run)
         sel, meas = activations(frontier, sae)
@@ -285,7 +285,7 @@ def covering_evidence(
     return _decided(claim, frontier, runs, {claim.condition: "plain", OVER_SHUFFLED: "excess"}, "best dense feature")
 
 
-def like_sets(sel: Activations, owner: Int[Tensor, " d_sae"], design: Likeness) -> list[tuple[int, ...]]:
+def like_sets(sel: Activations, owner: Int[Tensor, " d_sae"], design: FeatureLikeness) -> list[tuple[int, ...]]:
     """Each live feature with its best match in every other head where that is `design.like` or more; sets of one left
     out.
     """

@@ -88,7 +88,7 @@ def unlike(margin: Float[np.ndarray, "draws m"]) -> Float[np.ndarray, " draws"]:
     return share
 
 
-class Resampled:
+class ShareDraws:
     """A share of features that are unlike the rest, with sources as the sample.
 
     A share does not vary smoothly, and noise drives it towards 1/2, since a feature that fires rarely is unlike half of
@@ -138,7 +138,7 @@ class Resampled:
         return np.full(1, np.nan)
 
 
-class Layer:
+class LayerFeatures:
     """The heads of a layer with their live features, and heads put together at random from the same."""
 
     def __init__(self, claim: Claim, target: str, found: Profiles, names: dict[int, str]) -> None:
@@ -149,7 +149,7 @@ class Layer:
         self.members = {names[h]: own for h, own in members.items() if names[h] not in self.few}
         self._whole: Floats = found.leaning.sum(0)
 
-    def sample(self, head: str) -> Resampled:
+    def sample(self, head: str) -> ShareDraws:
         """The share of the head's features that are unlike the rest."""
         return self._resampled(self.members[head], head)
 
@@ -175,9 +175,9 @@ class Layer:
             found += bool(made.p_below(self.claim.bar)[0] <= level and rank <= level)
         return Planted(found, RULES.plantings)
 
-    def _resampled(self, members: Int[np.ndarray, " m"], what: str) -> Resampled:
+    def _resampled(self, members: Int[np.ndarray, " m"], what: str) -> ShareDraws:
         seed = stats.seed_of(self.claim.digest, self.target, what, "sources")
-        return Resampled(margins(self.found, members), seed, self.design.resamples)
+        return ShareDraws(margins(self.found, members), seed, self.design.resamples)
 
 
 def alikeness_evidence(claim: Claim, frontier: Frontier | None, arm: str = "block-width") -> dict[str, Evidence]:
@@ -193,7 +193,7 @@ def alikeness_evidence(claim: Claim, frontier: Frontier | None, arm: str = "bloc
     for run in target.runs(arm):
         saes = target.study(arm, run)
         found = profiles(frontier, saes[len(saes) // 2], design.alive)
-        layers.append(Layer(claim, target.name, found, names))
+        layers.append(LayerFeatures(claim, target.name, found, names))
     own = layers[0]
     few = f"fewer than {design.least_features} features of this head are live"
     out = {head: Evidence(claim=claim, head=head, undecided=few, n=n) for head in own.few}
@@ -209,11 +209,11 @@ def alikeness_evidence(claim: Claim, frontier: Frontier | None, arm: str = "bloc
     return out | decide(claim, columns, rows, planted=own.planted)
 
 
-def _draw(own: Layer, head: str, k: int) -> dict[str, float]:
+def _draw(own: LayerFeatures, head: str, k: int) -> dict[str, float]:
     return {OVER_RANDOM: -own.random(head, k)}
 
 
-def _described(layers: Sequence[Layer], head: str, design: Alikeness) -> dict[str, object]:
+def _described(layers: Sequence[LayerFeatures], head: str, design: Alikeness) -> dict[str, object]:
     random = [layers[0].random(head, k) for k in range(design.described)]
     low = design.described_quantile
     return {

@@ -38,7 +38,7 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Arms:
+class ComparedArms:
     """B03, B04, B07: two arms of a study, compared at equal L0."""
 
     runs: int = 3
@@ -54,7 +54,7 @@ class Arms:
 
 
 @dataclass(frozen=True)
-class Likeness:
+class FeatureLikeness:
     """B05: features that fire together."""
 
     alive: int = 20

@@ -87,7 +87,7 @@ class HeadCounts:
         return k
 
 
-class Resampled:
+class CountDraws:
     """A count with its values over resampled sources: percentile tests. `fra.verdicts.decide.Sample` of one candidate.
 
     A count moves in steps, and resamples may lie beyond it on one side altogether: the count itself is then the bound.
@@ -290,8 +290,8 @@ def judged(
             f"{len(found.heads)} heads are no induction heads"
         )
     columns: list[Column] = [
-        Sampled(name=EXCESS, samples={WHOLE: Resampled(float(found.excess), found.resampled, n)}),
-        Sampled(name=BY_BARS, samples={WHOLE: Resampled(float(found.by_bars), found.resampled_by_bars, n)}),
+        Sampled(name=EXCESS, samples={WHOLE: CountDraws(float(found.excess), found.resampled, n)}),
+        Sampled(name=BY_BARS, samples={WHOLE: CountDraws(float(found.by_bars), found.resampled_by_bars, n)}),
         ranked(claim, OVER_SCRAMBLES, {WHOLE: float(found.excess)}, {WHOLE: found.null}),
     ]
     table = [

@@ -52,7 +52,7 @@ class Plan(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenSets:
     """Sets of channels of one head, found on the discovery documents."""
 
     ranked: Int[Tensor, "n 2"]
@@ -149,7 +149,7 @@ def removals(
 @torch.no_grad()
 def choose(
     target: Target, screened: cih.Screen, discovery: Batch, layer: int, heads: Sequence[int], plan: Plan
-) -> dict[int, Chosen]:
+) -> dict[int, ChosenSets]:
     """The sets of these heads. Raises FraError where the screen's channels are not those of these documents."""
     design, size = plan.removal, plan.channels.size
     most = max(size, *design.sizes)
@@ -167,7 +167,7 @@ def choose(
             raise FraError(f"the screen of L{layer}H{head} is of other documents or another dictionary than these.")
         ranked = torch.cat([own, ranked[~torch.isin(_linear(ranked), _linear(own))]])[:most]
         rows = sums[sums["head"] == head][["q_feature", "k_feature"]]
-        found[head] = Chosen(ranked, size, torch.from_numpy(rows.to_numpy().astype(np.int64)))
+        found[head] = ChosenSets(ranked, size, torch.from_numpy(rows.to_numpy().astype(np.int64)))
     return found
 
 
@@ -186,7 +186,7 @@ def tune(
     target: Target,
     confirmation: Batch,
     layer: int,
-    chosen: Mapping[int, Chosen],
+    chosen: Mapping[int, ChosenSets],
     plan: Plan,
     seed_parts: Sequence[str],
 ) -> dict[int, Tuned]:
@@ -237,7 +237,7 @@ def measure(
     target: Target,
     batch: Batch,
     layer: int,
-    chosen: Mapping[int, Chosen],
+    chosen: Mapping[int, ChosenSets],
     tuned: Mapping[int, Tuned],
     plan: Plan,
 ) -> dict[str, HeadRemoval]:
@@ -288,7 +288,7 @@ def _on_ranked(part: BatchPart, reader: Reader, head: int, pairs: Int[Tensor, "n
 
 
 def _everything(
-    target: Target, part: BatchPart, head: int, chosen: Chosen, tuned: Tuned, design: Removal
+    target: Target, part: BatchPart, head: int, chosen: ChosenSets, tuned: Tuned, design: Removal
 ) -> Iterator[tuple[str, tuple[attach.Intervention, ...]]]:
     """What is done to one head, by name."""
     own = part.scene.head(head)

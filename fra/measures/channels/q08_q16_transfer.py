@@ -144,7 +144,8 @@ def _move(
     return found
 
 
-def _pool(target: Target) -> Int[np.ndarray, " n"]:
+def pool_of(target: Target) -> Int[np.ndarray, " n"]:
+    """The tokens that random passages are made of."""
     special = [int(i) for i in target.tokenizer.all_special_ids]
     return repeated.token_pool(mean_prediction(target.model, target), special)
 
@@ -158,7 +159,7 @@ def unseen_tokens(
     design, context = claim.designed(UnseenTokens), _context(target, claim)
     seed_parts = (target.name, "repeated_random", "halves")
     discovery, seen, unseen = disjoint_halves(
-        design.discovery, design.measured, _pool(target), context, target.bos, seed_parts
+        design.discovery, design.measured, pool_of(target), context, target.bos, seed_parts
     )
     arms, channels = {"seen": seen, "unseen": unseen}, claim.designed(ChannelSet)
     return _move(target, screened, discovery, arms, channels, progress, measured="unseen", lags=design.lags)
@@ -174,7 +175,7 @@ def variants(
     design = claim.designed(VariantRepeat)
     forms = variant_forms(
         target.tokenizer,
-        _pool(target),
+        pool_of(target),
         target.model.W_E.detach().double().cpu().numpy(),
         shortest=design.shortest_word,
         within=design.cosine_within,

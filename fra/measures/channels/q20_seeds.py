@@ -160,26 +160,26 @@ def across(
         own = []
         for at, search in enumerate(searches):
             pairs = stripes[at].strongest(search.arm, head, channels.size)[0].cpu().numpy()
-            own.append(Found(pairs, _nats(on[at], pairs), first_example(arms[at], head, pairs), pages[at]))
+            own.append(Found(pairs, nats_of(on[at], pairs), first_example(arms[at], head, pairs), pages[at]))
 
         anew = {pair: np.zeros(len(batch)) for pair in both}
         for b, document in product(range(len(arms)), range(len(batch))):
             alone = HeadOnArms(one_document(arms[b], document), head)
             for a in (a for a, to in both if to == b):
                 matched = random_matching(a, b, str(head), "document", batch.sources[document])
-                anew[a, b][document] = _nats(alone, matched[own[a].pairs])[0]
+                anew[a, b][document] = nats_of(alone, matched[own[a].pairs])[0]
 
         def draw(number: int) -> tuple[float, float]:
             nats, counts = [], []
             for a, b in both:
                 drawn = random_matching(a, b, str(head), str(number))
-                nats.append(_nats(on[b], drawn[own[a].pairs]).sum() / rows.sum())
+                nats.append(nats_of(on[b], drawn[own[a].pairs]).sum() / rows.sum())
                 counts.append(shared(own[a].pairs, own[b].pairs, drawn, len(decoders[b])))
             return float(np.mean(nats)), float(np.mean(counts))
 
         return AcrossSeeds(
             tuple(own),
-            {(a, b): _nats(on[b], matching[a, b][own[a].pairs]) for a, b in both},
+            {(a, b): nats_of(on[b], matching[a, b][own[a].pairs]) for a, b in both},
             {(a, b): shared(own[a].pairs, own[b].pairs, matching[a, b], len(decoders[b])) for a, b in both},
             anew,
             torch.no_grad()(draw),
@@ -191,7 +191,7 @@ def across(
     return {f"L{layer}H{h}": result for h, result in zip(heads, each(one, heads, device), strict=True)}
 
 
-def _nats(on: HeadOnArms, pairs: Int[np.ndarray, "n 2"]) -> Float[np.ndarray, " n_documents"]:
+def nats_of(on: HeadOnArms, pairs: Int[np.ndarray, "n 2"]) -> Float[np.ndarray, " n_documents"]:
     """Nats of a set on the stripe, summed over rows; pairs that occur twice count once."""
     unique = torch.from_numpy(np.unique(pairs, axis=0)).to(on.batch.row_doc.device)
     return np.asarray(on.removed_together(unique).nats[:, 0])

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from fra.dictionaries.codes import neuronpedia
 from fra.measures.families.designs import OwnScale, PlantedTokens
 from fra.measures.families.families import Families, LayerFamilies, Selection
-from fra.measures.families.planted import Behaviour, Planting, behaviour, scales
+from fra.measures.families.planted import Behaviour, PlantedHalf, behaviour, scales
 from fra.measures.families.rows import FEATURES, about, outside, shown, too_few, undecided
 from fra.targets.target import text_of
 from fra.verdicts import stats
@@ -77,7 +77,7 @@ def behaviour_evidence(claim: Claim, families: Families) -> dict[str, Evidence]:
     return found | decide(claim, columns, rows, q_over=()) if rows else found
 
 
-def _of_matches(half: Planting, selection: Selection) -> tuple[Behaviour, Int[np.ndarray, " n_own"]]:
+def _of_matches(half: PlantedHalf, selection: Selection) -> tuple[Behaviour, Int[np.ndarray, " n_own"]]:
     """The matched features on the tokens of the features that they stand for and on their own; and which rows are on
     their own.
     """

@@ -10,7 +10,7 @@ from torch import Tensor
 from fra.measures.families.designs import AblatedPairs
 from fra.measures.families.families import Families, LayerFamilies, Selection
 from fra.measures.families.measures import Ablated, path_changes
-from fra.measures.families.planted import Planting
+from fra.measures.families.planted import PlantedHalf
 from fra.measures.families.rows import HeadNumbers, family_of, per_head, too_few
 from fra.verdicts.bounds import MATCHED, difference
 from fra.verdicts.claim import Claim, Evidence
@@ -21,7 +21,7 @@ DIRECT, OWN = "share of the direct path", "direct less MLP, own token"
 
 
 def chosen_pairs(
-    half: Planting, selection: Selection, which: Int[np.ndarray, " n"], n: int, seed_parts: tuple[str, ...]
+    half: PlantedHalf, selection: Selection, which: Int[np.ndarray, " n"], n: int, seed_parts: tuple[str, ...]
 ) -> Int[np.ndarray, "n_pairs 3"]:
     """At most n (document, index into the selection, matched feature): feature after feature a document that holds its
     token and in which it fires, a document of its own as far as there are so many. The matched feature is drawn among

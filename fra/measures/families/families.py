@@ -31,7 +31,7 @@ from fra.induction.designs import TokenInduction
 from fra.induction.status import HeadStatus, head_status
 from fra.interventions.patching import effective_decoder, readout
 from fra.measures.families.designs import AblatedPairs, FamilySelection, NeedingFeatures, PlantedTokens
-from fra.measures.families.planted import Planting, behaviour, observe_planted
+from fra.measures.families.planted import PlantedHalf, behaviour, observe_planted
 from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets
 from fra.stimuli.designs import RepeatedSets
@@ -205,7 +205,7 @@ class LayerFamilies:
         return select(self.model, self.dictionary, self.found, self.heads, typical, self.selecting)
 
     @cached_property
-    def choosing(self) -> Planting | None:
+    def choosing(self) -> PlantedHalf | None:
         """The half of the planted documents in which families and scales are chosen: the selections' own tokens. None
         where there is nothing to plant.
         """
@@ -213,12 +213,12 @@ class LayerFamilies:
         return self.plant("choosing", own)
 
     @cached_property
-    def measured(self) -> Planting | None:
+    def measured(self) -> PlantedHalf | None:
         """The other half, where every number is taken: the selections' tokens and those of their matches."""
         own = {t for s in self.selections.values() for t in (*s.tokens.tolist(), *s.token_of.values())}
         return self.plant("measured", own)
 
-    def plant(self, half: str, tokens: set[int]) -> Planting | None:
+    def plant(self, half: str, tokens: set[int]) -> PlantedHalf | None:
         """Documents in which these tokens are planted, special ones left out; None where none is left."""
         tokens = tokens - {int(i) for i in self.target.tokenizer.all_special_ids}
         if not tokens:

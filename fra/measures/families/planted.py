@@ -26,10 +26,10 @@ _DOCUMENTS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
-class Planting:
+class PlantedHalf:
     """One half of the planted documents, and some features on it."""
 
-    documents: tuple[repeated.Planted, ...]
+    documents: tuple[repeated.PlantedDocument, ...]
     texts: Texts
     features: Int[np.ndarray, " n_features"]
     """Those that were looked at, sorted."""
@@ -96,10 +96,10 @@ class Planting:
 def observe_planted(
     model: Model,
     dictionary: Any,
-    documents: Sequence[repeated.Planted],
+    documents: Sequence[repeated.PlantedDocument],
     own: Mapping[int, int],
     others: Iterable[int],
-) -> Planting:
+) -> PlantedHalf:
     """Runs planted documents and keeps what some features do there.
 
     own: features and their tokens, whose sources are kept; others: further features.
@@ -111,7 +111,7 @@ def observe_planted(
     keep = torch.zeros(int(dictionary.cfg.d_sae), dtype=torch.bool)
     keep[torch.from_numpy(wanted)] = True
     empty = torch.zeros(0, dtype=torch.long)
-    bare = Planting(tuple(documents), texts, wanted, Live(empty, empty, empty, empty.float()), empty)
+    bare = PlantedHalf(tuple(documents), texts, wanted, Live(empty, empty, empty, empty.float()), empty)
     second = torch.from_numpy(bare.before["second"])
     parts = []
     rows = texts.documents()
@@ -128,7 +128,7 @@ def observe_planted(
     doc, *rest = (torch.cat(each) for each in zip(*parts, strict=True))
     order = torch.argsort(doc, stable=True)
     pos, feature, value, source = (each[order] for each in rest)
-    return Planting(tuple(documents), texts, wanted, Live(doc[order], pos, feature, value), source)
+    return PlantedHalf(tuple(documents), texts, wanted, Live(doc[order], pos, feature, value), source)
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class Behaviour:
         return np.asarray((self.repeats > 0) & hits & firsts)
 
 
-def behaviour(planting: Planting, features: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " n"]) -> Behaviour:
+def behaviour(planting: PlantedHalf, features: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " n"]) -> Behaviour:
     """The behaviour test of (feature, token) pairs, which are distinct, on one half of the planted documents."""
     live = planting.live
     doc, pos, feature = (part.cpu().numpy() for part in (live.doc, live.pos, live.feature))
@@ -188,7 +188,7 @@ def behaviour(planting: Planting, features: Int[np.ndarray, " n"], tokens: Int[n
 
 
 def scales(
-    choosing: Planting, features: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " n"]
+    choosing: PlantedHalf, features: Int[np.ndarray, " n"], tokens: Int[np.ndarray, " n"]
 ) -> Float[np.ndarray, " n"]:
     """Each feature's scale: its median activation before second occurrences of its own token, silence counted as 0.
 

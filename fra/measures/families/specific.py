@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from fra.measures.families.planted import Planting
+from fra.measures.families.planted import PlantedHalf
 from fra.verdicts.stats import Floats
 
 STRONG, PERMUTED, MASS, MISSED = (
@@ -51,7 +51,7 @@ RANGES = {STRONG: (0.0, 1.0), PERMUTED: (-1.0, 1.0), MASS: (0.0, 1.0), MISSED: (
 
 
 def planted_specificity(
-    planting: Planting,
+    planting: PlantedHalf,
     features: Int[np.ndarray, " n"],
     tokens: Int[np.ndarray, " n"],
     scale: Float[np.ndarray, " n"],

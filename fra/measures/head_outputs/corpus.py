@@ -51,26 +51,26 @@ class Documents:
     def __len__(self) -> int:
         return len(self.whole)
 
-    def observe(self, target: Target, hook: str) -> Firings:
+    def observe(self, target: Target, hook: str) -> HeadFirings:
         """All of it through the model and the dictionary at `hook`."""
         o = observe(target.model, target.dictionaries[hook], self.whole)
-        return Firings(self, o, o.live.where(o.live.pos > 0))  # the first position is a sink of outlying norm
+        return HeadFirings(self, o, o.live.where(o.live.pos > 0))  # the first position is a sink of outlying norm
 
 
 @dataclass(frozen=True)
-class Corpus:
+class HeadOutputCorpus:
     """Documents for choosing and documents for measuring."""
 
     discovery: Documents
     measured: Documents
 
-    def observe(self, target: Target, hook: str) -> tuple[Firings, Firings]:
+    def observe(self, target: Target, hook: str) -> tuple[HeadFirings, HeadFirings]:
         """(discovery, measured) through the model and the dictionary at `hook`, one after the other."""
         return self.discovery.observe(target, hook), self.measured.observe(target, hook)
 
 
 @dataclass(frozen=True)
-class Firings:
+class HeadFirings:
     """Firings of one dictionary on some documents, the first position left out."""
 
     documents: Documents
@@ -101,7 +101,7 @@ class Firings:
         """Firings of every feature."""
         return torch.bincount(self.live.feature, minlength=self.outputs.encoder.d_sae)
 
-    def part(self, some: Sequence[int]) -> Firings:
+    def part(self, some: Sequence[int]) -> HeadFirings:
         """Some of the documents, in this order."""
         o, docs = self.outputs, self.documents
         index = torch.as_tensor(some, device=o.z.device)
@@ -117,9 +117,9 @@ class Firings:
         chosen = Documents(
             docs.tokens[at], docs.real[at], tuple(docs.sources[k] for k in some), [docs.whole[k] for k in some]
         )
-        return Firings(chosen, dataclasses.replace(o, live=own(o.live), **tensors), own(self.live))
+        return HeadFirings(chosen, dataclasses.replace(o, live=own(o.live), **tensors), own(self.live))
 
-    def under(self, changed: Encoder) -> Firings:
+    def under(self, changed: Encoder) -> HeadFirings:
         """The control: what would fire under another encoder, at every position as many features as did, those with the
         largest pre-activations. L0 and the heads' outputs survive. All that is chosen from firings is to be chosen
         anew.
@@ -138,10 +138,10 @@ class Firings:
             chosen = feature[at, rank]
             parts.append((row[at], chosen, value[at, rank], by_head[:, at, chosen].T))
         if not parts:  # nothing fired
-            return Firings(self.documents, o, self.live)
+            return HeadFirings(self.documents, o, self.live)
         row, feature, value, known = (torch.cat(column) for column in zip(*parts, strict=True))
         live = Live(row // pos, row % pos, feature, value)
-        return Firings(self.documents, dataclasses.replace(o, live=live), live, known)
+        return HeadFirings(self.documents, dataclasses.replace(o, live=live), live, known)
 
 
 def shuffled(encoder: Encoder, seed: int) -> Encoder:
@@ -161,7 +161,7 @@ def shuffled(encoder: Encoder, seed: int) -> Encoder:
     return dataclasses.replace(encoder, weight=moved * stretch[:, None])
 
 
-def corpus(target: Target, design: HeadOutputDocuments) -> Corpus:
+def corpus(target: Target, design: HeadOutputDocuments) -> HeadOutputCorpus:
     """Natural documents of the target, discovery and measured. Raises CannotLoad where it has too little text."""
     texts = target.documents()
     if len(texts) < 2:
@@ -178,15 +178,15 @@ def corpus(target: Target, design: HeadOutputDocuments) -> Corpus:
         )
         for name, numbers in sets.items()
     }
-    return Corpus(made["discovery"], made["measured"])
+    return HeadOutputCorpus(made["discovery"], made["measured"])
 
 
-def repeated_corpus(target: Target, design: RepeatedSets) -> Corpus:
+def repeated_corpus(target: Target, design: RepeatedSets) -> HeadOutputCorpus:
     """Repeated natural documents: the discovery set for choosing, the confirmation set for measuring. Only positions
     that the first copy foretells count as real: those of the second but its first.
     """
     sets = document_sets.documents(target, "repeated_natural", design)
-    return Corpus(_second_copies(sets["discovery"]), _second_copies(sets["confirmation"]))
+    return HeadOutputCorpus(_second_copies(sets["discovery"]), _second_copies(sets["confirmation"]))
 
 
 def _second_copies(batch: Batch) -> Documents:

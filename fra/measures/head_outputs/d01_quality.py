@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fra.dictionaries.encoder import encode
 from fra.interventions.patching import losses_under, splice
-from fra.measures.head_outputs.corpus import Corpus, corpus, repeated_corpus
-from fra.measures.head_outputs.designs import HeadOutputDocuments, Quality
+from fra.measures.head_outputs.corpus import HeadOutputCorpus, corpus, repeated_corpus
+from fra.measures.head_outputs.designs import DictionaryQuality, HeadOutputDocuments
 from fra.stimuli.designs import RepeatedSets
 from fra.targets.target import head_output_hooks
 from fra.verdicts import stats
@@ -133,7 +133,7 @@ def recovered(
 
 
 @torch.no_grad()
-def quality(target: Target, hook: str, documents: Corpus, seeds: tuple[str, ...]) -> dict[str, Any]:
+def quality(target: Target, hook: str, documents: HeadOutputCorpus, seeds: tuple[str, ...]) -> dict[str, Any]:
     """Losses by measured document of every arm, squared errors, deviations and live features by document. Mean,
     components and their number are those of the discovery documents.
     """
@@ -202,7 +202,7 @@ def quality_evidence(claim: Claim, target: Target, progress: Callable[[str], Non
     )
     means: dict[str, dict[str, stats.ClusterMeans | Number]] = {name: {} for name in (claim.condition, *claim.bars)}
     numbers: dict[str, Mapping[str, Any]] = {}
-    sources, design = documents.measured.sources, claim.designed(Quality)
+    sources, design = documents.measured.sources, claim.designed(DictionaryQuality)
     clean = losses(target, documents.measured.tokens, documents.measured.real, hooks[0], None)
     for hook in hooks:
         progress(f"{claim.id}: {hook}")
@@ -253,7 +253,7 @@ def _beside(
     arms: Mapping[str, Losses],
     sources: tuple[str, ...],
     seeds: tuple[str, ...],
-    design: Quality,
+    design: DictionaryQuality,
 ) -> dict[str, Any]:
     """What stands beside the conditions of one dictionary."""
     unexplained = clustered(q["error"], q["spread"], sources, (*seeds, "explained"))

@@ -15,7 +15,7 @@ from torch import Tensor
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import Live
 from fra.dictionaries.hooks import layer_of
-from fra.measures.head_outputs.corpus import Corpus, Firings, corpus, shuffled
+from fra.measures.head_outputs.corpus import HeadFirings, HeadOutputCorpus, corpus, shuffled
 from fra.measures.head_outputs.designs import Alive, Dominance, HeadOutputDocuments
 from fra.targets.target import head_output_hooks, text_of
 from fra.verdicts import stats
@@ -60,7 +60,7 @@ class Division:
         return self.share.argmax(1)
 
 
-def divide(discovery: Firings, least: Alive) -> Division:
+def divide(discovery: HeadFirings, least: Alive) -> Division:
     """Shares of the heads in every feature that fires often enough."""
     count = discovery.count()
     alive = torch.nonzero(count >= least.firings)[:, 0]
@@ -69,14 +69,14 @@ def divide(discovery: Firings, least: Alive) -> Division:
     return Division(alive, squares / total[:, None], 1 / total, count[alive])
 
 
-def top_share(measured: Firings, division: Division) -> Ratio:
+def top_share(measured: HeadFirings, division: Division) -> Ratio:
     """By document: squares of each feature's top head, and of all heads, features weighted alike."""
     squares = measured.squares()[:, division.alive] * division.weight[:, None]
     own = squares.gather(2, division.top[None, :, None].expand(len(squares), -1, 1))
     return _numpy(own.sum((1, 2))), _numpy(squares.sum((1, 2)))
 
 
-def agreement(measured: Firings, division: Division, design: Dominance) -> tuple[Ratio, int]:
+def agreement(measured: HeadFirings, division: Division, design: Dominance) -> tuple[Ratio, int]:
     """By document: firings of spread features at which the strongest source of the top head and that of the second hold
     the same token (not the first position, which every head may fall back on), and all their firings, each weighted by
     how seldom its feature fires on discovery documents. And how many such features there are.
@@ -96,7 +96,7 @@ def agreement(measured: Firings, division: Division, design: Dominance) -> tuple
     return (_by_document(measured, at, same), _by_document(measured, at, weight)), int(spread.sum())
 
 
-def strongest_source(firings: Firings, at: Live, head: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+def strongest_source(firings: HeadFirings, at: Live, head: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
     """Key position of the largest contribution through one head, the first position left out."""
     o, found = firings.outputs, []
     every = torch.arange(o.pattern.shape[-1], device=head.device)
@@ -108,7 +108,7 @@ def strongest_source(firings: Firings, at: Live, head: Int[Tensor, " n"]) -> Int
     return torch.cat(found) if found else head
 
 
-def _by_document(firings: Firings, at: Live, values: Float[Tensor, " n"]) -> np.ndarray:
+def _by_document(firings: HeadFirings, at: Live, values: Float[Tensor, " n"]) -> np.ndarray:
     total = torch.zeros(len(firings.documents), dtype=torch.float64, device=values.device)
     return np.asarray(total.index_add_(0, at.doc, values.double()).cpu())
 
@@ -128,7 +128,7 @@ class Divided:
     """Spread features; under shuffled blocks their mean over the draws."""
 
 
-def _measure(measured: Firings, division: Division, design: Dominance) -> Divided:
+def _measure(measured: HeadFirings, division: Division, design: Dominance) -> Divided:
     agree, n = agreement(measured, division, design)
     return Divided(top_share(measured, division), agree, len(division.alive), float(n))
 
@@ -144,7 +144,12 @@ def groups(sources: Sequence[str], draws: int, seed: int) -> list[list[int]]:
 
 
 def under_shuffles(
-    discovery: Firings, measured: Firings, dealt: Sequence[Sequence[int]], least: Alive, design: Dominance, seeds: Any
+    discovery: HeadFirings,
+    measured: HeadFirings,
+    dealt: Sequence[Sequence[int]],
+    least: Alive,
+    design: Dominance,
+    seeds: Any,
 ) -> Divided:
     """The control: one draw of shuffled blocks for each part of the measured documents, with living features, their top
     heads and the spread ones among them chosen anew on discovery documents.
@@ -174,7 +179,7 @@ def dominance_evidence(
             claim.id: Evidence(claim=claim, head=None, cannot=NO_HEAD_OUTPUT_DICTIONARY)
             for claim in (dominated, spread)
         }
-    documents: Corpus = corpus(target, dominated.designed(HeadOutputDocuments))
+    documents: HeadOutputCorpus = corpus(target, dominated.designed(HeadOutputDocuments))
     least, design, sources = dominated.designed(Alive), dominated.designed(Dominance), documents.measured.sources
     dealt = groups(sources, design.shuffles, stats.seed_of(dominated.digest, target.name, "dealt to draws"))
     of_draw = {n: f"draw {k}" for k, some in enumerate(dealt) for n in some}
@@ -232,7 +237,7 @@ def _numbers(target: Target, division: Division, own: Divided, control: Divided)
     }
 
 
-def _picture(target: Target, firings: Firings, division: Division, hook: str, rank: int) -> dict[str, Any] | None:
+def _picture(target: Target, firings: HeadFirings, division: Division, hook: str, rank: int) -> dict[str, Any] | None:
     """The feature whose head of this rank has the largest share, where it fires most on measured documents, with its
     sources through its heads as far as this rank; None where the layer has not so many heads, or nothing fires.
     """

@@ -74,7 +74,7 @@ class Known:
 
 def known_features(
     o: HeadOutputs,
-    planted: Sequence[repeated.Planted],
+    planted: Sequence[repeated.PlantedDocument],
     features: Int[Tensor, " n"],
     tokens: Int[Tensor, " n"],
     design: OwnTokens,
@@ -198,7 +198,7 @@ class Passages:
         pool = repeated.token_pool(sets.mean_prediction(target.model, target), sorted(special))
         return cls(pool, special, min(int(target.model.cfg.n_ctx), longest), target.bos)
 
-    def planted(self, tokens: Sequence[int], repeats: int, seeds: Sequence[str]) -> list[repeated.Planted]:
+    def planted(self, tokens: Sequence[int], repeats: int, seeds: Sequence[str]) -> list[repeated.PlantedDocument]:
         """Documents in which each of the tokens, special ones left out, is planted in so many passages."""
         own = sorted(set(tokens) - self.special)
         return repeated.repeated_planted(own, self.pool, self.context, self.bos, seeds, repeats=repeats)

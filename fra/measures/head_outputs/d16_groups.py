@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fra.attribution.examples import FEATURE, feature_example
 from fra.dictionaries.hooks import layer_of
-from fra.measures.head_outputs.corpus import Firings, corpus
+from fra.measures.head_outputs.corpus import HeadFirings, corpus
 from fra.measures.head_outputs.d04_heads import Division, divide
-from fra.measures.head_outputs.designs import Alive, HeadOutputDocuments, Likeness
+from fra.measures.head_outputs.designs import Alive, GroupLikeness, HeadOutputDocuments
 from fra.targets.target import head_output_hooks, text_of
 from fra.verdicts import stats
 from fra.verdicts.bounds import difference
@@ -34,7 +34,7 @@ FEATURES = "features of the head"
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenGroups:
     """What discovery documents say of one dictionary's features."""
 
     division: Division
@@ -44,7 +44,7 @@ class Chosen:
     """Log of the number of firings."""
 
 
-def fires(firings: Firings, alive: Int[Tensor, " n_alive"]) -> Float[Tensor, "docs pos n_alive"]:
+def fires(firings: HeadFirings, alive: Int[Tensor, " n_alive"]) -> Float[Tensor, "docs pos n_alive"]:
     """One where a feature fires."""
     at, o = firings.live, firings.outputs
     column = torch.full((o.encoder.d_sae,), -1, device=o.z.device)
@@ -55,7 +55,7 @@ def fires(firings: Firings, alive: Int[Tensor, " n_alive"]) -> Float[Tensor, "do
     return live
 
 
-def choose(discovery: Firings, least: Alive) -> Chosen:
+def choose(discovery: HeadFirings, least: Alive) -> ChosenGroups:
     """All that is chosen from, by discovery documents alone."""
     division = divide(discovery, least)
     flat = fires(discovery, division.alive).flatten(0, 1)
@@ -64,7 +64,7 @@ def choose(discovery: Firings, least: Alive) -> Chosen:
     jaccard = both / (count[:, None] + count - both).clamp(min=1)
     jaccard.fill_diagonal_(-1)
     rate = division.count.double().log().cpu().numpy()
-    return Chosen(division, jaccard.double().cpu().numpy(), rate)
+    return ChosenGroups(division, jaccard.double().cpu().numpy(), rate)
 
 
 def own_features(division: Division, head: int, most: int) -> Int[np.ndarray, " n"]:
@@ -74,7 +74,7 @@ def own_features(division: Division, head: int, most: int) -> Int[np.ndarray, " 
     return np.sort(best.indices[best.values > 0].cpu().numpy())
 
 
-def alike_in_rate(chosen: Chosen, own: Int[np.ndarray, " n"], head: int, most: int) -> list[list[int]]:
+def alike_in_rate(chosen: ChosenGroups, own: Int[np.ndarray, " n"], head: int, most: int) -> list[list[int]]:
     """For each of a head's features so many of other top heads, at most, that fire about as often, the nearest first
     (Jaccard grows with density).
     """
@@ -96,7 +96,7 @@ def random_heads(near: Sequence[Sequence[int]], nearest: int, rng: np.random.Gen
     return np.asarray(list(found), dtype=np.int64)
 
 
-def likest_pairs(chosen: Chosen, features: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, "n_pairs 2"]:
+def likest_pairs(chosen: ChosenGroups, features: Int[np.ndarray, " n"], most: int) -> Int[np.ndarray, "n_pairs 2"]:
     """The pairs of these features with the largest Jaccard on discovery documents."""
     first, second = np.triu_indices(len(features), 1)
     order = np.argsort(-chosen.jaccard[features[first], features[second]], kind="stable")[:most]
@@ -124,12 +124,12 @@ class Group:
 
 
 def group_of(
-    chosen: Chosen,
+    chosen: ChosenGroups,
     live: Float[Tensor, "docs pos n_alive"],
     sources: Sequence[str],
     head: int,
     least: float,
-    design: Likeness,
+    design: GroupLikeness,
     seeds: Sequence[str],
 ) -> Group | None:
     """One head's group; None where it, or the others, have too few features."""
@@ -174,7 +174,7 @@ def group_evidence(
         live = fires(measured, chosen.division.alive)
         for head in range(target.n_heads):
             name, sources = f"L{layer_of(hook)}H{head}", measured.documents.sources
-            least, design = claim.gates[FEATURES], claim.designed(Likeness)
+            least, design = claim.gates[FEATURES], claim.designed(GroupLikeness)
             seeds = (claim.digest, target.name, name)
             group = group_of(chosen, live, sources, head, least, design, seeds)
             if group is None:
@@ -195,7 +195,7 @@ def group_evidence(
 
 
 def _beside(
-    target: Target, hook: str, measured: Firings, chosen: Chosen, group: Group, head: int, name: str
+    target: Target, hook: str, measured: HeadFirings, chosen: ChosenGroups, group: Group, head: int, name: str
 ) -> dict[str, Any]:
     """What stands beside a head's number: its likest pair's feature, and how alike directions are (descriptive)."""
     alive = chosen.division.alive

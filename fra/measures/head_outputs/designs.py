@@ -26,7 +26,7 @@ class Alive:
 
 
 @dataclass(frozen=True)
-class Quality:
+class DictionaryQuality:
     """What stands beside the share of loss recovered (D01)."""
 
     resamples: int = 999
@@ -86,7 +86,7 @@ class IndirectObjects:
 
 
 @dataclass(frozen=True)
-class Likeness:
+class GroupLikeness:
     """Groups of features that fire together (D16)."""
 
     features: int = 40

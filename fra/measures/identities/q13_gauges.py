@@ -74,8 +74,8 @@ def measure(
     found: dict[str, list[Moved] | str] = {}
     for gauge in ("key_bias", "mean_direction", "another direction", "basis"):
         asked = "mean_direction" if gauge == "another direction" else gauge
-        draw = _draw(model, layer, gauge, generator, design.stretch)
-        problem = why_not(model, layer, asked, draw)
+        drawn = draw(model, layer, gauge, generator, design.stretch)
+        problem = why_not(model, layer, asked, drawn)
         if problem is None and asked == "mean_direction" and not is_normalized(hook):
             problem = "the dictionary stands before the LayerNorm, which centres every decoder: the gauge moves nothing"
         if problem is not None:
@@ -83,12 +83,12 @@ def measure(
             continue
         tables: list[dict[str, list[float]]] = [{} for _ in pairs]
         for tokens in documents[half:]:
-            before = _Seen(model, sae, tokens, layer, hook)
-            with _edit(model, layer, gauge, draw):
-                after = _Seen(model, sae, tokens, layer, hook, before.codes)
+            before = Seen(model, sae, tokens, layer, hook)
+            with _edit(model, layer, gauge, drawn):
+                after = Seen(model, sae, tokens, layer, hook, before.codes)
             for head, own in enumerate(tables):
                 attributions = gauge != "another direction"
-                for name, value in _shares(before, after, head, pairs[head], attributions, design.seen).items():
+                for name, value in shares(before, after, head, pairs[head], attributions, design.seen).items():
                     own.setdefault(name, []).append(value)
         found[gauge] = [Moved(gauge, own) for own in tables]
     gauged, controls = found["mean_direction"], found["another direction"]
@@ -141,7 +141,7 @@ def evidence(claim: Claim, gauge: str, found: Mapping[str, list[Moved] | str], l
     )
 
 
-def _draw(model: Model, layer: int, gauge: str, generator: torch.Generator, stretch: float) -> Tensor:
+def draw(model: Model, layer: int, gauge: str, generator: torch.Generator, stretch: float) -> Tensor:
     """The random direction (or matrix) of a gauge, of the size that `measure` names."""
     W_K = parameter(model, layer, "W_K")
     n_kv, _, d_head = W_K.shape
@@ -169,7 +169,7 @@ def _edit(model: Model, layer: int, gauge: str, draw: Tensor) -> Any:
     return {"key_bias": key_bias, "mean_direction": mean_direction, "basis": basis}[gauge](model, layer, draw)
 
 
-class _Seen:
+class Seen:
     """What one document shows of a layer, with the weights as they are now."""
 
     def __init__(
@@ -208,8 +208,8 @@ class _Seen:
         return moved
 
 
-def _shares(
-    before: _Seen, after: _Seen, head: int, pairs: Int[Tensor, "n 2"], attributions: bool, least: float
+def shares(
+    before: Seen, after: Seen, head: int, pairs: Int[Tensor, "n 2"], attributions: bool, least: float
 ) -> dict[str, float]:
     """Movement of each quantity, as a share of its size before; of what the model shows alone, or of attributions
     too.
@@ -252,7 +252,7 @@ def _shares(
     return found
 
 
-def _complete(seen: _Seen, head: int, features: Int[Tensor, " n"]) -> Float[Tensor, "pos pos"]:
+def _complete(seen: Seen, head: int, features: Int[Tensor, " n"]) -> Float[Tensor, "pos pos"]:
     """Everything that query features read: their products with every key feature, bias and error, uncentred."""
     frozen = seen.uncentred
     u = Arm(frozen, seen.codes).columns("query", head, features)[0] @ (seen.codes.decoder[features] @ frozen.W_q[head])

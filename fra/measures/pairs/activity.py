@@ -20,12 +20,12 @@ from fra.errors import CannotLoad
 from fra.measures.pairs.designs import PairTexts
 from fra.stimuli.padding import Texts
 
-_TABLE_CELLS = 2**27
+TABLE_CELLS = 2**27
 _SAMPLED_CELLS = 2**14
 
 
 @dataclass(frozen=True)
-class Meetings:
+class PairMeetings:
     """Where the features of one document meet, query feature first."""
 
     own: Int[Tensor, " own"]
@@ -70,11 +70,11 @@ class OnText:
         dense[row, column] = value
         return own, dense
 
-    def meetings(self, d: int) -> Meetings:
+    def meetings(self, d: int) -> PairMeetings:
         """Of a document's features, over t > s."""
         own, dense = self.document(d)
         live = (dense != 0).to(dense)
-        return Meetings(own, dense.T @ (dense.cumsum(0) - dense), live.T @ (live.cumsum(0) - live))
+        return PairMeetings(own, dense.T @ (dense.cumsum(0) - dense), live.T @ (live.cumsum(0) - live))
 
 
 def live_features(arm: Arm, texts: Texts, least: int) -> Int[Tensor, " live"]:
@@ -89,7 +89,7 @@ def live_features(arm: Arm, texts: Texts, least: int) -> Int[Tensor, " live"]:
     return kept
 
 
-class Selection:
+class PairSelection:
     """What is chosen from: pairs of features on the selection documents, and nothing of any other document."""
 
     def __init__(self, on: OnText, design: PairTexts, tables: Float[Tensor, "3 live live"] | None = None) -> None:
@@ -98,21 +98,21 @@ class Selection:
         self._tables = tables
 
     @classmethod
-    def of(cls, arm: Arm, texts: Texts, design: PairTexts, least: int) -> Selection:
+    def of(cls, arm: Arm, texts: Texts, design: PairTexts, least: int) -> PairSelection:
         """Of features that are live in at least so many documents. Raises CannotLoad for more of them than a table
         holds.
         """
         live = live_features(arm, texts, least)
-        if len(live) ** 2 > _TABLE_CELLS:
-            most = int(_TABLE_CELLS**0.5)
+        if len(live) ** 2 > TABLE_CELLS:
+            most = int(TABLE_CELLS**0.5)
             raise CannotLoad(f"{len(live)} live features make too large a table of pairs ({most} would fit)")
         return cls(OnText(arm, texts, live), design)
 
-    def restricted(self, least: int) -> Selection:
+    def restricted(self, least: int) -> PairSelection:
         """The same documents, of features that are live in at least so many of them."""
         live = live_features(self.arm, self.on.texts, least)
         kept = torch.searchsorted(self.live, live)
-        return Selection(OnText(self.arm, self.on.texts, live), self.design, self.tables[:, kept][:, :, kept])
+        return PairSelection(OnText(self.arm, self.on.texts, live), self.design, self.tables[:, kept][:, :, kept])
 
     @property
     def tables(self) -> Float[Tensor, "3 live live"]:
@@ -126,7 +126,7 @@ class Selection:
     def _summed(self) -> Float[Tensor, "3 live live"]:
         n, found = len(self.live), torch.zeros(3, len(self.live), len(self.live), device=self.live.device)
         pos, documents = self.arm.codes.shape[1], range(len(self.on.texts))
-        for some in torch.split(torch.tensor(documents), max(1, _TABLE_CELLS // (4 * pos * max(n, 1)))):
+        for some in torch.split(torch.tensor(documents), max(1, TABLE_CELLS // (4 * pos * max(n, 1)))):
             stacked = torch.zeros(4, len(some), pos, n, device=self.live.device)
             for k, d in enumerate(some.tolist()):
                 row, place, value = self.on.entries(d)

@@ -14,7 +14,7 @@ from fra.core.coded import Arm, measure_arm
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import CannotLoad
 from fra.induction.examples import example_on_text
-from fra.measures.pairs.activity import OnText, Selection
+from fra.measures.pairs.activity import OnText, PairSelection
 from fra.measures.pairs.designs import PairTexts
 from fra.report.pictures import ON_NATURAL, STRONGEST
 from fra.stimuli.padding import Texts
@@ -65,16 +65,16 @@ class PairLayer:
         self.arms, self.texts, self.design, self.seed_parts = arms, texts, design, tuple(seed)
         chosen = arms[SELECTION], texts[SELECTION], design
         try:
-            self.every: Selection | str = Selection.of(*chosen, 1)
+            self.every: PairSelection | str = PairSelection.of(*chosen, 1)
             """Of features that are live anywhere, or why there is no table of so many."""
             self.selection = self.every.restricted(design.live_in)
         except CannotLoad as lacking:
-            self.every, self.selection = str(lacking), Selection.of(*chosen, design.live_in)
+            self.every, self.selection = str(lacking), PairSelection.of(*chosen, design.live_in)
         if (why := self.selection.too_few) is not None:
             raise CannotLoad(why)
         self.on = self.seen(self.selection)
 
-    def seen(self, selection: Selection) -> OnText:
+    def seen(self, selection: PairSelection) -> OnText:
         """The measured documents, of the features of a selection."""
         return OnText(self.arms[MEASURED], self.texts[MEASURED], selection.live)
 

@@ -70,7 +70,7 @@ def self_shares(layer: PairLayer, design: SelfChannels) -> SelfShares:
     return SelfShares(own, relabelled, coactive, listed)
 
 
-class Relabellings:
+class SelfRelabellings:
     """A head's mean share over some measured documents, with key features relabelled once for all of them."""
 
     def __init__(self, layer: PairLayer, head: int, design: SelfChannels) -> None:
@@ -108,8 +108,8 @@ def self_channels(claim: Claim, layers: PairLayers) -> dict[str, Evidence]:
         return Sampled(name=name, samples=samples, bounded=(-1.0, 1.0))
 
     @lru_cache(maxsize=1)
-    def relabellings(name: str) -> Relabellings:
-        return Relabellings(layers.of(name), heads[name][1], design)
+    def relabellings(name: str) -> SelfRelabellings:
+        return SelfRelabellings(layers.of(name), heads[name][1], design)
 
     means = {name: float(shares.own[:, h].mean()) for name, (shares, h) in heads.items()}
     ranked = {h: float(s.own[layers.of(h).some(design.ranked), k].mean()) for h, (s, k) in heads.items()}

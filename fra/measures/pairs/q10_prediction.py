@@ -89,7 +89,7 @@ def chosen_pairs(layer: PairLayer, design: PairPredictions) -> tuple[Int[Tensor,
     together = count.flatten()[chosen]
     often = selection.frequency[chosen // n] * selection.frequency[chosen % n]
     shared = torch.stack([together, often.to(together), products.flatten()[chosen] / together], 1)
-    return chosen, _groups(np.asarray(shared.cpu().double()), design.group)
+    return chosen, groups(np.asarray(shared.cpu().double()), design.group)
 
 
 def joint_terms(layer: PairLayer, design: PairPredictions) -> Joint:
@@ -196,7 +196,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1]) if all(np.ptp(x) > 0 for x in ranks) else 0.0
 
 
-def _groups(shared: Float[np.ndarray, "n 3"], size: int) -> Int[np.ndarray, " n"]:
+def groups(shared: Float[np.ndarray, "n 3"], size: int) -> Int[np.ndarray, " n"]:
     """Groups of about so many pairs that are alike in each of the three: fifths by the first, fourths of these by the
     second, and so on.
     """

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fra.errors import CannotLoad
 from fra.induction.nulls import draw_atoms, random_atoms
-from fra.measures.pairs.activity import OnText, Selection, top
+from fra.measures.pairs.activity import OnText, PairSelection, top
 from fra.measures.pairs.designs import Stability
 from fra.measures.pairs.layers import MEASURED, SELECTION, PairLayer, PairLayers
 from fra.measures.pairs.relabelling import BoundedCells
@@ -41,7 +41,7 @@ _LISTED = 10
 class Lists:
     """Every head's list, by places among a selection's features, and what may be on it."""
 
-    def __init__(self, selection: Selection, heads: Sequence[int], least: int, n: int) -> None:
+    def __init__(self, selection: PairSelection, heads: Sequence[int], least: int, n: int) -> None:
         """least: selection documents in which a pair must be jointly live."""
         self.selection, self.couplings = selection, [selection.couplings(head) for head in heads]
         products, count, documents = selection.tables
@@ -135,7 +135,7 @@ def of_dictionary(layer: PairLayer, design: Stability, k: int, heads: Sequence[i
     ends[MEASURED] = ends[MEASURED] * torch.from_numpy(which).to(decoder.device)
     arms = {name: random_atoms(arm, atoms, ends[name]) for name, arm in layer.arms.items()}
     # pairs that are jointly live in so many documents are of features that are live in as many
-    selection = Selection.of(arms[SELECTION], layer.texts[SELECTION], layer.design, layer.design.together_in)
+    selection = PairSelection.of(arms[SELECTION], layer.texts[SELECTION], layer.design, layer.design.together_in)
     if selection.too_few is not None:
         return np.full((len(which), len(heads)), np.nan)
     lists = Lists(selection, heads, layer.design.together_in, design.strongest)
@@ -155,7 +155,7 @@ def of_random_atoms(layer: PairLayer, design: Stability, heads: Sequence[int]) -
     return found
 
 
-class Relabellings:
+class ListRelabellings:
     """A head's mean Jaccard index over some measured documents, whose key features are relabelled."""
 
     def __init__(self, layer: PairLayer, head: int, design: Stability, lists: Lists) -> None:
@@ -217,9 +217,9 @@ def stability(claim: Claim, layers: PairLayers) -> dict[str, Evidence]:
         atoms |= dict(zip(names, found_there.T, strict=True))
 
     @lru_cache(maxsize=1)
-    def relabellings(name: str) -> Relabellings:
+    def relabellings(name: str) -> ListRelabellings:
         again, h = heads[name]
-        return Relabellings(layers.of(name), h, design, again.lists)
+        return ListRelabellings(layers.of(name), h, design, again.lists)
 
     columns = [
         *samples,

@@ -68,7 +68,7 @@ def tokens_of(own: LayerConcepts, pair: Sequence[int], decode: Callable[[int], s
     return row
 
 
-class Screen:
+class ConceptScreen:
     """All heads of a target, and their nulls where they are asked for. Layer-0 heads are a control: a key there cannot
     know what stands before it.
     """
@@ -194,11 +194,11 @@ def concept_evidence(
 ) -> dict[str, Evidence]:
     """Q21: of every head, one channel that passes everything. Raises CannotLoad for too little text."""
     layers = ConceptLayers(target, claim.designed(ConceptTexts), claim.designed(Concepts), progress)
-    return screened(Screen(claim, layers))
+    return screened(ConceptScreen(claim, layers))
 
 
 @torch.no_grad()
-def screened(screen: Screen) -> dict[str, Evidence]:
+def screened(screen: ConceptScreen) -> dict[str, Evidence]:
     """Evidence for every head of the target."""
     claim, target = screen.claim, screen.layers.target
     evidence = {}
@@ -217,7 +217,7 @@ def screened(screen: Screen) -> dict[str, Evidence]:
     return evidence
 
 
-def _detail(screen: Screen, h: str, judged: Evidence) -> dict[str, Any]:
+def _detail(screen: ConceptScreen, h: str, judged: Evidence) -> dict[str, Any]:
     claim, (own, _) = screen.claim, screen.at(h)
     channels: list[dict[str, Any]] = []
     for k, (pair, conditions) in enumerate(judged.candidates.items()):
@@ -249,7 +249,7 @@ def _detail(screen: Screen, h: str, judged: Evidence) -> dict[str, Any]:
     )
 
 
-def _picture(screen: Screen, h: str) -> ChannelPicture | None:
+def _picture(screen: ConceptScreen, h: str) -> ChannelPicture | None:
     if h not in screen.E:
         return None
     own, head = screen.at(h)

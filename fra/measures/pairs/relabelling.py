@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fra.measures.pairs.activity import top
 
-_CELLS = 2_048
+CELLS = 2_048
 
 
 class BoundedCells:
@@ -40,14 +40,14 @@ class BoundedCells:
         i, j, activity, beyond = [], [], [], []
         for own, active in documents:
             bound = (active * largest[own][:, bin_of[own]]).flatten()
-            cells = top(bound, _CELLS)
-            first = torch.cat([cells, cells.new_zeros(_CELLS - len(cells))])
+            cells = top(bound, CELLS)
+            first = torch.cat([cells, cells.new_zeros(CELLS - len(cells))])
             i.append(own[first // len(own)])
             j.append(own[first % len(own)])
             value = active.flatten()[first]
             value[len(cells) :] = 0
             activity.append(value)
-            beyond.append(bound[cells[-1]] if len(cells) == _CELLS else bound.new_zeros(()))
+            beyond.append(bound[cells[-1]] if len(cells) == CELLS else bound.new_zeros(()))
         self._i, self._j, self._activity = torch.stack(i), torch.stack(j), torch.stack(activity)
         # the same few pairs lead in most documents: their weights are looked up once
         self._pairs, self._at = torch.unique(self._i * self._n + self._j, return_inverse=True)

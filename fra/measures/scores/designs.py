@@ -24,7 +24,7 @@ class Truncation:
 
 
 @dataclass(frozen=True)
-class Strongest:
+class StrongestChannels:
     """Which channels of a head are its strongest (Q15)."""
 
     channels: int = 50

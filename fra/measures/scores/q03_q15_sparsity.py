@@ -18,7 +18,7 @@ from fra.core.reductions import refuse_beyond_memory
 from fra.core.threads import each
 from fra.dictionaries.codes import Codes, codes, neuronpedia
 from fra.induction.examples import example_on_text
-from fra.measures.scores.designs import Concentration, Strongest
+from fra.measures.scores.designs import Concentration, StrongestChannels
 from fra.measures.scores.layer import ATOMS, FEATURES, TOKENS, CarriedLayer
 from fra.measures.scores.masses import (
     concentration,
@@ -168,7 +168,7 @@ def first_key(
 
 
 @torch.no_grad()
-def content(layer: CarriedLayer, design: Strongest, gate: float) -> dict[str, ByDocument]:
+def content(layer: CarriedLayer, design: StrongestChannels, gate: float) -> dict[str, ByDocument]:
     """Q15 at every head of a layer: the share of the mass of its strongest channels (of selection documents) that is
     off the first key, with BOS and with the documents run without it.
 

@@ -20,7 +20,7 @@ from fra.errors import FraError
 from fra.measures.block_diagonal import b01_b02_blocks, b05_likeness, b06_alikeness, frontier
 from fra.measures.block_diagonal.b03_b04_b07_compare import at, compare, exchange_rates, shared_l0
 from fra.measures.block_diagonal.crossed import Crossed, over_runs
-from fra.measures.block_diagonal.designs import Arms, Study
+from fra.measures.block_diagonal.designs import ComparedArms, Study
 from fra.measures.block_diagonal.frontier import Frontier, Point, study
 from fra.targets.target import Target
 from fra.tests.claims import claim as declared
@@ -279,7 +279,7 @@ def test_the_range_of_sparsity_is_that_of_every_run() -> None:
     planted = PlantedFrontier({"dense": DENSE, "block-width": DENSE})
     curves = [[planted.points(arm, run) for run in range(3)] for arm in ("dense", "block-width")]
     curves[1][2] = curves[1][2][1:]  # one run has nothing below 16
-    grid = shared_l0(*curves, Arms())
+    grid = shared_l0(*curves, ComparedArms())
     assert grid is not None
     assert grid[[0, -1]] == pytest.approx([16.0, 32.0]) and len(grid) == 5
 

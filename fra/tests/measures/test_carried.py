@@ -15,7 +15,7 @@ from fra.dictionaries.codes import codes
 from fra.dictionaries.tokens import learn, shrinkage
 from fra.errors import FraError
 from fra.induction.nulls import draw_atoms, random_atoms
-from fra.measures.scores.designs import Concentration, Strongest, Truncation
+from fra.measures.scores.designs import Concentration, StrongestChannels, Truncation
 from fra.measures.scores.layer import FEATURES, SHUFFLED, TOKENS, CarriedLayer, Sets, document_sets, texts
 from fra.measures.scores.masses import concentration, document, fewest, live_channels, masses, numbered
 from fra.measures.scores.q02_q14_fidelity import (
@@ -318,7 +318,7 @@ def test_what_is_selected_never_sees_what_is_measured() -> None:
     seen = [len(each.codes(FEATURES).row) / each.frozen.sigma.numel() for each in (own, other)]
     assert seen[0] != seen[1], "or this dictionary could not tell"
     everyone = [
-        (content(each, Strongest(channels=30, selected_on=4), 0.0), truncation(each, Truncation(), 0.0))
+        (content(each, StrongestChannels(channels=30, selected_on=4), 0.0), truncation(each, Truncation(), 0.0))
         for each in (own, other)
     ]
     for head in everyone[0][0]:
@@ -343,7 +343,7 @@ def test_a_document_is_measured_alike_whatever_stands_beside_it() -> None:
         lambda each, k: carrying(each),
         lambda each, k: truncation(each, Truncation(), 0.0),
         lambda each, k: sparsity(each, spread[k]),
-        lambda each, k: content(each, Strongest(channels=30, selected_on=4), 0.0),
+        lambda each, k: content(each, StrongestChannels(channels=30, selected_on=4), 0.0),
     ):
         many, few = measure(own, 0), measure(fewer, 1)
         for head, found in few.items():
@@ -359,7 +359,7 @@ def test_the_mass_of_a_document_is_its_weight() -> None:
     shares.
     """
     own, head = layer("gpt2"), 3
-    found = content(own, Strongest(channels=30, selected_on=4), 0.0)["L1H3"]
+    found = content(own, StrongestChannels(channels=30, selected_on=4), 0.0)["L1H3"]
     pairs = [tuple(map(int, name.split(" -> "))) for name in found.detail["strongest channels"]]
     weight = found.counts["mass off BOS"]
     assert weight.max() > 1.2 * weight.min(), "or this sample could not tell"
@@ -541,13 +541,13 @@ def test_the_circuit_is_carried_by_its_features(wired: CarriedLayer) -> None:
     i, j = torch.nonzero(held > 1e-3 * held.max(), as_tuple=True)
     assert bool((doc.live[j] - circuit.PREVIOUS == doc.live[i]).all())
     assert sparse["share"] < 0.02
-    off = content(wired, Strongest(), 1.1)["L1H0"]
+    off = content(wired, StrongestChannels(), 1.1)["L1H0"]
     assert off.undecided is not None
     shown = off.detail["strongest channel on a document"]
     i, j = map(int, shown["channel"].split(" -> "))
     assert j == circuit.PREVIOUS + i
     assert shown["query tokens"][0].startswith(f"'{i}' x")
-    assert content(wired, Strongest(), 0.0)["L1H0"].undecided is None
+    assert content(wired, StrongestChannels(), 0.0)["L1H0"].undecided is None
     assert off.sums["mass off BOS"].sum() / off.counts["mass off BOS"].sum() > 0.9
 
 

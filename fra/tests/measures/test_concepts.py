@@ -15,7 +15,7 @@ from fra.claim import Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.measures.pairs import q21_layers
 from fra.measures.pairs.designs import Concepts, ConceptTexts
-from fra.measures.pairs.q21_concepts import Screen, screened
+from fra.measures.pairs.q21_concepts import ConceptScreen, screened
 from fra.measures.pairs.q21_layers import ConceptLayers, LayerConcepts, best, concept_texts, split
 from fra.measures.pairs.q21_planting import PlantedChannels, plant_concepts, planted_and_found
 from fra.measures.pairs.q21_search import ConceptEffects, ConceptSearch, HeadOnText, MarkedTexts, example_of, texts
@@ -228,8 +228,8 @@ def kinds() -> LayerConcepts:
     return layer(kinds_circuit(), kinds_dictionary())[0]
 
 
-def screen(own: LayerConcepts, control: float | None = 0.0) -> Screen:
-    found = Screen(CLAIM, MadeLayers({1: own}))
+def screen(own: LayerConcepts, control: float | None = 0.0) -> ConceptScreen:
+    found = ConceptScreen(CLAIM, MadeLayers({1: own}))
     found.controls = {} if control is None else {"L0H0": control}
     found.control = np.nan if control is None else control
     return found

@@ -29,14 +29,14 @@ from fra.measures.head_outputs import (
     d18_width,
     firing_sources,
 )
-from fra.measures.head_outputs.corpus import Corpus, Documents, Firings
+from fra.measures.head_outputs.corpus import Documents, HeadFirings, HeadOutputCorpus
 from fra.measures.head_outputs.designs import (
     Alive,
+    DictionaryQuality,
     Dominance,
+    GroupLikeness,
     HeadOutputDocuments,
-    Likeness,
     OwnTokens,
-    Quality,
     Widths,
 )
 from fra.stimuli import repeated
@@ -54,7 +54,7 @@ Z = "blocks.1.attn.hook_z"
 N_HEADS, D_HEAD = 4, 8
 
 
-def made_up(blocks: torch.Tensor, n_docs: int = 12, n_pos: int = 30, seed: int = 0, bias: float = -1.0) -> Firings:
+def made_up(blocks: torch.Tensor, n_docs: int = 12, n_pos: int = 30, seed: int = 0, bias: float = -1.0) -> HeadFirings:
     """Firings of a ReLU dictionary with encoder blocks [n_heads, d_head, d_sae] on random values and patterns."""
     g = torch.Generator().manual_seed(seed)
     values = torch.randn(n_docs, n_pos, N_HEADS, D_HEAD, generator=g, dtype=torch.float64)
@@ -65,7 +65,7 @@ def made_up(blocks: torch.Tensor, n_docs: int = 12, n_pos: int = 30, seed: int =
 
 def firings_of(
     blocks: torch.Tensor, values: torch.Tensor, pattern: torch.Tensor, tokens: torch.Tensor, bias: float
-) -> Firings:
+) -> HeadFirings:
     """What a ReLU dictionary does on given values and patterns."""
     z = torch.einsum("bhqk,bkhd->bqhd", pattern, values)
     below = torch.full((blocks.shape[2],), bias, dtype=torch.float64)
@@ -75,7 +75,7 @@ def firings_of(
     real = torch.ones(z.shape[:2], dtype=torch.bool)
     outputs = HeadOutputs(Encoder(Z, 1, blocks, below, "none"), z, values, pattern, real.to(z), real, live)
     documents = Documents(tokens, real, tuple(f"s{k}" for k in range(len(tokens))), list(tokens))
-    return Firings(documents, outputs, live.where(live.pos > 0))
+    return HeadFirings(documents, outputs, live.where(live.pos > 0))
 
 
 def blocks_of(heads: list[int], seed: int = 1, size: float = 3.0) -> torch.Tensor:
@@ -265,7 +265,7 @@ def test_a_heads_group_and_its_controls_by_hand() -> None:
     assert np.median(np.abs(sorted_rates[0] - sorted_rates[1])) < 0.5
 
 
-def in_groups(together: bool, n_docs: int, seed: int, n: int = 48) -> Firings:
+def in_groups(together: bool, n_docs: int, seed: int, n: int = 48) -> HeadFirings:
     """Features of four heads, each of one head alone, that fire in 8 % of positions: in pairs of one head together, or
     in pairs of two heads. Decoder directions play no part.
     """
@@ -285,7 +285,7 @@ def in_groups(together: bool, n_docs: int, seed: int, n: int = 48) -> Firings:
     pattern = torch.eye(n_pos, dtype=torch.float64).expand(n_docs, N_HEADS, -1, -1)
     o = HeadOutputs(encoder, z, z, pattern, real.to(z), real, live)
     tokens = torch.ones(n_docs, n_pos, dtype=torch.long)
-    return Firings(Documents(tokens, real, tuple(f"s{k}" for k in range(n_docs)), list(tokens)), o, live)
+    return HeadFirings(Documents(tokens, real, tuple(f"s{k}" for k in range(n_docs)), list(tokens)), o, live)
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -295,7 +295,7 @@ def test_groups_within_a_head_are_found_and_groups_across_heads_are_not(grouped:
     chosen = d16_groups.choose(before, Alive())
     live = d16_groups.fires(measured, chosen.division.alive)
     sources = measured.documents.sources
-    group = d16_groups.group_of(chosen, live, sources, 1, 10.0, Likeness(pairs=4), ("x",))
+    group = d16_groups.group_of(chosen, live, sources, 1, 10.0, GroupLikeness(pairs=4), ("x",))
     assert group is not None
     mean = d16_groups.excess(own, "made up", "L1H1", group, sources)
     row = decide(own, [Sampled(name=own.condition, samples={"L1H1": mean})], {"L1H1": Beside()})["L1H1"]
@@ -318,7 +318,7 @@ def test_every_source_has_controls_of_its_own(monkeypatch: pytest.MonkeyPatch) -
         return drawn
 
     monkeypatch.setattr(d16_groups, "random_heads", spied)
-    design = Likeness(features=6, draws=2)
+    design = GroupLikeness(features=6, draws=2)
     assert d16_groups.group_of(chosen, live, ("a", "b", "b", "c", "d", "e"), 1, 5.0, design, ("x",))
     assert len(seen) == 10 == len(set(seen))
 
@@ -359,7 +359,9 @@ OWN = tuple(range(1, 9))
 """Own tokens of eight features."""
 
 
-def planted_firings(seed: str, of_token: bool = True) -> tuple[list[repeated.Planted], HeadOutputs, torch.Tensor]:
+def planted_firings(
+    seed: str, of_token: bool = True
+) -> tuple[list[repeated.PlantedDocument], HeadOutputs, torch.Tensor]:
     """Planted documents under a head that attends from every second-copy row to the induction key, and eight features:
     each fires strongly where the attended token is its own, or, of_token = False, at random places; and weakly in half
     of all positions.
@@ -543,9 +545,11 @@ def test_a_random_model_and_dictionary_support_nothing(tmp_path: Path) -> None:
     found = d04_heads.dominance_evidence(claim("D04", **FEW), claim("D04.spread", **FEW), made)
     assert found["D04"].detail["draws of the control"].startswith("10, ") and found["D04"].n == 10
     found |= d06_norms.norm_evidence((claim("D06", **FEW), claim("D06.W_O", **FEW)), made)
-    groups = {"design": (*FEW["design"], Likeness(features=8, pairs=4)), "gates": {"features of the head": 4}}
+    groups = {"design": (*FEW["design"], GroupLikeness(features=8, pairs=4)), "gates": {"features of the head": 4}}
     found |= d16_groups.group_evidence(claim("D16", **FEW | groups), made)
-    found["D01"] = d01_quality.quality_evidence(claim("D01", min_sources=8, design=(FEW["design"][0], Quality())), made)
+    found["D01"] = d01_quality.quality_evidence(
+        claim("D01", min_sources=8, design=(FEW["design"][0], DictionaryQuality())), made
+    )
     found |= {f"D05 {head}": row for head, row in d05_sources.source_evidence(claim("D05"), made).items()}
     outcomes = {name: judge(row.claim, row).outcome for name, row in found.items()}
     supported = [name for name, outcome in outcomes.items() if outcome == Outcome.SUPPORTED]
@@ -567,11 +571,11 @@ def test_no_source_is_in_both_sets_and_each_document_is_of_its_source(tmp_path: 
             assert tokens[real].tolist() == whole.tolist()
 
 
-def exchanged(made: Any) -> tuple[Corpus, Corpus]:
+def exchanged(made: Any) -> tuple[HeadOutputCorpus, HeadOutputCorpus]:
     """Two corpora with the same discovery documents and different measured ones, shorter in the second."""
     own = head_output_corpus.corpus(made, HeadOutputDocuments(discovery=30, measured=15, longest=20))
     others = [random_tokens(14, k) for k in range(12)]
-    return own, Corpus(own.discovery, Documents.of(others, [f"other {k}" for k in range(12)]))
+    return own, HeadOutputCorpus(own.discovery, Documents.of(others, [f"other {k}" for k in range(12)]))
 
 
 def test_what_is_chosen_knows_nothing_of_the_measured_documents(
@@ -596,7 +600,7 @@ def test_what_is_chosen_knows_nothing_of_the_measured_documents(
     for module in (d04_heads, d16_groups):
         spy(module, "divide", lambda given, found: tuple(getattr(found, name) for name in division))
     spy(d16_groups, "group_of", lambda given, found: None if found is None else found.pairs)
-    pairs = {"design": (*FEW["design"], Likeness(features=8, pairs=4)), "gates": {"features of the head": 4}}
+    pairs = {"design": (*FEW["design"], GroupLikeness(features=8, pairs=4)), "gates": {"features of the head": 4}}
     for documents in exchanged(made):
         for module in (d04_heads, d16_groups):
             monkeypatch.setattr(module, "corpus", lambda *_, documents=documents: documents)
@@ -662,7 +666,7 @@ def test_a_dictionary_that_is_right_by_construction_is_good_enough(tmp_path: Pat
         "over an untrained dictionary": 0.1,
         "L0 over width": 0.95,
     }
-    own = claim("D01", bars=bars, design=(FEW["design"][0], Quality()), min_sources=8)
+    own = claim("D01", bars=bars, design=(FEW["design"][0], DictionaryQuality()), min_sources=8)
     found = d01_quality.quality_evidence(own, made)
     conditions = {c.name: c for c in found.candidates["every dictionary"]}
     assert conditions["loss recovered (zero)"].effect > 0.95, found.detail

@@ -143,9 +143,9 @@ def said(found: dict[str, Any], id: str, gauge: str) -> set[Outcome]:
 def test_what_must_stay_decides_and_not_how_large_a_gauge_was_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     found = gauged()
     assert said(found, "Q13", "mean_direction") == said(found, "Q13.bias", "key_bias") == {Outcome.SUPPORTED}
-    draw = q13_gauges._draw
+    draw = q13_gauges.draw
     with monkeypatch.context() as patch:
-        patch.setattr(q13_gauges, "_draw", lambda *args: 0.02 * draw(*args))
+        patch.setattr(q13_gauges, "draw", lambda *args: 0.02 * draw(*args))
         small = gauged()
         own = claim("Q13", min_sources=2)
         moved = q13_gauges.evidence(own, "mean_direction", small, LAYER, HEAD).candidates["mean_direction"]
@@ -155,20 +155,20 @@ def test_what_must_stay_decides_and_not_how_large_a_gauge_was_taken(monkeypatch:
 
 @pytest.mark.parametrize("centred", [True, False])
 def test_channels_that_move_and_products_that_do_not_are_seen(monkeypatch: pytest.MonkeyPatch, centred: bool) -> None:
-    whole = q13_gauges._Seen.channels
-    monkeypatch.setattr(q13_gauges._Seen, "channels", lambda self, head, pairs, _: whole(self, head, pairs, centred))
+    whole = q13_gauges.Seen.channels
+    monkeypatch.setattr(q13_gauges.Seen, "channels", lambda self, head, pairs, _: whole(self, head, pairs, centred))
     assert said(gauged(), "Q13", "mean_direction") == {Outcome.REFUTED}
 
 
 def test_channels_are_chosen_without_the_measured_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen: list[torch.Tensor] = []
-    shares = q13_gauges._shares
+    shares = q13_gauges.shares
 
     def seen(before: Any, after: Any, head: int, pairs: torch.Tensor, *args: Any) -> Any:
         chosen.append(pairs)
         return shares(before, after, head, pairs, *args)
 
-    monkeypatch.setattr(q13_gauges, "_shares", seen)
+    monkeypatch.setattr(q13_gauges, "shares", seen)
     selection = [random_tokens(14, seed) for seed in range(2)]
     gauged([*selection, *(random_tokens(14, seed) for seed in (2, 3))])
     first = len(chosen)

@@ -13,9 +13,9 @@ from fra.induction.cih import Screen
 from fra.induction.status import HeadStatus
 from fra.measures.channels.designs import HeadExcess
 from fra.measures.channels.q06_excess import (
+    CountDraws,
     ExcessNumbers,
     HeadCounts,
-    Resampled,
     count,
     excess_evidence,
     head_numbers,
@@ -143,7 +143,7 @@ def test_both_tests_call_one_scramble_in_twenty_positive() -> None:
 def test_resampled_bounds_exclude_the_bar_exactly_where_the_test_rejects() -> None:
     rng = np.random.default_rng(0)
     for estimate in (-2.0, 0.0, 3.0):
-        sample = Resampled(estimate, np.round(rng.normal(estimate, 1.5, 999)), 60)
+        sample = CountDraws(estimate, np.round(rng.normal(estimate, 1.5, 999)), 60)
         for level in (0.05, 0.01, 1e-5):
             for bar in (-3.0, -1.0, 0.0, 1.0, 2.0):
                 assert (sample.lower(level)[0] > bar) == (sample.p_above(bar)[0] <= level)

@@ -21,7 +21,7 @@ from fra.core.coded import Arm, measure_arm
 from fra.errors import CannotLoad
 from fra.measures.pairs import activity as activity_module
 from fra.measures.pairs import q09_self_channels, q10_prediction, q11_stability, relabelling
-from fra.measures.pairs.activity import OnText, Selection, live_features, top
+from fra.measures.pairs.activity import OnText, PairSelection, live_features, top
 from fra.measures.pairs.designs import PairPredictions, PairTexts, SelfChannels, Stability
 from fra.measures.pairs.layers import MEASURED, SELECTION, PairLayer, PairLayers, pair_texts
 from fra.measures.scores import layer as carried
@@ -97,12 +97,12 @@ def test_tables_are_sums_over_earlier_positions_of_real_tokens(monkeypatch: pyte
             expected += (sum(live), len(live), bool(live))
         np.testing.assert_allclose(own.tables[:, i, j].tolist(), expected, rtol=1e-5)
     arm, texts = own.arm, own.on.texts
-    alone = Selection.of(arm, texts, TEXTS, TEXTS.live_in)
+    alone = PairSelection.of(arm, texts, TEXTS, TEXTS.live_in)
     torch.testing.assert_close(alone.tables, own.tables)
     assert alone.live.tolist() == own.live.tolist() == live_features(arm, texts, TEXTS.live_in).tolist()
     assert own.frequency.tolist() == (codes != 0).sum((0, 1)).tolist()
-    monkeypatch.setattr(activity_module, "_TABLE_CELLS", n * n)  # too few for all documents at once
-    torch.testing.assert_close(Selection.of(arm, texts, TEXTS, TEXTS.live_in).tables, own.tables)
+    monkeypatch.setattr(activity_module, "TABLE_CELLS", n * n)  # too few for all documents at once
+    torch.testing.assert_close(PairSelection.of(arm, texts, TEXTS, TEXTS.live_in).tables, own.tables)
 
 
 def test_top_is_what_sorting_says() -> None:
@@ -143,7 +143,7 @@ def test_shares_of_self_channels_are_those_of_an_enumeration() -> None:
 @pytest.mark.parametrize("cells", [60, 4_096])
 def test_bounded_cells_give_the_strongest_of_any_relabelling(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With so few cells that documents have to be gone through, and with enough."""
-    monkeypatch.setattr(relabelling, "_CELLS", cells)
+    monkeypatch.setattr(relabelling, "CELLS", cells)
     own = layer("gpt2")
     null = q09_self_channels.Relabellings(own, 1, SelfChannels())
     for k in range(3):
@@ -153,7 +153,7 @@ def test_bounded_cells_give_the_strongest_of_any_relabelling(cells: int, monkeyp
     assert null.draw(0) != null.draw(1)
 
 
-def list_by_hand(own: PairLayer, selection: Selection, head: int, least: int) -> set[tuple[int, int]]:
+def list_by_hand(own: PairLayer, selection: PairSelection, head: int, least: int) -> set[tuple[int, int]]:
     codes = codes_of(selection.on)
     U, V = selection.couplings(head)
     products = torch.zeros(3, len(U), len(U), dtype=torch.float64)
@@ -170,7 +170,9 @@ def list_by_hand(own: PairLayer, selection: Selection, head: int, least: int) ->
 def test_lists_and_their_overlaps_are_those_of_an_enumeration() -> None:
     own, head = layer("gpt2"), 2
     found = q11_stability.lists_again(own, Stability())
-    assert isinstance(own.every, Selection) and len(own.every.live) > len(own.selection.live), "no feature is rare here"
+    assert isinstance(own.every, PairSelection) and len(own.every.live) > len(own.selection.live), (
+        "no feature is rare here"
+    )
     on = own.seen(own.every)
     U, V = own.every.couplings(head)
     for least, table in ((TEXTS.together_in, found.own), (1, found.loose)):
@@ -293,11 +295,11 @@ def test_permutations_stay_within_matched_groups() -> None:
     other = q10_prediction.Permutations(rng.normal(size=200), ratio, group, layer("gpt2"), 0)
     assert np.std([other.draw(k) for k in range(50)]) > 0.01
     shared = rng.random((400, 3))
-    sizes = np.bincount(q10_prediction._groups(shared, 10))
+    sizes = np.bincount(q10_prediction.groups(shared, 10))
     assert sizes.min() >= 9 and sizes.max() <= 11
     fifth = np.argsort(np.argsort(shared[:, 0])) // 80
     for g in range(len(sizes)):
-        assert len(set(fifth[q10_prediction._groups(shared, 10) == g])) == 1
+        assert len(set(fifth[q10_prediction.groups(shared, 10) == g])) == 1
 
 
 def test_what_is_chosen_does_not_depend_on_what_is_measured() -> None:
@@ -471,8 +473,8 @@ def test_a_layer_with_too_few_live_pairs_cannot_run_and_says_so() -> None:
 
 def test_a_layer_with_too_many_live_features_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     own = layer("gpt2")
-    assert isinstance(own.every, Selection)
-    monkeypatch.setattr(activity_module, "_TABLE_CELLS", len(own.selection.live) ** 2)
+    assert isinstance(own.every, PairSelection)
+    monkeypatch.setattr(activity_module, "TABLE_CELLS", len(own.selection.live) ** 2)
     few = PairLayer(own.arms, own.texts, TEXTS, ("test",))
     assert (
         few.every
@@ -481,7 +483,7 @@ def test_a_layer_with_too_many_live_features_cannot_run(monkeypatch: pytest.Monk
     with pytest.raises(CannotLoad, match="a control of stability"):
         q11_stability.lists_again(few, Stability())
     torch.testing.assert_close(few.selection.tables, own.selection.tables)
-    monkeypatch.setattr(activity_module, "_TABLE_CELLS", 16)
+    monkeypatch.setattr(activity_module, "TABLE_CELLS", 16)
     with pytest.raises(CannotLoad, match=r"too large a table of pairs \(4 would fit\)"):
         PairLayer(own.arms, own.texts, TEXTS, ("test",))
 

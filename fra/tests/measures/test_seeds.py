@@ -265,7 +265,7 @@ def test_a_draw_of_the_null_is_the_same_mean_as_what_it_is_held_against(monkeypa
         calls.append(len(calls))
         return given * len(calls)
 
-    monkeypatch.setattr(q20_seeds, "_nats", nats)
+    monkeypatch.setattr(q20_seeds, "nats_of", nats)
     value, _ = results.draw(0)
     assert len(calls) == 6
     assert value == pytest.approx(3.5 * sum(given) / sum(results.rows))

@@ -171,7 +171,7 @@ def target_of(model: Any, sae: Any) -> Any:
 @pytest.fixture
 def door(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The way in, over the circuit's 64 tokens."""
-    monkeypatch.setattr(transfer, "_pool", lambda target: np.arange(2 * PAIRED))
+    monkeypatch.setattr(transfer, "pool_of", lambda target: np.arange(2 * PAIRED))
     monkeypatch.setattr(transfer, "variant_forms", lambda *_, **__: forms())
     return monkeypatch
 

@@ -13,6 +13,7 @@ from scipy import stats as sps
 
 from fra.claim import Claim, Condition, Evidence, Outcome, family, judge, parse_head
 from fra.errors import FraError
+from fra.verdicts import claim as claims
 from fra.verdicts import stats
 from fra.verdicts.rules import RULES
 
@@ -227,7 +228,7 @@ def test_every_number_of_a_design_and_of_the_rules_is_registered(monkeypatch):
     assert designed.designed(Lags) == Lags()
     before = CLAIM.digest
     for name, value in dataclasses.asdict(RULES).items():
-        monkeypatch.setattr("fra.verdicts.claim.RULES", dataclasses.replace(RULES, **{name: value * 2}))
+        monkeypatch.setattr(claims, "RULES", dataclasses.replace(RULES, **{name: value * 2}))
         assert CLAIM.digest != before, name
 
 

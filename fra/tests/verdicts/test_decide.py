@@ -90,10 +90,10 @@ def test_a_head_passes_by_the_worst_of_its_conditions_and_holm_goes_over_the_hea
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 0.2), st.floats(0, 0.2)), min_size=1, max_size=6))
 def test_adjusted_p_are_those_of_holm_by_hand(p: list[tuple[float, float]]) -> None:
-    from fra.verdicts.multiplicity import Family
+    from fra.verdicts.multiplicity import HolmFamily
 
     worst = [max(own) for own in p]
-    family_ = Family(worst, 0.05)
+    family_ = HolmFamily(worst, 0.05)
     order = sorted(range(len(p)), key=lambda k: worst[k])
     level, rejecting = {}, True
     for step, k in enumerate(order):

@@ -19,7 +19,7 @@ from fra.tests.tiny_targets import signed_axes
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-N_DOCUMENTS = 24
+N_DOCUMENTS = 100
 WORDS = ("one", "two", "three", "four", "five", "six", "seven")
 
 
@@ -85,7 +85,7 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
         signed_axes(folder / entry["path"], entry["hook"])  # good enough to be admitted
     (folder / "text").mkdir()
     for number in range(N_DOCUMENTS):
-        (folder / "text" / f"t{number:02d}.txt").write_text(_text(number))
+        (folder / "text" / f"t{number:03d}.txt").write_text(_text(number))
     (folder / "claims").mkdir()
     for number, claim in enumerate(_claims(), 1):
         (folder / "claims" / f"test_x0{number}.py").write_text(claim)

@@ -82,11 +82,11 @@ def test_a_part_of_many_samples_is_the_sample_by_itself_moved(simultaneous):
 
 
 def test_a_symmetric_family_errs_at_about_its_level_in_both_directions():
-    counts = replayed(family("normal", 6, 120, 1), 200).counts[0]
+    counts = replayed(family("normal", 1, 120, 1), 200).counts[0]
     for wrong in (int(counts.above[0]), counts.below):
         assert at_most(wrong, 200, 0.05)
-        assert wrong >= 2  # not right by never rejecting
-    assert counts.covered / counts.draws > 0.97  # each head's bounds are at a sixth of the level
+        assert wrong >= 1  # not right by never rejecting
+    assert counts.covered / counts.draws > 0.9
 
 
 def test_a_skewed_family_is_safe_above_and_held_below():
@@ -107,7 +107,10 @@ def test_a_document_unlike_all_others_is_missed_by_a_third_of_the_draws_and_refu
 def test_the_replay_sees_a_test_that_errs_too_often(monkeypatch):
     decision = family("lognormal, 30 % zeros", 1, 20, 1)
     held = replayed(decision, 400).counts[0].below
+    p, bound = stats.Tail.p, stats.Tail.bound
     monkeypatch.setattr(stats, "guarded", lambda s, n: (s, n))
+    monkeypatch.setattr(stats.Tail, "p", lambda tail, bars, together, margins: p(tail, bars, together))
+    monkeypatch.setattr(stats.Tail, "bound", lambda tail, levels, together, margins: bound(tail, levels, together))
     bare = replayed(decision, 400).counts[0].below
     assert at_most(held, 400, 0.05)
     assert not at_most(bare, 400, 0.05)
@@ -224,7 +227,7 @@ def test_the_recorder_knows_every_kind_of_sample(tmp_path):
             Sampled(name="fixed", samples={"L0H0": Number(1.0)}),
         ]
         decider.corrected(many, columns)
-        means_of_heads = ClusterMeans(rng.normal(0.5, 0.1, (20, 3)), seed=stats.seed_of("made", "natural", "status"))
+        means_of_heads = ClusterMeans(rng.normal(0.5, 0.1, (60, 3)), seed=stats.seed_of("made", "natural", "status"))
         assert [found[0] for found in status.classify(means_of_heads, TokenInduction())] == ["TIH"] * 3
     found = {d.name: load(save(d, tmp_path)) for d in recorder.decisions()}
     assert {name: (d.claim, d.bar, d.share, list(d.samples), d.judged) for name, d in found.items()} == {

@@ -346,7 +346,8 @@ def test_more_candidates_widen_bounds_and_copies_do_not(rng):
     one, many = ClusterMeans(x[:, :1], seed=1), ClusterMeans(x, seed=1)
     copies = ClusterMeans(np.repeat(x[:, :1], 30, axis=1), seed=1)
     assert many.lower(0.05)[0] < one.lower(0.05)[0] - 0.5 * one.se[0]
-    assert (copies.lower(0.05) == one.lower(0.05)[0]).all()  # max-T knows that they are the same; Bonferroni would not
+    # max-T knows that they are the same; Bonferroni would not
+    np.testing.assert_allclose(copies.lower(0.05), one.lower(0.05)[0], rtol=1e-12)
 
 
 def test_the_seed_alone_decides_and_blocks_do_not(monkeypatch):
@@ -457,15 +458,13 @@ def test_power_of_a_share_is_what_clopper_pearson_decides():
     assert np.isnan(power_of_share(30, 1.5, 0.9, 0.05))
 
 
-def test_sources_needed_is_the_number_that_decides_half_of_the_time(rng):
+def test_sources_needed_are_about_enough_and_a_third_of_them_is_not(rng):
     for n, gain, level in ((60, 0.35, 0.01), (120, 0.3, 0.002)):
         needed = [stats.sources_needed(ClusterMeans(gain + rng.normal(size=n), seed=k), 0.0, level) for k in range(20)]
         number = int(np.median([k or 10**9 for k in needed]))
-        hits = [
-            ClusterMeans(gain + rng.normal(size=number), seed=k, n_boot=1_999).p_above(0.0)[0] <= level
-            for k in range(40)
-        ]
-        assert 0.2 < np.mean(hits) < 0.95
+        for many, low, high in ((number, 0.2, 1.0), (number // 3, 0.0, 0.5)):
+            samples = [ClusterMeans(gain + rng.normal(size=many), seed=k, n_boot=1_999) for k in range(40)]
+            assert low <= np.mean([m.p_above(0.0)[0] <= level for m in samples]) <= high
     x = 0.1 + rng.normal(size=120)
     margin = x.mean() - ClusterMeans(x, seed=3).lower(0.01)[0]
     by_hand = int(np.ceil(120 * (margin / (x.mean() + 0.1)) ** 2))

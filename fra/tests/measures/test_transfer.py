@@ -43,8 +43,6 @@ from fra.verdicts.unseen import sources_for
 PAIRED = 32
 """Token v and token v + PAIRED are two forms of one word."""
 Q08, Q16 = claim("Q08"), claim("Q16")
-ENOUGH = sources_for(Q16.level, 25)
-"""Documents with which any of 25 channels can be shown, tested together."""
 REFUTE = sources_for(Q16.level, 2)
 """Documents with which any of two channels can be shown, and any of two conditions refute."""
 
@@ -139,7 +137,8 @@ def swapped(batch: repeated.Batch) -> repeated.Batch:
 
 
 def test_channels_of_words_work_on_unseen_tokens_and_channels_of_tokens_do_not() -> None:
-    made = repeated.repeated_random(60 + ENOUGH, np.arange(PAIRED), circuit.N_CTX, circuit.BOS, ("words",))
+    # of 20 words, each in most documents: tested together, a channel must be live in sources_for(Q16.level, 20) = 80
+    made = repeated.repeated_random(160, np.arange(20), circuit.N_CTX, circuit.BOS, ("words",))
     discovery, seen = repeated.collate(made[:60]), repeated.collate(made[60:])
     arms = {"seen": seen, "unseen": swapped(seen)}
     words = moved(words_circuit(), words_dictionary(), discovery, arms, lags=tuple(range(2, 26)))

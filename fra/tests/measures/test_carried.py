@@ -35,6 +35,7 @@ from fra.tests import circuit, models
 from fra.tests.claims import claim as declared
 from fra.verdicts.samples import ByDocument, paired_evidence
 from fra.verdicts.stats import ClusterMeans, seed_of
+from fra.verdicts.unseen import sources_for
 
 KINDS = {
     "gpt2": "blocks.1.ln1.hook_normalized",
@@ -462,10 +463,11 @@ def test_paired_conditions_look_the_right_way() -> None:
     """A planted sample, with one condition above its bar and one below: the judge agrees, and a broken one turns it."""
     rng = np.random.default_rng(1)
     c = claim(above=False, condition="small", bars={"lead": 0.2})
-    sums = {"small": rng.normal(0.1, 0.05, 30), "lead": rng.normal(0.6, 0.1, 30)}
+    n = sources_for(c.level, 2)  # either condition can refute
+    sums = {"small": rng.normal(0.1, 0.05, n), "lead": rng.normal(0.6, 0.1, n)}
 
     def outcome(samples: dict[str, np.ndarray]) -> Outcome:
-        measured = ByDocument(samples, {name: np.ones(30) for name in samples}, [str(k) for k in range(30)])
+        measured = ByDocument(samples, {name: np.ones(n) for name in samples}, [str(k) for k in range(n)])
         found = paired_evidence(c, "t", ["L0H0", "L1H0"], {"L0H0": measured})
         assert judge(c, found["L1H0"]).outcome is Outcome.CANNOT_RUN
         shown = found["L0H0"].candidates["every condition"][0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from fra.stimuli.padding import Texts
 from fra.tests.claims import claim
 from fra.tests.intervening import LAYER, hook_of
 from fra.tests.models import random_tokens, tiny, tiny_sae
+from fra.verdicts.unseen import sources_for
 
 CLAIM = claim("Q12")
 DESIGN = SingleTerms()
@@ -55,8 +57,9 @@ def test_the_verdict_is_about_rank_correlations_of_documents(monkeypatch: pytest
     target: Any = SimpleNamespace(
         model=None, name="t", n_layers=2, n_heads=4, hook_for=str, dictionary_for=lambda layer: ("", None)
     )
-    documents = [random_tokens(18, seed) for seed in range(40)]
-    texts = Texts.of(documents, [f"s{k}" for k in range(40)])
+    n = 2 * ceil(sources_for(CLAIM.level, 3) / 2)  # any of three conditions can refute
+    documents = [random_tokens(18, seed) for seed in range(n)]
+    texts = Texts.of(documents, [f"s{k}" for k in range(n)])
 
     def judged(noise: float, weighted: bool, of: Texts = texts) -> Any:
         def terms(
@@ -78,8 +81,9 @@ def test_the_verdict_is_about_rank_correlations_of_documents(monkeypatch: pytest
     none: Any = SimpleNamespace(name="t", n_layers=0, n_heads=0)
     assert judge(CLAIM, cr.ranking_evidence(CLAIM, none, texts)).outcome is Outcome.CANNOT_RUN
     # two documents of each source count as one, and too few sources decide nothing
-    twos = judged(0.5, True, Texts.of(documents, [f"s{k // 2}" for k in range(40)]))
-    assert twos.evidence.n == 20 and twos.outcome is Outcome.INCONCLUSIVE and "20 independent sources" in twos.reason
+    twos = judged(0.5, True, Texts.of(documents, [f"s{k // 2}" for k in range(n)]))
+    assert twos.evidence.n == n // 2 < CLAIM.min_sources and twos.outcome is Outcome.INCONCLUSIVE
+    assert f"{n // 2} independent sources" in twos.reason
 
 
 def test_correlations_are_taken_document_by_document() -> None:

@@ -160,11 +160,11 @@ def kinds_dictionary():
     return sae
 
 
-def layer(model, sae, measured: int = 4) -> tuple[LayerConcepts, list[Arm]]:
+def layer(model, sae, measured: int = 4, design: Concepts = DESIGN) -> tuple[LayerConcepts, list[Arm]]:
     both = [random_texts(n, seed, circuit.N_CTX, circuit.D_VOCAB - 1) for n, seed in ((50, 3), (100, measured))]
     both = [texts([[circuit.BOS, *row[1:].tolist()] for row in t.tokens], t.sources, True) for t in both]
     arms = [measure_arm(model, sae, t.tokens, 1, circuit.HOOK) for t in both]
-    return LayerConcepts(ConceptSearch(both[0], arms[0], DESIGN), both[1], arms[1], ("kinds",), DESIGN), arms
+    return LayerConcepts(ConceptSearch(both[0], arms[0], design), both[1], arms[1], ("kinds",), design), arms
 
 
 def test_channels_of_kinds_are_found_by_their_ids_and_nulls_are_not() -> None:
@@ -204,7 +204,7 @@ class MadeLayers(ConceptLayers):
     """Layers that a test made; layer 0 is without a channel."""
 
     def __init__(self, layers: dict[int, LayerConcepts]) -> None:
-        self.design, self._layers = DESIGN, layers
+        self.design, self._layers = layers[1].design, layers
         text = layers[1].text
         self.texts = {"confirmation": text}
         self.target = SimpleNamespace(
@@ -224,8 +224,10 @@ class MadeLayers(ConceptLayers):
 
 @pytest.fixture(scope="module")
 def kinds() -> LayerConcepts:
-    """The circuit of kinds, its atoms few."""
-    return layer(kinds_circuit(), kinds_dictionary())[0]
+    """The circuit of kinds, its atoms few; rows enough that a channel is live in nearly every document. Of two heads,
+    one of 13 channels passes in sources_for(0.05 / 2, 13) = 83 of them.
+    """
+    return layer(kinds_circuit(), kinds_dictionary(), design=Concepts(rows=400))[0]
 
 
 def screen(own: LayerConcepts, control: float | None = 0.0) -> ConceptScreen:

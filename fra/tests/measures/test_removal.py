@@ -38,6 +38,7 @@ from fra.tests import circuit
 from fra.tests.claims import claim
 from fra.tests.intervening import HEAD, LAYER, hook_of, strong
 from fra.tests.models import random_tokens, tiny, tiny_sae
+from fra.verdicts.unseen import sources_for
 
 TOKENS = torch.stack([random_tokens(16, seed) for seed in (0, 1)])
 DOC, POS = (axis.flatten() for axis in torch.meshgrid(torch.arange(2), torch.arange(16), indexing="ij"))
@@ -175,8 +176,10 @@ def test_a_set_that_cannot_be_matched_is_drawn_again() -> None:
 
 
 Q07, Q17 = claim("Q07"), claim("Q17")
-SIZES = {"status": 24, "discovery": 90, "confirmation": 12, "sets": 32}
-PLAN = Plan(removal=Removal(measured=32, summed=24))
+N = sources_for(Q07.level, 4)
+"""Documents that can tell four heads' status at once, and refute Q07 by any of its four samples."""
+SIZES = {"status": N, "discovery": 90, "confirmation": 12, "sets": N}
+PLAN = Plan(removal=Removal(measured=N, summed=24))
 
 
 def circuit_with_constants() -> Any:
@@ -258,7 +261,7 @@ def test_the_circuits_channels_do_what_they_were_built_for(found: Any) -> None:
     evidence = removal_evidence(Q07, screened, {"L1H0": beaten(one)})
     given = judge(Q07, evidence["L1H0"])
     assert given.outcome is Outcome.SUPPORTED, given.reason
-    assert evidence["L1H0"].n == 32
+    assert evidence["L1H0"].n == N
     assert evidence["L1H0"].detail["random live sets"]["number"] == evidence["L1H0"].detail["draws of the nulls"]
     assert evidence["L1H1"].outside is not None
 
@@ -326,10 +329,10 @@ def test_effects_are_ratios_of_means_over_rows(found: Any) -> None:
     """A few long documents with much to say among short ones with little."""
     screened, measured = found
     rng = np.random.default_rng(1)
-    rows = np.where(np.arange(32) % 4 == 0, 60.0, 10.0)
+    rows = np.where(np.arange(N) % 4 == 0, 60.0, 10.0)
     size = np.where(rows > 30, 2.0, 0.4)
     outcomes = {
-        name: rows[:, None, None] * size[:, None, None] ** power * rng.uniform(0.5, 1.5, (32, 2, 3))
+        name: rows[:, None, None] * size[:, None, None] ** power * rng.uniform(0.5, 1.5, (N, 2, 3))
         for name, power in {removal.CIH: 1, removal.MEAN: 2, removal.SUM: 0, removal.EQUAL: 3}.items()
     }
     one = dataclasses.replace(beaten(measured["L1H0"]), outcomes=outcomes, rows=rows)
@@ -340,7 +343,7 @@ def test_effects_are_ratios_of_means_over_rows(found: Any) -> None:
         }
 
     def total(name: str, copy: int, measure: int) -> float:
-        return sum(float(outcomes[name][d, copy, measure]) for d in range(32))
+        return sum(float(outcomes[name][d, copy, measure]) for d in range(N))
 
     n = float(rows.sum())
     fall = total(removal.CIH, 0, 0)

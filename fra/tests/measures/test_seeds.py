@@ -38,6 +38,7 @@ from fra.tests.models import model_folder
 from fra.tests.tiny_targets import NORMALIZED, refused, signed_axes, write_target, write_text
 from fra.verdicts.conditions import weakest
 from fra.verdicts.decide import means_of
+from fra.verdicts.unseen import sources_for
 
 CLAIM = claim("Q20")
 
@@ -164,11 +165,13 @@ BOTH = [(a, b) for a in range(3) for b in range(3) if a != b]
 
 
 def numbers(own: list[float], kept: float, random: float) -> dict[str, AcrossSeeds]:
-    """Three dictionaries whose sets are worth so many nats a row, with noise over 30 documents of ten rows."""
-    rng = np.random.default_rng(7)
+    """Three dictionaries whose sets are worth so many nats a row, with noise over documents of ten rows: as many as
+    any of the five samples that may refute needs to do so.
+    """
+    rng, n = np.random.default_rng(7), sources_for(CLAIM.level, 3 + 2)
 
     def nats(mean: float) -> np.ndarray:
-        return 10 * (mean + 0.2 * rng.standard_normal(30))
+        return 10 * (mean + 0.2 * rng.standard_normal(n))
 
     return {
         "L1H0": AcrossSeeds(
@@ -177,8 +180,8 @@ def numbers(own: list[float], kept: float, random: float) -> dict[str, AcrossSee
             dict.fromkeys(BOTH, 0.9),
             {pair: nats(random) for pair in BOTH},
             lambda number: (random + 0.02 * np.sin(number), 0.01),
-            np.full(30, 10.0),
-            tuple(str(k) for k in range(30)),
+            np.full(n, 10.0),
+            tuple(str(k) for k in range(n)),
         )
     }
 

@@ -38,10 +38,13 @@ from fra.stimuli.variants import (
 from fra.tests import circuit
 from fra.tests.claims import claim
 from fra.tests.models import build_tokenizer
+from fra.verdicts.unseen import sources_for
 
 PAIRED = 32
 """Token v and token v + PAIRED are two forms of one word."""
 Q08, Q16 = claim("Q08"), claim("Q16")
+REFUTE = sources_for(Q16.level, 2)
+"""Documents with which any of two channels can be shown, and any of two conditions refute."""
 
 
 FACTOR = 0.8 + 0.4 * torch.arange(PAIRED) / PAIRED
@@ -134,7 +137,8 @@ def swapped(batch: repeated.Batch) -> repeated.Batch:
 
 
 def test_channels_of_words_work_on_unseen_tokens_and_channels_of_tokens_do_not() -> None:
-    made = repeated.repeated_random(100, np.arange(PAIRED), circuit.N_CTX, circuit.BOS, ("words",))
+    # of 20 words, each in most documents: tested together, a channel must be live in sources_for(Q16.level, 20) = 80
+    made = repeated.repeated_random(160, np.arange(20), circuit.N_CTX, circuit.BOS, ("words",))
     discovery, seen = repeated.collate(made[:60]), repeated.collate(made[60:])
     arms = {"seen": seen, "unseen": swapped(seen)}
     words = moved(words_circuit(), words_dictionary(), discovery, arms, lags=tuple(range(2, 26)))
@@ -178,8 +182,8 @@ def door(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 SMALL16 = claim(
     "Q16",
-    design=(UnseenTokens(80, 24, live_documents=10, lags=(2, 3, 5, 8)), ChannelSet(floor=5), RepeatedSets()),
-    n=24,
+    design=(UnseenTokens(80, REFUTE, live_documents=10, lags=(2, 3, 5, 8)), ChannelSet(floor=5), RepeatedSets()),
+    n=REFUTE,
 )
 SMALL08 = claim("Q08", design=(VariantRepeat(50, 24), ChannelSet(floor=5), RepeatedSets()), n=24)
 
@@ -190,7 +194,7 @@ def test_unseen_is_the_half_that_was_not_searched(door: pytest.MonkeyPatch) -> N
     assert own.mean("seen") > 3.0
     assert np.abs(own.together["unseen"]).max() < 1e-6
     assert np.abs(own.single.nats).max() < 1e-6  # channel by channel, too
-    assert own.rows.sum() / len(own.rows) < 20 and len(own.sources) == 24
+    assert own.rows.sum() / len(own.rows) < 20 and len(own.sources) == REFUTE
     verdict = judge(SMALL16, unseen_evidence(SMALL16, screen(), {"L1H0": own})["L1H0"])
     assert verdict.outcome is Outcome.REFUTED, verdict.reason
     assert verdict.decided is not None and verdict.decided.name == "share kept"
@@ -244,9 +248,9 @@ def test_what_is_found_is_the_same_whatever_it_is_measured_on(door: pytest.Monke
 def told(**changed: Any) -> Transferred:
     """Numbers of one head over documents of unequal length, written down."""
     rng = np.random.default_rng(3)
-    rows = np.where(np.arange(40) % 4 == 0, 60.0, 10.0)
+    rows = np.where(np.arange(REFUTE) % 4 == 0, 60.0, 10.0)
     nats = {
-        name: rows * np.where(rows > 30, long, short) * rng.uniform(0.9, 1.1, 40)
+        name: rows * np.where(rows > 30, long, short) * rng.uniform(0.9, 1.1, REFUTE)
         for name, long, short in (
             ("seen", 4.0, 1.0),
             ("unseen", 3.0, 0.2),
@@ -257,13 +261,13 @@ def told(**changed: Any) -> Transferred:
     }
     nats["same"] = nats["seen"]
     live = np.stack([rows, rows], 1)
-    single = Effects(np.stack([nats["unseen"], rows * rng.normal(0, 0.01, 40)], 1), live, live, live, live)
+    single = Effects(np.stack([nats["unseen"], rows * rng.normal(0, 0.01, REFUTE)], 1), live, live, live, live)
     own = Transferred(
         np.array([[0, 1], [2, 3]]),
         nats,
         {name: v / 10 for name, v in nats.items()},
         rows,
-        tuple(f"d{k}" for k in range(40)),
+        tuple(f"d{k}" for k in range(REFUTE)),
         single,
         {2: np.zeros((1, 2), int)},
         np.array([0.7, -0.2]),

@@ -458,13 +458,19 @@ def test_power_of_a_share_is_what_clopper_pearson_decides():
     assert np.isnan(power_of_share(30, 1.5, 0.9, 0.05))
 
 
-def test_sources_needed_are_about_enough_and_a_third_of_them_is_not(rng):
+def test_sources_needed_are_about_as_many_as_decide(rng):
+    def told(x, seed):
+        return ClusterMeans(x, seed=seed, n_boot=1_999).p_above(0.0)[0]
+
     for n, gain, level in ((60, 0.35, 0.01), (120, 0.3, 0.002)):
         needed = [stats.sources_needed(ClusterMeans(gain + rng.normal(size=n), seed=k), 0.0, level) for k in range(20)]
         number = int(np.median([k or 10**9 for k in needed]))
-        for many, low, high in ((number, 0.2, 1.0), (number // 3, 0.0, 0.5)):
-            samples = [ClusterMeans(gain + rng.normal(size=many), seed=k, n_boot=1_999) for k in range(40)]
-            assert low <= np.mean([m.p_above(0.0)[0] <= level for m in samples]) <= high
+        decides = next(
+            many
+            for many in (40, 61, 82, 101, 120, 150, 190, 240, 300)
+            if np.mean([told(gain + rng.normal(size=many), k) <= level for k in range(40)]) >= 0.5
+        )
+        assert decides / 2.5 <= number <= decides * 2.5, "about so many: the margin of one sample tells"
     x = 0.1 + rng.normal(size=120)
     margin = x.mean() - ClusterMeans(x, seed=3).lower(0.01)[0]
     by_hand = int(np.ceil(120 * (margin / (x.mean() + 0.1)) ** 2))

@@ -5,13 +5,13 @@ else.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
 import torch
 
-from fra.claim import Outcome, judge
+from fra.claim import Evidence, Outcome, judge
 from fra.core.coded import measure_arm
 from fra.induction import cih
 from fra.induction.channels import HeadOnArms, measure_arms
@@ -30,18 +30,26 @@ from fra.tests.claims import claim
 from fra.verdicts.decide import Planted, means_of
 from fra.verdicts.rules import RULES
 
-SIZES = {"status": 24, "discovery": 60, "confirmation": 90, "sets": 30}
-CIH_SET, CIH_CHANNEL = claim("Q04", n=100), claim("Q05", n=100)
+Sizes = Mapping[str, int]
+SIZES: Sizes = {"status": 64, "discovery": 60, "confirmation": 90, "sets": 60}
+"""Enough for four heads' status and for a set; a channel is live in about three documents of eight, and with so few
+none of fifty can be told from zero.
+"""
+MANY: Sizes = {**SIZES, "confirmation": 300}
+"""Enough for channels, too."""
+CIH_SET, CIH_CHANNEL = claim("Q04"), claim("Q05", n=MANY["confirmation"])
 
 
-def layer_one(model, sae=None, off_by: int = 0, measured: str = "circuit") -> tuple[LayerScreen, repeated.Batch]:
+def layer_one(
+    model, sae=None, off_by: int = 0, measured: str = "circuit", sizes: Sizes = SIZES
+) -> tuple[LayerScreen, repeated.Batch]:
     """Layer 1 of a circuit on repeated random documents, and the status documents; `off_by` moves the stripe, as a bug
     would. `measured`: the seed of the documents that are measured.
     """
     batches, start = {}, 0
-    for name, n in SIZES.items():
+    for name, n in sizes.items():
         seed = measured if name in ("confirmation", "sets") else "circuit"
-        made = repeated.repeated_random(sum(SIZES.values()), np.arange(48), circuit.N_CTX, circuit.BOS, (seed,))
+        made = repeated.repeated_random(sum(sizes.values()), np.arange(48), circuit.N_CTX, circuit.BOS, (seed,))
         batch = repeated.Batch.of(made[start : start + n])
         batches[name] = dataclasses.replace(batch, row_key=batch.row_key + off_by)
         start += n
@@ -52,12 +60,12 @@ def layer_one(model, sae=None, off_by: int = 0, measured: str = "circuit") -> tu
     return layer, batches["status"]
 
 
-def screened(model, sae=None, off_by: int = 0) -> cih.Screen:
+def screened(model, sae=None, off_by: int = 0, sizes: Sizes = SIZES) -> cih.Screen:
     """The screen of layer 1 of a circuit."""
-    layer, batch = layer_one(model, sae, off_by)
+    layer, batch = layer_one(model, sae, off_by, sizes=sizes)
     status = head_status(model, batch, target="circuit", stimulus="repeated_random")
     heads = cih.screen_layer(layer, [0, 1])
-    return cih.Screen("circuit", "repeated_random", status, heads, SIZES, str, layers=lambda _: layer)
+    return cih.Screen("circuit", "repeated_random", status, heads, sizes, str, layers=lambda _: layer)
 
 
 def expected_effect() -> float:
@@ -65,8 +73,8 @@ def expected_effect() -> float:
     the control arm loses it at the key after the token's other place, one of the t keys that compete with the
     induction key.
     """
-    pool = repeated.repeated_random(sum(SIZES.values()), np.arange(48), circuit.N_CTX, circuit.BOS, ("circuit",))
-    rows = [t for doc in pool[-SIZES["sets"] :] for t in range(doc.period + 1, 2 * doc.period + 1)]
+    pool = repeated.repeated_random(sum(MANY.values()), np.arange(48), circuit.N_CTX, circuit.BOS, ("circuit",))
+    rows = [t for doc in pool[-MANY["sets"] :] for t in range(doc.period + 1, 2 * doc.period + 1)]
     removed = (
         circuit.STRENGTH * (1 - 0.01) ** 2
     )  # the dictionary's threshold leaves a hundredth of each side to the error term
@@ -76,7 +84,17 @@ def expected_effect() -> float:
 
 @pytest.fixture(scope="module")
 def found() -> cih.Screen:
-    return screened(circuit.model())
+    return screened(circuit.model(), sizes=MANY)
+
+
+PAGE = "https://www.neuronpedia.org/circuit/1-res"
+
+
+@pytest.fixture(scope="module")
+def linked(found: cih.Screen) -> tuple[dict[str, Evidence], dict[str, Evidence]]:
+    """What is measured of sets and of channels, with links."""
+    own = dataclasses.replace(found, pages={1: PAGE})
+    return evidence_for.set_evidence(CIH_SET, own), evidence_for.channel_evidence(CIH_CHANNEL, own, family="TIH")
 
 
 def test_token_level_status_is_what_was_built(found: cih.Screen) -> None:
@@ -86,8 +104,8 @@ def test_token_level_status_is_what_was_built(found: cih.Screen) -> None:
     assert found.status["L0H0"].stripes["previous"] > 0.99
 
 
-def test_planted_set_is_supported(found: cih.Screen) -> None:
-    evidence = evidence_for.set_evidence(CIH_SET, found)
+def test_planted_set_is_supported(linked) -> None:
+    evidence, _ = linked
     assert [head for head, own in evidence.items() if own.cannot is None and own.outside is None] == ["L1H0"]
     verdict = judge(CIH_SET, evidence["L1H0"])
     assert verdict.outcome is Outcome.SUPPORTED, verdict.reason
@@ -95,8 +113,8 @@ def test_planted_set_is_supported(found: cih.Screen) -> None:
     assert abs(evidence["L1H0"].detail["feature-feature share of the stripe contrast"] - 1) < 0.05
 
 
-def test_exactly_the_planted_channels_are_expressed(found: cih.Screen) -> None:
-    evidence = evidence_for.channel_evidence(CIH_CHANNEL, found, family="TIH")["L1H0"]
+def test_exactly_the_planted_channels_are_expressed(linked) -> None:
+    evidence = linked[1]["L1H0"]
     expressed = {name for name, conditions in evidence.candidates.items() if all(c.holds(0.05) for c in conditions)}
     measured = {f"{v} -> {circuit.PREVIOUS + v}" for v in range(48)}
     assert expressed, [str(c) for c in next(iter(evidence.candidates.values()))]
@@ -124,22 +142,17 @@ def test_the_example_shows_the_channel_where_it_was_planted(found: cih.Screen) -
     assert np.abs(shown.pattern.sum(1) - 1).max() < 1e-5
 
 
-def test_rows_show_the_same_example_with_links_where_the_dictionary_has_an_id(found: cih.Screen) -> None:
-    page = "https://www.neuronpedia.org/circuit/1-res"
-    linked = dataclasses.replace(found, pages={1: page})
+def test_rows_show_the_same_example_with_links_where_the_dictionary_has_an_id(found: cih.Screen, linked) -> None:
     shown = found.heads["L1H0"].example
-    for evidence in (
-        evidence_for.set_evidence(CIH_SET, linked)["L1H0"],
-        evidence_for.channel_evidence(CIH_CHANNEL, linked, family="TIH")["L1H0"],
-    ):
+    for evidence in (own["L1H0"] for own in linked):
         picture = evidence.detail[BEST]
-        assert picture["pages"] == [f"{page}/{feature}" for feature in shown.pair]
+        assert picture["pages"] == [f"{PAGE}/{feature}" for feature in shown.pair]
         assert picture["tokens"] == [str(token) for token in shown.tokens]
         assert picture["query tokens"][0].startswith(f"'{shown.pair[0]}' x"), "the feature is live on its token alone"
         rows = picture["maps"][f"channel {shown.pair[0]} -> {shown.pair[1]} (nats)"]
         t, s = np.unravel_index(shown.contribution.argmax(), shown.contribution.shape)
         assert numbers(rows[t])[s] == pytest.approx(circuit.STRENGTH * 0.99**2, rel=5e-3)
-        assert evidence.detail["best channels"][0]["pages"][0].startswith(f"{page}/")
+        assert evidence.detail["best channels"][0]["pages"][0].startswith(f"{PAGE}/")
     assert "pages" not in evidence_for.set_evidence(CIH_SET, found)["L1H0"].detail[BEST]
     assert best_channel(dataclasses.replace(found, heads={}), "L1H0") == {}
 
@@ -160,7 +173,8 @@ def test_control_documents_have_no_induction_head() -> None:
     """Control against control: nothing is repeated, and the circuit's own induction head does not attend to the
     stripe.
     """
-    made = repeated.repeated_random(40, np.arange(48), circuit.N_CTX, circuit.BOS, ("control",))
+    n = SIZES["status"]
+    made = repeated.repeated_random(n, np.arange(48), circuit.N_CTX, circuit.BOS, ("control",))
     batch = repeated.Batch.of([dataclasses.replace(doc, tokens=doc.control) for doc in made])
     status = head_status(circuit.model(), batch, target="circuit", stimulus="repeated_random")
     assert status["L1H0"].status != "TIH"
@@ -227,7 +241,7 @@ def test_draws_of_a_head_depend_on_that_head_and_their_number_alone(found: cih.S
     with torch.no_grad():
         model.blocks[1].attn.W_K[1] *= 40
         model.blocks[1].attn.W_Q[1] += 0.1
-    other, _ = layer_one(model)
+    other, _ = layer_one(model, sizes=MANY)
     assert [(other.scrambled_set(0, k), other.scrambled_best(0, k)) for k in (0, 1, 2)] == first
 
 
@@ -235,7 +249,7 @@ def test_selection_never_sees_what_is_measured(found: cih.Screen) -> None:
     """With other confirmation and sets documents the candidates and the sets are the same to the last bit, and so is
     what the search finds in scrambles; what is measured on them is not.
     """
-    other, _ = layer_one(circuit.model(), measured="others")
+    other, _ = layer_one(circuit.model(), measured="others", sizes=MANY)
     again = cih.screen_layer(other, [0, 1])
     for name, own in found.heads.items():
         np.testing.assert_array_equal(own.pairs, again[name].pairs)
@@ -339,7 +353,7 @@ def test_scrambled_circuit_is_not_supported(found: cih.Screen) -> None:
     )
     with torch.no_grad():
         model.blocks[1].attn.W_K[0] @= rotation
-    broken = screened(model)
+    broken = screened(model, sizes=MANY)
     assert broken.status["L1H0"].status != "TIH"
     if broken.status["L1H0"].status == "not a TIH":
         evidence = evidence_for.channel_evidence(CIH_CHANNEL, broken)["L1H0"]

@@ -27,9 +27,12 @@ from fra.stimuli.designs import RepeatedSets
 from fra.targets.target import Target, load_target
 from fra.tests.claims import claim
 
-CIH_SET, CIH_CHANNEL = claim("Q04"), claim("Q05")
 LAYER = 1
-DESIGN = RepeatedSets(status=1, discovery=60, confirmation=60, sets=40)
+DESIGN = RepeatedSets(status=1, discovery=60, confirmation=280, sets=60)
+"""So many that the induction heads, left as they are, would be SUPPORTED: a channel is live in two documents of five,
+and fifty are tested together.
+"""
+CIH_SET, CIH_CHANNEL = claim("Q04"), claim("Q05", n=DESIGN.confirmation)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 
@@ -61,7 +62,7 @@ def test_wrong_weights_are_refused(bug: str, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_a_dictionary_of_another_hook_is_refused(hook: str, options: dict[str, str], says: str) -> None:
-    sae = tiny_sae("blocks.0.hook_resid_pre")
+    sae = copy.deepcopy(tiny_sae("blocks.0.hook_resid_pre"))  # others are given the same one
     sae.cfg.metadata.hook_name = hook
     for name, value in options.items():
         setattr(sae.cfg, name, value)

@@ -27,6 +27,7 @@ from fra.report.pictures import BEST
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.claims import claim
+from fra.verdicts import decide
 from fra.verdicts.decide import Planted, means_of
 from fra.verdicts.rules import RULES
 
@@ -275,7 +276,7 @@ FEWER = dataclasses.replace(
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many plantings are enough for a count of power."""
-    monkeypatch.setattr("fra.verdicts.decide.RULES", dataclasses.replace(RULES, plantings=FEW))
+    monkeypatch.setattr(decide, "RULES", dataclasses.replace(RULES, plantings=FEW))
 
 
 def planted(found: cih.Screen, head: int = 1, level: float = 0.05) -> tuple[Planted, dict[str, int]]:

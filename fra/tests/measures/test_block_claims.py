@@ -554,7 +554,7 @@ def test_a_share_of_features_has_bounds_that_its_p_values_invert() -> None:
     rng = np.random.default_rng(2)
     for _ in range(6):
         margin = rng.normal(0.3, 1.0, (25, 40)) + rng.normal(0.0, 0.4, 40)
-        sample = b06_alikeness.Resampled(margin, 7, 499)
+        sample = b06_alikeness.ShareDraws(margin, 7, 499)
         assert sample.estimate == (margin.sum(0) <= 0).mean()
         beyond_doubt = sps.ttest_1samp(margin, 0.0, alternative="less").pvalue * 40
         assert sample.lower(0.05)[0] == (beyond_doubt <= 0.05).mean()
@@ -570,11 +570,11 @@ def test_planted_heads_are_asked_every_condition() -> None:
     """Nobody is told from random heads where all heads are alike, and a share is never below an impossible bar."""
     found, names = _profiles(1.0), {h: f"L1H{h}" for h in range(8)}
     c = claim("B06")
-    assert b06_alikeness.Layer(c, "planted", found, names).planted("L1H2").found >= 97
+    assert b06_alikeness.LayerFeatures(c, "planted", found, names).planted("L1H2").found >= 97
     impossible = dataclasses.replace(c, bar=-1.0)
-    assert b06_alikeness.Layer(impossible, "planted", found, names).planted("L1H2").found == 0
+    assert b06_alikeness.LayerFeatures(impossible, "planted", found, names).planted("L1H2").found == 0
     same = dataclasses.replace(found, direction=np.ones_like(found.direction), leaning=np.ones_like(found.leaning))
-    assert b06_alikeness.Layer(c, "planted", same, names).planted("L1H2").found == 0
+    assert b06_alikeness.LayerFeatures(c, "planted", same, names).planted("L1H2").found == 0
 
 
 def test_noise_alone_refutes_no_head() -> None:
@@ -583,7 +583,7 @@ def test_noise_alone_refutes_no_head() -> None:
     refuted, estimates = 0, []
     for k in range(200):
         mean = np.abs(rng.normal(0, 0.3, n)) * np.repeat([-1.0, 1.0], [11, 33])
-        sample = b06_alikeness.Resampled(mean + rng.normal(0, 3.0, (60, n)), k, 99)
+        sample = b06_alikeness.ShareDraws(mean + rng.normal(0, 3.0, (60, n)), k, 99)
         estimates.append(sample.estimate)
         refuted += sample.p_above(0.25)[0] <= level
     assert np.mean(estimates) > 0.3  # a percentile of resampled shares would refute most of them
@@ -592,7 +592,7 @@ def test_noise_alone_refutes_no_head() -> None:
 
 def test_random_heads_are_drawn_anew_and_by_their_number_alone() -> None:
     names = {h: f"L1H{h}" for h in range(8)}
-    layer, again = (b06_alikeness.Layer(claim("B06"), "planted", _profiles(0.5), names) for _ in range(2))
+    layer, again = (b06_alikeness.LayerFeatures(claim("B06"), "planted", _profiles(0.5), names) for _ in range(2))
     drawn = [layer.random("L1H2", k) for k in range(40)]
     assert [again.random("L1H2", k) for k in reversed(range(40))] == drawn[::-1]
     assert len(set(drawn)) > 5 and drawn != [layer.random("L1H3", k) for k in range(40)]

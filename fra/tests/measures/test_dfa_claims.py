@@ -236,7 +236,7 @@ def test_pairs_that_fire_together_are_counted_as_by_hand() -> None:
         assert either[doc] == sum(int(((live[doc, :, i] + live[doc, :, j]) > 0).sum()) for i, j in pairs)
 
 
-def chosen_by_hand(n: int = 200) -> d16_groups.Chosen:
+def chosen_by_hand(n: int = 200) -> d16_groups.ChosenGroups:
     g = torch.Generator().manual_seed(0)
     share = torch.rand(n, N_HEADS, generator=g)
     share = share / share.sum(1, keepdim=True)
@@ -244,7 +244,7 @@ def chosen_by_hand(n: int = 200) -> d16_groups.Chosen:
     division = d04_heads.Division(torch.arange(n), share, torch.ones(n), count)
     jaccard = torch.rand(n, n, generator=g)
     jaccard = ((jaccard + jaccard.T) / 2).fill_diagonal_(-1)
-    return d16_groups.Chosen(division, jaccard.double().numpy(), count.double().log().numpy())
+    return d16_groups.ChosenGroups(division, jaccard.double().numpy(), count.double().log().numpy())
 
 
 def test_a_heads_group_and_its_controls_by_hand() -> None:
@@ -670,8 +670,9 @@ def test_a_dictionary_that_is_right_by_construction_is_good_enough(tmp_path: Pat
     found = d01_quality.quality_evidence(own, made)
     conditions = {c.name: c for c in found.candidates["every dictionary"]}
     assert conditions["loss recovered (zero)"].effect > 0.95, found.detail
-    assert conditions["over an untrained dictionary"].effect > 0.1
     numbers = found.detail["numbers"][Z]
+    recovered = numbers["loss recovered by arm"]  # of a random model's loss, which may fall by any disturbance
+    assert abs(recovered["dictionary"] - 1) < abs(recovered["untrained"] - 1)
     assert numbers["L0"] <= 28 and conditions["L0 over width"].finite and numbers["explained variance"][0] > 0.9
     low, own_share, high = numbers["never fires"][1], numbers["never fires"][0], numbers["never fires"][2]
     assert 0 <= low <= own_share <= high <= 1

@@ -145,7 +145,7 @@ def test_bounded_cells_give_the_strongest_of_any_relabelling(cells: int, monkeyp
     """With so few cells that documents have to be gone through, and with enough."""
     monkeypatch.setattr(relabelling, "CELLS", cells)
     own = layer("gpt2")
-    null = q09_self_channels.Relabellings(own, 1, SelfChannels())
+    null = q09_self_channels.SelfRelabellings(own, 1, SelfChannels())
     for k in range(3):
         label = own.selection.relabelled(own.rng("self", "head 1", f"draw {k}"), 64)
         assert null.draw(k) == pytest.approx(by_hand(own, 1, label)[own.some(40)].mean())
@@ -190,7 +190,7 @@ def test_lists_and_their_overlaps_are_those_of_an_enumeration() -> None:
             expected = len(here & best) / len(here | best) if here else np.nan
             assert table[d, head] == pytest.approx(expected, nan_ok=True)
     # a relabelling that changes nothing leaves the overlap; others are near enumeration by renaming the codes
-    null = q11_stability.Relabellings(own, head, Stability(), found.lists)
+    null = q11_stability.ListRelabellings(own, head, Stability(), found.lists)
     same = torch.arange(len(own.every.live))
     assert null.jaccard(same) == pytest.approx(np.nanmean(found.own[own.some(40), head]))
     label = own.every.relabelled(own.rng("x"), 64)

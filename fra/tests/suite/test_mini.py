@@ -93,5 +93,5 @@ def test_texts_of_the_build_are_split_by_purpose() -> None:
     assert not set(recipe.DICTIONARY_BOOKS) & set(recipe.HELD_OUT_BOOKS)
     documents = sorted((HOME / "text").glob("*.txt"))
     assert len(documents) == 540
-    assert len({file.stem.rpartition("-")[0] for file in documents}) == 30
+    assert len({file.stem.rpartition("-")[0] for file in documents}) == 270
     assert len({file.read_text() for file in documents}) == 540

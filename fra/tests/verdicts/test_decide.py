@@ -215,8 +215,11 @@ def test_a_linear_form_is_said_as_a_share() -> None:
     short = Sampled(name="share", samples={"L0H0": small}, shares={"L0H0": (0.1 * part.mean(), whole.mean())})
     ((c,),) = corrected(claim, [short]).conditions["L0H0"]
     assert c.fails(0.05)
-    worth = 0.2 * whole.mean()  # a share of 0.2, in the samples' own unit
+    little = replace(claim, worth={"share": 0.01})
+    ((c,),) = corrected(little, [short]).conditions["L0H0"]
+    worth = 0.01 * whole.mean()  # of the whole, in the samples' own unit
     assert c.power == pytest.approx(float(stats.power_above(small, 0.0, worth, 0.05, False)[0]))
+    assert 0.05 < c.power < 0.95, "not so clear that the unit would not matter"
 
 
 @pytest.mark.parametrize("whole", [0.0, -1.0, np.nan])
@@ -428,25 +431,51 @@ def test_the_chance_of_any_wrong_head_is_that_of_the_claim_for_all_conditions_to
 class _Normal:
     """A sample of known spread: its tests are exact."""
 
-    n_cand, n_docs = 1, 60
+    n_docs = 60
 
-    def __init__(self, estimate: float, se: float) -> None:
-        self.estimate, self.se = estimate, se
+    def __init__(self, estimate: float | np.ndarray, se: float) -> None:
+        self.estimate, self.se = np.atleast_1d(estimate), se
+        self.n_cand = len(self.estimate)
 
     def p_above(self, bar: float, simultaneous: bool) -> np.ndarray:
-        return np.array([sps.norm.sf((self.estimate - bar) / self.se)])
+        return sps.norm.sf((self.estimate - bar) / self.se)
 
     def p_below(self, bar: float, simultaneous: bool) -> np.ndarray:
-        return np.array([sps.norm.cdf((self.estimate - bar) / self.se)])
+        return sps.norm.cdf((self.estimate - bar) / self.se)
 
     def lower(self, level: float, simultaneous: bool) -> np.ndarray:
-        return np.array([self.estimate - sps.norm.isf(level) * self.se])
+        return self.estimate - sps.norm.isf(level) * self.se
 
     def upper(self, level: float, simultaneous: bool) -> np.ndarray:
-        return np.array([self.estimate + sps.norm.isf(level) * self.se])
+        return self.estimate + sps.norm.isf(level) * self.se
 
     def power(self, worth: float, level: float, above: bool, simultaneous: bool) -> np.ndarray:
-        return np.array([sps.norm.sf(sps.norm.isf(level) - worth / self.se)])
+        return np.full(self.n_cand, sps.norm.sf(sps.norm.isf(level) - worth / self.se))
+
+
+def refuted(claim: Claim, p: dict[str, list[list[float]]]) -> list[bool]:
+    """Whether each head is refuted, by raw p-values of "effect >= bar" [conditions][candidates]."""
+    names = [claim.condition, *claim.bars]
+    columns = [
+        Sampled(
+            name=n, samples={h: _Normal(claim.bar_of(n) + sps.norm.ppf(np.array(own[k])), 1.0) for h, own in p.items()}
+        )
+        for k, n in enumerate(names)
+    ]
+    found = corrected(claim, columns).conditions
+    return [all(any(c.fails(0.05) for c in each) for each in own) for own in found.values()]
+
+
+def test_holm_for_refutations_is_over_what_is_corrected_within_a_head() -> None:
+    """Either of two conditions may refute: 2 x 0.012 is no 0.05 / 3, and so Holm does not come to the third head."""
+    heads = {"L0H0": [[0.012], [0.9]], "L0H1": [[0.013], [0.9]], "L1H0": [[0.02], [0.9]]}
+    assert refuted(TWO, heads) == [False, False, False]
+    assert refuted(TWO, heads | {"L0H0": [[0.001], [0.9]], "L0H1": [[0.002], [0.9]]}) == [True, True, True]
+
+
+def test_a_head_that_one_candidate_stands_for_is_not_refuted_and_makes_no_room() -> None:
+    assert refuted(ONE, {"L0H0": [[0.001, 0.9]], "L0H1": [[0.03, 0.03]]}) == [False, False]
+    assert refuted(ONE, {"L0H0": [[0.001, 0.001]], "L0H1": [[0.03, 0.03]]}) == [True, True]
 
 
 def test_the_chance_of_any_wrong_refutation_is_that_of_the_claim() -> None:

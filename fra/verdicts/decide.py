@@ -415,6 +415,7 @@ class _Tests:
                         m,
                         c,
                         self.claim.level / len(up.p),
+                        refuting,
                     )
                     for c in range(m.n_cand)
                 ]
@@ -426,7 +427,9 @@ class _Tests:
         part, whole = self.column.shares[head]
         return [as_share(c, part, whole, self.claim.bar_of(self.column.name)) for c in joined]
 
-    def _with_power(self, head: str, own: Condition, m: Sample, candidate: int, level: float) -> Condition:
+    def _with_power(
+        self, head: str, own: Condition, m: Sample, candidate: int, level: float, refuting: int
+    ) -> Condition:
         """The condition with the power behind it where it fails, and what it would take where it is undecided."""
         claim, worth = self.claim, self.claim.worth_of(self.column.name)
         if worth is None or not own.finite or own.holds(claim.level):
@@ -437,8 +440,11 @@ class _Tests:
             together = self.column.simultaneous and m.n_cand > 1
             power = np.atleast_1d(m.power(worth, level, self.above, together))
             return replace(own, power=float(power[candidate]))
-        if m.n_cand == 1 and isinstance(m, stats.ClusterMeans) and hasattr(stats, "sources_needed"):
-            return replace(own, needed=stats.sources_needed(m, self.bar, level))
+        if m.n_cand == 1 and isinstance(m, stats.ClusterMeans):
+            # on the claim's side of the bar more sources would support, on the other refute, at its deeper level
+            up = own.effect > own.bar
+            at = level if up == self.above else level / max(1, refuting)
+            return replace(own, needed=stats.sources_needed(m, self.bar, at, "above" if up else "below"))
         return own
 
 

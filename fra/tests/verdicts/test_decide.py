@@ -304,6 +304,23 @@ def test_a_condition_without_worth_can_be_missed_and_never_refutes() -> None:
     assert judge(worth, decide(worth, [first, lead], rows())["L0H0"]).outcome is Outcome.REFUTED
 
 
+def test_what_is_undecided_says_how_many_sources_would_decide_on_its_side_of_the_bar() -> None:
+    rng = np.random.default_rng(3)
+    for above in (True, False):
+        claim = replace(ONE, above=above)
+        for shift in (0.02, -0.02):
+            values = rng.normal(0.5, 0.2, 60)
+            m = stats.ClusterMeans(values - values.mean() + 0.5 + shift, seed=1)
+            ((c,),) = corrected(claim, [Sampled(name="first", samples={"L0H0": m})]).conditions["L0H0"]
+            assert not c.holds(0.05)
+            assert not c.fails(0.05)
+            assert c.needed == stats.sources_needed(m, 0.5, 0.05, "above" if shift > 0 else "below")
+            assert c.needed > 60
+    both = {n: Sampled(name=n, samples={"L0H0": sample(x, 1)}) for n, x in (("first", 0.48), ("second", 0.9))}
+    ((c, _),) = corrected(TWO, list(both.values())).conditions["L0H0"]
+    assert c.needed == stats.sources_needed(both["first"].samples["L0H0"], 0.5, 0.05 / 2, "below")
+
+
 def test_what_is_planted_is_asked_only_where_it_matters_and_by_its_lower_bound() -> None:
     asked = []
 

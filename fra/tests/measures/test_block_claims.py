@@ -504,8 +504,8 @@ def test_the_excess_varies_as_both_of_its_parts_do() -> None:
         return float(((own / either - null) * either * run.m.weight).sum() / (either * run.m.weight).sum())
 
     assert sums.sum() / counts.sum() == pytest.approx(value(np.ones(60)))
-    drawn = [value(rng.multinomial(60, np.full(60, 1 / 60))) for _ in range(400)]
-    assert crossed.sources.se[0] == pytest.approx(np.std(drawn), rel=0.2)
+    drawn = [value(rng.multinomial(60, np.full(60, 1 / 60))) for _ in range(4_000)]
+    assert crossed.sources.se[0] == pytest.approx(np.std(drawn), rel=0.06)
 
 
 def _profiles(alike: float, seed: int = 0) -> b06_alikeness.Profiles:
@@ -583,9 +583,12 @@ def test_noise_alone_refutes_no_head() -> None:
     refuted, estimates = 0, []
     for k in range(200):
         mean = np.abs(rng.normal(0, 0.3, n)) * np.repeat([-1.0, 1.0], [11, 33])
-        sample = b06_alikeness.ShareDraws(mean + rng.normal(0, 3.0, (60, n)), k, 99)
+        noise = rng.normal(0, 3.0, (60, n))
+        sample = b06_alikeness.ShareDraws(mean + noise, k, 99)
         estimates.append(sample.estimate)
         refuted += sample.p_above(0.25)[0] <= level
+        doubt = n * np.sort(sps.ttest_1samp(mean + noise, 0, alternative="less").pvalue)
+        assert sample.p_above(0.25)[0] == pytest.approx(min(1.0, doubt[11]), rel=1e-9)  # the twelfth of 44
     assert np.mean(estimates) > 0.3  # a percentile of resampled shares would refute most of them
     assert refuted / 200 <= 1.5 * level
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import tomllib
 
 from fra.tests.suites import CLAIM_FILE, FAMILY_FILE, suite
+from fra.tests.verdicts.test_claim import GOOD, OPEN, evidence
+from fra.tests.verdicts.test_ledger import make_ledger
 
 known = importlib.import_module("fixtures.known")  # a test of the suite, from within the library
+
+table = importlib.import_module("fixtures.table")
 
 __all__ = ["suite"]
 
@@ -45,3 +50,14 @@ def test_a_part_of_a_run_writes_nothing(suite, capsys) -> None:
     assert not (suite.path / "claims/known.toml").exists()
     assert known.main([str(suite.path / "part.json")]) == 0
     assert "[[known]]" in capsys.readouterr().out
+
+
+def test_an_undecided_row_says_first_what_would_decide() -> None:
+    ledger = make_ledger(
+        evidence((dataclasses.replace(OPEN, needed=130),), head="L0H0"),
+        evidence((dataclasses.replace(GOOD, needed=130),), head="L0H1"),
+    )
+    for lines in (list(table.show(ledger, width=100, colour=False)), list(table.verdicts(ledger))):
+        undecided, supported = (next(line for line in lines if head in line) for head in ("L0H0", "L0H1"))
+        assert "about 130 sources would" in undecided
+        assert "130" not in supported

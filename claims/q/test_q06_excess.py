@@ -35,7 +35,7 @@ CLAIM = Claim(
     worth={"excess of heads": 1.0, "excess by the bars": 1.0},
     statistic="excess/2",
     stimuli=("repeated_random",),
-    n=RepeatedSets().confirmation,
+    n=RepeatedSets().made_confirmation,
     design=(RepeatedSets(), TokenInduction(), ChannelSearch(), ChannelNulls(), Plantings(), HeadExcess()),
 )
 

@@ -114,6 +114,10 @@ class Effects:
     covered: Float[np.ndarray, "n_documents n"]
     """Rows of the repeated arm with i live, for the coverage."""
 
+    def of(self, documents: Int[np.ndarray, " m"]) -> Effects:
+        """The sums of some documents."""
+        return Effects(*(getattr(self, part.name)[documents] for part in dataclasses.fields(self)))
+
 
 class HeadOnArms:
     """One head on both arms of a set of documents: its contrast on a stripe, and what the removal of channels does

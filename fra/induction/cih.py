@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fra.core.coded import measure_arm
 from fra.core.threads import ahead, each
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import FraError
 from fra.induction.best_effect import best_effect
-from fra.induction.channels import HeadOnArms, measure_arms, on_device
+from fra.induction.channels import HeadOnArms, measure_arms
 from fra.induction.designs import ChannelNulls, ChannelSearch, TokenInduction
-from fra.induction.layers import Layers, lean, lean_arms
+from fra.induction.layers import Layers, lean_arms
 from fra.induction.screen import HeadScreen, LayerScreen, screen_head
 from fra.induction.status import HeadStatus, head_status
 from fra.stimuli.designs import RepeatedSets
@@ -103,12 +102,13 @@ def screen(
     def measured(layer: int) -> LayerScreen:
         hook_name, sae = target.dictionary_for(layer)
         tih = [h for h in wanted[layer] if status[f"L{layer}H{h}"].status == "TIH" and not is_control(layer)]
-        discovery = lean(measure_arm(model, sae, sets["discovery"].tokens, layer, hook_name))
+        chosen_on = lean_arms(measure_arms(model, sae, sets["discovery"], layer, hook_name))
         return LayerScreen(
-            on_device(sets["discovery"], discovery.frozen.x.device),
-            discovery,
+            chosen_on.batch,
+            chosen_on.repeated,
             measure_arms(model, sae, sets["confirmation"], layer, hook_name),
             measure_arms(model, sae, sets["sets"], layer, hook_name) if tih else None,
+            control=chosen_on.control,
             seed_parts=(target.name, stimulus, str(layer)),
             tih=tih,
             search=search,

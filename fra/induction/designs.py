@@ -28,6 +28,10 @@ class ChannelSearch:
     """
     least_documents: int = 20
     """Measured documents with live rows that a candidate needs."""
+    stands: float = 0.5
+    """Where one channel must pass everything, those alone are asked, and tested together, whose effect, attention and
+    contrast on discovery documents reach this share of their bars.
+    """
     sizes: tuple[int, ...] = (1, 50, 500, 5_000)
     """Channels of the sets that are removed together."""
 
@@ -45,6 +49,8 @@ class ChannelNulls:
     """Pairs of the pool that are nearest to a candidate in frequency, magnitude and co-activation."""
     activity_documents: int = 30
     """Discovery documents on which frequency, magnitude and co-activation are counted."""
+    scramble_documents: int = 100
+    """Confirmation documents, evenly spaced, on which a head's channels are ranked among those of its scrambles."""
     spread_documents: int = 20
     """Confirmation documents on which the spread of a scrambled head's scores is matched to the head's."""
     set_documents: int = 60

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from fra.core.coded import pair_couplings
-from fra.induction.channels import HeadOnArms
+from fra.induction.channels import Effects, HeadOnArms
 from fra.induction.designs import Plantings
 from fra.induction.planting import Planting
 from fra.induction.screen import LayerScreen
@@ -34,6 +35,12 @@ class ChannelBars:
     coverage: float
     matched: float = float("nan")
 
+    def stand(self, effects: Effects, share: float) -> Bool[np.ndarray, " n"]:
+        """Which channels reach this share of the bars of nats, attention and contrast, by their means over rows."""
+        rows = np.maximum(effects.rows.sum(0), 1e-12)
+        means = ((effects.nats, self.nats), (effects.attention, self.attention), (effects.contrast, self.contrast))
+        return np.asarray(np.logical_and.reduce([part.sum(0) / rows >= share * bar for part, bar in means]))
+
 
 @dataclass(frozen=True)
 class Raised:
@@ -43,6 +50,10 @@ class Raised:
     """Its M in the search."""
     effect: float
     """Its E on the confirmation documents, nats."""
+    ranked: float
+    """Its E on those of them on which scrambles are ranked."""
+    stands: bool
+    """Whether it would be asked, by the discovery documents."""
     sums: Mapping[str, np.ndarray]
     """[n_documents] of nats, attention and contrast."""
     rows: np.ndarray
@@ -60,6 +71,15 @@ def plantings(
     """
     rng = np.random.default_rng(seed_of(*layer.seed_parts, seed_part, str(on.head)))
     stripe, found = layer.stripe, 0
+    on_discovery = None if layer.chosen_on is None else HeadOnArms(layer.chosen_on, on.head)
+
+    def stands(pair: Tensor, delta: float) -> bool:
+        if on_discovery is None:
+            return True
+        means = Planting(on_discovery, pair).means(delta)
+        asked = (bars.nats, bars.attention, bars.contrast)
+        return all(m >= layer.design.stands * bar for m, bar in zip(means, asked, strict=True))
+
     able = torch.nonzero(stripe.selectivity >= design.selectivity)[:, 0].cpu().numpy()
     tried = rng.permutation(able)[: design.tries].tolist()
     for left, number in zip(range(len(tried), 0, -1), tried, strict=True):
@@ -83,7 +103,9 @@ def plantings(
         parts = dict(zip(("nats", "attention", "contrast"), planting.effects(delta), strict=True))
         rows = planting.by_document(torch.ones(len(planting.rows), device=pair.device))
         sums = {name: planting.by_document(part) for name, part in parts.items()}
-        yield Raised(value, float(sums["nats"].sum() / rows.sum()), sums, rows)
+        few = layer.ranked_on.cpu().numpy()
+        ranked = float(sums["nats"][few].sum() / max(float(rows[few].sum()), 1.0))
+        yield Raised(value, float(sums["nats"].sum() / rows.sum()), ranked, stands(pair, delta), sums, rows)
 
 
 def _least_raise(layer: LayerScreen, head: int, pair: Tensor, matched: float) -> float:
@@ -127,6 +149,7 @@ def count_found(
     bars: ChannelBars,
     design: Plantings,
     samples: Mapping[str, stats.ClusterMeans],
+    standing: int,
     n_heads: int,
     level: float,
 ) -> tuple[Planted, dict[str, int]]:
@@ -136,11 +159,10 @@ def count_found(
 
     Found is a planted channel that
 
-    - ranks among the candidates of the search on the discovery documents;
+    - ranks among the candidates of the search on the discovery documents, and stands there;
     - has an effect, an attention and a head contrast that are told from zero (what is worth seeing: for a channel at
-      the bars the distance from the bar to zero) at level / n_heads, where Holm begins, by the test of the decision,
-      simultaneously with the head's own candidates; the `design.at_once` that are planted together stand among these,
-      so that the test is a little stricter than the decision;
+      the bars the distance from the bar to zero) at level / n_heads, where Holm begins, by Bonferroni over itself and
+      the head's own candidates that stand, which is a little stricter than the decision;
     - beats the same search at every other lag;
     - ranks among the best channels of the head's scrambles so that p <= level / n_heads, with as many draws as that
       takes: it exceeds every one of them.
@@ -149,6 +171,7 @@ def count_found(
     bars or above on these very documents, is short of none of them at the level of refutations.
 
     samples: of the head's own candidates on the confirmation documents, clustered by source: nats, attention, contrast.
+    standing: how many of them stand on the discovery documents.
     """
     on = HeadOnArms(layer.confirmation, head)
     _, values = layer.candidates(head)
@@ -161,15 +184,17 @@ def count_found(
         count.tried += 1
         if raised.value < cut:
             count.miss("search", 1)
+        elif not raised.stands:
+            count.miss("discovery documents", 1)
         else:
             some.append(raised)
         if len(some) >= design.at_once:
-            through += _seen(some, layer, samples, step, count)
+            through += _seen(some, layer, samples, step / (1 + standing), count)
             some = []
         if count.futile():
             break
     if not count.futile():
-        through += _seen(some, layer, samples, step, count)
+        through += _seen(some, layer, samples, step / (1 + standing), count)
     if not count.futile() and count.tried >= design.planted:
         least = min(own.effect for own in through)
         best = layer.best_at_lags(head, at_least=least - _ROUNDING)
@@ -190,10 +215,8 @@ def _seen(
     seen = np.ones(len(some), dtype=bool)
     for name, own in samples.items():
         sums = stats.by_source(np.stack([each.sums[name] for each in some], axis=1), sources)
-        together = stats.ClusterMeans(
-            np.hstack([own.sums, sums]), np.hstack([own.counts, counts]), seed=own.seed, n_boot=own.n_boot
-        )
-        told = together.p_above(0.0, simultaneous=True)[own.n_cand :] <= level
+        planted = stats.ClusterMeans(sums, counts, seed=own.seed, n_boot=own.n_boot)
+        told = planted.p_above(0.0, simultaneous=False) <= level
         count.miss(name, int((seen & ~told).sum()))
         seen &= told
         if count.futile():
@@ -206,8 +229,8 @@ def _exceed_scrambles(layer: LayerScreen, head: int, left: list[Raised], draws: 
     for k in range(draws):
         if count.futile() or not left:
             return
-        least = min(own.effect for own in left)
+        least = min(own.ranked for own in left)
         best = layer.scrambled_best(head, k, at_least=least - _ROUNDING)
-        beyond = [own for own in left if own.effect > best]
+        beyond = [own for own in left if own.ranked > best]
         count.miss("scrambled heads", len(left) - len(beyond))
         left = beyond

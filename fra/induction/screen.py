@@ -40,6 +40,10 @@ class HeadScreen:
     coupling: Float[np.ndarray, " n"]
     effects: Effects
     """Of each channel on the confirmation documents, by document."""
+    ranked: Effects
+    """The same on the few of them on which scrambles are ranked."""
+    discovered: Effects | None
+    """The same on the discovery documents; None where these were measured without their control."""
     sources: tuple[str, ...]
     n_rows: int
     coupling_rank: Float[np.ndarray, " n"]
@@ -93,14 +97,18 @@ class LayerScreen:
         confirmation: Arms,
         sets: Arms | None,
         *,
+        control: Arm | None = None,
         seed_parts: Sequence[str],
         tih: Sequence[int] = (),
         search: ChannelSearch | None = None,
         nulls: ChannelNulls | None = None,
     ) -> None:
-        """`sets`: only where the layer has a TIH, whose numbers are `tih`."""
+        """`sets`: only where the layer has a TIH, whose numbers are `tih`. `control`: of the discovery documents;
+        without it no candidate is told to have fallen short there.
+        """
         _check_disjoint(batch, confirmation.batch, *(() if sets is None else (sets.batch,)))
         self.discovery, self.confirmation, self._sets = discovery, confirmation, sets
+        self.chosen_on = None if control is None else Arms(batch, discovery, control)
         self.seed_parts, self.tih = tuple(seed_parts), tuple(tih)
         self.design, self.nulls = search or ChannelSearch(), nulls or ChannelNulls()
         self.search = Search(batch, discovery, activity_documents=self.nulls.activity_documents)
@@ -140,20 +148,20 @@ class LayerScreen:
         return rotation, stretch_to_match(frozen, head, rotation, few, self._spread_of[head])
 
     def scrambled(self, head: int, k: int, which: str, n: int | None = None) -> tuple[HeadOnArms, Tensor]:
-        """The k-th scramble of a head on its documents ("confirmation", or "sets": the few on which sets are ranked),
-        and the n channels that the whole search finds in it.
+        """The k-th scramble of a head on its documents ("confirmation"; "channels" and "sets": the few on which
+        channels and sets are ranked), and the n channels that the whole search finds in it.
         """
         rotation, stretch = self.turned(head, k)
         turned = self.discovery.with_weights(scramble(self.discovery.frozen, head, rotation, stretch))
         pairs, _ = self.candidates(head, n, turned)
-        arms = self.confirmation if which == "confirmation" else self._few_sets
+        arms = self._documents(which)
         return HeadOnArms(scrambled_arms(arms, head, rotation, stretch), head, self._on(which, head).queries), pairs
 
     def scrambled_best(self, head: int, k: int, at_least: float = -np.inf) -> float:
         """Best channel effect of the whole search on the k-th scramble of a head (or `at_least`, where none reaches
-        it).
+        it), on the few confirmation documents.
         """
-        on, pairs = self.scrambled(head, k, "confirmation")
+        on, pairs = self.scrambled(head, k, "channels")
         return best_effect(on, pairs, least=self.design.least_documents, at_least=at_least)
 
     def scrambled_set(self, head: int, k: int) -> float:
@@ -170,11 +178,29 @@ class LayerScreen:
         drawn for.
         """
         if (which, head) not in self._plain:
-            arms = self.confirmation if which == "confirmation" else self._few_sets
+            arms = self._documents(which)
             for arm in (arms.repeated, arms.control):
                 arm.coefficients("query", head), arm.coefficients("key", head)  # kept for every scramble
             self._plain = {(which, head): HeadOnArms(arms, head)}
         return self._plain[which, head]
+
+    def _documents(self, which: str) -> Arms:
+        by_name = {
+            "confirmation": lambda: self.confirmation,
+            "channels": lambda: self._few_confirmation,
+            "sets": lambda: self._few_sets,
+        }
+        return by_name[which]()
+
+    @property
+    def ranked_on(self) -> Int[Tensor, " m"]:
+        """Indices of the confirmation documents on which channels are ranked among those of scrambles."""
+        batch = self.confirmation.batch
+        return evenly(len(batch), self.nulls.scramble_documents, batch.periods.device)
+
+    @cached_property
+    def _few_confirmation(self) -> Arms:
+        return few_arms(self.confirmation, self.ranked_on)
 
     @cached_property
     def _few_sets(self) -> Arms:
@@ -275,6 +301,8 @@ def screen_head(layer: LayerScreen, head: int, is_tih: bool) -> HeadScreen:
         search_value=values.cpu().numpy(),
         coupling=coupling.cpu().numpy(),
         effects=effects,
+        ranked=effects.of(layer.ranked_on.cpu().numpy()),
+        discovered=None if layer.chosen_on is None else HeadOnArms(layer.chosen_on, head).channels(pairs),
         sources=batch.sources,
         n_rows=len(confirmation.keys),
         coupling_rank=(matched <= coupling.cpu().numpy()[:, None]).mean(1),

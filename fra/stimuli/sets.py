@@ -30,15 +30,16 @@ def documents(target: Target, stimulus: str, design: RepeatedSets) -> dict[str, 
     model = target.model
     context = min(int(model.cfg.n_ctx), design.longest)
     seed_parts = (target.name, stimulus)
+    numbers = design.sizes(made=stimulus == "repeated_random")
     if stimulus == "repeated_random":
         pool = repeated.token_pool(mean_prediction(model, target), _special_ids(target))
-        made = repeated.repeated_random(sum(design.sizes()), pool, context, target.bos, seed_parts)
+        made = repeated.repeated_random(sum(numbers), pool, context, target.bos, seed_parts)
     elif stimulus == "repeated_natural":
         texts = [(doc.source, np.asarray(target.encode(doc.text), dtype=np.int64)) for doc in target.documents()]
         made = repeated.repeated_natural(texts, context, target.bos, seed_parts)
     else:
         raise FraError(f"there is no stimulus {stimulus!r} with a repeat: use {' or '.join(STIMULI)}")
-    sizes = dict(zip(SETS, design.sizes(), strict=True))
+    sizes = dict(zip(SETS, numbers, strict=True))
     parts = disjoint([doc.source for doc in made], sizes, MEASURED, (*seed_parts, "split"))
     return {name: repeated.Batch.of([made[n] for n in part]) for name, part in parts.items()}
 

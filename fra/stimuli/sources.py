@@ -19,8 +19,9 @@ def disjoint(
 
     sources: of every document. sizes: documents that each set would have, in the order in which they are filled; where
     there is less text, all shrink alike. measured: sets whose numbers are quoted: these get as many sources as there
-    are, one document of each first, and further ones of the same sources only where sources are short. The others are
-    filled from the sources with the most documents, so that they cost the measured ones few sources.
+    are, in proportion to their sizes, one document of each first, and further ones of the same sources only where
+    sources are short. The others are filled from the sources with the most documents, so that they cost the measured
+    ones few sources.
     """
     rng = np.random.default_rng(seed_of(*seed_parts))
     by_source: dict[Hashable, list[int]] = {}
@@ -35,10 +36,13 @@ def disjoint(
         share = max(1, -(-shrunk[name] // _FEWEST))
         while left and len(found[name]) < shrunk[name] and (len(left) > len(quoted) or not found[name]):
             found[name] += by_source[left.pop(0)][: min(share, shrunk[name] - len(found[name]))]
-    for k, index in enumerate(rng.permutation(len(left)).tolist() if quoted else []):
-        by_turn = quoted[k % len(quoted)]
-        if len(found[by_turn]) < shrunk[by_turn]:
-            found[by_turn].append(by_source[left[index]][0])
+    for index in rng.permutation(len(left)).tolist():
+        # to the set that has the least of what it would have: shares are even, and no source is left over
+        needs = [name for name in quoted if len(found[name]) < shrunk[name]]
+        if not needs:
+            break
+        poorest = min(needs, key=lambda name: (len(found[name]) + 1) / shrunk[name])
+        found[poorest].append(by_source[left[index]][0])
     source_of = {number: name for name, numbers in by_source.items() for number in numbers}
     for name in quoted:
         own = [source_of[number] for number in found[name]]

@@ -23,10 +23,11 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fra.errors import FraError
 from fra.verdicts import stats
+from fra.verdicts.among import Among
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.conditions import as_share, rank_condition, weakest
 from fra.verdicts.exact import exact_where_unbounded
@@ -119,6 +120,10 @@ class Sampled:
     """
     simultaneous: bool = False
     """Candidates of a head are tested together."""
+    chosen: Mapping[str, NDArray[np.bool_]] | None = None
+    """By head [n_cand], samples being of documents: the candidates that may make it pass, chosen on other sources: only
+    these are tested together. All where None.
+    """
     shares: Mapping[str, tuple[float, float]] | None = None
     """By head (part, whole): the samples are those of part - bar * whole, tested against zero, and the condition is
     said as a share of the whole.
@@ -373,11 +378,23 @@ class _Tests:
             if not several or not several[0].n_cand:
                 continue
             own = [self._sample(several[min(k, len(several) - 1)]) for k in range(self.parts)]
-            tests = [(m.p_above, m.p_below) if self.above else (m.p_below, m.p_above) for m in own]
             self.samples[h] = own
-            self.each_up[h] = [np.atleast_1d(p(self.bar, column.simultaneous)) for p, _ in tests]
-            self.down[h] = [np.atleast_1d(p(self.bar, False)) for _, p in tests]
+            self.each_up[h] = [self._p_up(h, m) for m in own]
+            down = [m.p_below if self.above else m.p_above for m in own]
+            self.down[h] = [np.atleast_1d(p(self.bar, False)) for p in down]
             self.up[h] = np.max(self.each_up[h], axis=0)
+
+    def may_hold(self, head: str, m: Sample) -> Sample | Among:
+        """The sample as it is tested for "the condition holds"."""
+        if self.column.chosen is None:
+            return m
+        if not isinstance(m, stats.ClusterMeans):
+            raise FraError(f"{self.column.name} at {head}: candidates are chosen among samples of documents alone")
+        return Among(m, self.column.chosen[head])
+
+    def _p_up(self, head: str, m: Sample) -> Floats:
+        up = self.may_hold(head, m)
+        return np.atleast_1d((up.p_above if self.above else up.p_below)(self.bar, self.column.simultaneous))
 
     def _sample(self, m: Sample) -> Sample:
         """The sample itself, or an exact one in its place."""
@@ -391,7 +408,8 @@ class _Tests:
         level, other = float(up.levels[number]), float(down.levels[number]) / max(1, refuting)
         together, found = self.column.simultaneous, []
         for k, m in enumerate(self.samples[head]):
-            low, high = (m.lower, m.upper) if self.above else (m.upper, m.lower)
+            up_of = self.may_hold(head, m)
+            low, high = (up_of.lower, m.upper) if self.above else (up_of.upper, m.lower)
             near, far = np.atleast_1d(low(level, together)), np.atleast_1d(high(other, False))
             p = up.adjusted(number, self.each_up[head][k])
             p_refute = down.adjusted(number, np.minimum(1.0, self.down[head][k] * max(1, refuting)))

@@ -128,6 +128,10 @@ class ClusterMeans:
         """The sample of -E, with the same resamples: "below" said as "above"."""
         return ClusterMeans(-self.sums, self.counts, seed=self.seed, n_boot=self.n_boot)
 
+    def only(self, some: NDArray[np.bool_]) -> "ClusterMeans":
+        """The sample of some candidates, with the same resamples."""
+        return ClusterMeans(self.sums[:, some], self.counts[:, some], seed=self.seed, n_boot=self.n_boot)
+
     def power(self, worth: float, level: float, above: bool = True, simultaneous: bool = False) -> Floats:
         """[n_cand] the chance that an effect `worth` beyond a bar is told from it: `power_above`, either way round."""
         return power_above(self if above else self.turned(), 0.0, worth, level, simultaneous)

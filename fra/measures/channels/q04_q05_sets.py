@@ -34,6 +34,7 @@ from fra.measures.channels.details import (
     set_detail,
 )
 from fra.verdicts import stats
+from fra.verdicts.among import Among
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Column, Drawn, Given, Planted, Sampled, decide, means_of
 
@@ -132,7 +133,8 @@ def _standing(claim: Claim, sampled: Sequence[Sampled], heads: Sequence[str]) ->
             sample = column.samples.get(h)
             if isinstance(sample, stats.ClusterMeans):
                 bar = 0.0 if column.shares is not None else claim.bar_of(column.name)
-                tests.append(sample.p_above(bar, column.simultaneous) <= claim.level)
+                own = sample if column.chosen is None else Among(sample, column.chosen[h])
+                tests.append(own.p_above(bar, column.simultaneous) <= claim.level)
         if len(tests) == len(sampled) and bool(np.logical_and.reduce(tests).any()):
             found.append(h)
     return found
@@ -151,10 +153,12 @@ def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") 
     if not heads:
         return found
     keep = {h: live for h in heads if len(live := _live(claim, screened.heads[h]))}
-    sampled = tuple(_sampled(claim, screened, keep, name, part) for name, part in _PARTS.items())
+    bars = ChannelBars(*(claim.bar_of(name) for name in (EFFECT, ATTENTION, CONTRAST, COVERAGE, OVER_PAIRS)))
+    chosen = {h: _chosen(claim, screened.heads[h], bars)[live] for h, live in keep.items()}
+    sampled = tuple(_sampled(claim, screened, keep, chosen, name, part) for name, part in _PARTS.items())
     standing = _standing(claim, sampled, list(keep))
     columns: list[Column] = [*sampled, *_given(claim, screened, keep, standing)]
-    observed = {h: _mean_effects(screened.heads[h], live) for h, live in keep.items()}
+    observed = {h: _mean_effects(screened.heads[h].ranked, live) for h, live in keep.items()}
     columns.append(
         Drawn(
             observed={OVER_SCRAMBLES: observed},
@@ -164,13 +168,13 @@ def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") 
     missed: dict[str, dict[str, int]] = {}
 
     def planted(h: str) -> Planted:
-        bars = {name: claim.bar_of(name) for name in (EFFECT, ATTENTION, CONTRAST, COVERAGE, OVER_PAIRS)}
         seen, missed[h] = count_found(
             screened.layer_of(h),
             screened.heads[h].head,
-            ChannelBars(*bars.values()),
+            bars,
             claim.designed(Plantings),
             {part: column.samples[h] for part, column in zip(_PARTS.values(), sampled, strict=True)},  # type: ignore[misc]
+            int(chosen[h].sum()),
             len(keep),
             claim.level,
         )
@@ -180,6 +184,8 @@ def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") 
     smallest = {h: detectable(sampled[0], h, claim.level / len(heads)) for h in keep}
     for h, own in decide(claim, columns, rows, planted=planted).items():
         detail = channel_detail(screened, h, own.candidates, claim.level, smallest.get(h)) | dict(own.detail)
+        if h in chosen:
+            detail["candidates that stand on discovery documents"] = int(chosen[h].sum())
         if missed.get(h):
             detail["planted and missed, by what missed them first"] = missed[h]
         found[h] = replace(own, detail=detail | {"status": status_detail(screened.status[h])})
@@ -203,17 +209,27 @@ def _sources(s: HeadScreen) -> int:
     return len(set(s.sources))
 
 
-def _mean_effects(s: HeadScreen, live: np.ndarray) -> np.ndarray:
-    return np.asarray(s.effects.nats[:, live].sum(0) / s.effects.rows[:, live].sum(0))
+def _chosen(claim: Claim, s: HeadScreen, bars: ChannelBars) -> np.ndarray:
+    """[n] the candidates that may make the head pass: those that reach a share of their bars on discovery documents."""
+    if s.discovered is None:
+        return np.ones(len(s.pairs), dtype=bool)
+    return bars.stand(s.discovered, claim.designed(ChannelSearch).stands)
 
 
-def _sampled(claim: Claim, screened: Screen, keep: dict[str, np.ndarray], name: str, part: str) -> Sampled:
+def _mean_effects(effects: Effects, live: np.ndarray) -> np.ndarray:
+    """[n] nats; nothing where no row of these documents is live."""
+    return np.asarray(effects.nats[:, live].sum(0) / np.maximum(effects.rows[:, live].sum(0), 1.0))
+
+
+def _sampled(
+    claim: Claim, screened: Screen, keep: dict[str, np.ndarray], chosen: dict[str, np.ndarray], name: str, part: str
+) -> Sampled:
     means = {}
     for h, live in keep.items():
         s = screened.heads[h]
         sums, rows = getattr(s.effects, part)[:, live], s.effects.rows[:, live]
         means[h] = means_of(claim, screened.target, h, name, sums, rows, s.sources)
-    return Sampled(name=name, samples=means, simultaneous=True)
+    return Sampled(name=name, samples=means, simultaneous=True, chosen=chosen)
 
 
 def _given(claim: Claim, screened: Screen, keep: dict[str, np.ndarray], standing: Sequence[str]) -> list[Given]:
@@ -225,7 +241,7 @@ def _given(claim: Claim, screened: Screen, keep: dict[str, np.ndarray], standing
         if h not in standing:
             return np.full(len(live), np.nan)
         best = screened.layer_of(h).best_at_lags(screened.heads[h].head, at_least=0.0)
-        return _mean_effects(screened.heads[h], live) - best
+        return _mean_effects(screened.heads[h].effects, live) - best
 
     by_head: dict[str, Callable[[HeadScreen, np.ndarray], ArrayLike]] = {
         OVER_PAIRS: lambda s, live: s.coupling_rank[live],

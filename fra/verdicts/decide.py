@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,6 +35,7 @@ from fra.verdicts.multiplicity import HolmFamily, least_most, most_least
 from fra.verdicts.nulls import Ranks, sequential
 from fra.verdicts.rules import RULES
 from fra.verdicts.stats import Floats
+from fra.verdicts.unseen import sources_for
 
 WHOLE = "all"
 """Stands for the head of a claim about the target as a whole."""
@@ -458,12 +459,32 @@ class _Tests:
             together = self.column.simultaneous and m.n_cand > 1
             power = np.atleast_1d(m.power(worth, level, self.above, together))
             return replace(own, power=float(power[candidate]))
-        if m.n_cand == 1 and isinstance(m, stats.ClusterMeans):
+        if isinstance(m, stats.ClusterMeans):
             # on the claim's side of the bar more sources would support, on the other refute, at its deeper level
-            up = own.effect > own.bar
-            at = level if up == self.above else level / max(1, refuting)
-            return replace(own, needed=stats.sources_needed(m, self.bar, at, "above" if up else "below"))
+            side: Literal["above", "below"] = "above" if own.effect > own.bar else "below"
+            up = (side == "above") == self.above
+            return replace(
+                own, needed=self._needed(head, m, candidate, side, level if up else level / max(1, refuting))
+            )
         return own
+
+    def _needed(
+        self, head: str, m: stats.ClusterMeans, candidate: int, side: Literal["above", "below"], level: float
+    ) -> int | None:
+        """About how many sources would decide, live or not. Of one among several candidates it is said where too few
+        sources have it live for any bound, and as many as that takes.
+        """
+        if not m.n_live[candidate]:
+            return None
+        if m.n_cand == 1:
+            live = stats.sources_needed(m, self.bar, level, side)
+        else:
+            up = (side == "above") == self.above
+            chosen = None if self.column.chosen is None else self.column.chosen[head]
+            among = max(1, m.n_cand if chosen is None else int(chosen.sum())) if up and self.column.simultaneous else 1
+            live = sources_for(level, among)
+            live = None if live <= m.n_live[candidate] else live
+        return None if live is None else int(np.ceil(live * m.n_docs / m.n_live[candidate]))
 
 
 def _given(claim: Claim, column: Given, head: str) -> list[Condition]:

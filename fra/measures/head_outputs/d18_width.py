@@ -36,7 +36,7 @@ def widths(target: Target) -> dict[int, dict[int, list[Any]]]:
     """{layer: {d_sae: dictionaries}} of the target's dictionaries of head outputs: where its study has an arm
     `dense-width`, whose dictionaries differ in width and training run alone, that arm; else all that it names.
     """
-    study = target.study("dense-width")
+    study = [sae for run in target.runs("dense-width") for sae in target.study("dense-width", run)]
     found: dict[int, dict[int, list[Any]]] = {}
     for sae in study or [target.dictionaries[hook] for hook in target.dictionaries if is_head_output(hook)]:
         found.setdefault(head_output_layer(sae), {}).setdefault(int(sae.cfg.d_sae), []).append(sae)

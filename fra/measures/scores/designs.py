@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Concentration:
     """How few channels hold the mass (Q03)."""
 
-    documents: int = 60
+    documents: int = 110
     """Of the measured ones, from as many sources as there are."""
     share: float = 0.9
     """Of the mass: what "carries" means in a count of channels."""

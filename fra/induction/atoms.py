@@ -15,8 +15,8 @@ from fra.induction.channels import Arms, HeadOnArms, few_documents
 from fra.induction.designs import ChannelNulls, ChannelSearch
 from fra.induction.nulls import draw_atoms, random_atoms
 from fra.induction.search import Search, Stripe
+from fra.statistics.stats import seed_of
 from fra.stimuli.repeated import Batch
-from fra.verdicts.stats import seed_of
 
 
 def set_effect(on: HeadOnArms, pairs: Int[Tensor, "n 2"]) -> float:

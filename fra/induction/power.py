@@ -14,10 +14,10 @@ from fra.induction.channels import HeadOnArms
 from fra.induction.designs import Plantings
 from fra.induction.planting import Planting
 from fra.induction.screen import LayerScreen
-from fra.verdicts import stats
+from fra.statistics import stats
+from fra.statistics.rules import RULES
+from fra.statistics.stats import seed_of
 from fra.verdicts.decide import Planted
-from fra.verdicts.rules import RULES
-from fra.verdicts.stats import seed_of
 
 _ROUNDING = 1e-6
 

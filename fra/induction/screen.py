@@ -25,8 +25,8 @@ from fra.induction.examples import Example, example, live_tokens
 from fra.induction.nulls import random_rotation, row_spread, scramble, scrambled_arms, stretch_to_match
 from fra.induction.search import Search, Stripe
 from fra.induction.stripe_blocks import stripe_blocks
+from fra.statistics.stats import seed_of
 from fra.stimuli.repeated import Batch
-from fra.verdicts.stats import seed_of
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fra.induction.examples import Shown
 from fra.induction.outside import status_detail
 from fra.induction.screen import HeadScreen
 from fra.report.pictures import BEST, CurvesPicture, counted, features_on
-from fra.verdicts import stats
+from fra.statistics import stats
 from fra.verdicts.claim import Condition
 
 

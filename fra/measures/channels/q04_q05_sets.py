@@ -2,7 +2,7 @@
 
 What is dear comes last and is measured only for heads that can still pass or be refuted: dictionaries of random atoms
 and other lags for heads that meet every sampled condition at the level before any correction, scrambles as
-`fra.verdicts.nulls` draws them, planted channels for heads that would be refuted.
+`fra.statistics.nulls` draws them, planted channels for heads that would be refuted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fra.measures.channels.details import (
     live_candidates,
     set_detail,
 )
-from fra.verdicts import stats
+from fra.statistics import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Column, Drawn, Given, Planted, Sampled, decide, means_of
 

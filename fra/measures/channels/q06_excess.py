@@ -25,11 +25,11 @@ from fra.induction.screen import LayerScreen
 from fra.measures.channels.designs import HeadExcess
 from fra.measures.channels.details import best_channel
 from fra.report.pictures import BEST
-from fra.verdicts import stats
+from fra.statistics import stats
+from fra.statistics.rules import RULES
+from fra.statistics.stats import Floats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import WHOLE, Beside, Column, Planted, Sampled, decide, ranked
-from fra.verdicts.rules import RULES
-from fra.verdicts.stats import Floats
 
 EXCESS, BY_BARS, OVER_SCRAMBLES = "excess of heads", "excess by the bars", "over scrambled heads"
 

@@ -29,10 +29,10 @@ from fra.induction.outside import outside
 from fra.induction.search import Search
 from fra.measures.channels.q08_q16_transfer import tihs
 from fra.measures.channels.transfer_designs import ChannelSet, DictionarySeeds
+from fra.statistics import stats
 from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.repeated import Batch
 from fra.stimuli.sets import documents
-from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Drawn, Sampled, decide, means_of
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from fra.measures.families.planted import PlantedHalf
-from fra.verdicts.stats import Floats
+from fra.statistics.stats import Floats
 
 STRONG, PERMUTED, MASS, MISSED = (
     "precision of strong activations",

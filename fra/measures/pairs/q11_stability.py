@@ -24,9 +24,9 @@ from fra.measures.pairs.designs import Stability
 from fra.measures.pairs.layers import MEASURED, SELECTION, PairLayer, PairLayers
 from fra.measures.pairs.relabelling import BoundedCells
 from fra.measures.pairs.standing import standing
+from fra.statistics.stats import seed_of
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Column, Drawn, Sampled, decide, means_of
-from fra.verdicts.stats import seed_of
 
 JACCARD, LOOSE, ATOMS, RANK = (
     "Jaccard of the list",

@@ -25,11 +25,11 @@ from fra.measures.pairs.q21_planting import CONTRAST, EFFECT, PlantedChannels, p
 from fra.measures.pairs.q21_search import ConceptEffects, example_of
 from fra.measures.pairs.standing import standing
 from fra.report.pictures import BEST, ON_NATURAL, ChannelPicture
+from fra.statistics.nulls import sequential
+from fra.statistics.rules import RULES
 from fra.targets.target import text_of
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Column, Drawn, Given, Planted, Sampled, decide, means_of
-from fra.verdicts.nulls import sequential
-from fra.verdicts.rules import RULES
 from fra.verdicts.samples import NO_INPUT_DICTIONARY
 
 LAGS, SCRAMBLES, ATOMS, LAYER_0 = "over other lags", "over scrambled heads", "over random atoms", "over layer-0 heads"

@@ -26,9 +26,9 @@ from fra.measures.pairs.q21_search import (
     MarkedTexts,
     texts,
 )
+from fra.statistics.stats import seed_of
 from fra.stimuli.sources import disjoint, spread
 from fra.targets.target import has_dictionary
-from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
     from fra.targets.target import Target

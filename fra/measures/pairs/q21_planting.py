@@ -12,10 +12,10 @@ from torch import Tensor
 
 from fra.measures.pairs.q21_layers import LayerConcepts
 from fra.measures.pairs.q21_search import ConceptEffects
+from fra.statistics.rules import RULES
+from fra.statistics.stats import clopper_pearson, seed_of
 from fra.verdicts.claim import Claim
 from fra.verdicts.decide import Planted
-from fra.verdicts.rules import RULES
-from fra.verdicts.stats import clopper_pearson, seed_of
 
 EFFECT, CONTRAST = "effect", "head contrast"
 

@@ -25,7 +25,7 @@ from fra.core.coded import Arm, pair_couplings
 from fra.core.frozen import FrozenLayer
 from fra.induction.examples import Shown, example_on_text
 from fra.measures.pairs.designs import Concepts
-from fra.verdicts.stats import seed_of
+from fra.statistics.stats import seed_of
 
 
 @dataclass(frozen=True)

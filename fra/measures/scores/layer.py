@@ -25,10 +25,10 @@ from fra.dictionaries.hooks import LayerHooks
 from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad
 from fra.induction import nulls
+from fra.statistics.stats import seed_of
 from fra.stimuli.designs import NaturalSets
 from fra.stimuli.padding import Texts, padded
 from fra.stimuli.sources import disjoint
-from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
     from fra.targets.target import Target

@@ -24,12 +24,12 @@ from fra.measures.channels import q04_q05_sets as evidence_for
 from fra.measures.channels.details import best_channel
 from fra.report.drawings import numbers
 from fra.report.pictures import BEST
+from fra.statistics.rules import RULES
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.claims import claim
 from fra.verdicts import decide
 from fra.verdicts.decide import Planted, means_of
-from fra.verdicts.rules import RULES
 
 Sizes = Mapping[str, int]
 SIZES: Sizes = {"status": 64, "discovery": 60, "confirmation": 90, "sets": 60}

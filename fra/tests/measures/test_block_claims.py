@@ -22,11 +22,11 @@ from fra.measures.block_diagonal.b03_b04_b07_compare import at, compare, exchang
 from fra.measures.block_diagonal.crossed import Crossed, over_runs
 from fra.measures.block_diagonal.designs import ComparedArms, Study
 from fra.measures.block_diagonal.frontier import Frontier, Point, study
+from fra.statistics import stats
 from fra.targets.target import Target
 from fra.tests.claims import claim as declared
 from fra.tests.models import D_MODEL, build_sae, model_folder
 from fra.tests.tiny_targets import HEAD_OUTPUT, refused, write_target, write_text
-from fra.verdicts import stats
 
 HEADS, D_HEAD = 4, D_MODEL // 4
 TEXTS = {f"{s}-{k}": f"{w} and {v} make more than {w}, said {v}. " * (2 + k) for k in range(3) for s, w, v in

@@ -29,13 +29,13 @@ from fra.measures.scores.q02_q14_fidelity import (
     truncation,
 )
 from fra.measures.scores.q03_q15_sparsity import content, first_key, sparsity, strongest_channels
+from fra.statistics.stats import ClusterMeans, seed_of
+from fra.statistics.unseen import sources_for
 from fra.stimuli.designs import NaturalSets
 from fra.stimuli.padding import Texts
 from fra.tests import circuit, models
 from fra.tests.claims import claim as declared
 from fra.verdicts.samples import ByDocument, paired_evidence
-from fra.verdicts.stats import ClusterMeans, seed_of
-from fra.verdicts.unseen import sources_for
 
 KINDS = {
     "gpt2": "blocks.1.ln1.hook_normalized",

@@ -39,6 +39,7 @@ from fra.measures.head_outputs.designs import (
     OwnTokens,
     Widths,
 )
+from fra.statistics.stats import seed_of
 from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets
 from fra.stimuli.designs import RepeatedSets
@@ -48,7 +49,6 @@ from fra.tests.models import ARCHITECTURES, D_MODEL, build_sae, model_folder, ra
 from fra.tests.tiny_targets import signed_axes, write_target, write_text
 from fra.verdicts.decide import Beside, Number, Sampled, decide
 from fra.verdicts.pooled import ByDictionary, clustered, clustered_or_number, evidence
-from fra.verdicts.stats import seed_of
 
 Z = "blocks.1.attn.hook_z"
 N_HEADS, D_HEAD = 4, 8

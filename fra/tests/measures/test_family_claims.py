@@ -32,6 +32,7 @@ from fra.measures.families.designs import (
     Prefixes,
 )
 from fra.measures.families.families import Families, LayerFamilies
+from fra.statistics import bounds
 from fra.tests import circuit
 from fra.tests.claims import claim
 from fra.tests.families import (
@@ -45,7 +46,6 @@ from fra.tests.families import (
     whole,
     with_design,
 )
-from fra.verdicts import bounds
 
 FAMILY_CLAIMS = {
     "D07": d07_behaviour.behaviour_evidence,

@@ -2,10 +2,10 @@
 
 No resampling draws what was not seen. A sample of n sources lacks altogether, with the chance `alpha`, what shows in a
 share of `ln(1 / alpha) / n` of all sources: the smaller the level of a test, the more must be supposed to be missing.
-`fra.verdicts.stats.ClusterMeans` therefore tests with the guard, the shift, the least margin and the floor that are
+`fra.statistics.stats.ClusterMeans` therefore tests with the guard, the shift, the least margin and the floor that are
 found here. All are functions of the sample's shape alone: moving every effect by a constant moves none of them.
 
-The numbers are among the rules (`fra.verdicts.rules`). They were chosen on simulated samples, never on a model;
+The numbers are among the rules (`fra.statistics.rules`). They were chosen on simulated samples, never on a model;
 `fra/tests/CALIBRATION.md` tells on which.
 """
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import special
 from scipy import stats as sps
 
-from fra.verdicts.rules import RULES
+from fra.statistics.rules import RULES
 
 Floats = NDArray[np.float64]
 

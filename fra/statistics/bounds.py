@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats as sps
 
-from fra.verdicts.stats import Floats
+from fra.statistics.stats import Floats
 
 MATCHED = "over matched features"
 """The condition that is a difference of two samples: linearised, its values by document have no bounds."""

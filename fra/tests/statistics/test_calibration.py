@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats as sps
 
+from fra.statistics import stats
+from fra.statistics.stats import ClusterMeans
 from fra.tests.calibration import HEADS, LEVEL, SHAPES, family_rates, methods, power, sample, small_p
-from fra.verdicts import stats
-from fra.verdicts.stats import ClusterMeans
 
 SKEWED = [shape for shape in SHAPES if shape not in ("normal", "one in ten large")]
 

@@ -10,9 +10,9 @@ from numpy.typing import ArrayLike
 from scipy import special
 from scipy import stats as sps
 
-from fra.verdicts import stats
-from fra.verdicts.bounds import power_of_share
-from fra.verdicts.stats import Floats
+from fra.statistics import stats
+from fra.statistics.bounds import power_of_share
+from fra.statistics.stats import Floats
 
 _PLAIN = 0.05
 """A bootstrap that has a bound at this level is left to itself."""

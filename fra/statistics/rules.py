@@ -22,7 +22,7 @@ class Rules:
     to three may be as large as the head's own number.
     """
     guard: float = 1.5
-    """How far out the guard of a test lies (`fra.verdicts.unseen`), in units of the excess that was seen: of the
+    """How far out the guard of a test lies (`fra.statistics.unseen`), in units of the excess that was seen: of the
     farthest effect on the side that speaks against rejection over the farthest on the other.
     """
     reach: float = 0.8

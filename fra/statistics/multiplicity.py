@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats as sps
 
-from fra.verdicts import stats
-from fra.verdicts.stats import Floats
+from fra.statistics import stats
+from fra.statistics.stats import Floats
 
 
 class HolmFamily:

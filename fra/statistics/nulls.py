@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fra.verdicts.stats import Floats
+from fra.statistics.stats import Floats
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats as sps
 
 from fra.errors import FraError
-from fra.verdicts import unseen
-from fra.verdicts.unseen import Agreement, Margins
-from fra.verdicts.unseen import Floats as Floats
-from fra.verdicts.unseen import guarded as guarded
-from fra.verdicts.unseen import linearised as linearised
+from fra.statistics import unseen
+from fra.statistics.unseen import Agreement, Margins
+from fra.statistics.unseen import Floats as Floats
+from fra.statistics.unseen import guarded as guarded
+from fra.statistics.unseen import linearised as linearised
 
 BLOCK = 2**21  # numbers in one block of resamples (16 MiB); about ten such arrays live at once
 
@@ -56,8 +56,8 @@ class ClusterMeans:
 
     A sample skewed towards where the test would be wrong probably lacks its worst documents, and no resampling draws
     what was not seen; the bare bootstrap-t then rejects 8 to 13 % at 5 %, and thirty times too often at 0.1 %. What
-    each direction keeps instead, with numbers from `fra.verdicts.unseen`; a is how far an effect by row lies from E at
-    most on the side that speaks against rejection, o on the other:
+    each direction keeps instead, with numbers from `fra.statistics.unseen`; a is how far an effect by row lies from E
+    at most on the side that speaks against rejection, o on the other:
 
     - the guard: one document more, max(GUARD (a - o), REACH a) from E on the side of a, with the mean number of rows;
     - the shift: at a level p below ONE_GUARD, E moves by ln(ONE_GUARD / p) / G of that distance;
@@ -69,7 +69,7 @@ class ClusterMeans:
       decides alone where all agree: p = (1 - RARE)^G, and both bounds are the value itself where that is reached.
 
     It is a correction, not a guarantee: what shows in fewer documents than RARE stays invisible, as to any method that
-    knows no range. Where a range is known, `fra.verdicts.bounds` has bounds without these margins.
+    knows no range. Where a range is known, `fra.statistics.bounds` has bounds without these margins.
 
     A candidate about which nothing can be said (fewer than two live documents, numbers not finite) has p = 1 and
     infinite bounds. It stays out of the maximum, as does a constant one.
@@ -376,7 +376,7 @@ def power_above(
     `ClusterMeans` keeps, and the maximum where simultaneous), and (estimate - truth) / se is distributed as the
     bootstrap t: the power is the share of resamples with t* > (m - (effect - bar)) / se. 0 where nothing can be said
     at that level; where all documents agree they would again, and the power is 1 where effect - bar > m, else 0. Of a
-    mean whose bound is Clopper-Pearson's the power is `fra.verdicts.bounds.power_of_share`.
+    mean whose bound is Clopper-Pearson's the power is `fra.statistics.bounds.power_of_share`.
     """
     gain = np.broadcast_to(np.asarray(effect, dtype=np.float64) - np.asarray(bar, dtype=np.float64), (means.n_cand,))
     ok, tail = means.testable, means._unguarded_below

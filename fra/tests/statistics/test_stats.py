@@ -18,9 +18,9 @@ from scipy import stats as sps
 from statsmodels.stats.multitest import multipletests
 
 from fra.errors import FraError
-from fra.verdicts import stats, unseen
-from fra.verdicts.bounds import power_of_share
-from fra.verdicts.stats import ClusterMeans
+from fra.statistics import stats, unseen
+from fra.statistics.bounds import power_of_share
+from fra.statistics.stats import ClusterMeans
 
 N_BOOT = 199
 
@@ -591,7 +591,7 @@ def test_seed_of():
 
 def test_memory_of_a_large_family_stays_bounded():
     code = (
-        "import json, resource, numpy as np; from fra.verdicts.stats import ClusterMeans;"
+        "import json, resource, numpy as np; from fra.statistics.stats import ClusterMeans;"
         "x = np.random.default_rng(0).exponential(1, (128, 3000));"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
         "m = ClusterMeans(x, seed=0, n_boot=1_999); m.p_below(1.0); m.lower(0.05, simultaneous=False);"
@@ -604,7 +604,7 @@ def test_memory_of_a_large_family_stays_bounded():
 
 def test_importing_stats_brings_neither_torch_nor_pytest():
     heavy = ("torch", "pytest", "transformer_lens", "sae_lens")
-    code = f"import sys, fra.verdicts.stats; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, fra.statistics.stats; print([m for m in {heavy} if m in sys.modules])"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )

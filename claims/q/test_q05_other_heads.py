@@ -13,7 +13,7 @@ Controls: deranged documents, other lags; the head's own scrambles, drawn one af
 Power: a refutation needs that of this very decision. 100 channels are planted in the head's own scores, each a random
     eligible pair raised to the smallest coupling that meets every bar, and each must go through all of it: rank among
     the 50, have effect, contrast and attention told from zero at the level of the decision, beat the other lags, and
-    exceed as many scrambles of the head as its rank takes (`fra.induction.power.count_found` says it exactly). The
+    exceed as many scrambles of the head as its rank takes (`fra.search.power.count_found` says it exactly). The
     lower bound of the share found must reach 0.8; once it cannot, no more are planted.
 Bar: every head has positive pairs that others cancel, so that an effect alone ("latent") is not yet a channel; 0.02 of
     attention is what a fifth of a weak induction head would give.
@@ -22,7 +22,8 @@ Bar: every head has positive pairs that others cancel, so that an effect alone (
 import pytest
 
 from fra.claim import Claim
-from fra.induction.designs import ChannelNulls, ChannelSearch, Plantings, TokenInduction
+from fra.induction.designs import TokenInduction
+from fra.search.designs import ChannelNulls, ChannelSearch, Plantings
 from fra.stimuli.designs import RepeatedSets
 
 BARS = {

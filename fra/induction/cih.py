@@ -18,12 +18,13 @@ from fra.core.coded import measure_arm
 from fra.core.threads import ahead, each
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import FraError
-from fra.induction.best_effect import best_effect
-from fra.induction.channels import HeadOnArms, measure_arms, on_device
-from fra.induction.designs import ChannelNulls, ChannelSearch, TokenInduction
+from fra.induction.designs import TokenInduction
 from fra.induction.layers import Layers, lean, lean_arms
-from fra.induction.screen import HeadScreen, LayerScreen, screen_head
 from fra.induction.status import HeadStatus, head_status
+from fra.search.best_effect import best_effect
+from fra.search.channels import HeadOnArms, measure_arms, on_device
+from fra.search.designs import ChannelNulls, ChannelSearch
+from fra.search.screen import HeadScreen, LayerScreen, screen_head
 from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.sets import documents
 from fra.targets.target import has_dictionary

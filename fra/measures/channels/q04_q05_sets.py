@@ -14,12 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from fra.induction.channels import Effects
 from fra.induction.cih import Screen, families
-from fra.induction.designs import ChannelSearch, Plantings
 from fra.induction.outside import outside, status_detail
-from fra.induction.power import ChannelBars, count_found
-from fra.induction.screen import HeadScreen, LayerScreen
 from fra.measures.channels.details import (
     ATTENTION,
     CONTRAST,
@@ -33,6 +29,10 @@ from fra.measures.channels.details import (
     live_candidates,
     set_detail,
 )
+from fra.search.channels import Effects
+from fra.search.designs import ChannelSearch, Plantings
+from fra.search.power import ChannelBars, count_found
+from fra.search.screen import HeadScreen, LayerScreen
 from fra.statistics import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Column, Drawn, Given, Planted, Sampled, decide, means_of
@@ -141,7 +141,7 @@ def _standing(claim: Claim, sampled: Sequence[Sampled], heads: Sequence[str]) ->
 @torch.no_grad()
 def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") -> dict[str, Evidence]:
     """Q05: an expressed channel among the candidates of every head of a family; one and the same candidate must pass
-    everything. Power is that of this very decision (`fra.induction.power.count_found`).
+    everything. Power is that of this very decision (`fra.search.power.count_found`).
 
     Other heads stand with the reason why they are not tested.
     """

@@ -20,9 +20,9 @@ from torch import Tensor
 from fra.core.coded import Arm, pair_couplings
 from fra.core.weights import Model
 from fra.dictionaries.codes import neuronpedia
-from fra.induction.examples import Shown, example_on_text
 from fra.interventions.downstream import Scene
 from fra.measures.pairs.designs import SingleTerms
+from fra.search.examples import Shown, example_on_text
 from fra.statistics.stats import seed_of
 from fra.stimuli.padding import Texts
 from fra.targets.target import has_dictionary, text_of

@@ -16,7 +16,6 @@ from torch import Tensor
 from fra.core.coded import Arm, measure_arm
 from fra.core.threads import each
 from fra.errors import CannotLoad
-from fra.induction.nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
 from fra.measures.pairs.designs import Concepts, ConceptTexts
 from fra.measures.pairs.q21_search import (
     ConceptEffects,
@@ -26,6 +25,7 @@ from fra.measures.pairs.q21_search import (
     MarkedTexts,
     texts,
 )
+from fra.search.nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
 from fra.statistics.stats import seed_of
 from fra.stimuli.sources import disjoint, spread
 from fra.targets.target import has_dictionary

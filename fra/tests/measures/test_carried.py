@@ -14,7 +14,6 @@ from fra.core.frozen import FrozenLayer, freeze
 from fra.dictionaries.codes import codes
 from fra.dictionaries.tokens import learn, shrinkage
 from fra.errors import FraError
-from fra.induction.nulls import draw_atoms, random_atoms
 from fra.measures.scores.designs import Concentration, StrongestChannels, Truncation
 from fra.measures.scores.layer import FEATURES, SHUFFLED, TOKENS, CarriedLayer, Sets, document_sets, texts
 from fra.measures.scores.masses import concentration, document, fewest, live_channels, masses, numbered
@@ -29,6 +28,7 @@ from fra.measures.scores.q02_q14_fidelity import (
     truncation,
 )
 from fra.measures.scores.q03_q15_sparsity import content, first_key, sparsity, strongest_channels
+from fra.search.nulls import draw_atoms, random_atoms
 from fra.statistics.stats import ClusterMeans, seed_of
 from fra.statistics.unseen import sources_for
 from fra.stimuli.designs import NaturalSets

@@ -15,9 +15,7 @@ import torch
 import fra
 from fra.claim import Condition, Outcome, judge
 from fra.core.coded import measure_arm
-from fra.induction.channels import HeadOnArms, measure_arms
 from fra.induction.cih import Screen
-from fra.induction.search import Search
 from fra.induction.status import HeadStatus
 from fra.measures.channels import q20_seeds
 from fra.measures.channels.q20_seeds import (
@@ -31,6 +29,8 @@ from fra.measures.channels.q20_seeds import (
     shared,
 )
 from fra.measures.channels.transfer_designs import ChannelSet
+from fra.search.channels import HeadOnArms, measure_arms
+from fra.search.search import Search
 from fra.statistics.unseen import sources_for
 from fra.stimuli import repeated
 from fra.tests import circuit

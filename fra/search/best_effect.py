@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra.core.coded import pair_couplings
-from fra.induction.channels import Effects, HeadOnArms
-from fra.induction.designs import ChannelSearch
+from fra.search.channels import Effects, HeadOnArms
+from fra.search.designs import ChannelSearch
 
 _FIRST_AT_ONCE = 2
 _ROUNDING_OF_FLOAT32 = 1e-3

@@ -12,8 +12,8 @@ from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer
 from fra.dictionaries.codes import Codes, decoded
 from fra.errors import FraError
-from fra.induction.channels import Arms, on_documents
-from fra.induction.designs import ChannelNulls
+from fra.search.channels import Arms, on_documents
+from fra.search.designs import ChannelNulls
 
 _ROWS_AT_ONCE = 256
 

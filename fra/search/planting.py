@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.core.coded import Arm, capped_scores, log_odds, pair_couplings
-from fra.induction.channels import HeadOnArms
-from fra.induction.designs import Plantings
+from fra.search.channels import HeadOnArms
+from fra.search.designs import Plantings
 
 
 class Planting:

@@ -21,8 +21,8 @@ from fra.core.frozen import Side
 from fra.core.meetings import Meetings
 from fra.core.threads import each
 from fra.errors import CannotLoad
-from fra.induction.channels import evenly, shifted_keys
-from fra.induction.designs import ChannelNulls, ChannelSearch
+from fra.search.channels import evenly, shifted_keys
+from fra.search.designs import ChannelNulls, ChannelSearch
 from fra.stimuli.repeated import Batch
 
 _TABLE_CELLS = 2**30

@@ -14,9 +14,9 @@ import fra
 from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
 from fra.errors import FraError
-from fra.induction.best_effect import best_effect, mean_effect, restricted, upper_bounds
-from fra.induction.channels import Arms, HeadOnArms, evenly, few_arms, measure_arms, shifted_keys
-from fra.induction.nulls import (
+from fra.search.best_effect import best_effect, mean_effect, restricted, upper_bounds
+from fra.search.channels import Arms, HeadOnArms, evenly, few_arms, measure_arms, shifted_keys
+from fra.search.nulls import (
     draw_atoms,
     matching_pursuit,
     random_atoms,
@@ -25,8 +25,8 @@ from fra.induction.nulls import (
     scramble,
     stretch_to_match,
 )
-from fra.induction.search import Search
-from fra.induction.stripe_blocks import stripe_blocks
+from fra.search.search import Search
+from fra.search.stripe_blocks import stripe_blocks
 from fra.stimuli import repeated as stimuli
 from fra.tests.models import D_VOCAB, tiny, tiny_sae
 

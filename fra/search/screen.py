@@ -17,14 +17,14 @@ from torch import Tensor
 
 from fra.core.coded import Arm, pair_couplings
 from fra.errors import FraError
-from fra.induction.atoms import set_effect, set_effects_of_atoms
-from fra.induction.best_effect import best_effect, mean_effect
-from fra.induction.channels import Arms, Effects, HeadOnArms, evenly, few_arms, few_of_arm, shifted_keys
-from fra.induction.designs import ChannelNulls, ChannelSearch
-from fra.induction.examples import Example, example, live_tokens
-from fra.induction.nulls import random_rotation, row_spread, scramble, scrambled_arms, stretch_to_match
-from fra.induction.search import Search, Stripe
-from fra.induction.stripe_blocks import stripe_blocks
+from fra.search.atoms import set_effect, set_effects_of_atoms
+from fra.search.best_effect import best_effect, mean_effect
+from fra.search.channels import Arms, Effects, HeadOnArms, evenly, few_arms, few_of_arm, shifted_keys
+from fra.search.designs import ChannelNulls, ChannelSearch
+from fra.search.examples import Example, example, live_tokens
+from fra.search.nulls import random_rotation, row_spread, scramble, scrambled_arms, stretch_to_match
+from fra.search.search import Search, Stripe
+from fra.search.stripe_blocks import stripe_blocks
 from fra.statistics.stats import seed_of
 from fra.stimuli.repeated import Batch
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from fra.core.coded import pair_couplings
-from fra.induction.channels import HeadOnArms
-from fra.induction.designs import Plantings
-from fra.induction.planting import Planting
-from fra.induction.screen import LayerScreen
+from fra.search.channels import HeadOnArms
+from fra.search.designs import Plantings
+from fra.search.planting import Planting
+from fra.search.screen import LayerScreen
 from fra.statistics import stats
 from fra.statistics.rules import RULES
 from fra.statistics.stats import seed_of

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra.core.coded import Arm, pair_couplings
-from fra.induction.channels import Arms
 from fra.report.pictures import ChannelPicture, counted, features_on, packed
+from fra.search.channels import Arms
 
 LONGEST = 48
 """Positions of a natural document that are shown, where the channel does something among them: a map of more is wider

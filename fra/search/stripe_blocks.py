@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fra.core.frozen import Side
-from fra.induction.channels import HeadOnArms
+from fra.search.channels import HeadOnArms
 
 
 def stripe_blocks(on_arms: HeadOnArms) -> dict[str, float]:

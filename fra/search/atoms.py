@@ -11,10 +11,10 @@ from torch import Tensor
 from fra.core.coded import Arm
 from fra.core.threads import each
 from fra.errors import FraError
-from fra.induction.channels import Arms, HeadOnArms, few_documents
-from fra.induction.designs import ChannelNulls, ChannelSearch
-from fra.induction.nulls import draw_atoms, random_atoms
-from fra.induction.search import Search, Stripe
+from fra.search.channels import Arms, HeadOnArms, few_documents
+from fra.search.designs import ChannelNulls, ChannelSearch
+from fra.search.nulls import draw_atoms, random_atoms
+from fra.search.search import Search, Stripe
 from fra.statistics.stats import seed_of
 from fra.stimuli.repeated import Batch
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from fra.measures.pairs.q21_layers import LayerConcepts
-from fra.measures.pairs.q21_search import ConceptEffects
+from fra.measures.concepts.q21_layers import LayerConcepts
+from fra.measures.concepts.q21_search import ConceptEffects
 from fra.statistics.rules import RULES
 from fra.statistics.stats import clopper_pearson, seed_of
 from fra.verdicts.claim import Claim

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fra.core.coded import Arm, pair_couplings
 from fra.core.frozen import FrozenLayer
-from fra.measures.pairs.designs import Concepts
+from fra.measures.concepts.designs import Concepts
 from fra.search.examples import Shown, example_on_text
 from fra.statistics.stats import seed_of
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from fra.core.coded import Arm, measure_arm
 from fra.core.threads import each
 from fra.errors import CannotLoad
-from fra.measures.pairs.designs import Concepts, ConceptTexts
-from fra.measures.pairs.q21_search import (
+from fra.measures.concepts.designs import Concepts, ConceptTexts
+from fra.measures.concepts.q21_search import (
     ConceptEffects,
     ConceptSearch,
     ConceptStripe,

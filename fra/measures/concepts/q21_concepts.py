@@ -19,11 +19,10 @@ from jaxtyping import Bool, Int
 
 from fra.dictionaries.codes import neuronpedia
 from fra.induction.outside import BEST_EFFECT, CONTROL
-from fra.measures.pairs.designs import Concepts, ConceptTexts
-from fra.measures.pairs.q21_layers import ConceptLayers, LayerConcepts, best
-from fra.measures.pairs.q21_planting import CONTRAST, EFFECT, PlantedChannels, plant_concepts, planted_and_found
-from fra.measures.pairs.q21_search import ConceptEffects, example_of
-from fra.measures.pairs.standing import standing
+from fra.measures.concepts.designs import Concepts, ConceptTexts
+from fra.measures.concepts.q21_layers import ConceptLayers, LayerConcepts, best
+from fra.measures.concepts.q21_planting import CONTRAST, EFFECT, PlantedChannels, plant_concepts, planted_and_found
+from fra.measures.concepts.q21_search import ConceptEffects, example_of
 from fra.report.pictures import BEST, ON_NATURAL, ChannelPicture
 from fra.statistics.nulls import sequential
 from fra.statistics.rules import RULES
@@ -31,6 +30,7 @@ from fra.targets.target import text_of
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Column, Drawn, Given, Planted, Sampled, decide, means_of
 from fra.verdicts.samples import NO_INPUT_DICTIONARY
+from fra.verdicts.standing import standing
 
 LAGS, SCRAMBLES, ATOMS, LAYER_0 = "over other lags", "over scrambled heads", "over random atoms", "over layer-0 heads"
 _LISTED = 5

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fra.attribution.planted import PlantedHalf
 from fra.measures.families.designs import AblatedPairs
 from fra.measures.families.families import Families, LayerFamilies, Selection
 from fra.measures.families.measures import Ablated, path_changes
-from fra.measures.families.planted import PlantedHalf
 from fra.measures.families.rows import HeadNumbers, family_of, per_head, too_few
 from fra.statistics.bounds import MATCHED, difference
 from fra.statistics.stats import seed_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from fra.measures.families.planted import PlantedHalf
+from fra.attribution.planted import PlantedHalf
 from fra.statistics.stats import Floats
 
 STRONG, PERMUTED, MASS, MISSED = (

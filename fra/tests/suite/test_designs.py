@@ -17,7 +17,7 @@ from fra.errors import FraError
 registries = importlib.import_module("fixtures.registry")  # a test of the suite, from within the library
 
 ROOT = Path(__file__).resolve().parents[3]
-ROOMS = ("fra/measures", "fra/induction", "fra/search", "fra/stimuli")
+ROOMS = ("fra/measures", "fra/attribution", "fra/induction", "fra/search", "fra/stimuli")
 """Where claims are measured."""
 COMPUTES = re.compile(r"_?[A-Z_]*(AT_ONCE|BYTES|CELLS|TOGETHER|CHUNKS?|LISTED)")
 """How much is computed at once, or listed beside a verdict: neither moves a number of it."""
@@ -28,6 +28,7 @@ ROUNDING = {
     ("fra/measures/scores/layer.py", "_FEWEST_DOCUMENTS"): "fewer texts are an error, no number",
     ("fra/search/examples.py", "LONGEST"): "positions of a picture",
     ("fra/search/examples.py", "_BEHIND"): "positions of a picture",
+    ("fra/attribution/head_outputs.py", "_LARGEST"): "larger results are an error, no number",
     ("fra/stimuli/repeated.py", "_TRIES"): "exchanges until a derangement is given up: an error, no number",
     ("fra/stimuli/sources.py", "_FEWEST"): "sources over which a selection is spread: made the same for every claim",
 }

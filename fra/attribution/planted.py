@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fra.attribution.head_outputs import Live, observe
 from fra.core.weights import Model
-from fra.measures.families.designs import PlantedTokens
 from fra.stimuli import repeated
+from fra.stimuli.designs import PlantedTokens
 from fra.stimuli.padding import Texts
 
 _DOCUMENTS_AT_ONCE = 32

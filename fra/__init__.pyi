@@ -27,8 +27,8 @@ from .core.resolve import resolve as resolve
 from .dictionaries import blockdiag as blockdiag
 from .interventions import patching as patching
 from .interventions import remove as remove
+from .statistics import stats as stats
 from .targets import load_target as load_target
 from .verdicts import ledger as ledger
-from .verdicts import stats as stats
 
 __version__: str

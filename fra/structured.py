@@ -28,9 +28,9 @@ from torch import Tensor
 from fra.core.coded import Arm, measure_arm, pair_couplings
 from fra.core.threads import each
 from fra.errors import FraError
+from fra.statistics.stats import seed_of
 from fra.stimuli.padding import padded
 from fra.targets.target import has_dictionary, load_target
-from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
     from fra.targets.target import Target

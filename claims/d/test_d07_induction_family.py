@@ -26,8 +26,8 @@ import pytest
 
 from fra.claim import Claim
 from fra.induction.designs import TokenInduction
-from fra.measures.families.designs import FamilySelection, OwnScale, PlantedTokens
-from fra.stimuli.designs import RepeatedSets
+from fra.measures.families.designs import FamilySelection, OwnScale
+from fra.stimuli.designs import PlantedTokens, RepeatedSets
 
 _SURVEYED = (TokenInduction(), RepeatedSets(), FamilySelection(), PlantedTokens())
 FAMILY = Claim(

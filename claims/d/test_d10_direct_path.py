@@ -16,8 +16,8 @@ import pytest
 
 from fra.claim import Claim
 from fra.induction.designs import TokenInduction
-from fra.measures.families.designs import AblatedPairs, FamilySelection, PlantedTokens
-from fra.stimuli.designs import RepeatedSets
+from fra.measures.families.designs import AblatedPairs, FamilySelection
+from fra.stimuli.designs import PlantedTokens, RepeatedSets
 
 CLAIM = Claim(
     id="D10",

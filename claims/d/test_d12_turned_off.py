@@ -20,8 +20,8 @@ import pytest
 
 from fra.claim import Claim
 from fra.induction.designs import TokenInduction
-from fra.measures.families.designs import FamilySelection, PlantedTokens
-from fra.stimuli.designs import RepeatedSets
+from fra.measures.families.designs import FamilySelection
+from fra.stimuli.designs import PlantedTokens, RepeatedSets
 
 CLAIM = Claim(
     id="D12",

@@ -17,8 +17,8 @@ import pytest
 
 from fra.claim import Claim
 from fra.induction.designs import TokenInduction
-from fra.measures.families.designs import FamilySelection, NeedingFeatures, PlantedTokens
-from fra.stimuli.designs import RepeatedSets
+from fra.measures.families.designs import FamilySelection, NeedingFeatures
+from fra.stimuli.designs import PlantedTokens, RepeatedSets
 
 CLAIM = Claim(
     id="D13",

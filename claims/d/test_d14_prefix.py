@@ -16,8 +16,8 @@ import pytest
 
 from fra.claim import Claim
 from fra.induction.designs import TokenInduction
-from fra.measures.families.designs import FamilySelection, PlantedTokens, Prefixes
-from fra.stimuli.designs import RepeatedSets
+from fra.measures.families.designs import FamilySelection, Prefixes
+from fra.stimuli.designs import PlantedTokens, RepeatedSets
 
 CLAIM = Claim(
     id="D14",

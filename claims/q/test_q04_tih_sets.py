@@ -24,7 +24,8 @@ Each stimulus family is a claim of its own; there is no switching between them.
 import pytest
 
 from fra.claim import Claim
-from fra.induction.designs import ChannelNulls, ChannelSearch, TokenInduction
+from fra.induction.designs import TokenInduction
+from fra.search.designs import ChannelNulls, ChannelSearch
 from fra.stimuli.designs import RepeatedSets
 
 RANDOM, NATURAL = (

@@ -13,10 +13,10 @@ Controls: deranged documents, other lags; the head's own scrambles, drawn one af
     many as Holm over the heads takes; layer-0 heads, which cannot know a key's predecessor, stand beside. Other lags,
     couplings and coverage are no draws: numbers that can deny.
 Power: a refutation needs that of this very decision. 100 channels are planted in the head's own scores, each a random
-    eligible pair raised to the smallest coupling that meets every bar, and each must go through all of it: rank among
+    eligible pair that is live in 40 % of the documents, raised to the smallest coupling that meets every bar, and each must go through all of it: rank among
     the 50, stand on discovery documents, have effect, contrast and attention told from zero at the level of the
     decision, beat the other lags, and exceed as many scrambles of the head as its rank takes
-    (`fra.induction.power.count_found` says it exactly). The lower bound of the share found must reach 0.8; once it
+    (`fra.search.power.count_found` says it exactly). The lower bound of the share found must reach 0.8; once it
     cannot, no more are planted.
 Bar: every head has positive pairs that others cancel, so that an effect alone ("latent") is not yet a channel; 0.02 of
     attention is what a fifth of a weak induction head would give.
@@ -25,7 +25,8 @@ Bar: every head has positive pairs that others cancel, so that an effect alone (
 import pytest
 
 from fra.claim import Claim
-from fra.induction.designs import ChannelNulls, ChannelSearch, Plantings, TokenInduction
+from fra.induction.designs import TokenInduction
+from fra.search.designs import ChannelNulls, ChannelSearch, Plantings
 from fra.stimuli.designs import RepeatedSets
 
 BARS = {

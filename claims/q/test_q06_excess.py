@@ -21,8 +21,9 @@ nothing that is expressed, so the count by the bars must agree.
 import pytest
 
 from fra.claim import Claim
-from fra.induction.designs import ChannelNulls, ChannelSearch, Plantings, TokenInduction
+from fra.induction.designs import TokenInduction
 from fra.measures.channels.designs import HeadExcess
+from fra.search.designs import ChannelNulls, ChannelSearch, Plantings
 from fra.stimuli.designs import RepeatedSets
 
 CLAIM = Claim(

@@ -20,7 +20,7 @@ texts of other sources. Power: channels planted at twice the bars, each through 
 import pytest
 
 from fra.claim import Claim
-from fra.measures.pairs.designs import Concepts, ConceptTexts
+from fra.measures.concepts.designs import Concepts, ConceptTexts
 
 CLAIM = Claim(
     id="Q21",
@@ -44,7 +44,7 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, progress):
-    from fra.measures.pairs.q21_concepts import concept_evidence
+    from fra.measures.concepts.q21_concepts import concept_evidence
 
     return concept_evidence(CLAIM, target, progress)
 

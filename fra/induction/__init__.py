@@ -1,1 +1,1 @@
-"""Which heads are token induction heads, and the search for their channels (CIH)."""
+"""Which heads are token induction heads, and what claims see of their channels (CIH)."""

@@ -17,12 +17,13 @@ import torch
 from fra.core.threads import ahead, each
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import FraError
-from fra.induction.best_effect import best_effect
-from fra.induction.channels import HeadOnArms, measure_arms
-from fra.induction.designs import ChannelNulls, ChannelSearch, TokenInduction
+from fra.induction.designs import TokenInduction
 from fra.induction.layers import Layers, lean_arms
-from fra.induction.screen import HeadScreen, LayerScreen, screen_head
 from fra.induction.status import HeadStatus, head_status
+from fra.search.best_effect import best_effect
+from fra.search.channels import HeadOnArms, measure_arms
+from fra.search.designs import ChannelNulls, ChannelSearch
+from fra.search.screen import HeadScreen, LayerScreen, screen_head
 from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.sets import documents
 from fra.targets.target import has_dictionary

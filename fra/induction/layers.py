@@ -11,8 +11,8 @@ from torch import Tensor
 from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer
 from fra.dictionaries.codes import Codes
-from fra.induction.channels import Arms
-from fra.induction.screen import LayerScreen
+from fra.search.channels import Arms
+from fra.search.screen import LayerScreen
 
 _KEPT_BYTES = 2 * 2**30
 

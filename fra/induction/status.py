@@ -18,8 +18,8 @@ from fra.core.weights import Model
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 from fra.induction.designs import TokenInduction
+from fra.statistics.stats import ClusterMeans, by_source, seed_of
 from fra.stimuli.repeated import Batch
-from fra.verdicts.stats import ClusterMeans, by_source, seed_of
 
 STRIPES = ("induction", "duplicate", "previous", "after", "before")
 _DOCUMENTS_AT_ONCE = 32

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.errors import CannotLoad
+from fra.statistics.stats import seed_of
 from fra.stimuli.designs import Made
 from fra.stimuli.padding import padded, unpadded
-from fra.verdicts.stats import seed_of
 
 MADE = Made()
 _TRIES = 2_000

@@ -6,7 +6,7 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 
 import numpy as np
 
-from fra.verdicts.stats import seed_of
+from fra.statistics.stats import seed_of
 
 _FEWEST = 10
 """Sources that a set where something is chosen is spread over, at least, where there are so many."""

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Int
 
 from fra.errors import CannotLoad
+from fra.statistics.stats import seed_of
 from fra.stimuli.repeated import Batch, RepeatedDocument, periods, repeat
-from fra.verdicts.stats import seed_of
 
 ARMS = ("same", "variant", "neighbour", "unrelated")
 

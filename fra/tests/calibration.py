@@ -11,8 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy import stats as sps
 
-from fra.verdicts import stats, unseen
-from fra.verdicts.stats import ClusterMeans, Floats
+from fra.statistics import stats, unseen
+from fra.statistics.stats import ClusterMeans, Floats
 
 LEVEL = 0.05
 DEEP = (0.05, 0.01, 0.002, 0.0007)
@@ -39,7 +39,7 @@ SHAPES: dict[str, tuple[Callable[[Uniforms], Floats], float]] = {
     "lognormal, 80 % near zero": _sparse_lognormal(0.8, noise=0.1),
     "one in ten large": (lambda u: np.where(u() < 0.1, -3 * np.log(u()), 0.1 * sps.norm.ppf(u())), 0.3),
 }
-# GUARD was chosen on the shapes above alone, what `fra.verdicts.unseen` has beside it on those and on these.
+# GUARD was chosen on the shapes above alone, what `fra.statistics.unseen` has beside it on those and on these.
 UNSEEN: dict[str, tuple[Callable[[Uniforms], Floats], float]] = {
     "gamma 0.3": (lambda u: sps.gamma.ppf(u(), 0.3), 0.3),
     "Pareto 2.5, 50 % zeros": (lambda u: (u() > 0.5) * (u() ** -0.4 - 1), 1 / 3),
@@ -289,9 +289,10 @@ Documents have sparse, right-skewed effects, as channels do; a document here sta
 source. "Rows vary": 40 % of the documents have no live row, the others a geometric number (mean 4) that all share their
 document's effect. "Above" is the test behind SUPPORTED, "below" the one behind REFUTED.
 
-How the margins were chosen (`fra.verdicts.unseen`): the guard's form and GUARD on the shapes without a mark. REACH, the
-shift, Student's margin and the numbers of the floor on those and on the ones marked "(unseen)", which the guard alone
-had not met: they are unseen no more. The ones marked "(fresh)" were written down afterwards and used for no choice.
+How the margins were chosen (`fra.statistics.unseen`): the guard's form and GUARD on the shapes without a mark. REACH,
+the shift, Student's margin and the numbers of the floor on those and on the ones marked "(unseen)", which the guard
+alone had not met: they are unseen no more. The ones marked "(fresh)" were written down afterwards and used for no
+choice.
 
 What to read from it:
 

@@ -12,14 +12,14 @@ import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
+from fra.attribution import planted
 from fra.claim import Claim, Evidence
 from fra.induction.designs import TokenInduction
 from fra.induction.status import HeadStatus
-from fra.measures.families import planted
-from fra.measures.families.designs import FamilySelection, PlantedTokens, UpstreamPrompts
+from fra.measures.families.designs import FamilySelection, UpstreamPrompts
 from fra.measures.families.families import Families, LayerFamilies
 from fra.stimuli import repeated
-from fra.stimuli.designs import RepeatedSets
+from fra.stimuli.designs import PlantedTokens, RepeatedSets
 from fra.tests import circuit
 from fra.tests.claims import claim
 

@@ -23,12 +23,14 @@ from fra.claim import Claim, judge
 from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
 from fra.induction import cih
-from fra.induction.channels import Arms, measure_arms, shifted_keys
-from fra.induction.designs import Plantings
-from fra.induction.nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
-from fra.induction.screen import LayerScreen
 from fra.induction.status import HeadStatus
 from fra.measures.channels import q04_q05_sets
+from fra.search.channels import Arms, measure_arms, shifted_keys
+from fra.search.designs import Plantings
+from fra.search.nulls import draw_atoms, random_atoms, random_rotation, scramble, stretch_to_match
+from fra.search.screen import LayerScreen
+from fra.statistics import stats
+from fra.statistics.stats import clopper_pearson, seed_of
 from fra.stimuli import repeated as stimuli
 from fra.stimuli import sets as document_sets
 from fra.stimuli.designs import RepeatedSets
@@ -36,8 +38,6 @@ from fra.targets import target as target_module
 from fra.targets.target import Target, load_target
 from fra.tests import circuit, claims
 from fra.tests.induction.test_cih_circuit import screened
-from fra.verdicts import stats
-from fra.verdicts.stats import clopper_pearson, seed_of
 
 Sets = tuple[stimuli.Batch, Arm, Arms, Arms]
 """Discovery documents and their arm; confirmation and sets documents."""

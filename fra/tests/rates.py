@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fra.statistics.stats import Floats, clopper_pearson, seed_of
 from fra.tests.recorder import STATUS
 from fra.tests.replay import N_BOOT, STRENGTHS, Counts, Replay, as_recorded
 from fra.tests.samples import Decision, Member, label, load_all
-from fra.verdicts.stats import Floats, clopper_pearson, seed_of
 
 LEVEL = 0.05
 
@@ -87,7 +87,7 @@ def table_of_conditions(found: dict[str, Replay]) -> None:
     for claim, replay in found.items():
         for c in replay.counts:
             d = c.decision
-            marks = (" (jackknife)" if d.jackknife else "") + (" (far end)" if c.far else "")
+            marks = " (far end)" if c.far else ""
             outlying = c.outlying[np.isfinite(c.outlying)]
             _row(
                 (
@@ -167,8 +167,6 @@ def _where(c: Counts, met: bool) -> str:
     if np.isfinite(own).any():
         unseen = c.unseen[0 if met else 1, worst] / wrong[worst]
         said += f", {np.nanmax(own):.0%} of whose spread is one document, missing in {unseen:.0%} of these draws"
-    if d.jackknife:
-        return said
     found = as_recorded(d)
     heads = [  # every candidate of a head must fail
         h
@@ -278,9 +276,8 @@ What this shows, and what it does not:
 - Resamples: {n_boot} or some more instead of 9,999, chosen so that no test is coarser than its level; a little less
   power, the same size.
 - "far end": a share near the end of its range cannot be moved to the bar; some documents, by chance, lie at the far end
-  of the range instead. "jackknife": pseudo-values are drawn, which is right as far as the statistic is linear.
-  Conditions "effect < bar" are shown with their sign turned. Of claims about several dictionaries at once, one at a
-  time is at its bar, and the larger rate is shown. "status": which heads are token induction heads.
+  of the range instead. Conditions "effect < bar" are shown with their sign turned. Of claims about several dictionaries
+  at once, one at a time is at its bar, and the larger rate is shown. "status": which heads are token induction heads.
 """
 SHARES = """## One document
 

@@ -17,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from fra.statistics.stats import ClusterMeans, seed_of
 from fra.tests.samples import Decision, Member, Sample, save
 from fra.verdicts.decide import WHOLE, Number, Sampled, corrected, may_refute
-from fra.verdicts.jackknife import Jackknifed
-from fra.verdicts.stats import ClusterMeans, seed_of
 
 STATUS = "status"
 """The claim that stands for the families themselves: which heads are token induction heads (fra.induction.status)."""
@@ -127,20 +126,16 @@ def _samples(column: Sampled, above: bool) -> dict[Member, Sample] | None:
     for head, own in column.samples.items():
         several = own if isinstance(own, Mapping) else dict(enumerate(own)) if isinstance(own, Sequence) else {"": own}
         for part, one in several.items():
-            if not isinstance(one, ClusterMeans | Jackknifed | Number):
+            if not isinstance(one, ClusterMeans | Number):
                 return None
             found[head, str(part) if len(several) > 1 else ""] = _sample(one, sign)
     return found
 
 
-def _sample(given: ClusterMeans | Jackknifed | Number, sign: float) -> Sample:
+def _sample(given: ClusterMeans | Number, sign: float) -> Sample:
     """A sample of E, or of -E: "below a bar" said as "above"."""
     if isinstance(given, Number):
         return Sample(np.full((1, 1), sign * given.estimate), np.ones((1, 1)), kind="number")
-    if isinstance(given, Jackknifed):
-        n, left_out = len(given.left_out), given.left_out
-        pseudo = left_out.mean() + (n - 1) * (left_out.mean() - left_out)
-        return Sample(sign * pseudo[:, None], np.ones((n, 1)), kind="jackknife", least=given.least)
     return Sample(sign * given.sums, given.counts, given.seed)
 
 

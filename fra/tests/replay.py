@@ -15,16 +15,15 @@ from functools import cached_property
 import numpy as np
 
 from fra.claim import Claim, Condition
+from fra.statistics import stats
+from fra.statistics.stats import ClusterMeans, Floats
 from fra.tests.samples import Decision, Member, Sample
 from fra.tests.together import Together
 from fra.verdicts import decide as decider
-from fra.verdicts import stats
 from fra.verdicts.decide import Sampled, corrected
-from fra.verdicts.jackknife import Jackknifed
-from fra.verdicts.stats import ClusterMeans, Floats
 
 STRENGTHS = (0.5, 1.0, 2.0)
-"""Planted strengths, in units of what `fra.verdicts.stats.detectable` says is found with power 0.8."""
+"""Planted strengths, in units of what `fra.statistics.stats.detectable` says is found with power 0.8."""
 POWER = 0.8
 N_BOOT = 1_000
 """At least so many resamples; claims use 9,999."""
@@ -114,7 +113,7 @@ class Counts:
     heads: np.ndarray
     """[columns] which member each column is of."""
     detectable: Floats
-    """[columns] what `fra.verdicts.stats.detectable` says of the sample."""
+    """[columns] what `fra.statistics.stats.detectable` says of the sample."""
     draws: int = 0
     above: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=int))
     """[parts] draws in which anything was found above the bar, one part of the heads' samples being there at a time."""
@@ -209,7 +208,7 @@ class Replay:
         self._places: dict[tuple[int, Member], tuple[int, int]] = {}
         self._sides: dict[int, list[Sample]] = {}
         for k, d in enumerate(self.decisions):
-            for member, sample in d.members.items() if not d.jackknife else ():
+            for member, sample in d.members.items():
                 side = self._sides.setdefault(len(sample.sums), [])
                 self._places[k, member] = len(sample.sums), len(side)
                 side.append(sample)
@@ -229,8 +228,6 @@ class Replay:
         counts.above = np.zeros(len(d.parts), dtype=int)
         counts.heads_above, counts.heads_below = np.zeros((2, len(d.members)), dtype=int)
         counts.unseen = np.zeros((2, len(d.members)), dtype=int)
-        if d.jackknife:
-            return counts
         places = [self._places[k, member] for member in d.members]
         samples = [self._whole[n].part(place) for n, place in places]
         counts.estimate = np.concatenate([m.estimate for m in samples])
@@ -264,13 +261,10 @@ class Replay:
         split = np.split(counts.estimate, np.flatnonzero(np.diff(counts.heads)) + 1)
         as_is: dict[Member, decider.Sample] = {}
         at_bar: dict[Member, decider.Sample] = {}
-        for (member, sample), estimate in zip(d.members.items(), split, strict=True):
+        for member, estimate in zip(d.members, split, strict=True):
             for found, moved in ((as_is, np.zeros_like(estimate)), (at_bar, np.nan_to_num(d.bar - estimate))):
-                if d.jackknife:
-                    found[member] = _jackknifed(sample, rows[len(sample.sums)], float(moved[0]))
-                else:
-                    n, place = self._places[k, member]
-                    found[member] = drawn[n].part(place, moved)
+                n, place = self._places[k, member]
+                found[member] = drawn[n].part(place, moved)
         null = at_bar if d.bounded is None else self._bounded(d, counts.far, rows, rng)
         by_member = alone(d, null)
         held = np.array([any(c.holds(d.level) for c in own) for own in by_member.values()])
@@ -318,9 +312,3 @@ class Replay:
             for h, own in found.items()
         ]
         return float(np.mean(inside))
-
-
-def _jackknifed(sample: Sample, rows: np.ndarray, moved: float) -> Jackknifed:
-    """A draw of pseudo-values."""
-    values = sample.sums[rows, 0] + moved
-    return Jackknifed(float(values.mean()), (values.sum() - values) / (len(values) - 1), sample.least)

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from fra.errors import FraError
+from fra.statistics.stats import Floats
 from fra.verdicts.decide import WHOLE
-from fra.verdicts.stats import Floats
 
 SUFFIX = ".npz"
 Member = tuple[str, str]
@@ -26,18 +26,15 @@ Member = tuple[str, str]
 
 @dataclass(frozen=True)
 class Sample:
-    """Sums and counts [n_clusters, n_candidates] as `fra.verdicts.stats.ClusterMeans` was given them.
+    """Sums and counts [n_clusters, n_candidates] as `fra.statistics.stats.ClusterMeans` was given them.
 
-    Of a jackknife: pseudo-values [n_sources, 1], whose mean is the estimate, and ones. Of a number in which all
-    documents agree: itself, [1, 1].
+    Of a number in which all documents agree: itself, [1, 1].
     """
 
     sums: Floats
     counts: Floats
     seed: int = 0
-    kind: Literal["means", "jackknife", "number"] = "means"
-    least: float = 0.0
-    """Of a jackknife: the smallest standard error that is believed."""
+    kind: Literal["means", "number"] = "means"
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Decision:
     samples: Mapping[Member, Sample]
     simultaneous: bool = False
     bounded: tuple[float, float] | None = None
-    """The range of a document's value, where the exact bounds of `fra.verdicts.bounds` may take over."""
+    """The range of a document's value, where the exact bounds of `fra.statistics.bounds` may take over."""
     linearised: bool = False
     judged: bool = True
     """False: it stands beside the verdict and decides nothing."""
@@ -75,11 +72,6 @@ class Decision:
     def parts(self) -> list[str]:
         """Which samples a head has, of those that vary."""
         return list(dict.fromkeys(part for _, part in self.members))
-
-    @property
-    def jackknife(self) -> bool:
-        """Whether it rests on a jackknife."""
-        return any(sample.kind == "jackknife" for sample in self.samples.values())
 
     @property
     def tests(self) -> int:
@@ -103,8 +95,7 @@ def save(decision: Decision, folder: Path) -> Path:
     """Write one decision; the same decision has the same file name."""
     about = asdict(replace(decision, samples={}))
     about["samples"] = [
-        {"member": member, "seed": str(s.seed), "kind": s.kind, "least": s.least}
-        for member, s in decision.samples.items()
+        {"member": member, "seed": str(s.seed), "kind": s.kind} for member, s in decision.samples.items()
     ]
     arrays = {}
     for k, sample in enumerate(decision.samples.values()):
@@ -126,9 +117,7 @@ def load(path: Path) -> Decision:
         with np.load(path, allow_pickle=False) as found:
             about: dict[str, Any] = json.loads(str(found["about"]))
             about["samples"] = {
-                tuple(m["member"]): Sample(
-                    found[f"sums {k}"], found[f"counts {k}"], int(m["seed"]), m["kind"], m["least"]
-                )
+                tuple(m["member"]): Sample(found[f"sums {k}"], found[f"counts {k}"], int(m["seed"]), m["kind"])
                 for k, m in enumerate(about["samples"])
             }
     except (OSError, ValueError, KeyError) as error:

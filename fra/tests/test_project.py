@@ -54,7 +54,7 @@ def _run(code: str) -> str:
     "code",
     [
         "import fra; dir(fra); fra.__version__",
-        "import fra.claim, fra.verdicts.stats, fra.verdicts.ledger, fra.report.page",
+        "import fra.claim, fra.statistics.stats, fra.verdicts.ledger, fra.report.page",
     ],
 )
 def test_what_is_light_imports_nothing_heavy(code: str) -> None:
@@ -232,10 +232,10 @@ def test_modules_are_used_by_their_public_names_and_patched_as_objects() -> None
 @pytest.mark.parametrize(
     ("source", "name"),
     [
-        ("from fra.verdicts.stats import _Tail", "fra.verdicts.stats._Tail"),
-        ("from fra.verdicts import stats as s\ns._Tail()", "fra.verdicts.stats._Tail"),
+        ("from fra.statistics.stats import _Tail", "fra.statistics.stats._Tail"),
+        ("from fra.statistics import stats as s\ns._Tail()", "fra.statistics.stats._Tail"),
         ("import fra.claim\nfra.claim._ID", "fra.claim._ID"),
-        ("import fra.verdicts.stats as s\ns._Tail()", "fra.verdicts.stats._Tail"),
+        ("import fra.statistics.stats as s\ns._Tail()", "fra.statistics.stats._Tail"),
         ("from fra.core import frozen\nm.setattr(frozen, '_rms', 1)", "fra.core.frozen._rms"),
         ("from fra._census import dense", None),
         ("from fra.core import frozen\nfrozen.__name__\nself._own", None),

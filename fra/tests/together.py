@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from fra.statistics import stats
+from fra.statistics.stats import ClusterMeans, Floats
 from fra.tests.samples import Sample
-from fra.verdicts import stats
-from fra.verdicts.stats import ClusterMeans, Floats
 
 
 class _Drawn(stats.Tail):

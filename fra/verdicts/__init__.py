@@ -1,4 +1,4 @@
-"""What a number means: claims, statistics, conditions, the judge, the ledger. Neither torch nor pytest."""
+"""What a number means: claims, conditions, the one place that decides, the judge, the ledger. No torch, no pytest."""
 
 import lazy_loader
 

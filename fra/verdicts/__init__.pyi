@@ -1,2 +1,1 @@
 from . import ledger as ledger
-from . import stats as stats

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fra.errors import FraError
-from fra.verdicts.stats import ClusterMeans, Floats
+from fra.statistics.stats import ClusterMeans, Floats
 
 
 @dataclass(frozen=True)

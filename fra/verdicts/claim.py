@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal, TypeVar
 
 from fra.errors import FraError
-from fra.verdicts.rules import RULES
+from fra.statistics.rules import RULES
 
 Kind = Literal["finding", "identity", "control"]
 """A finding could be otherwise; an identity holds by algebra, and only a wrong computation breaks it; a control must

@@ -5,7 +5,7 @@ everything that was looked at:
 
 - "the head passes" is an intersection-union test: the head's p is the largest among its conditions (of the candidate
   for which that is least, simultaneous over the candidates where the column says so), and Holm goes over the heads
-  (`fra.verdicts.multiplicity`). The chance that any head of the family is SUPPORTED wrongly is bounded by the claim's
+  (`fra.statistics.multiplicity`). The chance that any head of the family is SUPPORTED wrongly is bounded by the claim's
   level, for all of its conditions together, where the candidates of a head fail for one and the same reason; where
   each fails for another, by the level times the conditions that are tested over candidates.
 - "the head is refuted" needs that of every candidate some condition is short of its bar. For the one that would make
@@ -26,16 +26,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fra.errors import FraError
-from fra.verdicts import stats
+from fra.statistics import stats
+from fra.statistics.exact import exact_where_unbounded
+from fra.statistics.multiplicity import HolmFamily, least_most, most_least
+from fra.statistics.nulls import Ranks, sequential
+from fra.statistics.rules import RULES
+from fra.statistics.stats import Floats
+from fra.statistics.unseen import sources_for
 from fra.verdicts.among import Among
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.conditions import as_share, rank_condition, weakest
-from fra.verdicts.exact import exact_where_unbounded
-from fra.verdicts.multiplicity import HolmFamily, least_most, most_least
-from fra.verdicts.nulls import Ranks, sequential
-from fra.verdicts.rules import RULES
-from fra.verdicts.stats import Floats
-from fra.verdicts.unseen import sources_for
 
 WHOLE = "all"
 """Stands for the head of a claim about the target as a whole."""
@@ -45,8 +45,7 @@ WHOLE = "all"
 class Sample(Protocol):
     """What one head (or dictionary) gave: something to test against a bar in either direction, for n_cand candidates.
 
-    `fra.verdicts.stats.ClusterMeans`, `fra.verdicts.jackknife.Jackknifed`, `fra.verdicts.conditions.Proportion` and
-    `Number` are such.
+    `fra.statistics.stats.ClusterMeans`, `fra.statistics.exact.Proportion` and `Number` are such.
     """
 
     @property
@@ -130,7 +129,7 @@ class Sampled:
     said as a share of the whole.
     """
     bounded: tuple[float, float] | None = None
-    """The range of a cluster's value: an exact bound stands in where the bootstrap has none (fra.verdicts.bounds)."""
+    """The range of a cluster's value: an exact bound stands in where the bootstrap has none (fra.statistics.bounds)."""
     linearised: bool = False
     """A difference of two samples, linearised: the value of a cluster has that range only where all agree."""
 

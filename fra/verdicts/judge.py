@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from fra.errors import FraError
+from fra.statistics.rules import RULES
 from fra.verdicts.claim import Claim, Condition, Evidence
-from fra.verdicts.rules import RULES
 
 
 class Outcome(StrEnum):

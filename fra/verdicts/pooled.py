@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fra.verdicts import stats
+from fra.statistics import stats
+from fra.statistics.stats import by_source
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import WHOLE, Beside, Number, Sampled, decide
-from fra.verdicts.stats import by_source
 
 NO_HEAD_OUTPUT_DICTIONARY = "the target has no dictionary of head outputs (blocks.L.attn.hook_z)"
 

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 
 from fra.errors import FraError
-from fra.verdicts import stats
+from fra.statistics import stats
+from fra.statistics.rules import RULES
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Column, Sampled, decide, means_of, ranked
-from fra.verdicts.rules import RULES
 
 NO_INPUT_DICTIONARY = "the target has no dictionary at this layer's attention input"
 

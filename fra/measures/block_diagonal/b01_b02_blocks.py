@@ -24,11 +24,11 @@ from fra.dictionaries.blockdiag import (
 from fra.dictionaries.hooks import LayerHooks
 from fra.measures.block_diagonal.designs import Belonging, Cost
 from fra.measures.block_diagonal.frontier import Frontier, encode, head_of
+from fra.statistics.stats import seed_of
 from fra.stimuli.natural import natural_documents
 from fra.targets.target import Target
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.conditions import exact
-from fra.verdicts.stats import seed_of
 
 MASKED = "masked dense dictionary: distance from 1 / n_heads"
 CHANGED = "share of features that change without the other heads"

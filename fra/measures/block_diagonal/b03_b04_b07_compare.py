@@ -17,11 +17,11 @@ from fra.errors import FraError
 from fra.measures.block_diagonal.crossed import Crossed, over_runs
 from fra.measures.block_diagonal.designs import ComparedArms
 from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, Point
-from fra.verdicts import stats
+from fra.statistics import stats
+from fra.statistics.rules import RULES
+from fra.statistics.stats import by_source
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import WHOLE, Beside, Sampled, decide
-from fra.verdicts.rules import RULES
-from fra.verdicts.stats import by_source
 
 RECOVERS = "the control arm recovers"
 """Name of the gate: the share of the loss that the densest dictionary of the control arm must recover, in every run."""

@@ -20,11 +20,11 @@ from fra.measures.block_diagonal.b03_b04_b07_compare import described, too_few_r
 from fra.measures.block_diagonal.crossed import over_runs
 from fra.measures.block_diagonal.designs import ComparedArms, FeatureLikeness
 from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, encode, head_of
-from fra.verdicts import stats
+from fra.statistics import stats
+from fra.statistics.rules import RULES
+from fra.statistics.stats import by_source
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import WHOLE, Beside, Sampled, decide
-from fra.verdicts.rules import RULES
-from fra.verdicts.stats import by_source
 
 _SHOWN_AT_ONCE = 10  # pairs, for the reader
 OVER_SHUFFLED = "Jaccard over shuffled"

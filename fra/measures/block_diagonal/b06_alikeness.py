@@ -22,12 +22,12 @@ from fra.dictionaries.hooks import layer_of
 from fra.measures.block_diagonal.b05_likeness import Activations, activations
 from fra.measures.block_diagonal.designs import Alikeness
 from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, head_of
+from fra.statistics import stats
+from fra.statistics.rules import RULES
+from fra.statistics.stats import Floats, by_source
 from fra.stimuli.padding import padded
-from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Column, Drawn, Planted, Sampled, decide
-from fra.verdicts.rules import RULES
-from fra.verdicts.stats import Floats, by_source
 
 OVER_RANDOM = "over random heads"
 

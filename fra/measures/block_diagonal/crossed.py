@@ -10,8 +10,8 @@ from jaxtyping import Float
 from numpy.typing import ArrayLike
 from scipy import stats as sps
 
-from fra.verdicts import stats
-from fra.verdicts.stats import Floats
+from fra.statistics import stats
+from fra.statistics.stats import Floats
 
 _QUANTILES_CELLS = 400
 """Points of the distribution of a variance, for power."""

@@ -20,12 +20,12 @@ from torch import Tensor
 from fra.errors import CannotLoad, FraError
 from fra.interventions.patching import losses_under, splice
 from fra.measures.block_diagonal.designs import Study
+from fra.statistics import stats
+from fra.statistics.stats import by_source
 from fra.stimuli.natural import natural_with_sources
 from fra.stimuli.padding import padded
 from fra.stimuli.repeated import repeated_natural
 from fra.targets.target import Target
-from fra.verdicts import stats
-from fra.verdicts.stats import by_source
 
 _AT_ONCE = 12  # documents a forward pass
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from fra.induction.channels import Effects
 from fra.induction.cih import Screen
-from fra.induction.designs import ChannelSearch
-from fra.induction.examples import Shown
 from fra.induction.outside import status_detail
-from fra.induction.screen import HeadScreen
 from fra.report.pictures import BEST, CurvesPicture, counted, features_on
-from fra.verdicts import stats
+from fra.search.channels import Effects
+from fra.search.designs import ChannelSearch
+from fra.search.examples import Shown
+from fra.search.screen import HeadScreen
+from fra.statistics import stats
 from fra.verdicts.claim import Condition
 
 

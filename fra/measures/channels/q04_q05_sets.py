@@ -2,7 +2,7 @@
 
 What is dear comes last and is measured only for heads that can still pass or be refuted: dictionaries of random atoms
 and other lags for heads that meet every sampled condition at the level before any correction, scrambles as
-`fra.verdicts.nulls` draws them, planted channels for heads that would be refuted.
+`fra.statistics.nulls` draws them, planted channels for heads that would be refuted.
 """
 
 from __future__ import annotations
@@ -14,12 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from fra.induction.channels import Effects
 from fra.induction.cih import Screen, families
-from fra.induction.designs import ChannelSearch, Plantings
 from fra.induction.outside import outside, status_detail
-from fra.induction.power import ChannelBars, count_found
-from fra.induction.screen import HeadScreen, LayerScreen
 from fra.measures.channels.details import (
     ATTENTION,
     CONTRAST,
@@ -33,7 +29,11 @@ from fra.measures.channels.details import (
     live_candidates,
     set_detail,
 )
-from fra.verdicts import stats
+from fra.search.channels import Effects
+from fra.search.designs import ChannelSearch, Plantings
+from fra.search.power import ChannelBars, count_found
+from fra.search.screen import HeadScreen, LayerScreen
+from fra.statistics import stats
 from fra.verdicts.among import Among
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Column, Drawn, Given, Planted, Sampled, decide, means_of
@@ -143,7 +143,7 @@ def _standing(claim: Claim, sampled: Sequence[Sampled], heads: Sequence[str]) ->
 @torch.no_grad()
 def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") -> dict[str, Evidence]:
     """Q05: an expressed channel among the candidates of every head of a family; one and the same candidate must pass
-    everything. Power is that of this very decision (`fra.induction.power.count_found`).
+    everything. Power is that of this very decision (`fra.search.power.count_found`).
 
     Other heads stand with the reason why they are not tested.
     """

@@ -17,19 +17,20 @@ import torch
 from jaxtyping import Float
 
 from fra.errors import FraError
-from fra.induction.channels import Effects, HeadOnArms
 from fra.induction.cih import Screen
-from fra.induction.designs import ChannelSearch, Plantings, TokenInduction
-from fra.induction.power import ChannelBars, plantings
-from fra.induction.screen import LayerScreen
+from fra.induction.designs import TokenInduction
 from fra.measures.channels.designs import HeadExcess
 from fra.measures.channels.details import best_channel
 from fra.report.pictures import BEST
-from fra.verdicts import stats
+from fra.search.channels import Effects, HeadOnArms
+from fra.search.designs import ChannelSearch, Plantings
+from fra.search.power import ChannelBars, plantings
+from fra.search.screen import LayerScreen
+from fra.statistics import stats
+from fra.statistics.rules import RULES
+from fra.statistics.stats import Floats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import WHOLE, Beside, Column, Planted, Sampled, decide, ranked
-from fra.verdicts.rules import RULES
-from fra.verdicts.stats import Floats
 
 EXCESS, BY_BARS, OVER_SCRAMBLES = "excess of heads", "excess by the bars", "over scrambled heads"
 

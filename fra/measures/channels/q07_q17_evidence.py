@@ -16,7 +16,7 @@ from fra.measures.channels.q07_q17_reading import COPIES, FIRST, KL, LOGIT, LOSS
 from fra.measures.channels.q07_q17_removal import CIH, EQUAL, MEAN, SUM, HeadRemoval, OnRanked, Plan
 from fra.measures.channels.transfer_designs import ChannelSet, MatchedSets, Removal
 from fra.report.pictures import CurvesPicture
-from fra.verdicts import stats
+from fra.statistics import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Drawn, Sampled, decide, means_of
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fra.interventions.downstream import Head
 from fra.measures.channels.transfer_designs import MatchedSets
-from fra.verdicts.stats import seed_of
+from fra.statistics.stats import seed_of
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ from fra._census.census import census
 from fra.core.coded import measure_arm
 from fra.errors import FraError
 from fra.induction import cih
-from fra.induction.channels import on_device
-from fra.induction.search import Search
 from fra.interventions import attach
 from fra.interventions.downstream import Head
 from fra.interventions.heads import freeze_scales
 from fra.measures.channels.q07_q17_matched import Pool, RandomSets, displaced
 from fra.measures.channels.q07_q17_reading import COPIES, LOGIT, SECOND, BatchPart, Reader
 from fra.measures.channels.transfer_designs import ChannelSet, MatchedSets, Removal
+from fra.search.channels import on_device
+from fra.search.search import Search
 from fra.stimuli import sets as document_sets
 from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.repeated import Batch

@@ -18,19 +18,19 @@ from jaxtyping import Float, Int
 from fra.core.coded import measure_arm
 from fra.core.threads import each
 from fra.errors import FraError
-from fra.induction.channels import Arms, Effects, HeadOnArms, measure_arms, on_device, shifted_keys
 from fra.induction.cih import Screen
-from fra.induction.examples import Shown, first_example
 from fra.induction.outside import outside
-from fra.induction.search import Search
 from fra.measures.channels.transfer_designs import ChannelSet, UnseenTokens, VariantRepeat
 from fra.report.pictures import BEST
+from fra.search.channels import Arms, Effects, HeadOnArms, measure_arms, on_device, shifted_keys
+from fra.search.examples import Shown, first_example
+from fra.search.search import Search
+from fra.statistics import stats
 from fra.stimuli import repeated
 from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.sets import mean_prediction
 from fra.stimuli.variants import ARMS, VariantSets, disjoint_halves, token_matches, variant_forms, variant_repeat
 from fra.targets.target import has_dictionary
-from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence, parse_head
 from fra.verdicts.decide import Beside, Given, Sampled, decide, means_of
 

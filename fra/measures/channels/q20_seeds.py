@@ -22,17 +22,17 @@ from fra.core.coded import Arm, measure_arm
 from fra.core.threads import each
 from fra.dictionaries.codes import Codes, neuronpedia
 from fra.dictionaries.hooks import attention_input_layer
-from fra.induction.channels import Arms, HeadOnArms, measure_arms, on_device
 from fra.induction.cih import Screen
-from fra.induction.examples import Shown, first_example
 from fra.induction.outside import outside
-from fra.induction.search import Search
 from fra.measures.channels.q08_q16_transfer import tihs
 from fra.measures.channels.transfer_designs import ChannelSet, DictionarySeeds
+from fra.search.channels import Arms, HeadOnArms, measure_arms, on_device
+from fra.search.examples import Shown, first_example
+from fra.search.search import Search
+from fra.statistics import stats
 from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.repeated import Batch
 from fra.stimuli.sets import documents
-from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Drawn, Sampled, decide, means_of
 

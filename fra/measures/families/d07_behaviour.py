@@ -7,17 +7,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from fra.attribution.planted import Behaviour, PlantedHalf, behaviour, scales
 from fra.dictionaries.codes import neuronpedia
-from fra.measures.families.designs import OwnScale, PlantedTokens
+from fra.measures.families.designs import OwnScale
 from fra.measures.families.families import Families, LayerFamilies, Selection
-from fra.measures.families.planted import Behaviour, PlantedHalf, behaviour, scales
 from fra.measures.families.rows import FEATURES, about, outside, shown, too_few, undecided
+from fra.statistics import stats
+from fra.statistics.bounds import MATCHED
+from fra.statistics.exact import Proportion, TwoShares
+from fra.stimuli.designs import PlantedTokens
 from fra.targets.target import text_of
-from fra.verdicts import stats
-from fra.verdicts.bounds import MATCHED
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Sampled, decide, means_of
-from fra.verdicts.exact import Proportion, TwoShares
 
 SHARE, SOURCE = "share that passes", "source is the earlier token"
 KNOWS = "share that knows its token"

@@ -19,16 +19,16 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from fra.attribution.head_outputs import HeadOutputs
+from fra.attribution.planted import scales
 from fra.measures.families.designs import ContextFeatures, OwnScale
 from fra.measures.families.families import Families, LayerFamilies, attribution_shares
 from fra.measures.families.measures import firing
-from fra.measures.families.planted import scales
 from fra.measures.families.rows import HeadNumbers, family_of, per_head, too_few
 from fra.measures.families.specific import MASS, MISSED, PERMUTED, RANGES, planted_specificity
+from fra.statistics.stats import Floats, seed_of
 from fra.stimuli.repeated import Batch
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import WHOLE, Beside, Sampled, decide, means_of
-from fra.verdicts.stats import Floats, seed_of
 
 UPPER, POSITIONS = "precision of upper activations", "over permuted positions"
 _PUNCTUATION = frozenset(".,;:!?\"'()[]{}")

@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fra.attribution.planted import PlantedHalf
 from fra.measures.families.designs import AblatedPairs
 from fra.measures.families.families import Families, LayerFamilies, Selection
 from fra.measures.families.measures import Ablated, path_changes
-from fra.measures.families.planted import PlantedHalf
 from fra.measures.families.rows import HeadNumbers, family_of, per_head, too_few
-from fra.verdicts.bounds import MATCHED, difference
+from fra.statistics.bounds import MATCHED, difference
+from fra.statistics.stats import seed_of
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.stats import seed_of
 
 INCREASE, BASE = "share of the increase", "over the base rate where it fires"
 DIRECT, OWN = "share of the direct path", "direct less MLP, own token"

@@ -19,9 +19,9 @@ from fra.interventions.patching import own_positions, patch_activation
 from fra.measures.families.designs import UpstreamPrompts
 from fra.measures.families.families import Families, LayerFamilies
 from fra.measures.families.rows import HeadNumbers, family_of, per_head, too_few
-from fra.verdicts.bounds import above_share
+from fra.statistics.bounds import above_share
+from fra.statistics.stats import Floats, seed_of
 from fra.verdicts.claim import Claim, Evidence, parse_head
-from fra.verdicts.stats import Floats, seed_of
 
 NOISING, DENOISING, RIVAL, WRITES = "noising", "denoising", "over other heads", "attention over MLP"
 

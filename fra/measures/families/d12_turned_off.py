@@ -9,9 +9,9 @@ from fra.attribution.head_outputs import HeadOutputs, Live
 from fra.measures.families.families import Families, LayerFamilies
 from fra.measures.families.measures import by_document, equal_change, firing, head_means, turned_off
 from fra.measures.families.rows import HeadNumbers, family_of, per_head, too_few
-from fra.verdicts.bounds import MATCHED, difference
+from fra.statistics.bounds import MATCHED, difference
+from fra.statistics.stats import Floats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.stats import Floats
 
 OVER_HEADS, BY_MEAN, BY_ZERO = (
     "over other heads, at equal change",

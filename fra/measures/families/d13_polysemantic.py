@@ -11,17 +11,17 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fra.attribution.head_outputs import HeadOutputs, Live
+from fra.attribution.planted import behaviour
 from fra.measures.families.designs import NeedingFeatures
 from fra.measures.families.families import Families, LayerFamilies
 from fra.measures.families.measures import by_document, firing, head_means, losses_with, unseen_rows
-from fra.measures.families.planted import behaviour
 from fra.measures.families.rows import HeadNumbers, family_of, per_head
+from fra.statistics import stats
+from fra.statistics.rules import RULES
+from fra.statistics.stats import Floats
 from fra.stimuli.padding import Texts
 from fra.stimuli.sources import spread
-from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.rules import RULES
-from fra.verdicts.stats import Floats
 
 LOSS, OVER = "loss when the head is put out", "over another head"
 

@@ -16,10 +16,10 @@ from fra.dictionaries.hooks import LayerHooks
 from fra.errors import CannotLoad
 from fra.measures.families.designs import Prefixes
 from fra.measures.families.families import Families
-from fra.verdicts import stats
+from fra.statistics import stats
+from fra.statistics.stats import Floats, seed_of
 from fra.verdicts.claim import Claim, Evidence, parse_head
 from fra.verdicts.decide import WHOLE, Beside, Sampled, decide, means_of
-from fra.verdicts.stats import Floats, seed_of
 
 if TYPE_CHECKING:
     from fra.targets.target import Target

@@ -24,20 +24,6 @@ class FamilySelection:
 
 
 @dataclass(frozen=True)
-class PlantedTokens:
-    """The behaviour test: tokens planted in repeated random passages, in two halves that share no document."""
-
-    repeats: int = 12
-    """Documents of each half in which a token stands."""
-    hits_above: float = 0.60
-    """A feature passes that fires before more than this share of second occurrences of its token ..."""
-    firsts_below: float = 0.20
-    """... and before less than this share of first ones: it waits for the repeat."""
-    longest: int = 128
-    """Tokens of a document, at most."""
-
-
-@dataclass(frozen=True)
 class OwnScale:
     """What counts as strong, in units of a feature's scale: its median activation before second occurrences of its own
     token in the half of the planted documents where families are chosen.

@@ -4,7 +4,7 @@ A token induction head's *selection* is every feature that draws most of its dir
 on discovery documents (sum of squares of what each head contributes where the feature fires). A feature's *token* is
 the one that its direct path to the logits raises most. Each has *matched* features: next to nothing from any induction
 head of the layer, a like density, and of those the ones that raise the token most (`FamilySelection` has the numbers).
-The *behaviour test* plants the tokens in repeated random passages, in two halves (`fra.measures.families.planted`).
+The *behaviour test* plants the tokens in repeated random passages, in two halves (`fra.attribution.planted`).
 What passes in the first half is the head's *family*; every number of it is taken on other documents.
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from fra.architectures.known import architecture_of
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import HeadOutputs, Live, observe
+from fra.attribution.planted import PlantedHalf, behaviour, observe_planted
 from fra.core.weights import Model
 from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import LayerHooks, head_output_layer_of
@@ -30,11 +31,10 @@ from fra.errors import FraError
 from fra.induction.designs import TokenInduction
 from fra.induction.status import HeadStatus, head_status
 from fra.interventions.patching import effective_decoder, readout
-from fra.measures.families.designs import AblatedPairs, FamilySelection, NeedingFeatures, PlantedTokens
-from fra.measures.families.planted import PlantedHalf, behaviour, observe_planted
+from fra.measures.families.designs import AblatedPairs, FamilySelection, NeedingFeatures
 from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets
-from fra.stimuli.designs import RepeatedSets
+from fra.stimuli.designs import PlantedTokens, RepeatedSets
 from fra.stimuli.padding import Texts
 from fra.targets.target import text_of
 from fra.verdicts.claim import Claim, parse_head

@@ -19,8 +19,8 @@ from fra.dictionaries.hooks import LayerHooks
 from fra.interventions.attach import Hook
 from fra.interventions.heads import set_output
 from fra.interventions.patching import ablate_features, losses, readout
+from fra.statistics.stats import Floats
 from fra.stimuli.padding import Texts
-from fra.verdicts.stats import Floats
 
 _PAIRS_AT_ONCE = 16
 _DOCUMENTS_AT_ONCE = 32

@@ -14,10 +14,10 @@ from fra.dictionaries.hooks import LayerHooks
 from fra.induction.outside import outside as outside_family
 from fra.induction.status import HeadStatus
 from fra.measures.families.families import Families, LayerFamilies, Selection
-from fra.verdicts.bounds import MATCHED
+from fra.statistics.bounds import MATCHED
+from fra.statistics.stats import Floats
 from fra.verdicts.claim import Claim, Evidence, parse_head
 from fra.verdicts.decide import Beside, Sampled, decide, means_of
-from fra.verdicts.stats import Floats
 
 NO_FAMILY = "no feature of the head's selection passes the behaviour test, so there is no family to measure"
 FEATURES = "features"

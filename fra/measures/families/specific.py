@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from fra.measures.families.planted import PlantedHalf
-from fra.verdicts.stats import Floats
+from fra.attribution.planted import PlantedHalf
+from fra.statistics.stats import Floats
 
 STRONG, PERMUTED, MASS, MISSED = (
     "precision of strong activations",

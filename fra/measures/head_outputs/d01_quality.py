@@ -17,9 +17,9 @@ from fra.dictionaries.encoder import encode
 from fra.interventions.patching import losses_under, splice
 from fra.measures.head_outputs.corpus import HeadOutputCorpus, corpus, repeated_corpus
 from fra.measures.head_outputs.designs import DictionaryQuality, HeadOutputDocuments
+from fra.statistics import stats
 from fra.stimuli.designs import RepeatedSets
 from fra.targets.target import head_output_hooks
-from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Number
 from fra.verdicts.pooled import (

@@ -17,8 +17,8 @@ from fra.attribution.head_outputs import Live
 from fra.dictionaries.hooks import layer_of
 from fra.measures.head_outputs.corpus import HeadFirings, HeadOutputCorpus, corpus, shuffled
 from fra.measures.head_outputs.designs import Alive, Dominance, HeadOutputDocuments
+from fra.statistics import stats
 from fra.targets.target import head_output_hooks, text_of
-from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Number
 from fra.verdicts.pooled import (

@@ -26,12 +26,12 @@ from fra.induction.outside import NOT_AS_LISTED, not_in_family
 from fra.induction.status import head_status
 from fra.measures.head_outputs.designs import OwnTokens
 from fra.measures.head_outputs.firing_sources import sources
+from fra.statistics import stats
 from fra.stimuli import repeated, sets
 from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.padding import padded
 from fra.stimuli.repeated import Batch
 from fra.targets.target import text_of
-from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence, parse_head
 from fra.verdicts.decide import Beside, Sampled, decide
 from fra.verdicts.pooled import clustered

@@ -14,8 +14,8 @@ from fra.dictionaries.encoder import head_output_layer
 from fra.measures.head_outputs.corpus import corpus
 from fra.measures.head_outputs.d04_heads import Progress
 from fra.measures.head_outputs.designs import HeadOutputDocuments
+from fra.statistics import stats
 from fra.targets.target import head_output_hooks
-from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Number
 from fra.verdicts.pooled import NO_HEAD_OUTPUT_DICTIONARY, ByDictionary, by_dictionary, clustered, evidence

@@ -22,9 +22,9 @@ from fra.dictionaries.hooks import is_head_output
 from fra.errors import FraError
 from fra.interventions.patching import ablate_features, own_positions
 from fra.measures.head_outputs.designs import IndirectObjects
+from fra.statistics.stats import Floats, seed_of
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import WHOLE, Beside, Sampled, decide, means_of
-from fra.verdicts.stats import Floats, seed_of
 
 if TYPE_CHECKING:
     from fra.targets.target import Target

@@ -16,10 +16,10 @@ from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import is_head_output
 from fra.measures.head_outputs.d05_sources import second_copy
 from fra.measures.head_outputs.designs import Widths
+from fra.statistics import stats
 from fra.stimuli import sets
 from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.repeated import Batch
-from fra.verdicts import stats
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Number
 from fra.verdicts.pooled import NO_HEAD_OUTPUT_DICTIONARY, ByDictionary, clustered, evidence

@@ -26,9 +26,9 @@ from fra.dictionaries.codes import Codes, codes, dictionary_hook
 from fra.dictionaries.hooks import is_normalized
 from fra.interventions.gauges import basis, key_bias, mean_direction, norm, parameter, rank_one, turned, why_not
 from fra.measures.identities.designs import Gauges
+from fra.statistics.stats import seed_of
 from fra.verdicts.claim import Claim, Condition, Evidence
 from fra.verdicts.conditions import exact
-from fra.verdicts.stats import seed_of
 
 OTHER = "model's own scores, another direction"
 _GAUGES = Gauges()

@@ -18,9 +18,9 @@ from fra.dictionaries.codes import codes, dictionary_hook
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 from fra.measures.identities.designs import Sentences
+from fra.statistics.stats import seed_of
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.conditions import exact
-from fra.verdicts.stats import seed_of
 
 _SENTENCES = Sentences()
 

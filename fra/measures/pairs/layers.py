@@ -13,15 +13,15 @@ from torch import Tensor
 from fra.core.coded import Arm, measure_arm
 from fra.dictionaries.codes import neuronpedia
 from fra.errors import CannotLoad
-from fra.induction.examples import example_on_text
 from fra.measures.pairs.activity import OnText, PairSelection
 from fra.measures.pairs.designs import PairTexts
 from fra.report.pictures import ON_NATURAL, STRONGEST
+from fra.search.examples import example_on_text
+from fra.statistics.stats import seed_of
 from fra.stimuli.padding import Texts
 from fra.stimuli.sources import disjoint
 from fra.targets.target import has_dictionary, text_of
 from fra.verdicts.claim import Claim, Evidence
-from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
     from fra.targets.target import Target

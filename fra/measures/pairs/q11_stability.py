@@ -18,15 +18,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra.errors import CannotLoad
-from fra.induction.nulls import draw_atoms, random_atoms
 from fra.measures.pairs.activity import OnText, PairSelection, top
 from fra.measures.pairs.designs import Stability
 from fra.measures.pairs.layers import MEASURED, SELECTION, PairLayer, PairLayers
 from fra.measures.pairs.relabelling import BoundedCells
-from fra.measures.pairs.standing import standing
+from fra.search.nulls import draw_atoms, random_atoms
+from fra.statistics.stats import seed_of
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Column, Drawn, Sampled, decide, means_of
-from fra.verdicts.stats import seed_of
+from fra.verdicts.standing import standing
 
 JACCARD, LOOSE, ATOMS, RANK = (
     "Jaccard of the list",

@@ -24,11 +24,11 @@ from fra.dictionaries.codes import Codes, codes, decoded
 from fra.dictionaries.hooks import LayerHooks
 from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad
-from fra.induction import nulls
+from fra.search import nulls
+from fra.statistics.stats import seed_of
 from fra.stimuli.designs import NaturalSets
 from fra.stimuli.padding import Texts, padded
 from fra.stimuli.sources import disjoint
-from fra.verdicts.stats import seed_of
 
 if TYPE_CHECKING:
     from fra.targets.target import Target

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from fra.induction.examples import LONGEST
 from fra.report.pictures import SwapPicture, packed
+from fra.search.examples import LONGEST
 
 if TYPE_CHECKING:
     from fra.measures.scores.q22_scene import SwapScene

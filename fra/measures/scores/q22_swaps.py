@@ -41,10 +41,10 @@ from fra.measures.scores.layer import FEATURES, TOKENS, CarriedLayer
 from fra.measures.scores.q22_pair_means import PairMeans, Places, places
 from fra.measures.scores.q22_picture import SWAP, swap_picture
 from fra.measures.scores.q22_scene import READINGS, Swaps, scene
+from fra.statistics.stats import seed_of
 from fra.stimuli.padding import Texts
 from fra.targets.target import text_of
 from fra.verdicts.samples import ByDocument
-from fra.verdicts.stats import seed_of
 
 PAIRS, POSITION = "token-pair means", "position only"
 CONTROLS = (PAIRS, TOKENS, POSITION)

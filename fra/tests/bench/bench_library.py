@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fra
-from fra.verdicts.stats import ClusterMeans
+from fra.statistics.stats import ClusterMeans
 
 Benchmark = Callable[..., Any]
 LAYER, HEAD = 1, 3

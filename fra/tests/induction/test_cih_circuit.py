@@ -14,22 +14,22 @@ import torch
 from fra.claim import Evidence, Outcome, judge
 from fra.core.coded import measure_arm
 from fra.induction import cih
-from fra.induction.channels import HeadOnArms, measure_arms
-from fra.induction.designs import Plantings
-from fra.induction.nulls import row_spread
-from fra.induction.power import ChannelBars, count_found
-from fra.induction.screen import LayerScreen
 from fra.induction.status import head_status
 from fra.measures.channels import q04_q05_sets as evidence_for
 from fra.measures.channels.details import best_channel
 from fra.report.drawings import numbers
 from fra.report.pictures import BEST
+from fra.search.channels import HeadOnArms, measure_arms
+from fra.search.designs import Plantings
+from fra.search.nulls import row_spread
+from fra.search.power import ChannelBars, count_found
+from fra.search.screen import LayerScreen
+from fra.statistics.rules import RULES
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.claims import claim
 from fra.verdicts import decide
 from fra.verdicts.decide import Planted, means_of
-from fra.verdicts.rules import RULES
 
 Sizes = Mapping[str, int]
 SIZES: Sizes = {"status": 64, "discovery": 60, "confirmation": 90, "sets": 60}

@@ -16,11 +16,11 @@ from fra.claim import Outcome, judge
 from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
 from fra.induction import cih
-from fra.induction.channels import Arms, measure_arms
-from fra.induction.nulls import random_rotation, row_spread, scramble, stretch_to_match
-from fra.induction.screen import LayerScreen
 from fra.induction.status import HeadStatus
 from fra.measures.channels import q04_q05_sets
+from fra.search.channels import Arms, measure_arms
+from fra.search.nulls import random_rotation, row_spread, scramble, stretch_to_match
+from fra.search.screen import LayerScreen
 from fra.stimuli import repeated as stimuli
 from fra.stimuli import sets as document_sets
 from fra.stimuli.designs import RepeatedSets

@@ -14,7 +14,6 @@ from fra.core.frozen import FrozenLayer, freeze
 from fra.dictionaries.codes import codes
 from fra.dictionaries.tokens import learn, shrinkage
 from fra.errors import FraError
-from fra.induction.nulls import draw_atoms, random_atoms
 from fra.measures.scores.designs import Concentration, StrongestChannels, Truncation
 from fra.measures.scores.layer import FEATURES, SHUFFLED, TOKENS, CarriedLayer, Sets, document_sets, texts
 from fra.measures.scores.masses import concentration, document, fewest, live_channels, masses, numbered
@@ -29,13 +28,14 @@ from fra.measures.scores.q02_q14_fidelity import (
     truncation,
 )
 from fra.measures.scores.q03_q15_sparsity import content, first_key, sparsity, strongest_channels
+from fra.search.nulls import draw_atoms, random_atoms
+from fra.statistics.stats import ClusterMeans, seed_of
+from fra.statistics.unseen import sources_for
 from fra.stimuli.designs import NaturalSets
 from fra.stimuli.padding import Texts
 from fra.tests import circuit, models
 from fra.tests.claims import claim as declared
 from fra.verdicts.samples import ByDocument, paired_evidence
-from fra.verdicts.stats import ClusterMeans, seed_of
-from fra.verdicts.unseen import sources_for
 
 KINDS = {
     "gpt2": "blocks.1.ln1.hook_normalized",

@@ -15,11 +15,11 @@ import fra
 from fra.claim import Outcome, judge
 from fra.measures.pairs import q12_causal_ranking as cr
 from fra.measures.pairs.designs import SingleTerms
+from fra.statistics.unseen import sources_for
 from fra.stimuli.padding import Texts
 from fra.tests.claims import claim
 from fra.tests.intervening import LAYER, hook_of
 from fra.tests.models import random_tokens, tiny, tiny_sae
-from fra.verdicts.unseen import sources_for
 
 CLAIM = claim("Q12")
 DESIGN = SingleTerms()

@@ -13,12 +13,12 @@ import torch
 
 from fra.claim import Outcome, judge
 from fra.core.coded import Arm, measure_arm
-from fra.measures.pairs import q21_layers
-from fra.measures.pairs.designs import Concepts, ConceptTexts
-from fra.measures.pairs.q21_concepts import ConceptScreen, screened
-from fra.measures.pairs.q21_layers import ConceptLayers, LayerConcepts, best, concept_texts, split
-from fra.measures.pairs.q21_planting import PlantedChannels, plant_concepts, planted_and_found
-from fra.measures.pairs.q21_search import ConceptEffects, ConceptSearch, HeadOnText, MarkedTexts, example_of, texts
+from fra.measures.concepts import q21_layers
+from fra.measures.concepts.designs import Concepts, ConceptTexts
+from fra.measures.concepts.q21_concepts import ConceptScreen, screened
+from fra.measures.concepts.q21_layers import ConceptLayers, LayerConcepts, best, concept_texts, split
+from fra.measures.concepts.q21_planting import PlantedChannels, plant_concepts, planted_and_found
+from fra.measures.concepts.q21_search import ConceptEffects, ConceptSearch, HeadOnText, MarkedTexts, example_of, texts
 from fra.targets.target import load_target
 from fra.tests import circuit
 from fra.tests.claims import claim

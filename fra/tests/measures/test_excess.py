@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from fra.claim import Outcome, judge
-from fra.induction.channels import Effects
 from fra.induction.cih import Screen
 from fra.induction.status import HeadStatus
 from fra.measures.channels.designs import HeadExcess
@@ -22,6 +21,7 @@ from fra.measures.channels.q06_excess import (
     judged,
     margins,
 )
+from fra.search.channels import Effects
 from fra.tests import circuit
 from fra.tests.claims import claim
 from fra.tests.induction.test_cih_circuit import layer_one, screened

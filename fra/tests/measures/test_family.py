@@ -10,19 +10,12 @@ import torch
 from scipy import stats as sps
 
 from fra import attribution
-from fra.measures.families import (
-    d07_behaviour,
-    d08_context,
-    planted,
-    specific,
-)
-from fra.measures.families.designs import (
-    FamilySelection,
-    OwnScale,
-    PlantedTokens,
-)
+from fra.attribution import planted
+from fra.measures.families import d07_behaviour, d08_context, specific
+from fra.measures.families.designs import FamilySelection, OwnScale
 from fra.measures.families.families import LayerFamilies, attribution_shares
 from fra.stimuli import repeated
+from fra.stimuli.designs import PlantedTokens
 from fra.tests import circuit
 from fra.tests.claims import claim
 from fra.tests.families import (

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fra import attribution, interventions
+from fra.attribution import planted
 from fra.claim import Outcome, judge
 from fra.errors import FraError
 from fra.interventions import patching
@@ -22,16 +23,12 @@ from fra.measures.families import (
     d13_polysemantic,
     d14_prefix,
     measures,
-    planted,
 )
 from fra.measures.families import rows as rows_of_heads
-from fra.measures.families.designs import (
-    ContextFeatures,
-    NeedingFeatures,
-    PlantedTokens,
-    Prefixes,
-)
+from fra.measures.families.designs import ContextFeatures, NeedingFeatures, Prefixes
 from fra.measures.families.families import Families, LayerFamilies
+from fra.statistics import bounds
+from fra.stimuli.designs import PlantedTokens
 from fra.tests import circuit
 from fra.tests.claims import claim
 from fra.tests.families import (
@@ -45,7 +42,6 @@ from fra.tests.families import (
     whole,
     with_design,
 )
-from fra.verdicts import bounds
 
 FAMILY_CLAIMS = {
     "D07": d07_behaviour.behaviour_evidence,

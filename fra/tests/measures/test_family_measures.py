@@ -28,6 +28,7 @@ from fra.measures.families.designs import (
     UpstreamPrompts,
 )
 from fra.measures.families.families import LayerFamilies
+from fra.statistics import bounds
 from fra.stimuli import repeated
 from fra.stimuli.padding import Texts
 from fra.tests import circuit
@@ -45,7 +46,6 @@ from fra.tests.families import (
 )
 from fra.tests.intervening import TOKENS, double
 from fra.tests.models import random_tokens, tiny, tiny_sae
-from fra.verdicts import bounds
 
 
 def test_ablated_heads_are_those_of_the_models_own_hooks() -> None:

@@ -26,6 +26,7 @@ from fra.measures.pairs.designs import PairPredictions, PairTexts, SelfChannels,
 from fra.measures.pairs.layers import MEASURED, SELECTION, PairLayer, PairLayers, pair_texts
 from fra.measures.scores import layer as carried
 from fra.measures.scores import q22_swaps
+from fra.statistics.stats import by_source
 from fra.stimuli import natural as natural_module
 from fra.stimuli import repeated, sets
 from fra.stimuli.designs import RepeatedSets
@@ -34,7 +35,6 @@ from fra.targets.target import load_target
 from fra.tests import circuit, models
 from fra.tests.claims import claim
 from fra.tests.models import tiny_sae
-from fra.verdicts.stats import by_source
 
 N = 48
 HOOK = "blocks.1.hook_resid_pre"

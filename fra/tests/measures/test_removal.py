@@ -20,8 +20,6 @@ from fra.claim import Outcome, judge
 from fra.core.coded import measure_arm
 from fra.errors import FraError
 from fra.induction.cih import Screen
-from fra.induction.screen import HeadScreen
-from fra.induction.search import Search
 from fra.induction.status import head_status
 from fra.interventions import attach, scores
 from fra.interventions import heads as whole_heads
@@ -32,13 +30,15 @@ from fra.measures.channels.q07_q17_matched import Pool, RandomSets, displaced
 from fra.measures.channels.q07_q17_reading import MEASURES, BatchPart
 from fra.measures.channels.q07_q17_removal import HeadRemoval, OnRanked, Plan
 from fra.measures.channels.transfer_designs import ChannelSet, MatchedSets, Removal
+from fra.search.screen import HeadScreen
+from fra.search.search import Search
+from fra.statistics.unseen import sources_for
 from fra.stimuli import repeated
 from fra.stimuli.designs import RepeatedSets
 from fra.tests import circuit
 from fra.tests.claims import claim
 from fra.tests.intervening import HEAD, LAYER, hook_of, strong
 from fra.tests.models import random_tokens, tiny, tiny_sae
-from fra.verdicts.unseen import sources_for
 
 TOKENS = torch.stack([random_tokens(16, seed) for seed in (0, 1)])
 DOC, POS = (axis.flatten() for axis in torch.meshgrid(torch.arange(2), torch.arange(16), indexing="ij"))

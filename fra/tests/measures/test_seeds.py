@@ -15,9 +15,7 @@ import torch
 import fra
 from fra.claim import Condition, Outcome, judge
 from fra.core.coded import measure_arm
-from fra.induction.channels import HeadOnArms, measure_arms
 from fra.induction.cih import Screen
-from fra.induction.search import Search
 from fra.induction.status import HeadStatus
 from fra.measures.channels import q20_seeds
 from fra.measures.channels.q20_seeds import (
@@ -31,6 +29,9 @@ from fra.measures.channels.q20_seeds import (
     shared,
 )
 from fra.measures.channels.transfer_designs import ChannelSet
+from fra.search.channels import HeadOnArms, measure_arms
+from fra.search.search import Search
+from fra.statistics.unseen import sources_for
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.claims import claim
@@ -38,7 +39,6 @@ from fra.tests.models import model_folder
 from fra.tests.tiny_targets import NORMALIZED, refused, signed_axes, write_target, write_text
 from fra.verdicts.conditions import weakest
 from fra.verdicts.decide import means_of
-from fra.verdicts.unseen import sources_for
 
 CLAIM = claim("Q20")
 

@@ -15,15 +15,16 @@ import torch
 from fra.claim import Outcome, judge
 from fra.core.coded import measure_arm
 from fra.errors import CannotLoad
-from fra.induction.channels import Effects, measure_arms
 from fra.induction.cih import Screen
 from fra.induction.outside import outside
-from fra.induction.search import Search
 from fra.induction.status import HeadStatus
 from fra.interventions.scores import channel_share
 from fra.measures.channels import q08_q16_transfer as transfer
 from fra.measures.channels.q08_q16_transfer import Transferred, move_layer, tihs, unseen_evidence, variant_evidence
 from fra.measures.channels.transfer_designs import ChannelSet, UnseenTokens, VariantRepeat
+from fra.search.channels import Effects, measure_arms
+from fra.search.search import Search
+from fra.statistics.unseen import sources_for
 from fra.stimuli import repeated
 from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.variants import (
@@ -38,7 +39,6 @@ from fra.stimuli.variants import (
 from fra.tests import circuit
 from fra.tests.claims import claim
 from fra.tests.models import build_tokenizer
-from fra.verdicts.unseen import sources_for
 
 PAIRED = 32
 """Token v and token v + PAIRED are two forms of one word."""

@@ -15,14 +15,14 @@ import fra
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import observe
 from fra.core.coded import measure_arm
-from fra.induction import examples
-from fra.induction.channels import measure_arms
-from fra.induction.examples import example_on_text, first_example
 from fra.measures.families.rows import shown
 from fra.measures.pairs import layers, q12_causal_ranking
 from fra.measures.pairs.designs import SingleTerms
 from fra.report import drawings, pictures
 from fra.report.pictures import packed
+from fra.search import examples
+from fra.search.channels import measure_arms
+from fra.search.examples import example_on_text, first_example
 from fra.stimuli import repeated
 from fra.stimuli.padding import Texts
 from fra.targets.target import text_of

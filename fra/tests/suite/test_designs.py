@@ -17,17 +17,18 @@ from fra.errors import FraError
 registries = importlib.import_module("fixtures.registry")  # a test of the suite, from within the library
 
 ROOT = Path(__file__).resolve().parents[3]
-ROOMS = ("fra/measures", "fra/induction", "fra/stimuli")
+ROOMS = ("fra/measures", "fra/attribution", "fra/induction", "fra/search", "fra/stimuli")
 """Where claims are measured."""
 COMPUTES = re.compile(r"_?[A-Z_]*(AT_ONCE|BYTES|CELLS|TOGETHER|CHUNKS?|LISTED)")
 """How much is computed at once, or listed beside a verdict: neither moves a number of it."""
 ROUNDING = {
-    ("fra/induction/best_effect.py", "_FIRST"): "how many channels are measured first: the largest is the same",
-    ("fra/induction/best_effect.py", "_ROUNDING_OF_FLOAT32"): "slack of a bound, many times float32's",
-    ("fra/induction/power.py", "_ROUNDING"): "slack of a comparison, many times float64's",
+    ("fra/search/best_effect.py", "_FIRST"): "how many channels are measured first: the largest is the same",
+    ("fra/search/best_effect.py", "_ROUNDING_OF_FLOAT32"): "slack of a bound, many times float32's",
+    ("fra/search/power.py", "_ROUNDING"): "slack of a comparison, many times float64's",
     ("fra/measures/scores/layer.py", "_FEWEST_DOCUMENTS"): "fewer texts are an error, no number",
-    ("fra/induction/examples.py", "LONGEST"): "positions of a picture",
-    ("fra/induction/examples.py", "_BEHIND"): "positions of a picture",
+    ("fra/search/examples.py", "LONGEST"): "positions of a picture",
+    ("fra/search/examples.py", "_BEHIND"): "positions of a picture",
+    ("fra/attribution/head_outputs.py", "_LARGEST"): "larger results are an error, no number",
     ("fra/stimuli/repeated.py", "_TRIES"): "exchanges until a derangement is given up: an error, no number",
     ("fra/stimuli/sources.py", "_FEWEST"): "sources over which a selection is spread: made the same for every claim",
 }

@@ -18,10 +18,10 @@ from fra.core.frozen import freeze
 from fra.core.resolve import resolve
 from fra.core.weights import QKWeights
 from fra.errors import FraError
-from fra.induction import atoms, nulls
-from fra.induction.channels import measure_arms
-from fra.induction.screen import LayerScreen
 from fra.measures.channels import q04_q05_sets
+from fra.search import atoms, nulls
+from fra.search.channels import measure_arms
+from fra.search.screen import LayerScreen
 from fra.stimuli import repeated
 from fra.tests import circuit
 from fra.tests.induction.test_cih_circuit import CIH_SET, screened

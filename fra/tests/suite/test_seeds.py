@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from fra.errors import FraError
+from fra.statistics import stats
 from fra.tests.suites import FAMILY_FILE, suite
 from fra.tests.verdicts.test_claim import BAD, CLAIM, GOOD, OPEN, evidence
 from fra.tests.verdicts.test_ledger import make_ledger
 from fra.verdicts import ledger as ledgers
-from fra.verdicts import stats
 
 seeds = importlib.import_module("fixtures.seeds")  # a test of the suite, from within the library
 
@@ -29,7 +29,7 @@ DRAWING = """
 
     @pytest.fixture(scope="module")
     def evidence():
-        from fra.verdicts.stats import seed_of
+        from fra.statistics.stats import seed_of
 
         rng = np.random.default_rng(seed_of("draw"))
         drawn = {f"L0H{h}": rng.normal(1, 0.5, 30) for h in range(8)}

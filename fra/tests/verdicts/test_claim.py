@@ -13,9 +13,9 @@ from scipy import stats as sps
 
 from fra.claim import Claim, Condition, Evidence, Outcome, family, judge, parse_head
 from fra.errors import FraError
+from fra.statistics import stats
+from fra.statistics.rules import RULES
 from fra.verdicts import claim as claims
-from fra.verdicts import stats
-from fra.verdicts.rules import RULES
 
 NAN, INF = float("nan"), float("inf")
 

@@ -15,7 +15,9 @@ from statsmodels.stats.multitest import multipletests
 
 from fra.claim import Claim, Outcome, family, judge
 from fra.errors import FraError
-from fra.verdicts import stats
+from fra.statistics import stats
+from fra.statistics.exact import Bounded, Proportion, exact_where_unbounded
+from fra.statistics.rules import RULES
 from fra.verdicts.conditions import as_share, exact
 from fra.verdicts.decide import (
     WHOLE,
@@ -30,9 +32,6 @@ from fra.verdicts.decide import (
     means_of,
     ranked,
 )
-from fra.verdicts.exact import Bounded, Proportion, exact_where_unbounded
-from fra.verdicts.jackknife import jackknifed
-from fra.verdicts.rules import RULES
 
 ONE = Claim(
     id="T01",
@@ -90,7 +89,7 @@ def test_a_head_passes_by_the_worst_of_its_conditions_and_holm_goes_over_the_hea
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 0.2), st.floats(0, 0.2)), min_size=1, max_size=6))
 def test_adjusted_p_are_those_of_holm_by_hand(p: list[tuple[float, float]]) -> None:
-    from fra.verdicts.multiplicity import HolmFamily
+    from fra.statistics.multiplicity import HolmFamily
 
     worst = [max(own) for own in p]
     family_ = HolmFamily(worst, 0.05)
@@ -228,21 +227,6 @@ def test_a_share_of_nothing_is_not_measured(whole: float) -> None:
     assert not c.holds(0.05)
     assert not c.fails(0.05)
     assert (c.low, c.high, c.p, c.p_refute) == (-np.inf, np.inf, None, None)
-
-
-def test_a_jackknifed_statistic_is_a_students_t() -> None:
-    left_out = np.random.default_rng(0).normal(0.7, 0.01, 12)
-    j = jackknifed(0.7, left_out)
-    t = (0.7 - 0.5) / j.se
-    found = decide(ONE, [Sampled(name="first", samples={"L0H0": j})], {"L0H0": Beside()})["L0H0"]
-    ((c,),) = found.candidates.values()
-    assert found.n == 12, "sources are counted"
-    assert c.p == pytest.approx(sps.t.sf(t, 11))
-    assert c.p_refute == pytest.approx(sps.t.cdf(t, 11))
-    assert c.low == pytest.approx(0.7 - sps.t.isf(0.05, 11) * j.se)
-    lone = {"L0H0": jackknifed(0.7, [0.7])}
-    ((unknown,),) = corrected(ONE, [Sampled(name="first", samples=lone)]).conditions["L0H0"]
-    assert (unknown.p, unknown.p_refute, unknown.low, unknown.high) == (1.0, 1.0, -np.inf, np.inf)
 
 
 def test_a_number_that_is_given_denies_its_candidate_and_refutes_nothing() -> None:
@@ -391,7 +375,7 @@ class TestNulls:
     @settings(max_examples=100, deadline=None)
     @given(st.integers(0, 2**32), st.floats(-3, 3))
     def test_stopping_early_decides_as_all_draws_would(self, seed: int, observed: float) -> None:
-        from fra.verdicts.nulls import sequential
+        from fra.statistics.nulls import sequential
 
         draws = np.random.default_rng(seed).normal(0, 1, 199)
         found = sequential({"rank": np.array([observed])}, lambda k: {"rank": draws[k]}, np.array([True]), 0.05, 199)[
@@ -405,7 +389,7 @@ class TestNulls:
             assert found.p[0] == pytest.approx(11 / (np.flatnonzero(draws >= observed)[10] + 1)), "Besag and Clifford"
 
     def test_several_conditions_share_their_draws_and_candidates_are_counted_one_by_one(self) -> None:
-        from fra.verdicts.nulls import sequential
+        from fra.statistics.nulls import sequential
 
         a, b = np.random.default_rng(0).normal(0, 1, (2, 99))
         observed = {"a": np.array([1.0, 5.0]), "b": np.array([5.0, 5.0])}

@@ -13,6 +13,8 @@ from fra.claim import Claim, Evidence
 from fra.errors import FraError
 from fra.induction import status
 from fra.induction.designs import TokenInduction
+from fra.statistics import stats
+from fra.statistics.stats import ClusterMeans
 from fra.tests import calibration, rates, replay
 from fra.tests.recorder import Recorder
 from fra.tests.replay import Replay, as_recorded, at_far_end
@@ -20,11 +22,9 @@ from fra.tests.samples import Decision, Sample, load, load_all, save
 from fra.tests.suite.test_verdict_plugin import suite  # noqa: F401
 from fra.tests.together import Together
 from fra.verdicts import decide as decider
-from fra.verdicts import pooled, stats
+from fra.verdicts import pooled
 from fra.verdicts.decide import WHOLE, Number, Sampled, means_of
-from fra.verdicts.jackknife import jackknifed
 from fra.verdicts.samples import ByDocument, paired_evidence
-from fra.verdicts.stats import ClusterMeans
 
 CLAIM = Claim(
     id="X01",
@@ -155,14 +155,6 @@ def test_of_several_dictionaries_one_is_at_the_bar_at_a_time():
     assert at_most(counts.below, 200, 0.05)
 
 
-def test_a_jackknife_is_drawn_by_its_pseudo_values():
-    rng = np.random.default_rng(8)
-    samples = {(f"L0H{k}", ""): Sample(rng.normal(size=(30, 1)), np.ones((30, 1)), kind="jackknife") for k in range(4)}
-    counts = replayed(Decision("X01", "effect", 0.5, 0.05, 1, samples), 200).counts[0]
-    assert at_most(int(counts.above[0]), 200, 0.05)
-    assert counts.above[0] > 0.02 * 200
-
-
 def measured(rng: np.random.Generator, n: int = 30) -> ByDocument:
     names = ("effect", "over a control", "loss")
     rows = rng.integers(1, 5, n).astype(float)
@@ -214,10 +206,11 @@ def test_the_recorder_knows_every_kind_of_sample(tmp_path):
     one = replace(CLAIM, bars={}, below=())
     with recorder.recording():
         sources, seeds = [f"s{k}" for k in range(20)], (CLAIM.digest, "made", "hook", "effect")
+        overlaps = means_of(CLAIM, "made", "L0H0", "overlap", rng.normal(0.6, 0.01, 12))
         means = pooled.clustered(rng.normal(size=20), np.ones(20), sources, seeds)
         pooled.evidence(one, [pooled.ByDictionary("effect", {"a": means, "b": Number(0.7)})], {})
         columns = [
-            Sampled(name="overlap", samples={"L0H0": jackknifed(0.6, rng.normal(0.6, 0.01, 12))}),
+            Sampled(name="overlap", samples={"L0H0": overlaps}),
             Sampled(
                 name="loss",
                 samples={"L0H0": [means_of(CLAIM, "made", "L0H0", "loss", rng.random(20))] * 2},

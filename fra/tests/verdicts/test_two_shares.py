@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as sps
 
-from fra.verdicts.exact import TwoShares, fisher_table
+from fra.statistics.exact import TwoShares, fisher_table
 
 
 def test_the_table_is_fishers() -> None:

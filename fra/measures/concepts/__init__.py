@@ -1,0 +1,1 @@
+"""Conceptual induction on natural text that repeats no token."""

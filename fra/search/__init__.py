@@ -1,0 +1,1 @@
+"""The search for the channels of one head: their exact effects, nulls, plantings and power."""

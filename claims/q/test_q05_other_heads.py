@@ -7,16 +7,16 @@ H0: no candidate has E_ij > 0.10 nat, beats the best that the same search finds 
     above 95 % of the head's own matched pairs and above the median of the layer's other heads, beats the same search
     on scrambled heads, and is *expressed*: on the rows where its query feature is live, the head's own contrast exceeds
     0.10, the channel's own share of attention exceeds 0.02, and such rows are more than 0.2 % of all.
-Asked are the candidates that reach half of the bars of effect, attention and contrast on discovery documents, whose
-    sources are others: only these are tested together. That a head has none refutes as any other: all 50 are short.
+Asked are the candidates that reach a quarter of the bars of effect, attention and contrast on discovery documents of
+    other sources: only these are tested together. A head that has none may be refuted as any other: all 50 are short.
 Controls: deranged documents, other lags; the head's own scrambles, drawn one after another while it can still pass, as
     many as Holm over the heads takes; layer-0 heads, which cannot know a key's predecessor, stand beside. Other lags,
     couplings and coverage are no draws: numbers that can deny.
 Power: a refutation needs that of this very decision. 100 channels are planted in the head's own scores, each a random
-    eligible pair that is live in 40 % of the documents, raised to the smallest coupling that meets every bar, and each must go through all of it: rank among
-    the 50, stand on discovery documents, have effect, contrast and attention told from zero at the level of the
-    decision, beat the other lags, and exceed as many scrambles of the head as its rank takes
-    (`fra.search.power.count_found` says it exactly). The lower bound of the share found must reach 0.8; once it
+    eligible pair that is live in 30 % of the documents, raised to the smallest coupling that meets every bar, and each
+    must go through all of it: rank among the 50, stand on discovery documents, have effect, contrast and attention told
+    from zero at the level of the decision, beat the other lags, and exceed as many scrambles of the head as its rank
+    takes (`fra.search.power.count_found` says it exactly). The lower bound of the share found must reach 0.8; once it
     cannot, no more are planted.
 Bar: every head has positive pairs that others cancel, so that an effect alone ("latent") is not yet a channel; 0.02 of
     attention is what a fifth of a weak induction head would give.

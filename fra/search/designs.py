@@ -54,11 +54,13 @@ class Plantings:
     """Channels planted in a head's own scores, to count the power of its decision."""
 
     planted: int = 100
-    tries: int = 400
-    """Random pairs that are tried, at most: where fewer than one in four can be lifted to the bars, the power is not
-    known.
+    tries: int = 800
+    """Random pairs that are tried, at most."""
+    hopeless: float = 0.001
+    """Level of the bound on the share of pairs that can be lifted to the bars: where so many of `tries` would not make
+    `planted`, no more are tried, and the power is not known.
     """
-    live_share: float = 0.4
+    live_share: float = 0.3
     """Planted are channels that have live rows in so many of the confirmation documents: rarer ones cannot be told from
     nothing there, and a refutation says nothing of them.
     """

@@ -84,8 +84,10 @@ def plantings(
     able = torch.nonzero((stripe.selectivity >= design.selectivity) & often)[:, 0].cpu().numpy()
     tried = rng.permutation(able)[: design.tries].tolist()
     for left, number in zip(range(len(tried), 0, -1), tried, strict=True):
-        if found == design.planted or found + left < design.planted:
-            return  # there are enough, or there cannot be any more
+        seen = len(tried) - left
+        rate = stats.clopper_pearson(found, seen, design.hopeless)[1] if seen else 1.0
+        if found == design.planted or found + rate * left < design.planted:
+            return  # there are enough, or there will not be enough
         pair = stripe.pairs[number]
         planting = Planting(on, pair)
         if planting.live_documents < layer.design.least_documents:

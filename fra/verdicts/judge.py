@@ -116,7 +116,10 @@ def judge(claim: Claim, evidence: Evidence) -> Verdict:
         weakest = min(refuting.values(), key=lambda c: _power(evidence, c))
         if (power := _power(evidence, weakest)) >= RULES.power:
             return verdict(Outcome.REFUTED, f"{of}{short}; power {_power(evidence, short):.2f}", short)
-        known = "not known" if power < 0 else f"{power:.2f}, below {RULES.power}"
+        planted = (
+            "" if evidence.power is None else f" (fewer than {RULES.plantings} effects could be planted at the bars)"
+        )
+        known = f"not known{planted}" if power < 0 else f"{power:.2f}, below {RULES.power}"
         said = f"the power to see an effect at the bar is {known}; else refuted: {of}{weakest}"
         return verdict(Outcome.INCONCLUSIVE, said, weakest)
     name = next(name for name, own in against.items() if not own)

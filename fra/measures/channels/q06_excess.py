@@ -9,7 +9,7 @@ the two counts be compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -244,7 +244,7 @@ def _planted(claim: Claim, screened: Screen, found: HeadCounts) -> Planted:
     """
     design = claim.designed(HeadExcess)
     bars = ChannelBars(design.effect, design.attention, design.contrast, design.coverage)
-    how = Plantings(planted=design.planted, **_of_plantings(claim.designed(Plantings)))
+    how = replace(claim.designed(Plantings), planted=design.planted)
     already = {*found.carrying, *found.inducing}
     seen: list[tuple[Floats, Floats]] = []
     for k, h in enumerate(found.heads):
@@ -272,10 +272,6 @@ def _planted(claim: Claim, screened: Screen, found: HeadCounts) -> Planted:
         more = sum(own[n] for n, (_, own) in zip(at, seen, strict=True))
         passed += int(found.excess + more >= needed and found.by_bars + more_by_bars > 0)
     return Planted(passed, RULES.plantings)
-
-
-def _of_plantings(design: Plantings) -> dict[str, Any]:
-    return {name: getattr(design, name) for name in ("tries", "selectivity", "raises", "precision", "at_once")}
 
 
 def judged(

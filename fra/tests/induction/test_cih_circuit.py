@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from fra.claim import Evidence, Outcome, judge
-from fra.core.coded import measure_arm
 from fra.induction import cih
 from fra.induction.status import head_status
 from fra.measures.channels import q04_q05_sets as evidence_for
 from fra.measures.channels.details import best_channel
 from fra.report.drawings import numbers
 from fra.report.pictures import BEST
-from fra.search.channels import HeadOnArms, measure_arms
+from fra.search.channels import Effects, HeadOnArms, few_arms, measure_arms
 from fra.search.designs import Plantings
 from fra.search.nulls import row_spread
 from fra.search.power import ChannelBars, count_found
@@ -55,9 +54,18 @@ def layer_one(
         batches[name] = dataclasses.replace(batch, row_key=batch.row_key + off_by)
         start += n
     sae = circuit.dictionary() if sae is None else sae
-    discovery = measure_arm(model, sae, batches["discovery"].tokens, 1, circuit.HOOK)
-    arms = [measure_arms(model, sae, batches[name], 1, circuit.HOOK) for name in ("confirmation", "sets")]
-    layer = LayerScreen(batches["discovery"], discovery, *arms, seed_parts=("circuit",), tih=[0])
+    arms = {
+        name: measure_arms(model, sae, batches[name], 1, circuit.HOOK) for name in ("discovery", "confirmation", "sets")
+    }
+    chosen_on = arms.pop("discovery")
+    layer = LayerScreen(
+        batches["discovery"],
+        chosen_on.repeated,
+        *arms.values(),
+        control=chosen_on.control,
+        seed_parts=("circuit",),
+        tih=[0],
+    )
     return layer, batches["status"]
 
 
@@ -259,6 +267,47 @@ def test_selection_never_sees_what_is_measured(found: cih.Screen) -> None:
     assert found.heads["L1H0"].set_effects[50].nats.sum() != again["L1H0"].set_effects[50].nats.sum()
 
 
+def test_effects_on_discovery_documents_and_on_the_few_are_those_of_these_documents(found: cih.Screen) -> None:
+    """Of every candidate alone, on documents that are cut out before anything is measured."""
+    layer, own = found.layer_of("L1H0"), found.heads["L1H0"]
+    few = layer.ranked_on.tolist()
+    assert len(few) == 100 < len(layer.confirmation.batch)
+    pairs = torch.from_numpy(own.pairs)
+    cut = HeadOnArms(few_arms(layer.confirmation, torch.tensor(few)), 0).channels(pairs)
+    np.testing.assert_allclose(own.ranked.nats, cut.nats, atol=1e-9)
+    np.testing.assert_array_equal(own.ranked.rows, cut.rows)
+    assert own.discovered is not None and layer.chosen_on is not None
+    assert len(own.discovered.rows) == len(layer.chosen_on.batch)
+    one = HeadOnArms(layer.chosen_on, 0).removed_together(pairs[3:4])
+    np.testing.assert_allclose(own.discovered.nats[:, 3], one.nats[:, 0], atol=1e-5)
+
+
+def test_a_channel_stands_by_the_least_of_its_shares_of_the_bars() -> None:
+    def effects(nats: float, attention: float, contrast: float) -> Effects:
+        rows = np.array([[2.0], [0.0], [3.0]])
+        return Effects(nats * rows, attention * rows, contrast * rows, rows, rows)
+
+    for at in range(3):
+        values = [10.0, 10.0, 10.0]
+        values[at] = (BARS.nats, BARS.attention, BARS.contrast)[at] / 2
+        assert BARS.stand(effects(*values), 0.499).tolist() == [True]
+        assert BARS.stand(effects(*values), 0.501).tolist() == [False]
+    nowhere = Effects(*np.zeros((5, 3, 1)))
+    assert BARS.stand(nowhere, 0.25).tolist() == [False]
+
+
+def test_documents_in_which_a_feature_is_live_are_counted_once_whichever_arm(found: cih.Screen) -> None:
+    on = HeadOnArms(found.layer_of("L1H0").confirmation, 0)
+    batch, seen = on.batch, [set() for _ in range(len(on.sides[0].codes.decoder))]
+    for arm in on.sides:
+        length = arm.codes.shape[1]
+        for row, feature in zip(arm.codes.row.tolist(), arm.codes.feature.tolist(), strict=True):
+            doc, pos = divmod(row, length)
+            if bool(((batch.row_doc == doc) & (batch.row_pos == pos)).any()):
+                seen[feature].add(doc)
+    assert on.live_documents().tolist() == [len(own) for own in seen]
+
+
 # ---- planted channels
 
 
@@ -286,7 +335,7 @@ def planted(found: cih.Screen, head: int = 1, level: float = 0.05) -> tuple[Plan
         part: means_of(CIH_CHANNEL, "circuit", f"L1H{head}", part, getattr(s.effects, part), s.effects.rows, s.sources)
         for part in parts
     }
-    return count_found(found.layer_of("L1H0"), head, BARS, Plantings(planted=FEW), samples, 1, level)
+    return count_found(found.layer_of("L1H0"), head, BARS, Plantings(planted=FEW), samples, 0, 1, level)
 
 
 def test_a_count_of_power_has_as_many_plantings_as_the_rules_ask() -> None:
@@ -306,8 +355,9 @@ def closed_search(layer: LayerScreen) -> tuple[str, Callable]:
     return "candidates", lambda *args: (right(*args)[0], torch.full((50,), 1e9))
 
 
-GATES: dict[str, Callable[[LayerScreen], tuple[str, Callable]]] = {
+GATES: dict[str, Callable[[LayerScreen], tuple[str, object]]] = {
     "search": closed_search,
+    "discovery documents": lambda layer: ("design", dataclasses.replace(layer.design, stands=1e3)),
     "other lags": lambda layer: ("best_at_lags", lambda head, at_least: 1e9),
     "scrambled heads": lambda layer: ("scrambled_best", lambda head, k, at_least: 1e9 if k == 3 else -np.inf),
 }

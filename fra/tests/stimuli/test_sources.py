@@ -38,6 +38,27 @@ def test_measured_sets_get_one_document_of_each_of_many_sources_and_selection_th
     assert len({sources[k] for k in found["discovery"]}) == 10, "spread over ten sources"
 
 
+def test_measured_sets_share_the_sources_in_proportion_and_leave_none_over() -> None:
+    sources = list(range(300))
+    found = disjoint(
+        sources,
+        {"status": 120, "discovery": 30, "confirmation": 240, "sets": 60},
+        ("status", "confirmation", "sets"),
+        ("m",),
+    )
+    sizes = {name: len(numbers) for name, numbers in found.items()}
+    assert sizes["discovery"] == 30 * 300 // 450
+    rest = 300 - sizes["discovery"]
+    for name, share in (("status", 2 / 7), ("confirmation", 4 / 7), ("sets", 1 / 7)):
+        assert abs(sizes[name] - rest * share) <= 2, sizes
+    enough = disjoint(sources, {"status": 20, "discovery": 30, "confirmation": 240}, ("status", "confirmation"), ("m",))
+    assert {name: len(numbers) for name, numbers in enough.items()} == {
+        "status": 20,
+        "discovery": 30,
+        "confirmation": 240,
+    }
+
+
 def test_where_sources_are_short_further_documents_of_the_same_ones_fill_the_sets() -> None:
     sources = [f"register {k // 10}" for k in range(120)]
     found = disjoint(sources, {"status": 30, "discovery": 20, "confirmation": 30}, MEASURED, ("made",))

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from fra.claim import Claim, judge
-from fra.core.coded import Arm, measure_arm
+from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer
 from fra.induction import cih
 from fra.induction.status import HeadStatus
@@ -37,11 +37,12 @@ from fra.stimuli.designs import RepeatedSets
 from fra.targets import target as target_module
 from fra.targets.target import Target, load_target
 from fra.tests import circuit, claims
-from fra.tests.induction.test_cih_circuit import screened
+from fra.tests.induction.test_cih_circuit import MANY, screened
 
-Sets = tuple[stimuli.Batch, Arm, Arms, Arms]
-"""Discovery documents and their arm; confirmation and sets documents."""
+Sets = dict[str, Arms]
+"""Discovery, confirmation and sets documents."""
 SETS, CHANNELS = claims.claim("Q04"), claims.claim("Q05")
+POWERED = claims.claim("Q05", n=MANY["confirmation"])
 NO_PLANTING = dataclasses.replace(
     CHANNELS, design=tuple(Plantings(tries=0) if isinstance(p, Plantings) else p for p in CHANNELS.design)
 )
@@ -53,15 +54,13 @@ ROLES = {"Q04": "TIH", "Q05": "not a TIH"}
 def measured(target: Target, layer: int, batches: Mapping[str, stimuli.Batch]) -> Sets:
     """The layer on the three sets of documents."""
     hook, sae = target.dictionary_for(layer)
-    discovery = measure_arm(target.model, sae, batches["discovery"].tokens, layer, hook)
-    both = (measure_arms(target.model, sae, batches[name], layer, hook) for name in ("confirmation", "sets"))
-    confirmation, sets = both
-    return batches["discovery"], discovery, confirmation, sets
+    names = ("discovery", "confirmation", "sets")
+    return {name: measure_arms(target.model, sae, batches[name], layer, hook) for name in names}
 
 
 def scrambled(own: Sets, generator: torch.Generator) -> Sets:
     """Every head's key map turned by a random rotation of its own and stretched to the head's spread."""
-    frozen = own[1].frozen
+    frozen = own["discovery"].repeated.frozen
     turns = [random_rotation(frozen.W_k.shape[-1], generator, frozen.W_k) for _ in range(frozen.n_heads)]
     stretches = [stretch_to_match(frozen, head, turn) for head, turn in enumerate(turns)]
 
@@ -75,7 +74,7 @@ def scrambled(own: Sets, generator: torch.Generator) -> Sets:
 
 def with_random_atoms(own: Sets, generator: torch.Generator) -> Sets:
     """Random directions for features, codes by matching pursuit at equal L0."""
-    decoder = own[1].codes.decoder
+    decoder = own["discovery"].repeated.codes.decoder
     atoms = draw_atoms(len(decoder), generator, decoder)
     return _changed(own, lambda arm: random_atoms(arm, atoms))
 
@@ -83,19 +82,16 @@ def with_random_atoms(own: Sets, generator: torch.Generator) -> Sets:
 def another_stripe(own: Sets, generator: torch.Generator) -> Sets:
     """The stripe of a lag at which nothing is repeated, the same for all documents that have it."""
     shift = int(torch.randint(4, 13, (), generator=generator))  # below 16 - 2, so that every document has it
-
-    def moved(batch: stimuli.Batch) -> stimuli.Batch:
-        return dataclasses.replace(batch, row_key=shifted_keys(batch, shift)[0])
-
-    batch, discovery, confirmation, sets = own
-    both = (Arms(moved(arms.batch), arms.repeated, arms.control) for arms in (confirmation, sets))
-    return moved(batch), discovery, *both  # type: ignore[return-value]
+    return {
+        name: dataclasses.replace(
+            arms, batch=dataclasses.replace(arms.batch, row_key=shifted_keys(arms.batch, shift)[0])
+        )
+        for name, arms in own.items()
+    }
 
 
 def _changed(own: Sets, change: Callable[[Arm], Arm]) -> Sets:
-    batch, discovery, confirmation, sets = own
-    both = (Arms(arms.batch, change(arms.repeated), change(arms.control)) for arms in (confirmation, sets))
-    return batch, change(discovery), *both  # type: ignore[return-value]
+    return {name: Arms(arms.batch, change(arms.repeated), change(arms.control)) for name, arms in own.items()}
 
 
 NULLS: dict[str, Callable[[Sets, torch.Generator], Sets]] = {
@@ -107,10 +103,17 @@ NULLS: dict[str, Callable[[Sets, torch.Generator], Sets]] = {
 
 def verdicts(sets: Sets, heads: Sequence[int], claim: Claim, seed: str) -> Iterator[str]:
     """Verdicts of one claim on heads of a layer that are all said to be of its family."""
-    layer, role = sets[1].frozen.layer, ROLES[claim.id]
-    batch, discovery, confirmation, for_sets = sets
-    tih = heads if role == "TIH" else []
-    own_layer = LayerScreen(batch, discovery, confirmation, for_sets, seed_parts=("null", seed), tih=tih)
+    chosen_on, role = sets["discovery"], ROLES[claim.id]
+    layer = chosen_on.repeated.frozen.layer
+    own_layer = LayerScreen(
+        chosen_on.batch,
+        chosen_on.repeated,
+        sets["confirmation"],
+        sets["sets"],
+        control=chosen_on.control,
+        seed_parts=("null", seed),
+        tih=heads if role == "TIH" else [],
+    )
     found = cih.screen_layer(own_layer, heads)
     names = [f"L{layer}H{head}" for head in heads]
     status = {name: HeadStatus(name, role, 0.0, 0.0, 0.0, {}) for name in names}
@@ -138,7 +141,8 @@ def rates(target: Target, seeds: int, layers: Sequence[int] | None, kept: Path) 
                 print(name, file=sys.stderr, flush=True)
                 sets = NULLS[null](own, torch.Generator().manual_seed(seed_of(name) % 2**63))
                 words = {
-                    c.id: Counter(verdicts(sets, range(own[1].frozen.n_heads), c, name)) for c in (SETS, NO_PLANTING)
+                    c.id: Counter(verdicts(sets, range(own["discovery"].repeated.frozen.n_heads), c, name))
+                    for c in (SETS, NO_PLANTING)
                 }
                 with kept.open("a") as file:
                     file.write(json.dumps([name, words]) + "\n")
@@ -188,9 +192,9 @@ def power(strengths: Sequence[float]) -> None:
     print("| strength (nats) | set effect (nats) | Q04 | expressed channels | Q05's test |\n|---|---|---|---|---|")
     for strength in strengths:
         print(f"circuit of {strength} nats", file=sys.stderr, flush=True)
-        found = screened(circuit.model(strength))
+        found = screened(circuit.model(strength), sizes=MANY)
         cells: list[object] = [strength]
-        for claim in (SETS, CHANNELS):
+        for claim in (SETS, POWERED):
             status = dataclasses.replace(found.status["L1H0"], status=ROLES[claim.id])
             one = dataclasses.replace(
                 found, status=found.status | {"L1H0": status}, heads={"L1H0": found.heads["L1H0"]}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -225,7 +226,8 @@ def quality_evidence(claim: Claim, target: Target, progress: Callable[[str], Non
     if free := [
         hook for hook, own in numbers.items() if (loss := own["loss by arm, nats a token"])["mean"] <= loss["clean"]
     ]:
-        detail["mean ablation costs nothing, so that there is no loss to recover, at"] = free
+        why = f"mean ablation costs nothing at {' and '.join(free)}: there is no loss to recover, and no share of it"
+        return replace(evidence(claim, measured, detail), undecided=why)
     return evidence(claim, measured, detail)
 
 

@@ -26,7 +26,7 @@ class RepeatedSets:
     status: int = 120
     discovery: int = 100
     confirmation: int = 120
-    made_confirmation: int = 280
+    made_confirmation: int = 320
     """Where documents are made, each is a source, and costs a forward pass: what is told of a channel is told by the
     documents in which it is live.
     """

@@ -41,14 +41,12 @@ def changes(kind: str) -> list[iv.Intervention]:
 
 def taken(model: Any, change: iv.Intervention, tokens: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
     """What a change does to the scores (where they are attended) and the outputs of all heads."""
-    found: list[list[torch.Tensor]] = []
-    for entered in (False, True):
-        seen: list[torch.Tensor] = []
-        hooks = [(SCORES, lambda x, hook: seen.append(x.tril())), (Z, lambda x, hook: seen.append(x.flatten(2)))]
-        with torch.no_grad(), change if entered else iv.Intervention(model, [], []), model.hooks(fwd_hooks=hooks):
+    seen: list[torch.Tensor] = []
+    hooks: Any = [(SCORES, lambda x, hook: seen.append(x.tril())), (Z, lambda x, hook: seen.append(x.flatten(2)))]
+    for context in (iv.Intervention(model, [], []), change):
+        with torch.no_grad(), context, model.hooks(fwd_hooks=hooks):
             model(tokens, attention_mask=mask)
-        found.append(seen)
-    return [torch.nan_to_num(after - before) for before, after in zip(*found, strict=True)]
+    return [torch.nan_to_num(after - before) for before, after in zip(seen[:2], seen[2:], strict=True)]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "pythia", "qwen3", "gemma2", "gpt_neo"])
@@ -72,7 +70,8 @@ def test_rows_and_entries_are_of_their_document() -> None:
     rows = torch.zeros(2, len(LONG), dtype=torch.bool)
     rows[0, -3:] = rows[1, 10] = True
     entries = rows[:, :, None].expand(-1, -1, len(LONG))
-    for where in ({"rows": rows}, {"entries": entries}):
+    places: list[Any] = [{"rows": rows}, {"entries": entries}]
+    for where in places:
         scores = taken(model, fra.remove(model, channels, **place, **where), BATCH, MASK)[0][:, HEAD]
         assert torch.equal((scores != 0).any(-1), rows)
 
@@ -81,8 +80,10 @@ def test_what_needs_one_rotation_for_all_documents_refuses_several() -> None:
     model = tiny("llama")
     own = architecture_of(model)
     seen: dict[str, torch.Tensor] = {}
-    hooks = [(name, lambda x, hook, key=key: seen.update({key: x})) for key, name in own.rotary_hooks(LAYER).items()]
+    hooks: Any = [
+        (name, lambda x, hook, key=key: seen.update({key: x})) for key, name in own.rotary_hooks(LAYER).items()
+    ]
     with model.hooks(fwd_hooks=hooks):
         model(BATCH, attention_mask=MASK)
-    with pytest.raises(FraError, match="rotated by different angles in layer 1 .*pad on the right"):
+    with pytest.raises(FraError, match=r"rotated by different angles in layer 1 .*pad on the right"):
         own.rotary(LAYER, seen, len(LONG), torch.float32)

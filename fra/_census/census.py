@@ -72,8 +72,8 @@ def census(
     kept while documents are seen, for `Census.followed`: a tensor [n, 2] of query and key features, for every head, or
     a DataFrame with columns q_feature, k_feature and perhaps head, as `Census.channels` gives it; 40 bytes a
     contribution kept, whatever is seen. Computed in the model's precision, half precisions in float32. Raises
-    FraError for documents, stripes, heads, channels, or a dictionary that do not fit, and for a checkpoint of something
-    else.
+    FraError for documents, stripes, heads, channels, or a dictionary that do not fit, for a model whose rotary angles
+    depend on a text's length where these texts differ in them, and for a checkpoint of something else.
     """
     check_documents(documents)
     offsets = stripe_lists(documents, stripes)
@@ -81,9 +81,10 @@ def census(
     check_reduces(reduces, stripes is not None)
     if memory_budget < 1 or checkpoint_every < 1 or n_examples < 1:
         raise FraError("memory_budget (bytes), checkpoint_every (documents) and n_examples must be positive.")
-    longest = max(documents, key=len)
+    longest, shortest = max(documents, key=len), min(documents, key=len)
     _check_ids(model, documents)
     observer = Observer(model, sae, layer, longest, any(name in NEED_INPUTS for name in reduces))
+    observer.check_rotation(shortest)
     chosen = tuple(range(observer.layer.n_heads)) if heads is None else tuple(heads)
     if not chosen or len(set(chosen)) < len(chosen):
         raise FraError(f"heads={list(chosen)} must name at least one head, and none twice.")

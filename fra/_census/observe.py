@@ -143,16 +143,23 @@ class Observer:
         weights = qk_weights(model, layer, hook, sample.x.dtype)
         self.layer = Layer(folded(weights), decoder, sample.rotary)
         self._raw = weights
-        self._names = architecture_of(model).input_hooks(layer, hook)
-        self._see_positions(longest)
-
-    def _see_positions(self, longest: Tensor) -> None:
+        self._own = architecture_of(model)
+        self._names = self._own.input_hooks(layer, hook)
         if self.layer.rotary is not None and len(longest) > len(self.layer.rotary.cos):
-            tokens = longest[None].to(self.layer.decoder.device)
-            got = read_hooks(self._model, tokens, self._raw.layer, self._names)
-            own = architecture_of(self._model)
-            rotary = own.rotary(self._raw.layer, got, len(longest), self.layer.dtype)
-            self.layer = replace(self.layer, rotary=rotary)
+            self.layer = replace(self.layer, rotary=self._rotation(longest))
+
+    def _rotation(self, tokens: Tensor) -> Rotary | None:
+        """The rotation of one document run alone."""
+        tokens = tokens[None].to(self.layer.decoder.device)
+        got = read_hooks(self._model, tokens, self._raw.layer, self._names)
+        return self._own.rotary(self._raw.layer, got, tokens.shape[1], self.layer.dtype)
+
+    def check_rotation(self, shortest: Int[Tensor, " pos"]) -> None:
+        """Raises FraError where the shortest document is rotated by other angles than the longest: all share one table,
+        and shorter ones run in a batch with longer ones.
+        """
+        if self.layer.rotary is not None and not same_angles(self._rotation(shortest), self.layer.rotary):
+            raise FraError(_LENGTHS)
 
     @torch.no_grad()
     def observe(self, documents: Sequence[Tensor], numbers: Sequence[int], stripes: Sequence[Sequence[int]]) -> Corpus:
@@ -163,7 +170,13 @@ class Observer:
         home, like = self.layer.decoder.device, self.layer.decoder
         n_pos = int(length.max())
         batch = padded([tokens.to(home).long() for tokens in documents])
-        got = _seen(self._model, batch, self._raw.layer, {k: v for k, v in self._names.items() if k not in ANGLES})
+        turned = {} if self.layer.rotary is None else self._own.rotary_hooks(self._raw.layer)
+        asked = {k: v for k, v in self._names.items() if k in turned or k not in ANGLES}
+        got = _seen(self._model, batch, self._raw.layer, asked)
+        if turned and not same_angles(
+            self._own.rotary(self._raw.layer, got, n_pos, self.layer.dtype), self.layer.rotary
+        ):
+            raise FraError(_LENGTHS)
         real = (torch.arange(n_pos) < length[:, None]).to(home)
         x = got["x"].to(like)[real]
         sigma = got["sigma"].to(like)[..., 0][real] if "sigma" in got else x.new_ones(len(x))
@@ -193,6 +206,23 @@ class Observer:
             [f"{w.layer} {w.hook_name} {w.scale} {w.softcap} {w.window} {self.layer.dtype} {self._keep_inputs}"],
             [w.W_q, w.W_k, w.b_q, w.b_k, *(tensor for _, tensor in state)],
         )
+
+
+_LENGTHS = (
+    "the model rotates positions by other angles in a longer text than in a shorter one (longrope and dynamic scaling "
+    "do): take a census of texts on one side of that length, or resolve each text alone."
+)
+
+
+def same_angles(one: Rotary | None, other: Rotary | None) -> bool:
+    """Whether two rotations are the same at all positions that both have, but for rounding."""
+    if one is None or other is None:
+        return one is other
+    n_pos = min(len(one.cos), len(other.cos))
+    return all(
+        torch.allclose(a[:n_pos].double(), b[:n_pos].double(), rtol=0, atol=1e-6)
+        for a, b in ((one.cos, other.cos), (one.sin, other.sin))
+    )
 
 
 class _AllSeen(Exception):

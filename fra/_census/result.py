@@ -13,7 +13,7 @@ import torch
 from fra._census.corpus import Corpus, concatenate, read, write
 from fra._census.follow import Followed
 from fra._census.job import Ask, CensusReduce
-from fra._census.observe import Layer, Observer
+from fra._census.observe import Layer, Observer, same_angles
 from fra._census.scan import Scan
 from fra._census.tables import Tables, Where
 from fra.core.weights import Model
@@ -194,7 +194,7 @@ class Census:
     def merge(self, *others: Census) -> Census:
         """The census of all documents of this one, then of the others; their numbers go on in that order.
 
-        Raises FraError for censuses of other weights, dictionaries, heads or reductions.
+        Raises FraError for censuses of other weights, dictionaries, heads, reductions or rotary angles.
         """
         followed, seen = self._followed, self.n_documents
         for other in others:
@@ -204,6 +204,11 @@ class Census:
                 )
             if (followed is None) != (other._followed is None) or (followed and not followed.same(other._followed)):
                 raise FraError("only censuses that follow the same channels, n_examples of each, can be merged.")
+            if not same_angles(self.layer.rotary, other.layer.rotary):
+                raise FraError(
+                    "these censuses are of texts whose positions rotate by other angles (they depend on a text's "
+                    "length in this model): they cannot be merged."
+                )
             if followed is not None and other._followed is not None:
                 followed = followed.merge(other._followed, seen)
             seen += other.n_documents

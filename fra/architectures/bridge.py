@@ -12,6 +12,7 @@ from transformer_lens.model_bridge.generalized_components.joint_qkv_attention im
 from fra.architectures.architecture import ANGLES, Norm, QKNorm, RawOV, RawQK, Rotary
 from fra.architectures.shared import TransformerLensArchitecture, raw_ov
 from fra.dictionaries.hooks import LayerHooks
+from fra.errors import FraError
 
 
 class BridgeArchitecture(TransformerLensArchitecture):
@@ -92,9 +93,9 @@ class BridgeArchitecture(TransformerLensArchitecture):
         return names if self.has(names["cos"]) else {}
 
     def rotary(self, layer: int, seen: Mapping[str, Tensor], n_pos: int, dtype: torch.dtype) -> Rotary | None:
-        """Angles as shown, of the first document. The Bridge keeps both halves alike; where adjacent dimensions turn
-        together, it spreads the first half over the pairs. CodeGen shows none and keeps a table, sines before cosines
-        (CodeGenAttentionBridge).
+        """Angles as shown, which must be the same for all documents. The Bridge keeps both halves alike; where adjacent
+        dimensions turn together, it spreads the first half over the pairs. CodeGen shows none and keeps a table, sines
+        before cosines (CodeGenAttentionBridge).
         """
         table = getattr(self.attention(layer).original_component, "embed_positions", None)
         if isinstance(table, Tensor):
@@ -105,7 +106,13 @@ class BridgeArchitecture(TransformerLensArchitecture):
         if "cos" not in seen:
             return None
         adjacent = bool(getattr(self.model.cfg, "rotary_adjacent_pairs", False))
-        cos, sin = (seen[key].reshape(-1, n_pos, seen[key].shape[-1])[0].to(dtype) for key in ANGLES)
+        shown = [seen[key].reshape(-1, n_pos, seen[key].shape[-1]) for key in ANGLES]
+        if any(len(rows) > 1 and not bool((rows == rows[:1]).all()) for rows in shown):
+            raise FraError(
+                f"the documents of this batch are rotated by different angles in layer {layer} (some are padded on the "
+                "left, or have positions of their own): pad on the right, or run them one by one."
+            )
+        cos, sin = (rows[0].to(dtype) for rows in shown)
         if adjacent:
             cos, sin = (part[:, : part.shape[1] // 2].repeat_interleave(2, dim=1) for part in (cos, sin))
         return Rotary(cos, sin, adjacent)

@@ -21,6 +21,8 @@ from fra.errors import FraError
 
 Hook: TypeAlias = tuple[str, Callable[..., Any]]
 """Name of a hook point, and a function (activation, hook) -> new activation or None."""
+Rows: TypeAlias = slice | Tensor
+"""Some documents of a batch."""
 
 
 class Intervention:
@@ -148,6 +150,21 @@ def layer_names(model: Model, layer: int, hook_name: str) -> dict[str, str]:
     rotates = _rotates(model, layer, hook_name)
     names = architecture_of(model).input_hooks(layer, hook_name)
     return {key: name for key, name in names.items() if rotates or key not in ANGLES}
+
+
+def alike(model: Model, layer: int, seen: Mapping[str, Tensor]) -> Iterator[tuple[Rows, dict[str, Tensor]]]:
+    """The documents of a pass in groups that are rotated by the same angles, with what was seen of each: one group of
+    all, unless some are padded on the left or have positions of their own.
+    """
+    names = [name for name in architecture_of(model).rotary_hooks(layer) if name in seen]
+    each = [seen[name].flatten(1) for name in names if len(seen[name]) > 1]
+    if all(bool((rows == rows[:1]).all()) for rows in each):
+        yield slice(None), dict(seen)
+        return
+    _, group = torch.unique(torch.cat(each, dim=1), dim=0, return_inverse=True)
+    for number in range(int(group.max()) + 1):
+        rows = (group == number).nonzero()[:, 0]
+        yield rows, {key: value if len(value) == 1 else value[rows] for key, value in seen.items()}
 
 
 def frozen_in_pass(model: Model, weights: QKWeights, seen: Mapping[str, Tensor], scores: Tensor) -> FrozenLayer:

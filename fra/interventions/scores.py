@@ -22,6 +22,8 @@ from fra.interventions.arguments import Where, channel_pairs, check_where, chose
 from fra.interventions.attach import (
     Intervention,
     Pass,
+    Rows,
+    alike,
     before_cap,
     fitting,
     frozen_in_pass,
@@ -196,24 +198,30 @@ def scale_output(
     hooks = LayerHooks(layer)
     seen = Pass(layer_names(model, layer, hook_name) | {"pattern": hooks.pattern})
 
-    def share(arm: Arm, pattern: Tensor) -> Tensor:
+    def share(arm: Arm, pattern: Tensor, n_docs: int, rows: Rows) -> Tensor:
         total = value_features(arm, values, head, ids.to(pattern.device))
         if terms:
             total = total + value_terms(arm, values, head, terms)
-        batch, pos, _ = pattern.shape
-        return pattern * chosen_entries(where, batch, pos, pattern.device) @ total
+        return (
+            pattern
+            * chosen_entries(where, n_docs, pattern.shape[1], pattern.device).expand(n_docs, -1, -1)[rows]
+            @ total
+        )
 
     fixed, clean = None, where.get("clean")
     if clean is not None:
         arm = _clean_arm(model, dictionary, clean, layer)
-        fixed = share(arm, arm.frozen.pattern[:, head])
+        fixed = share(arm, arm.frozen.pattern[:, head], len(arm.frozen.x), slice(None))
 
     def edit(z: Tensor, hook: Any) -> Tensor:
         got, taken = seen.take(), fixed
         if taken is None:
             with torch.no_grad():
-                frozen = frozen_in_pass(model, weights, got, got["pattern"])
-                taken = share(Arm(frozen, codes(dictionary, frozen.x)), got["pattern"][:, head].to(frozen.x))
+                taken = weights.W_q.new_zeros(*z.shape[:2], values.W_V.shape[-1])
+                for rows, some in alike(model, layer, got):
+                    frozen = frozen_in_pass(model, weights, some, some["pattern"])
+                    arm, pattern = Arm(frozen, codes(dictionary, frozen.x)), some["pattern"][:, head].to(frozen.x)
+                    taken[rows] = share(arm, pattern, len(z), rows)
         change = (1 - factor) * taken
         return with_head(z, head, len(values.W_O), lambda own: own - fitting(change, own))
 
@@ -295,18 +303,22 @@ def _change_scores(
             fixed = share(_clean_arm(model, dictionary, clean, layer), head)
 
     def edit(scores: Tensor, hook: Any) -> Tensor:
-        own = scores[:, head]
-        with torch.no_grad():
-            frozen = frozen_in_pass(model, weights, seen.take(), scores)
-            taken = share(Arm(frozen, codes(dictionary, frozen.x)), head) if fixed is None else fitting(fixed, own)
-            taken = (1 - factor) * taken.to(frozen.x)
-            batch, pos, _ = own.shape
-            # The model's own mask counts too (padding): masked scores are -inf, or the smallest number there is.
-            allowed = frozen.mask & (own > torch.finfo(own.dtype).min / 2) & (taken != 0)
-            allowed = allowed & chosen_entries(where, batch, pos, own.device)
-        after = frozen.cap(before_cap(frozen, head, own).to(frozen.x) - taken).to(own.dtype)
-        changed = scores.clone()
-        changed[:, head] = torch.where(allowed, after, own)
+        got, changed = seen.take(), scores.clone()
+        n_docs, pos = len(scores), scores.shape[-1]
+        for rows, some in alike(model, layer, got):
+            own = scores[rows, head]
+            with torch.no_grad():
+                frozen = frozen_in_pass(model, weights, some, scores[rows])
+                if fixed is None:
+                    taken = share(Arm(frozen, codes(dictionary, frozen.x)), head)
+                else:
+                    taken = fitting(fixed, scores[:, head]).expand_as(scores[:, head])[rows]
+                taken = (1 - factor) * taken.to(frozen.x)
+                # The model's own mask counts too (padding): masked scores are -inf, or the smallest number there is.
+                allowed = frozen.mask & (own > torch.finfo(own.dtype).min / 2) & (taken != 0)
+                allowed = allowed & chosen_entries(where, n_docs, pos, own.device).expand(n_docs, -1, -1)[rows]
+            after = frozen.cap(before_cap(frozen, head, own).to(frozen.x) - taken).to(own.dtype)
+            changed[rows, head] = torch.where(allowed, after, own)
         return changed
 
     return Intervention(model, seen.readers(), [(LayerHooks(layer).attn_scores, edit)])

@@ -123,6 +123,10 @@ def _config(kind: str) -> Any:
             )
         case "olmo":
             return OlmoConfig(**{name: size for name, size in grouped.items() if name != "head_dim"}, pad_token_id=1)
+        case "longrope":  # other angles in texts of more than 16 tokens
+            rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 2.0}
+            rope = {**rope, "original_max_position_embeddings": N_CTX // 2, "rope_theta": 10000.0}
+            return LlamaConfig(**grouped, rope_parameters=rope)
         case "bloom":
             return BloomConfig(vocab_size=D_VOCAB, hidden_size=D_MODEL, n_layer=2, n_head=4)
     raise KeyError(kind)

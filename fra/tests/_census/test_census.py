@@ -317,5 +317,29 @@ def test_a_census_of_other_weights_is_not_loaded(tmp_path: Path) -> None:
         Census.load(tmp_path / "census", tiny("llama", torch.float64), sae(), LAYER)
 
 
+def test_angles_that_depend_on_the_length_are_never_mixed() -> None:
+    """longrope turns texts of more than 16 tokens otherwise: a census is of texts on one side, and exact there."""
+    texts = {"short": [random_tokens(12), random_tokens(9, 2)], "long": [random_tokens(30, 1), random_tokens(17, 3)]}
+    key = ["q_feature", "k_feature"]
+    for some in texts.values():
+        mine = take("longrope", some).channels(heads=[0]).set_index(key)["value"]
+        model = tiny("longrope", torch.float64)
+        alone = [fra.resolve(model, sae(), tokens, LAYER, 0).channels().set_index(key)["value"] for tokens in some]
+        expected = alone[0].add(alone[1], fill_value=0.0)
+        assert mine.sub(expected, fill_value=0.0).abs().max() < 1e-4 * expected.abs().max()  # norms are float32
+    with pytest.raises(FraError, match=r"rotates positions by other angles in a longer text"):
+        take("longrope", [*texts["short"], *texts["long"]])
+    with pytest.raises(FraError, match="rotate by other angles"):
+        take("longrope", texts["short"]).merge(take("longrope", texts["long"]))
+
+
+def test_angles_are_compared_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where angles depend on what was run before (dynamic scaling), shortest and longest may agree and others not."""
+    monkeypatch.setattr(census_observe, "TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(census_observe.Observer, "check_rotation", lambda self, shortest: None)
+    with pytest.raises(FraError, match=r"rotates positions by other angles in a longer text"):
+        take("longrope", [random_tokens(12), random_tokens(30, 1)])
+
+
 def test_it_is_public() -> None:
     assert fra.census is whole_census.census

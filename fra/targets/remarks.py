@@ -93,7 +93,7 @@ def remarks(target: str, documents: Sequence[Document], sources: str | None) -> 
         one, other = documents[first[again[0]]].name, documents[again[0]].name
         said.append(
             f"{len(again)} of the {len(documents)} documents of {target!r} begin nearly as a document of another "
-            f"source does ({other!r} as {one!r}): they are counted as independent and are not; remove them, or name their "
+            f"source does ({other!r} as {one!r}): they count as independent and are not; remove them, or name their "
             "source in text.sources."
         )
     short = [document.name for document in documents if len(document.text.strip()) < _SHORT]

@@ -48,6 +48,8 @@ class AdmissionReport:
     n_layers: int
     n_heads: int
     dictionaries: tuple[Quality, ...]
+    remarks: tuple[str, ...] = ()
+    """What is to be known of the text (`Target.remarks`)."""
 
 
 def sample(target: Target, n_documents: int = _DOCUMENTS, n_tokens: int = _TOKENS) -> list[Int[Tensor, " _pos"]]:
@@ -88,7 +90,7 @@ def admit(target: Target) -> AdmissionReport:
             )
     texts = sample(target)
     qualities = tuple(_check(_measure(target, hook, texts)) for hook in target.dictionaries)
-    return AdmissionReport(target.name, target.n_layers, target.n_heads, qualities)
+    return AdmissionReport(target.name, target.n_layers, target.n_heads, qualities, tuple(target.remarks()))
 
 
 def _measure(target: Target, hook: str, texts: Sequence[Int[Tensor, " _pos"]]) -> Quality:

@@ -18,6 +18,8 @@ from fra.targets.processing import NAMED
 _BESIDE = Path(__file__).resolve().parents[2]
 _FOLDER = Path("fixtures") / "targets"
 _TOO_LARGE = 1_000_000
+SOURCES = ("name", "document", "folder")
+"""The words that `text.sources` may say; anything else is a pattern."""
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")]
 Hook = Annotated[str, StringConstraints(pattern=r"^blocks\.\d{1,6}\.[a-z0-9_.]+$")]
@@ -136,7 +138,29 @@ class TextTable(_Table):
     """`[text]`: what the target is measured on."""
 
     documents: Text
-    """A directory of .txt files, relative to the target file, or the name of a dataset on the hub."""
+    """A directory of .txt files or one such file, relative to the target file, or the name of a dataset on the hub. One
+    file is cut into documents.
+    """
+    sources: Text | None = None
+    """Which documents are of one source, and resampled together. "name": those whose names differ only after the last
+    hyphen (what holds where nothing is said); "document": each is its own; "folder": those of one folder, beneath
+    `documents`; anything else is a regular expression that finds the source in a document's name (its first group, else
+    the whole match).
+    """
+    separator: Text | None = None
+    """What stands between the texts of one file; each is then a source of its own, unless `sources` says otherwise."""
+    split: Text | None = None
+    """Of a data set; "train" where it is not given."""
+    column: Text | None = None
+    """Of a data set; "text" where it is not given."""
+
+    @model_validator(mode="after")
+    def _pattern(self) -> TextTable:
+        try:
+            re.compile(self.sources or "")
+        except re.error as error:
+            raise ValueError(f"sources is none of {', '.join(SOURCES)}, and no regular expression ({error})") from error
+        return self
 
 
 class SizeTable(_Table):

@@ -134,20 +134,25 @@ def fetch_dictionary(release: str, sae_id: str, *, device: str, dtype: str, allo
         return SAE.from_pretrained(release, sae_id, device=device, dtype=dtype)
 
 
-def dataset_texts(name: str, limit: int) -> list[str]:
-    """The first `limit` non-empty texts of a dataset's train split (its column `text`), streamed."""
+def dataset_texts(name: str, limit: int, split: str = "train", column: str = "text") -> list[str]:
+    """The first `limit` non-empty texts of a column of a dataset's split, streamed."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     what = f"the dataset {name!r}"
     try:
         with _reaching(what):
-            rows = load_dataset(name, split="train", streaming=True)
-            if rows.column_names is not None and "text" not in rows.column_names:
+            try:
+                rows = load_dataset(name, split=split, streaming=True)
+            except ValueError as error:  # 'Bad split', and a configuration that must be named
                 raise FraError(
-                    f"{what} has no column 'text' (it has "
-                    f"{', '.join(rows.column_names)}): use another as text.documents."
+                    f"{what} cannot be read ({first_line(error)}): correct text.split or the name."
+                ) from error
+            if rows.column_names is not None and column not in rows.column_names:
+                raise FraError(
+                    f"{what} has no column {column!r} (it has "
+                    f"{', '.join(rows.column_names)}): name the one that holds text as text.column."
                 )
-            return list(islice((row["text"] for row in rows if row["text"].strip()), limit))
+            return list(islice((text for row in rows if isinstance(text := row[column], str) and text.strip()), limit))
     except DatasetsError as error:
         raise CannotLoad(f"{what} cannot be loaded ({first_line(error)}).") from error

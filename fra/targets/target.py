@@ -216,10 +216,18 @@ class Target:
         return [self._load_dictionary(entry) for entry in self.spec.seed if entry.hook == hook]
 
     def documents(self) -> list[Document]:
-        """The target's text, by name. Raises FraError for a folder without text, an empty text, or one that is not
-        UTF-8.
+        """The target's text, by name. Raises FraError for a folder without text, an empty text, one that is not UTF-8,
+        or sources that cannot be told.
         """
-        return read_documents(self.name, self.spec.text.documents, self._path(self.spec.text.documents))
+        return read_documents(self.name, self.spec.text, self._path(self.spec.text.documents))
+
+    def remarks(self) -> list[str]:
+        """What is to be known of the target's text before anything is measured on it, in sentences: too few sources,
+        short or repeated documents. Raises FraError where all documents are one text.
+        """
+        from fra.targets.remarks import remarks
+
+        return remarks(self.name, self.documents(), self.spec.text.sources)
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -237,6 +245,9 @@ class Target:
                 hash_tensors(digest, self._load_dictionary(entry).state_dict())
             else:
                 hash_files(digest, [self._path(entry.path) / name for name in (SAE_CONFIG, SAE_WEIGHTS)])
+        table = self.spec.text
+        if table.sources is not None:
+            digest.update(f"sources {table.sources}\n".encode())
         for document in self.documents():
             digest.update(f"document {document.name} {len(document.text)}\n{document.text}".encode())
         return digest.hexdigest()

@@ -102,6 +102,8 @@ class Header(_Table):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     options: dict[str, JsonValue] = {}
     claims: dict[str, ClaimNote] = {}
+    remarks: list[str] = []
+    """What was to be known of the target before anything was measured: too few sources, short or repeated text."""
     partial: str | None = None
     """Why rows that the claims could give are missing (a selection, an interruption); null where none is."""
 

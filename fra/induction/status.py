@@ -17,12 +17,15 @@ from torch import Tensor
 from fra.core.weights import Model
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
+from fra.induction.channels import few_documents
 from fra.induction.designs import TokenInduction
 from fra.statistics.stats import ClusterMeans, by_source, seed_of
 from fra.stimuli.repeated import Batch
 
 STRIPES = ("induction", "duplicate", "previous", "after", "before")
 _DOCUMENTS_AT_ONCE = 32
+_PATTERN_BYTES = 2**28
+"""Of the patterns of all layers that are held at once."""
 
 
 @torch.no_grad()
@@ -106,6 +109,25 @@ def classify(means: ClusterMeans, design: TokenInduction) -> list[tuple[str, flo
     ]
 
 
+def _row_values(
+    model: Model, batch: Batch
+) -> tuple[Float[Tensor, "heads n_rows"], dict[str, Float[Tensor, "heads n_rows"]]]:
+    """(Contrast, attention on each of STRIPES and `uniform`) of every head of the model, of a few documents at a time:
+    the patterns of many layers and heads do not fit beside one another.
+    """
+    size = model.cfg.n_layers * model.cfg.n_heads * 4 * batch.tokens.shape[1] ** 2
+    at_once = max(1, min(_DOCUMENTS_AT_ONCE, _PATTERN_BYTES // size))
+    contrasts: list[Tensor] = []
+    on_stripes: dict[str, list[Tensor]] = {}
+    for some in torch.arange(len(batch)).split(at_once):
+        few = few_documents(batch, some)
+        sides = [patterns(model, tokens).transpose(1, 2).flatten(0, 1).cpu() for tokens in (few.tokens, few.control)]
+        contrasts.append(contrast(sides[0], sides[1], few))
+        for name, value in stripe_attention(sides[0], few).items():
+            on_stripes.setdefault(name, []).append(value)
+    return torch.cat(contrasts, dim=-1), {name: torch.cat(parts, dim=-1) for name, parts in on_stripes.items()}
+
+
 def head_status(
     model: Model, batch: Batch, *, target: str, stimulus: str, design: TokenInduction | None = None
 ) -> dict[str, HeadStatus]:
@@ -113,15 +135,14 @@ def head_status(
 
     Bounds are one-sided, simultaneous over all heads of the model (max-T), sources resampled.
     """
-    sides = [patterns(model, tokens) for tokens in (batch.tokens, batch.control)]
-    n_heads = sides[0].shape[2]
-    heads_first = [side.transpose(1, 2).flatten(0, 1).cpu() for side in sides]
-    sums = row_sums(contrast(heads_first[0], heads_first[1], batch), batch)
+    contrasts, on_stripes = _row_values(model, batch)
+    n_heads = model.cfg.n_heads
+    sums = row_sums(contrasts, batch)
     counts = np.repeat(batch.periods.numpy()[:, None].astype(float), sums.shape[1], axis=1)
     means = ClusterMeans(
         by_source(sums, batch.sources), by_source(counts, batch.sources), seed=seed_of(target, stimulus, "status")
     )
-    stripes = {name: value.mean(-1) for name, value in stripe_attention(heads_first[0], batch).items()}
+    stripes = {name: value.mean(-1) for name, value in on_stripes.items()}
     found = {}
     for number, (status, low, high) in enumerate(classify(means, design or TokenInduction())):
         name = f"L{number // n_heads}H{number % n_heads}"

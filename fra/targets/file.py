@@ -50,10 +50,14 @@ def _by_name(value: Any) -> Any:
 
 
 class ModelTable(_Table):
-    """`[model]`: a Hugging Face directory, or a name on the hub."""
+    """`[model]`: a Hugging Face directory, a name on the hub, or a GGUF file."""
 
     path: Text | None = None
     """A Hugging Face directory, relative to the target file."""
+    gguf: Text | None = None
+    """A GGUF file, relative to the target file, or to what `package` installs."""
+    package: Text | None = None
+    """An installed distribution that has the GGUF file, by its name on the package index."""
     name: Text | None = None
     """A name on the hub."""
     revision: Text | None = None
@@ -66,11 +70,19 @@ class ModelTable(_Table):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelTable:
-        if (self.path is None) == (self.name is None):
-            raise ValueError("give either path (a directory) or name (on the hub)")
+        if sum(source is not None for source in (self.path, self.name, self.gguf)) != 1:
+            raise ValueError("give either path (a directory), name (on the hub) or gguf (a file)")
         if self.revision is not None and self.name is None:
-            raise ValueError("revision goes with name, not with path")
+            raise ValueError("revision goes with name alone")
+        if self.package is not None and self.gguf is None:
+            raise ValueError("package goes with gguf, which names a file of it")
         return self
+
+    @property
+    def source(self) -> str:
+        """Where the model comes from, as the target file says it."""
+        given = self.path or self.name or self.gguf or ""
+        return given if self.package is None else f"{self.package}: {given}"
 
     @property
     def flags(self) -> frozenset[str] | None:
@@ -211,9 +223,9 @@ class TargetSpec(_Table):
 
     @property
     def local(self) -> bool:
-        """Whether model and dictionaries are all directories on this machine."""
+        """Whether model and dictionaries are all on this machine."""
         entries = (*self.dictionary, *self.seed, *self.study)
-        return self.model.path is not None and all(entry.path is not None for entry in entries)
+        return self.model.name is None and all(entry.path is not None for entry in entries)
 
 
 def _is_file(path: Path) -> bool:

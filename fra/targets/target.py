@@ -58,7 +58,9 @@ class Target:
         self.device = device
         self.dtype = dtype
         self.model_folder: Path | None = None
-        """The Hugging Face directory, given or fetched; None for a model in TransformerLens' own format."""
+        """The Hugging Face directory, given, fetched or made of a GGUF file; None for a model in TransformerLens' own
+        format.
+        """
         self.dictionaries: Mapping[str, Any] = Dictionaries(self)
 
     @property
@@ -267,9 +269,11 @@ def load_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | t
     A target whose model and dictionaries are all local sets HF_HUB_OFFLINE=1 for this process where the variable is
     not set: no library asks the hub for what is here.
 
+    A model that comes as a GGUF file is dequantised into the user's cache the first time (`fra.targets.gguf`).
+
     Raises FraError (one sentence) for an unknown target, a malformed file, weights that are missing, truncated,
     pickled or not finite, and weight processing that is unknown or contradictory; its subclass CannotLoad for what
-    only the hub has, where the hub is not reached.
+    only the hub has, where the hub is not reached, and for a package or library that is not installed.
     """
     spec, folder = read_target(name_or_path)
     precision = str(dtype).removeprefix("torch.") if dtype is not None else spec.model.dtype or "float32"
@@ -284,14 +288,29 @@ def load_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | t
     for entry in (*spec.dictionary, *spec.seed, *spec.study):
         if entry.path is not None:
             check_dictionary_directory(target._path(entry.path), f"the dictionary at {entry.hook!r}")
+    what = f"the model of {spec.name!r}"
     if spec.model.path is not None:
         target.model_folder = target._path(spec.model.path)
+    elif spec.model.gguf is not None:
+        target.model_folder = _dequantised(target)
+        what += f" (made of {spec.model.source}; without that folder it is made anew)"
     elif not is_transformer_lens_format(str(spec.model.name)):
         target.model_folder = fetch_model(str(spec.model.name), spec.model.revision)
     if target.model_folder is not None:
-        check_model(target.model_folder, f"the model of {spec.name!r}")
+        check_model(target.model_folder, what)
     _ = target.processing  # settled now, so that a contradiction is found before anything is loaded
     return target
+
+
+def _dequantised(target: Target) -> Path:
+    """The Hugging Face directory made of the target's GGUF file."""
+    from fra.targets.gguf import hugging_face_directory, installed_file
+
+    model = target.spec.model
+    given = str(model.gguf)
+    return hugging_face_directory(
+        target._path(given) if model.package is None else installed_file(model.package, given)
+    )
 
 
 def has_dictionary(target: Target, layer: int) -> bool:

@@ -28,6 +28,7 @@ import fra
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEEDED = [Requirement(text) for text in PROJECT["dependencies"]]
+OPTIONAL = [Requirement(text) for text in PROJECT["optional-dependencies"]["gguf"]]
 DEV = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
 PIN = re.compile(r"(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)==(?P<version>[0-9][0-9a-z.]*)")
 HEAVY = ("torch", "pytest", "transformer_lens", "sae_lens")
@@ -142,12 +143,14 @@ def test_what_is_imported_is_declared() -> None:
     providers = packages_distributions()
     needed = {canonicalize_name(requirement.name) for requirement in NEEDED}
     dev = {canonicalize_name(requirement.name) for requirement in DEV}
+    optional = {canonicalize_name(requirement.name) for requirement in OPTIONAL}
+    assert optional <= dev, "the tests need what users may do without"
     checked = 0
     for path, module in (pair for folder in ("fra", "fixtures", "claims") for pair in _imports(ROOT / folder)):
         if module in sys.stdlib_module_names or module in ("fra", "fixtures", "claims", "__future__"):
             continue
         shipped = path.relative_to(ROOT).parts[0] == "fra" and "tests" not in path.relative_to(ROOT).parts
-        allowed = needed if shipped else needed | dev
+        allowed = needed | optional if shipped else needed | dev
         given_by = {canonicalize_name(name) for name in providers.get(module, [module])}
         assert given_by & allowed, f"{path.relative_to(ROOT)} imports {module}, which pyproject.toml does not name"
         checked += 1

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from fixtures.heads import detector_scores
 from fixtures.mini.build import recipe
-from fixtures.mini.build.measure import detector_scores
 from fixtures.mini.build.train_model import tensors_hash, untrained
 from fixtures.mini.build.train_study import arms
 from fra.induction.status import head_status

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fra.errors import FraError
+from fra.statistics.unseen import sources_for
 from fra.verdicts.claim import Claim
-from fra.verdicts.unseen import sources_for
 
 if TYPE_CHECKING:
     from fra.targets.documents import Document

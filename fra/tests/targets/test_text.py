@@ -139,7 +139,7 @@ def test_numbered_files_are_one_source_and_that_is_said() -> None:
 
 
 def test_forty_is_what_the_tests_of_claims_need() -> None:
-    from fra.verdicts.unseen import floor_of
+    from fra.statistics.unseen import floor_of
 
     assert float(floor_of(fewest_sources())) <= 0.05 < float(floor_of(fewest_sources() - 1))
 

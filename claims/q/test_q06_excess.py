@@ -34,9 +34,9 @@ CLAIM = Claim(
     bar=0.0,
     bars={"excess by the bars": 0.0, "over scrambled heads": 0.95},
     worth={"excess of heads": 1.0, "excess by the bars": 1.0},
-    statistic="excess/2",
+    statistic="excess/3",
     stimuli=("repeated_random",),
-    n=RepeatedSets().made_confirmation,
+    n=ChannelNulls().scramble_documents,
     design=(RepeatedSets(), TokenInduction(), ChannelSearch(), ChannelNulls(), Plantings(), HeadExcess()),
 )
 

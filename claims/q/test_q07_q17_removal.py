@@ -56,7 +56,7 @@ REMOVAL = Claim(
     worth={"over the top set by plain sum": 0.10},
     statistic="removal/4",
     stimuli=("repeated_random",),
-    n=60,
+    n=Removal().measured,
     design=DESIGN,
 )
 SELECTIVE = Claim(
@@ -71,7 +71,7 @@ SELECTIVE = Claim(
     gates={"copied-token logit": 0.10},
     statistic="selectivity/2",
     stimuli=("repeated_random",),
-    n=60,
+    n=Removal().measured,
     design=DESIGN,
 )
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from fra.core.weights import Model
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
-from fra.induction.channels import few_documents
 from fra.induction.designs import TokenInduction
+from fra.search.channels import few_documents
 from fra.statistics.stats import ClusterMeans, by_source, seed_of
 from fra.stimuli.repeated import Batch
 

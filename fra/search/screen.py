@@ -148,8 +148,8 @@ class LayerScreen:
         return rotation, stretch_to_match(frozen, head, rotation, few, self._spread_of[head])
 
     def scrambled(self, head: int, k: int, which: str, n: int | None = None) -> tuple[HeadOnArms, Tensor]:
-        """The k-th scramble of a head on its documents ("confirmation"; "channels" and "sets": the few on which
-        channels and sets are ranked), and the n channels that the whole search finds in it.
+        """The k-th scramble of a head on the few documents on which channels are ranked ("channels") or sets ("sets"),
+        and the n channels that the whole search finds in it.
         """
         rotation, stretch = self.turned(head, k)
         turned = self.discovery.with_weights(scramble(self.discovery.frozen, head, rotation, stretch))
@@ -185,12 +185,7 @@ class LayerScreen:
         return self._plain[which, head]
 
     def _documents(self, which: str) -> Arms:
-        by_name = {
-            "confirmation": lambda: self.confirmation,
-            "channels": lambda: self._few_confirmation,
-            "sets": lambda: self._few_sets,
-        }
-        return by_name[which]()
+        return self.few_confirmation if which == "channels" else self._few_sets
 
     @property
     def ranked_on(self) -> Int[Tensor, " m"]:
@@ -199,7 +194,8 @@ class LayerScreen:
         return evenly(len(batch), self.nulls.scramble_documents, batch.periods.device)
 
     @cached_property
-    def _few_confirmation(self) -> Arms:
+    def few_confirmation(self) -> Arms:
+        """Both arms on `ranked_on`."""
         return few_arms(self.confirmation, self.ranked_on)
 
     @cached_property

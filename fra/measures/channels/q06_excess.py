@@ -40,9 +40,9 @@ class ExcessNumbers:
     """What the two tests look at, of one head."""
 
     effects: Effects
-    """Of the first candidates, by confirmation document."""
+    """Of the first candidates, by document: the confirmation documents on which scrambles are ranked."""
     contrast: Float[np.ndarray, " n_documents"]
-    """Sum of the head's stripe contrast over the rows of each confirmation document."""
+    """Sum of the head's stripe contrast over the rows of each of them."""
     scrambled_margin: Float[np.ndarray, " n_scrambles"]
     scrambled_contrast: Float[np.ndarray, " n_scrambles"]
 
@@ -154,12 +154,13 @@ def margins(
 @torch.no_grad()
 def head_numbers(layer: LayerScreen, head: int, design: HeadExcess) -> ExcessNumbers:
     """Both numbers of one head and of its scrambles."""
-    n_rows = float(len(layer.confirmation.batch.row_doc))
-    on = HeadOnArms(layer.confirmation, head)
+    few = layer.few_confirmation
+    n_rows = float(len(few.batch.row_doc))
+    on = HeadOnArms(few, head)
     effects = on.channels(layer.candidates(head, design.candidates)[0])
     margin, contrast = [], []
     for k in range(design.scrambles):
-        there, pairs = layer.scrambled(head, k, "confirmation", design.candidates)
+        there, pairs = layer.scrambled(head, k, "channels", design.candidates)
         margin.append(margins(there.channels(pairs), n_rows, design, layer.design.least_documents)[0])
         contrast.append(float(there.contrast.sum()) / n_rows)
     return ExcessNumbers(effects, on.by_document(on.contrast), np.array(margin), np.array(contrast))
@@ -177,7 +178,7 @@ def count(
     """The two counts.
 
     The null draws one scramble for each head, the same for both tests, and holds it against the head's others;
-    resampled sources are the same for all heads. periods: rows of each confirmation document; sources: their numbers.
+    resampled sources are the same for all heads. periods: rows of each document; sources: their numbers.
     """
     heads, n_rows = tuple(numbers), float(periods.sum())
     rng = np.random.default_rng(seed)
@@ -225,7 +226,7 @@ def excess_evidence(claim: Claim, screened: Screen, progress: Callable[[str], No
         layer = screened.layers(number)
         # one after the other: a layer keeps what the scrambles of one head share
         numbers |= {h: head_numbers(layer, screened.heads[h].head, design) for h in names}
-    batch = screened.layers(next(iter(screened.heads.values())).layer).confirmation.batch
+    batch = screened.layers(next(iter(screened.heads.values())).layer).few_confirmation.batch
     periods = np.asarray(batch.periods.cpu(), dtype=float)
     sources = np.unique(np.asarray(batch.sources), return_inverse=True)[1]
     least, tih = claim.designed(ChannelSearch).least_documents, claim.designed(TokenInduction).tih_at_least
@@ -254,10 +255,11 @@ def _planted(claim: Claim, screened: Screen, found: HeadCounts) -> Planted:
         head = screened.heads[h].head
         _, values = layer.candidates(head, design.candidates)
         cut = float(values[-1]) if len(values) >= design.candidates else -np.inf
-        on = HeadOnArms(layer.confirmation, head)
+        on, few = HeadOnArms(layer.confirmation, head), layer.ranked_on.cpu().numpy()
         by_bars, calibrated = [], []
         for raised in plantings(layer, on, bars, how, "plant for the excess"):
-            means = [raised.sums[name].sum() / raised.rows.sum() for name in ("nats", "attention", "contrast")]
+            rows = max(float(raised.rows[few].sum()), 1.0)
+            means = [float(raised.sums[name][few].sum()) / rows for name in ("nats", "attention", "contrast")]
             margin = min(m / bar for m, bar in zip(means, (bars.nats, bars.attention, bars.contrast), strict=True))
             by_bars.append(float(raised.value >= cut))
             calibrated.append(float(raised.value >= cut and margin > found.margin_threshold[k]))

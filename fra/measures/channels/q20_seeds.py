@@ -26,7 +26,7 @@ from fra.induction.cih import Screen
 from fra.induction.outside import outside
 from fra.measures.channels.q08_q16_transfer import tihs
 from fra.measures.channels.transfer_designs import ChannelSet, DictionarySeeds
-from fra.search.channels import Arms, HeadOnArms, measure_arms, on_device
+from fra.search.channels import Arms, HeadOnArms, evenly, few_documents, measure_arms, on_device
 from fra.search.examples import Shown, first_example
 from fra.search.search import Search
 from fra.statistics import stats
@@ -110,6 +110,8 @@ def measure(
             "needed ([[seed]] in its file)"
         )
     sets = documents(target, screened.stimulus, claim.designed(RepeatedSets))
+    measured = sets["confirmation"]
+    measured = few_documents(measured, evenly(len(measured), claim.n, measured.periods.device))
     found: dict[str, AcrossSeeds] = {}
     for hook in hooks:
         layer = attention_input_layer(hook)
@@ -121,7 +123,7 @@ def measure(
             progress(f"Q20: layer {layer}, seed {number + 1}")
             arm = measure_arm(target.model, sae, sets["discovery"].tokens, layer, hook)
             searches.append(Search(on_device(sets["discovery"], arm.frozen.x.device), arm))
-            arms.append(measure_arms(target.model, sae, sets["confirmation"], layer, hook))
+            arms.append(measure_arms(target.model, sae, measured, layer, hook))
             pages.append(neuronpedia(sae))
         seed_parts = (screened.target, screened.stimulus, hook)
         found |= across(searches, arms, heads, claim.designed(ChannelSet), seed_parts, pages)

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from fixtures.heads import detector_scores
 from fixtures.mini.build import recipe
 from fixtures.mini.build.train_model import tensors_hash, untrained
-from fixtures.mini.build.train_study import arms
+from fixtures.mini.build.train_study import arms, folder_of
 from fra.induction.status import head_status
 from fra.stimuli import sets as document_sets
 from fra.stimuli.designs import RepeatedSets
@@ -36,7 +36,8 @@ def test_weights_are_small_half_precision_safetensors() -> None:
     assert len(files) - len(study) == 1 + dictionaries
     declared = {Path(str(entry.path)).parts[-2:] for entry in read_target("mini")[0].study}
     assert {file.parent.parts[-2:] for file in study} == declared
-    assert declared <= {(arm, point) for arm, point, _ in arms()}
+    runs = {arm: range(recipe.STUDY_RUNS if arm in recipe.STUDY_REPEATED else 1) for arm, _, _ in arms()}
+    assert declared <= {(folder_of(arm, run), point) for arm, point, _ in arms() for run in runs[arm]}
     for file in files:
         with safe_open(file, "pt") as opened:
             assert {opened.get_tensor(name).dtype for name in opened.keys()} == {torch.float16}, file  # noqa: SIM118

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +11,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fra._census.corpus import Corpus, concatenate, read, write
+from fra._census.checkpoint import Checkpoint
+from fra._census.corpus import Corpus, concatenate
 from fra._census.follow import Followed, channels_to_follow
 from fra._census.job import CensusReduce
 from fra._census.observe import Observer, check_documents, documents_digest, plan, stripe_lists
@@ -68,7 +70,8 @@ def census(
     of about 2 048 tokens.
 
     checkpoint: a folder in which every `checkpoint_every` documents are saved; the same call goes on from there after
-    an interruption, with the identical result. follow: channels whose `n_examples` strongest contributions are to be
+    an interruption, with the identical result; one process at a time works there, and what cannot be its beginning is
+    refused. follow: channels whose `n_examples` strongest contributions are to be
     kept while documents are seen, for `Census.followed`: a tensor [n, 2] of query and key features, for every head, or
     a DataFrame with columns q_feature, k_feature and perhaps head, as `Census.channels` gives it; 40 bytes a
     contribution kept, whatever is seen. Computed in the model's precision, half precisions in float32. Raises
@@ -94,31 +97,38 @@ def census(
     if follow is not None:
         ids = channels_to_follow(follow, chosen, observer.layer.d_sae)
         fresh = followed = Followed.nothing(ids, n_examples, observer.layer.decoder)
-    folder = None if checkpoint is None else Path(checkpoint)
-    about = {} if folder is None else _about(observer, documents, offsets, followed)
-    parts = []
-    for part, held in [] if folder is None else _resume(folder, about):
-        parts.append(part.to(observer.layer.decoder.device))
-        followed = followed if followed is None or held is None else followed.merge(held)
-    done, unsaved = sum(len(part.number) for part in parts), len(parts)
-    waiting_followed = fresh
-    seen = 0
-    for batch in plan([len(tokens) for tokens in documents]):
-        seen += len(batch)
-        if seen <= done:
-            continue
-        parts.append(observer.observe([documents[i] for i in batch], batch, [offsets[i] for i in batch]))
-        waiting = sum(len(part.number) for part in parts[unsaved:])
-        if waiting_followed is not None:
-            waiting_followed = waiting_followed.see(observer.layer, parts[-1])
-        if folder is not None and (waiting >= checkpoint_every or seen == len(documents)):
-            more = {} if waiting_followed is None else waiting_followed.tensors()
-            write(concatenate(parts[unsaved:], renumber=False), _next_part(folder), about, more)
-            unsaved = len(parts)
-            if followed is not None and waiting_followed is not None:
-                followed, waiting_followed = followed.merge(waiting_followed), fresh
-    if followed is not None and waiting_followed is not None:
-        followed = followed.merge(waiting_followed)
+    batches = list(plan([len(tokens) for tokens in documents]))
+    order = [number for batch in batches for number in batch]
+    parts: list[Corpus] = []
+    with ExitStack() as stack:
+        store = None
+        if checkpoint is not None:
+            about = _about(observer, documents, offsets, followed)
+            store = stack.enter_context(Checkpoint(Path(checkpoint), about, order))
+            for part, tensors in store.parts():
+                parts.append(part.to(observer.layer.decoder.device))
+                held = Followed.of_tensors(tensors)
+                followed = followed if followed is None or held is None else followed.merge(held)
+        done, unsaved = sum(len(part.number) for part in parts), len(parts)
+        waiting_followed = fresh
+        seen = 0
+        for whole in batches:
+            batch = whole[max(0, done - seen) :]
+            seen += len(whole)
+            if not batch:
+                continue
+            parts.append(observer.observe([documents[i] for i in batch], batch, [offsets[i] for i in batch]))
+            waiting = sum(len(part.number) for part in parts[unsaved:])
+            if waiting_followed is not None:
+                waiting_followed = waiting_followed.see(observer.layer, parts[-1])
+            if store is not None and (waiting >= checkpoint_every or seen == len(documents)):
+                more = {} if waiting_followed is None else waiting_followed.tensors()
+                store.save(concatenate(parts[unsaved:], renumber=False), more)
+                unsaved = len(parts)
+                if followed is not None and waiting_followed is not None:
+                    followed, waiting_followed = followed.merge(waiting_followed), fresh
+        if followed is not None and waiting_followed is not None:
+            followed = followed.merge(waiting_followed)
     corpus = concatenate(parts, renumber=False)
     if not len(corpus.feature):
         raise FraError("no feature of the dictionary is live on any position (L0 is zero): wrong weights or hook.")
@@ -158,18 +168,3 @@ def _about(
         "documents": documents_digest(documents, offsets),
     }
     return about if followed is None else {**about, "follow": [followed.k, followed.channels.tolist()]}
-
-
-def _next_part(folder: Path) -> Path:
-    return folder / f"part-{len(list(folder.glob('part-*.safetensors'))):06}.safetensors"
-
-
-def _resume(folder: Path, about: dict[str, object]) -> Iterator[tuple[Corpus, Followed | None]]:
-    for path in sorted(folder.glob("part-*.safetensors")):
-        part, wrote, tensors = read(path)
-        if wrote != about:
-            raise FraError(
-                f"the checkpoint {folder} is of other documents, weights or reductions, or follows other channels: "
-                f"give another folder, or delete it."
-            )
-        yield part, Followed.of_tensors(tensors)

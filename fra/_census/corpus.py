@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
@@ -23,6 +24,7 @@ from torch import Tensor
 from fra.errors import FraError
 
 FORMAT = "fra-census/1"
+_OPTIONAL = ("gain_q", "gain_k", "inputs")
 _ON_CPU = ("number", "length", "n_offsets", "offset")
 
 
@@ -189,17 +191,28 @@ def concatenate(corpora: Sequence[Corpus], *, renumber: bool) -> Corpus:
 
 def write(corpus: Corpus, path: Path, about: dict[str, object], more: Mapping[str, Tensor] | None = None) -> None:
     """One safetensors file with `about` as JSON in its header; complete or absent, whatever interrupts. more: tensors
-    beside those of the corpus.
+    beside those of the corpus. Raises FraError where it cannot be written: no room, no right, a file for a folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = {name: tensor.cpu().contiguous() for name, tensor in {**corpus.tensors(), **(more or {})}.items()}
-    save_file(tensors, unfinished, metadata={"format": FORMAT, "about": json.dumps(about, sort_keys=True)})
-    os.replace(unfinished, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, unfinished, metadata={"format": FORMAT, "about": json.dumps(about, sort_keys=True)})
+        os.replace(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        raise FraError(
+            f"the census cannot be written to {path} ({getattr(error, 'strerror', None) or error}): give a place with "
+            "room that can be written to."
+        ) from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def read(path: Path) -> tuple[Corpus, dict[str, object], dict[str, Tensor]]:
-    """The inverse of `write`: corpus, `about` and all tensors. Raises FraError for what is no such file."""
+    """The inverse of `write`: corpus, `about` and all tensors. Raises FraError for anything else, and for a damaged
+    file.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -209,5 +222,20 @@ def read(path: Path) -> tuple[Corpus, dict[str, object], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
     except (OSError, SafetensorError) as error:
         raise FraError(f"the census {path} cannot be read ({error}): give a file that Census.save wrote.") from error
-    corpus = Corpus(**{f.name: tensors.get(f.name) for f in fields(Corpus)})  # type: ignore[arg-type]
-    return corpus, json.loads(metadata["about"]), tensors
+    try:
+        about = json.loads(metadata["about"])
+        if any(field.name not in tensors and field.name not in _OPTIONAL for field in fields(Corpus)):
+            raise KeyError
+        corpus = Corpus(**{f.name: tensors.get(f.name) for f in fields(Corpus)})  # type: ignore[arg-type]
+        whole = (
+            isinstance(about, dict)
+            and int(corpus.length.sum()) == len(corpus.per_row)
+            and int(corpus.per_row.sum()) == len(corpus.feature) == len(corpus.value)
+            and len(corpus.number) == len(corpus.length) == len(corpus.n_offsets)
+            and int(corpus.n_offsets.sum()) == len(corpus.offset)
+        )
+    except (KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise FraError(f"the census {path} is damaged (its parts do not fit each other): give one that is whole.")
+    return corpus, about, tensors

@@ -242,7 +242,8 @@ class Census:
         if about.get("fingerprint") != fingerprint:
             raise FraError(f"the census {path} is of another model, dictionary or layer: give those that it was of.")
         corpus = corpus.to(observer.layer.decoder.device)
-        heads, reduces = about["heads"], about["reduces"]
-        assert isinstance(heads, list) and isinstance(reduces, list)
+        heads, reduces = about.get("heads"), about.get("reduces")
+        if not isinstance(heads, list) or not isinstance(reduces, list):
+            raise FraError(f"{path} is a part of a checkpoint: give a file that Census.save wrote.")
         followed = Followed.of_tensors(tensors)
         return cls(observer.layer, corpus, tuple(heads), tuple(reduces), memory_budget, lambda: fingerprint, followed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import tempfile
 import warnings
 from collections.abc import Collection, Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from safetensors.torch import load_file
+from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,6 +25,13 @@ from fra.errors import FraError
 from fra.targets.processing import FLAGS
 from fra.targets.weights import check_model, first_line
 
+_TRIED = 16
+"""Tokens on which a loaded model is held against the checkpoint's own model in transformers."""
+_APART = 1e-2
+"""Of log-probabilities, in nats; those of the same function are 1e-5 apart in single precision, others 0.3 and more."""
+_APART_IN_HALF = 0.25
+_APART_IN_HALF_FOLDED = 1.0
+"""Of weights that processing has rounded a second time."""
 TRANSFORMER_LENS_AUTHORS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
 
 
@@ -41,7 +51,8 @@ def load_model(
 
     processing: the flags of TransformerLens' weight processing that are on (fra.targets.processing.FLAGS); none by
     default. Raises FraError for a directory without configuration or weights, weights that are pickled, truncated,
-    incomplete, of other shapes or not finite, and an unknown processing.
+    incomplete, of other shapes or not finite, an unknown processing, and a model whose log-probabilities are not those
+    that its checkpoint gives in transformers, be it by TransformerLens or by the processing.
     """
     unknown = sorted(set(processing) - set(FLAGS))
     if unknown:
@@ -128,10 +139,74 @@ def _load_hugging_face(folder: Path, device: str | torch.device, dtype: torch.dt
             raise FraError(f"the weights in {folder} lack {sorted(info['missing_keys'])[0]!r}: the file is incomplete.")
         return hf.to(device)
 
-    bridge = TransformerBridge.boot_transformers(str(folder), device=device, dtype=dtype, hf_model=weights())
-    if shows_scores(bridge):
-        return _processed(bridge, flags)
-    return load_hooked(folder, weights(), device, dtype, flags)
+    hf = weights()
+    tokens = _trial_tokens(hf.config, device)
+    truth = _log_probs(hf, tokens)  # before the Bridge takes the model apart
+    bridge = TransformerBridge.boot_transformers(str(folder), device=device, dtype=dtype, hf_model=hf)
+    if not shows_scores(bridge):
+        hooked = load_hooked(folder, weights(), device, dtype, flags)
+        _check_function(hooked, tokens, truth, folder, flags, unprocessed=False)
+        return hooked
+    _check_function(bridge, tokens, truth, folder, dict.fromkeys(flags, False))
+    if any(flags.values()):
+        _check_function(_processed(bridge, flags), tokens, truth, folder, flags)
+    return bridge
+
+
+def _trial_tokens(config: Any, device: str | torch.device) -> Int[Tensor, "1 pos"]:
+    """Some ids from all over the vocabulary, none of them special: no library takes one for padding."""
+    text = config.get_text_config()
+    special = {getattr(text, f"{name}_token_id", None) for name in ("pad", "bos", "eos")}
+    n_pos = min(_TRIED, getattr(text, "max_position_embeddings", None) or _TRIED)
+    step = max(1, text.vocab_size // (2 * n_pos))
+    ids = [token for token in range(step // 2, text.vocab_size, step) if token not in special]
+    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))[:n_pos]
+    return torch.tensor(ids, device=device)[order.to(device)][None]
+
+
+@torch.no_grad()
+def _log_probs(model: Any, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "pos d_vocab"]:
+    """Of a model of transformers or of TransformerLens."""
+    model.eval()
+    out = model(tokens)
+    logits: Tensor = getattr(out, "logits", out)[0]
+    return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+
+def _check_function(
+    model: Model,
+    tokens: Int[Tensor, "1 pos"],
+    truth: Float[Tensor, "pos d_vocab"],
+    folder: Path,
+    flags: dict[str, bool],
+    *,
+    unprocessed: bool = True,
+) -> None:
+    """Raises FraError where a loaded model does not give the log-probabilities that the checkpoint gives in
+    transformers. unprocessed: whether the model without weight processing is known to give them.
+    """
+    found = _log_probs(model, tokens)
+    width = min(found.shape[-1], truth.shape[-1])
+    apart = float((found[:, :width] - truth[:, :width]).abs().max())
+    on = [flag for flag, is_on in flags.items() if is_on]
+    half = next(model.parameters()).dtype not in (torch.float32, torch.float64)
+    if apart <= (_APART if not half else _APART_IN_HALF_FOLDED if on else _APART_IN_HALF):
+        return
+    if on and unprocessed:
+        raise FraError(
+            f"weight processing ({', '.join(on)}) changes the function of the model in {folder}: its log-probabilities "
+            f'are off by {apart:.2g} from the checkpoint\'s; set processing = "none", and use dictionaries of that.'
+        )
+    raise FraError(
+        f"the model in {folder} is not the checkpoint's as {type(model).__name__} of TransformerLens computes it: "
+        f"log-probabilities are off by {apart:.2g} from those of transformers ({_kind(folder)}); what it shows would "
+        "be true of another model: use another model, or another version of TransformerLens."
+    )
+
+
+def _kind(folder: Path) -> str:
+    config = json.loads((folder / "config.json").read_bytes())
+    return ", ".join(config.get("architectures") or [str(config.get("model_type"))])
 
 
 def load_hooked(

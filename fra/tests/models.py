@@ -31,13 +31,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import (
     AutoModelForCausalLM,
+    BitNetConfig,
     BloomConfig,
     CodeGenConfig,
+    Cohere2Config,
+    CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoConfig,
     GPTNeoXConfig,
+    HunYuanDenseV1Config,
     LlamaConfig,
     OlmoConfig,
     PreTrainedTokenizerFast,
@@ -127,6 +131,17 @@ def _config(kind: str) -> Any:
             rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "factor": 2.0}
             rope = {**rope, "original_max_position_embeddings": N_CTX // 2, "rope_theta": 10000.0}
             return LlamaConfig(**grouped, rope_parameters=rope)
+        case "cohere":
+            return CohereConfig(**grouped)
+        case "cohere2":
+            return Cohere2Config(**grouped)
+        case "hunyuan":
+            return HunYuanDenseV1Config(**grouped)
+        case "bitnet":
+            return BitNetConfig(**{name: size for name, size in grouped.items() if name != "head_dim"})
+        case "unscaled_gpt2":
+            sizes = {"vocab_size": D_VOCAB, "n_positions": N_CTX, "n_embd": D_MODEL, "n_layer": 2, "n_head": 4}
+            return GPT2Config(**sizes, scale_attn_weights=False)
         case "bloom":
             return BloomConfig(vocab_size=D_VOCAB, hidden_size=D_MODEL, n_layer=2, n_head=4)
     raise KeyError(kind)

@@ -196,7 +196,7 @@ def test_an_interrupted_census_goes_on_and_ends_the_same(tmp_path: Path, monkeyp
 
 def test_a_checkpoint_is_json_and_safetensors(tmp_path: Path) -> None:
     take(checkpoint=tmp_path)
-    (file,) = tmp_path.iterdir()
+    (file,) = tmp_path.glob("[!.]*")
     raw = file.read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
     assert header["__metadata__"]["format"] == "fra-census/1"

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from fra.errors import FraError
 from fra.targets.models import load_model
-from fra.tests.models import build_model, tiny
+from fra.targets.processing import FLAGS
+from fra.tests.models import ARCHITECTURES, build_model, model_folder, random_tokens, tiny
+from fra.tests.tiny_targets import one_sentence
 
 
 def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
@@ -66,3 +69,41 @@ def test_words_in_the_path_decide_nothing(words: str, tmp_path: Path) -> None:
     with torch.no_grad():
         logits = load_model(build_model("gpt_neo", tmp_path / words))(tokens)
         torch.testing.assert_close(logits, tiny("gpt_neo")(tokens))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ARCHITECTURES if kind != "no_layernorm"])
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_loaded_model_is_the_checkpoints_own(kind: str, folded: bool) -> None:
+    tokens = random_tokens(24)[None]
+    hf = AutoModelForCausalLM.from_pretrained(model_folder(kind), attn_implementation="eager").eval()
+    with torch.no_grad():
+        truth, found = hf(tokens).logits.log_softmax(-1), tiny(kind, folded=folded)(tokens).log_softmax(-1)
+    torch.testing.assert_close(found, truth, rtol=0, atol=2e-5)
+
+
+OTHERS = {"cohere": "CohereForCausalLM", "cohere2": "Cohere2", "hunyuan": "HunYuan", "unscaled_gpt2": "GPT2LMHeadModel"}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_model_that_the_library_computes_otherwise_is_refused(kind: str, tmp_path: Path) -> None:
+    """TransformerLens turns other pairs than Cohere, norms HunYuan's heads before it turns them, scales GPT-2."""
+    with pytest.raises(FraError, match=f"off by [0-9.]+ from those of transformers .{OTHERS[kind]}") as caught:
+        load_model(build_model(kind, tmp_path))
+    one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_processing_that_changes_the_function_is_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    """BitNet norms again between its values and its output, so that nothing can be folded through."""
+    folder = build_model("bitnet", tmp_path)
+    load_model(folder, dtype=dtype)
+    with pytest.raises(FraError, match=r"weight processing \(fold_ln, .*set processing = .none.") as caught:
+        load_model(folder, dtype=dtype, processing=FLAGS)
+    one_sentence(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neo", "smollm3", "gemma2"])
+def test_half_precision_is_no_other_function(kind: str, tmp_path: Path) -> None:
+    folder = build_model(kind, tmp_path)
+    for processing in ((), FLAGS):
+        load_model(folder, dtype=torch.bfloat16, processing=processing)

@@ -89,6 +89,14 @@ class Target:
     def _path(self, relative: str) -> Path:
         return (self.folder / Path(relative).expanduser()).resolve()
 
+    def folder_of(self, entry: DictionaryTable) -> Path:
+        """The directory of a dictionary that is on this machine. Raises FraError for one of a release."""
+        if entry.path is None:
+            raise FraError(
+                f"the dictionary at {entry.hook!r} is of the release {entry.release!r} and has no directory."
+            )
+        return self._path(entry.path)
+
     @cached_property
     def _metadata(self) -> dict[str, Mapping[str, Any]]:
         """Metadata of every dictionary, without its weights where the target does not need them."""

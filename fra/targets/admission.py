@@ -16,6 +16,7 @@ from fra.core.frozen import check_tokens, freeze
 from fra.dictionaries.codes import codes
 from fra.dictionaries.hooks import attention_input_layer, is_head_output
 from fra.errors import FraError
+from fra.targets.preflight import check_size
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -84,10 +85,7 @@ def admit(target: Target) -> AdmissionReport:
     """
     cfg = target.model.cfg
     for what, stated, found in (("n_layers", target.n_layers, cfg.n_layers), ("n_heads", target.n_heads, cfg.n_heads)):
-        if stated != found:
-            raise FraError(
-                f"size.{what} of {target.name!r} is {stated} and the model has {found}: correct the target file."
-            )
+        check_size(target.name, what, stated, found)
     texts = sample(target)
     qualities = tuple(_check(_measure(target, hook, texts)) for hook in target.dictionaries)
     return AdmissionReport(target.name, target.n_layers, target.n_heads, qualities, tuple(target.remarks()))

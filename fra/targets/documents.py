@@ -44,7 +44,7 @@ def read_documents(target: str, table: TextTable, folder: Path) -> list[Document
         return [Document(name, _source(target, table, name), text) for name, text in parts]
     if table.documents.startswith((".", "/", "~")) or folder.exists():
         raise FraError(f"the text of {target!r} is missing: text.documents names {folder}, which is no directory.")
-    return _of_dataset(target, table)
+    return _of_dataset(target, table, folder)
 
 
 def _local_alone(target: str, table: TextTable) -> None:
@@ -95,7 +95,7 @@ def _pieces(text: str) -> Iterator[str]:
     yield piece
 
 
-def _of_dataset(target: str, table: TextTable) -> list[Document]:
+def _of_dataset(target: str, table: TextTable, folder: Path) -> list[Document]:
     from fra.targets.hub import dataset_texts
 
     given = table.documents
@@ -105,7 +105,13 @@ def _of_dataset(target: str, table: TextTable) -> list[Document]:
             f"text.{key} of {target!r} does not go with the data set {given!r}, each text of which is a source: remove "
             f"it{'' if '/' in given else ', or correct text.documents if a folder was meant'}."
         )
-    texts = dataset_texts(given, _DATASET_DOCUMENTS, table.split or "train", table.column or "text")
+    try:
+        texts = dataset_texts(given, _DATASET_DOCUMENTS, table.split or "train", table.column or "text")
+    except FraError as error:
+        if "/" in given:
+            raise
+        # A folder's name that is misspelt reads as a data set's.
+        raise FraError(f"the text of {target!r} is missing: there is no directory {folder}, and {error}") from error
     if not texts:
         raise FraError(f"the dataset {given!r} holds no text: use another as text.documents.")
     names = [f"{given.rsplit('/', 1)[-1]}.{number}" for number in range(len(texts))]

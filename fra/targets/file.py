@@ -4,6 +4,7 @@ without it.
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from pathlib import Path
@@ -268,7 +269,7 @@ def _parse(file: Path) -> dict[str, Any]:
     if len(raw) > _TOO_LARGE:
         raise FraError(f"the target file {file} has {len(raw)} bytes: this is not a target file.")
     try:
-        return tomllib.loads(raw.decode())
+        return tomllib.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise FraError(f"the target file {file} is not UTF-8 text (line {line}): save it as UTF-8.") from error
@@ -286,23 +287,50 @@ def _parse(file: Path) -> dict[str, Any]:
             else "line unknown"
         )
         what = re.sub(r"\s*\(at [^()]*\)$", "", message)
+        line_at = raw.splitlines()[int(at[1]) - 1] if at and int(at[1]) <= raw.count(b"\n") + 1 else b""
+        if b"\\" in line_at and ("\\" in what or "hex value" in what):
+            what += "; in double quotes a backslash must be doubled: write paths with / or in single quotes"
         raise FraError(f"the target file {file} is not TOML ({where}): {what}.") from error
+
+
+_WORDS = {
+    "name": "must be letters, digits, dots, hyphens and underscores, at most 100, with a letter or digit first",
+    "hook": "must be a hook of TransformerLens, as blocks.0.ln1.hook_normalized",
+    "known_tih": "must name heads as L1H3 (layer 1, head 3)",
+}
+"""What a pattern asks for, by the key whose value it is."""
+_LISTS = ("dictionary", "seed", "study")
 
 
 def _sentence(error: ValidationError) -> str:
     """The first complaint of pydantic as dotted key and reason, and how many more there are."""
     complaints = error.errors(include_url=False, include_context=False, include_input=False)
-    first = complaints[0]
+    first = min(complaints, key=lambda one: one["type"] != "extra_forbidden")  # a typo is why another key is missing
     key = ".".join(str(part) for part in first["loc"])
+    named = next((str(part) for part in reversed(first["loc"]) if isinstance(part, str)), "")
     if first["type"] == "extra_forbidden":
-        what = "unknown key"
+        close = difflib.get_close_matches(named, _keys(), n=1)
+        what = "unknown key" + (f" (is {close[0]} meant?)" if close and close[0] != named else "")
     elif first["type"] == "missing":
         what = "missing"
+    elif first["type"] == "string_pattern_mismatch" and named in _WORDS:
+        what = _WORDS[named]
+    elif first["type"] == "tuple_type":
+        one = (
+            f"each begins with [[{named}]], in two brackets" if named in _LISTS else 'write it in brackets, as ["..."]'
+        )
+        what = f"must be a list: {one}"
     else:
         what = first["msg"].removeprefix("Value error, ")
         what = what[:1].lower() + what[1:]
     more = f" (and {len(complaints) - 1} more)" if len(complaints) > 1 else ""
     return f"{key[:200] + ': ' if key else ''}{what}{more}"
+
+
+def _keys() -> list[str]:
+    """Every key that a target file may have."""
+    tables = (TargetSpec, ModelTable, ProcessingTable, StudyTable, HeadsTable, TextTable, SizeTable)
+    return sorted({key for table in tables for key in table.model_fields})
 
 
 def read_target(name_or_path: str | Path) -> tuple[TargetSpec, Path]:

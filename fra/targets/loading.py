@@ -15,6 +15,7 @@ from fra.dictionaries.hooks import is_head_output
 from fra.errors import FraError
 from fra.targets import hub
 from fra.targets.models import load_model
+from fra.targets.preflight import check_hook
 from fra.targets.processing import check_agreement, declared_by
 from fra.targets.weights import LIBRARY_ERRORS, check_dictionary_directory, first_line
 
@@ -80,11 +81,7 @@ def load_dictionary(
     metadata = sae.cfg.metadata
     if metadata.hook_name is None:
         metadata.hook_name = entry.hook
-    if metadata.hook_name != entry.hook:
-        raise FraError(
-            f"{what} was trained at {metadata.hook_name!r}: name that "
-            "hook in the target file, or give the dictionary of this one."
-        )
+    check_hook(entry.hook, metadata.hook_name)
     check_agreement(entry.hook, declared_by(metadata.to_dict()), processing)
     if is_head_output(entry.hook):
         check_kind(sae)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fra.dictionaries.hooks import LayerHooks, is_head_output
-from fra.errors import FraError
+from fra.errors import CannotLoad, FraError
 from fra.targets.documents import Document, read_documents
 from fra.targets.file import DictionaryTable, TargetSpec, read_target
 from fra.targets.processing import declared_by, describe, settle
@@ -84,12 +84,25 @@ class Target:
         return tuple(f"L{layer}H{head}" for layer in range(self.n_layers) for head in range(self.n_heads))
 
     @property
+    def resolvable(self) -> tuple[str, ...]:
+        """The heads whose layer has a dictionary at its attention input: those that `fra.resolve` can take apart."""
+        return tuple(head for head in self.heads if has_dictionary(self, int(head[1:].split("H")[0])))
+
+    @property
     def known_tih(self) -> tuple[str, ...]:
         """The heads that the target file lists as token induction heads."""
         return self.spec.heads.known_tih
 
     def _path(self, relative: str) -> Path:
         return (self.folder / Path(relative).expanduser()).resolve()
+
+    def folder_of(self, entry: DictionaryTable) -> Path:
+        """The directory of a dictionary that is on this machine. Raises FraError for one of a release."""
+        if entry.path is None:
+            raise FraError(
+                f"the dictionary at {entry.hook!r} is of the release {entry.release!r} and has no directory."
+            )
+        return self._path(entry.path)
 
     @cached_property
     def _metadata(self) -> dict[str, Mapping[str, Any]]:
@@ -186,13 +199,13 @@ class Target:
         return sorted({entry.run for entry in self.spec.study if entry.arm == arm})
 
     def dictionary_for(self, layer: int) -> tuple[str, Any]:
-        """Hook name and dictionary of the attention input of `layer`. Raises FraError where the target has none."""
+        """Hook name and dictionary of the attention input of `layer`. Raises CannotLoad where the target has none."""
         hook = self.hook_for(layer)
         return hook, self.dictionaries[hook]
 
     def hook_for(self, layer: int) -> str:
         """The hook at which the target has a dictionary of the attention input of `layer`, without loading it. Raises
-        FraError where it has none.
+        CannotLoad where it has none, FraError for a layer that the model does not have.
         """
         if not 0 <= layer < self.n_layers:
             raise FraError(f"layer {layer} is out of range: {self.name!r} has {self.n_layers} layers.")
@@ -202,7 +215,7 @@ class Target:
                 return hook
         z = LayerHooks(layer).z
         other = f" (that at {z} is one of head outputs)" if z in self.dictionaries else ""
-        raise FraError(
+        raise CannotLoad(
             f"{self.name!r} has no dictionary at the attention input of "
             f"layer {layer}{other}: give one at {' or '.join(inputs)}."
         )

@@ -123,6 +123,22 @@ def test_the_claims_of_the_readme_run_on_the_target_of_the_readme(project: Path,
     assert done.ret == int(any(row["verdict"] == "REFUTED" for row in rows))
 
 
+def test_the_claim_of_the_readme_on_a_target_with_one_layers_dictionary(
+    project: Path, pytester: pytest.Pytester
+) -> None:
+    target = (project / "mine.toml").read_text()
+    start = target.rindex("[[dictionary]]\n")
+    (project / "mine.toml").write_text(target[:start] + target[target.index("[heads]") :])
+    (project / "claims" / "test_x02.py").unlink()
+    done = pytester.runpytest_subprocess("claims", "--target", "mine.toml", "--ledger", "ledger.json")
+    rows = {row["head"]: row for row in json.loads((project / "ledger.json").read_text())["verdicts"]}
+    assert all(rows[f"L0H{head}"]["effect"] is not None for head in range(4)), done.outlines
+    for head in range(4):
+        row = rows[f"L1H{head}"]
+        assert row["verdict"] == "CANNOT_RUN"
+        assert "no dictionary at the attention input of layer 1" in row["detail"]["reason"]
+
+
 def test_a_claim_of_several_conditions_is_hardly_longer() -> None:
     simple, several = map(_code_lines, _claims())
     assert several - simple <= 15

@@ -16,6 +16,7 @@ import fra
 from fra import targets
 from fra.core.frozen import freeze
 from fra.errors import FraError
+from fra.targets.preflight import preflight
 from fra.tests.models import D_MODEL, D_VOCAB, build_model, build_sae
 from fra.tests.tiny_targets import (
     HEAD_OUTPUT,
@@ -259,6 +260,31 @@ def test_a_dictionary_that_explains_nothing_is_refused(home: Path) -> None:
 def test_size_that_is_not_the_models(home: Path) -> None:
     use_dictionary(home, NORMALIZED, "size.n_heads", "is 8", "has 4", size="[size]\nn_layers = 2\nn_heads = 8")
     use_dictionary(home, NORMALIZED, "size.n_layers", "is 3", "has 2", size="[size]\nn_layers = 3\nn_heads = 4")
+
+
+def test_what_files_alone_tell_is_refused_before_anything_is_loaded(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sentence of the preflight and, where the whole target is admitted, the same one."""
+
+    def early(file: Path, *words: str) -> str:
+        with monkeypatch.context() as patch:
+            patch.setattr("fra.targets.loading.load_target_model", None)
+            return refused(file, *words, use=preflight)
+
+    def written(hook: str = NORMALIZED, text: Path | str = "text", **replace: str) -> Path:
+        return write_target(home, home / "model", {hook: home / "sae"}, text, **replace)
+
+    assert preflight(fra.load_target(home / "tiny.toml")), "three documents of two sources are too few"
+    size = "[size]\nn_layers = 2\nn_heads = 8"
+    assert early(written(size=size), "size.n_heads", "is 8", "has 4") == refused(home / "tiny.toml")
+    assert early(written(OTHER_HOOK), f"trained at {NORMALIZED!r}") == refused(home / "tiny.toml")
+    early(written(text="txet"), "there is no directory", str(home / "txet"))
+    signed_axes(home / "sae", NORMALIZED, d_in=16)
+    early(written(), "width 16 and the model has 32", "another model")
+    for file in (home / "model").glob("*token*"):
+        file.unlink()
+    early(written(), "has no tokenizer", str(home / "model"))
 
 
 def test_layer_out_of_range_or_without_dictionary(home: Path) -> None:

@@ -69,6 +69,45 @@ def test_a_value_that_does_not_fit_names_its_key(
     refused(file, "tiny.toml", *words)
 
 
+_SOUND_FILE = 'name = "a"\n[model]\npath = "m"\n[text]\ndocuments = "t"\n[size]\nn_layers = 2\nn_heads = 4\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"a"', '"my model"', ("name: must be letters, digits",)),
+        ('"m"', '"C:\\Users\\x"', ("line 3", "write paths with / or in single quotes")),
+        ('"m"', '"C:\\data"', ("line 3", "write paths with / or in single quotes")),
+        (
+            "[size]",
+            '[dictionary]\nhook = "x"\n[size]',
+            ("dictionary: must be a list", "[[dictionary]], in two brackets"),
+        ),
+        ("documents", "document", ("text.document: unknown key (is documents meant?)",)),
+        (
+            "[size]",
+            '[heads]\nknown_tih = "L1H3"\n[size]',
+            ('heads.known_tih: must be a list: write it in brackets, as ["',),
+        ),
+        (
+            "[size]",
+            '[[dictionary]]\nhook = "x"\npath = "y"\n[size]',
+            ("dictionary.0.hook: must be a hook of TransformerLens",),
+        ),
+    ],
+)
+def test_common_slips_are_answered_with_what_to_write(
+    tmp_path: Path, old: str, new: str, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "bad.toml").write_text(_SOUND_FILE.replace(old, new))
+    refused(tmp_path / "bad.toml", *words)
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
+    (tmp_path / "good.toml").write_bytes(b"\xef\xbb\xbf" + _SOUND_FILE.encode())
+    assert targets.read_target(tmp_path / "good.toml")[0].name == "a"
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [

@@ -13,14 +13,20 @@ _FEWEST = 10
 
 
 def disjoint(
-    sources: Sequence[Hashable], sizes: Mapping[str, int], measured: Collection[str], seed_parts: Sequence[str]
+    sources: Sequence[Hashable],
+    sizes: Mapping[str, int],
+    measured: Collection[str],
+    seed_parts: Sequence[str],
+    least: Mapping[str, int] | None = None,
 ) -> dict[str, list[int]]:
     """Indices of the documents of each set, by name, ascending; no source has documents in two sets.
 
     sources: of every document. sizes: documents that each set would have, in the order in which they are filled; where
     there is less text, all shrink alike. measured: sets whose numbers are quoted: these get as many sources as there
     are, one document of each first, and further ones of the same sources only where sources are short. The others are
-    filled from the sources with the most documents, so that they cost the measured ones few sources.
+    filled from the sources with the most documents, so that they cost the measured ones few sources. least: sources
+    that a measured set must have to be of use; where its equal share is smaller it gets them, whatever its size, unless
+    that leaves others less than half of theirs.
     """
     rng = np.random.default_rng(seed_of(*seed_parts))
     by_source: dict[Hashable, list[int]] = {}
@@ -35,15 +41,23 @@ def disjoint(
         share = max(1, -(-shrunk[name] // _FEWEST))
         while left and len(found[name]) < shrunk[name] and (len(left) > len(quoted) or not found[name]):
             found[name] += by_source[left.pop(0)][: min(share, shrunk[name] - len(found[name]))]
-    for k, index in enumerate(rng.permutation(len(left)).tolist() if quoted else []):
-        by_turn = quoted[k % len(quoted)]
+    order = rng.permutation(len(left)).tolist() if quoted else []
+    turns = list(quoted)
+    for name, needed in (least or {}).items():
+        equal = len(order) // len(turns)
+        if equal < needed and len(turns) > 1 and 2 * (len(order) - needed) >= (len(turns) - 1) * equal:
+            found[name] += [by_source[left[index]][0] for index in order[:needed]]
+            order = order[needed:]
+            turns.remove(name)
+    for k, index in enumerate(order):
+        by_turn = turns[k % len(turns)]
         if len(found[by_turn]) < shrunk[by_turn]:
             found[by_turn].append(by_source[left[index]][0])
     source_of = {number: name for name, numbers in by_source.items() for number in numbers}
     for name in quoted:
         own = [source_of[number] for number in found[name]]
         more = [number for turn in range(1, len(sources)) for s in own for number in by_source[s][turn : turn + 1]]
-        found[name] += more[: shrunk[name] - len(found[name])]
+        found[name] += more[: max(0, shrunk[name] - len(found[name]))]
     return {name: sorted(numbers) for name, numbers in found.items()}
 
 

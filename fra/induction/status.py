@@ -24,7 +24,7 @@ from fra.stimuli.repeated import Batch
 
 STRIPES = ("induction", "duplicate", "previous", "after", "before")
 _DOCUMENTS_AT_ONCE = 32
-_PATTERN_BYTES = 2**28
+PATTERN_BYTES = 2**28
 """Of the patterns of all layers that are held at once."""
 
 
@@ -109,14 +109,14 @@ def classify(means: ClusterMeans, design: TokenInduction) -> list[tuple[str, flo
     ]
 
 
-def _row_values(
+def row_values(
     model: Model, batch: Batch
 ) -> tuple[Float[Tensor, "heads n_rows"], dict[str, Float[Tensor, "heads n_rows"]]]:
     """(Contrast, attention on each of STRIPES and `uniform`) of every head of the model, of a few documents at a time:
     the patterns of many layers and heads do not fit beside one another.
     """
     size = model.cfg.n_layers * model.cfg.n_heads * 4 * batch.tokens.shape[1] ** 2
-    at_once = max(1, min(_DOCUMENTS_AT_ONCE, _PATTERN_BYTES // size))
+    at_once = max(1, min(_DOCUMENTS_AT_ONCE, PATTERN_BYTES // size))
     contrasts: list[Tensor] = []
     on_stripes: dict[str, list[Tensor]] = {}
     for some in torch.split(torch.arange(len(batch)), at_once):
@@ -135,7 +135,7 @@ def head_status(
 
     Bounds are one-sided, simultaneous over all heads of the model (max-T), sources resampled.
     """
-    contrasts, on_stripes = _row_values(model, batch)
+    contrasts, on_stripes = row_values(model, batch)
     n_heads = model.cfg.n_heads
     sums = row_sums(contrasts, batch)
     counts = np.repeat(batch.periods.numpy()[:, None].astype(float), sums.shape[1], axis=1)

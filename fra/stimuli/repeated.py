@@ -172,13 +172,20 @@ def periods(n: int, longest: int, rng: np.random.Generator) -> Int[np.ndarray, "
 
 
 def repeated_random(
-    n: int, pool: Int[np.ndarray, " n_pool"], context: int, bos: int | None, seed_parts: Sequence[str]
+    n: int,
+    pool: Int[np.ndarray, " n_pool"],
+    context: int,
+    bos: int | None,
+    seed_parts: Sequence[str],
+    name: str = "random",
 ) -> list[RepeatedDocument]:
-    """BOS + R + R with R of P distinct random tokens of the pool, P anew for each document."""
+    """BOS + R + R with R of P distinct random tokens of the pool, P anew for each document; sources are `name`-0000 and
+    so on.
+    """
     rng = np.random.default_rng(seed_of(*seed_parts))
     longest = min((context - 1) // 2, len(pool))
     return [
-        repeat(rng.choice(pool, period, replace=False), bos, rng, source=f"random-{number:04d}")
+        repeat(rng.choice(pool, period, replace=False), bos, rng, source=f"{name}-{number:04d}")
         for number, period in enumerate(periods(n, longest, rng).tolist())
     ]
 

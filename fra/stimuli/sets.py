@@ -11,9 +11,11 @@ from torch import Tensor
 
 from fra.core.weights import Model
 from fra.errors import FraError
+from fra.statistics.unseen import sources_for
 from fra.stimuli import repeated
 from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.sources import disjoint
+from fra.verdicts.claim import Claim
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -25,23 +27,35 @@ STIMULI = ("repeated_random", "repeated_natural")
 def documents(target: Target, stimulus: str, design: RepeatedSets) -> dict[str, repeated.Batch]:
     """The four disjoint sets of one stimulus family, seeded from (target, stimulus).
 
+    The status set has as many sources as bounds that hold for all of the model's heads together need, where its share
+    is too small for that: of random text further documents, of natural text more of the sources that there are.
+
     Raises FraError for an unknown stimulus, too little text, or too short a context.
     """
     model = target.model
     context = min(int(model.cfg.n_ctx), design.longest)
     seed_parts = (target.name, stimulus)
     numbers = design.sizes(made=stimulus == "repeated_random")
+    needed = sources_for(Claim.level, model.cfg.n_layers * model.cfg.n_heads)
+    further: list[repeated.RepeatedDocument] = []
     if stimulus == "repeated_random":
         pool = repeated.token_pool(mean_prediction(model, target), _special_ids(target))
         made = repeated.repeated_random(sum(numbers), pool, context, target.bos, seed_parts)
+        more = design.status * -(-needed // design.status)
+        further = repeated.repeated_random(more, pool, context, target.bos, (*seed_parts, "status"), "status")
     elif stimulus == "repeated_natural":
         texts = [(doc.source, np.asarray(target.encode(doc.text), dtype=np.int64)) for doc in target.documents()]
         made = repeated.repeated_natural(texts, context, target.bos, seed_parts)
     else:
         raise FraError(f"there is no stimulus {stimulus!r} with a repeat: use {' or '.join(STIMULI)}")
     sizes = dict(zip(SETS, numbers, strict=True))
-    parts = disjoint([doc.source for doc in made], sizes, MEASURED, (*seed_parts, "split"))
-    return {name: repeated.Batch.of([made[n] for n in part]) for name, part in parts.items()}
+    least = {} if further else {"status": needed}
+    parts = disjoint([doc.source for doc in made], sizes, MEASURED, (*seed_parts, "split"), least)
+    found = {name: [made[n] for n in part] for name, part in parts.items()}
+    while further and len(found["status"]) < needed:
+        found["status"] += further[: design.status]
+        further = further[design.status :]
+    return {name: repeated.Batch.of(own) for name, own in found.items()}
 
 
 def _special_ids(target: Target) -> list[int]:

@@ -13,7 +13,11 @@ _FEWEST = 10
 
 
 def disjoint(
-    sources: Sequence[Hashable], sizes: Mapping[str, int], measured: Collection[str], seed_parts: Sequence[str]
+    sources: Sequence[Hashable],
+    sizes: Mapping[str, int],
+    measured: Collection[str],
+    seed_parts: Sequence[str],
+    least: Mapping[str, int] | None = None,
 ) -> dict[str, list[int]]:
     """Indices of the documents of each set, by name, ascending; no source has documents in two sets.
 
@@ -21,7 +25,8 @@ def disjoint(
     there is less text, all shrink alike. measured: sets whose numbers are quoted: these get as many sources as there
     are, in proportion to their sizes, one document of each first, and further ones of the same sources only where
     sources are short. The others are filled from the sources with the most documents, so that they cost the measured
-    ones few sources.
+    ones few sources. least: sources that a measured set must have to be of use; where its share is smaller it gets
+    them, whatever its size, unless that leaves others less than half of theirs.
     """
     rng = np.random.default_rng(seed_of(*seed_parts))
     by_source: dict[Hashable, list[int]] = {}
@@ -36,9 +41,17 @@ def disjoint(
         share = max(1, -(-shrunk[name] // _FEWEST))
         while left and len(found[name]) < shrunk[name] and (len(left) > len(quoted) or not found[name]):
             found[name] += by_source[left.pop(0)][: min(share, shrunk[name] - len(found[name]))]
-    for index in rng.permutation(len(left)).tolist():
+    order = rng.permutation(len(left)).tolist() if quoted else []
+    turns = list(quoted)
+    for name, needed in (least or {}).items():
+        own = len(order) * shrunk[name] // sum(shrunk[other] for other in turns)
+        if own < needed and len(turns) > 1 and 2 * (len(order) - needed) >= len(order) - own:
+            found[name] += [by_source[left[index]][0] for index in order[:needed]]
+            order = order[needed:]
+            turns.remove(name)
+    for index in order:
         # to the set that has the least of what it would have: shares are even, and no source is left over
-        needs = [name for name in quoted if len(found[name]) < shrunk[name]]
+        needs = [name for name in turns if len(found[name]) < shrunk[name]]
         if not needs:
             break
         poorest = min(needs, key=lambda name: (len(found[name]) + 1) / shrunk[name])
@@ -47,7 +60,7 @@ def disjoint(
     for name in quoted:
         own = [source_of[number] for number in found[name]]
         more = [number for turn in range(1, len(sources)) for s in own for number in by_source[s][turn : turn + 1]]
-        found[name] += more[: shrunk[name] - len(found[name])]
+        found[name] += more[: max(0, shrunk[name] - len(found[name]))]
     return {name: sorted(numbers) for name, numbers in found.items()}
 
 

@@ -68,6 +68,20 @@ def test_where_sources_are_short_further_documents_of_the_same_ones_fill_the_set
         assert max(counts.values()) - min(counts.values()) <= 1, "evenly"
 
 
+def test_a_set_that_needs_more_than_its_share_gets_it_and_no_more() -> None:
+    sources, sizes = [f"s{k}" for k in range(100)], {"status": 30, "discovery": 10, "confirmation": 30}
+
+    def cut(needed: int) -> dict[str, list[int]]:
+        return disjoint(sources, sizes, MEASURED, ("made",), {"status": needed})
+
+    plain = disjoint(sources, sizes, MEASURED, ("made",))
+    assert cut(45) == plain, "an equal share of the 90 is enough"
+    more = cut(60)
+    assert {name: len(own) for name, own in more.items()} == {"status": 60, "discovery": 10, "confirmation": 30}
+    assert not set(more["status"]) & {*more["discovery"], *more["confirmation"]}
+    assert cut(68) == plain, "the others would have less than half of their share"
+
+
 def test_the_cut_is_the_seeds_and_depends_on_nothing_else() -> None:
     sources = [f"s{k % 23}" for k in range(80)]
     assert disjoint(sources, SIZES, MEASURED, ("a",)) == disjoint(sources, SIZES, MEASURED, ("a",))

@@ -44,8 +44,8 @@ def disjoint(
     order = rng.permutation(len(left)).tolist() if quoted else []
     turns = list(quoted)
     for name, needed in (least or {}).items():
-        own = len(order) * shrunk[name] // sum(shrunk[other] for other in turns)
-        if own < needed and len(turns) > 1 and 2 * (len(order) - needed) >= len(order) - own:
+        fair = len(order) * shrunk[name] // sum(shrunk[other] for other in turns)
+        if fair < needed and len(turns) > 1 and 2 * (len(order) - needed) >= len(order) - fair:
             found[name] += [by_source[left[index]][0] for index in order[:needed]]
             order = order[needed:]
             turns.remove(name)

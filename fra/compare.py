@@ -1,7 +1,7 @@
 """`python -m fra.compare A.json B.json`: what differs between two ledgers, row by row.
 
-Verdicts first, then rows whose verdict stands and whose numbers moved. When a run was made, how long it took and at
-which commit do not count.
+First what the two were not measured with alike (model, dictionaries, text), then verdicts, then rows whose verdict
+stands and whose numbers moved. When a run was made, how long it took and at which commit do not count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fra.errors import FraError
 from fra.verdicts import ledger as ledgers
-from fra.verdicts.compare import Difference, differences
+from fra.verdicts.compare import Difference, differences, inputs
 
 SHOWN = 20
 
@@ -57,8 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"fra.compare: {error}", file=sys.stderr)
         return 2
     n_rows = len({(row.claim, row.head) for ledger in (one, other) for row in ledger.verdicts})
-    print("\n".join(summary(found, n_rows, options.all)))
-    return int(options.expect_equal and bool(found))
+    unlike = inputs(one, other)
+    print("\n".join([*(f"not measured alike: {line}" for line in unlike), *summary(found, n_rows, options.all)]))
+    return int(options.expect_equal and bool(found or unlike))
 
 
 if __name__ == "__main__":

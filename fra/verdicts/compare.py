@@ -10,6 +10,7 @@ from typing import Any
 from fra.verdicts.ledger import Ledger, Row
 
 ABSENT = "no such row"
+ABSENT_INPUT = "none"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,39 @@ class Difference:
 
     def __str__(self) -> str:
         return f"{self.claim} {self.head or 'as a whole'}: {self.where}: {_short(self.one)} -> {_short(self.other)}"
+
+
+def inputs(one: Ledger, other: Ledger) -> list[str]:
+    """What two runs were not measured with alike: model, dictionaries, text; a line each. What a ledger does not say is
+    not compared.
+    """
+    a, b = one.header, other.header
+    found = []
+    if a.model and b.model and _fingerprint(a.model) != _fingerprint(b.model):
+        found.append(f"model and all that goes with it: {_short(a.model, 120)} -> {_short(b.model, 120)}")
+    if a.dictionaries and b.dictionaries:
+        pairs: dict[tuple[str, str, int], list[str]] = {}
+        for k, notes in enumerate((a.dictionaries, b.dictionaries)):
+            seen: dict[tuple[str, str], int] = {}
+            for note in notes:
+                number = seen[note.role, note.hook] = seen.get((note.role, note.hook), -1) + 1
+                said = pairs.setdefault((note.role, note.hook, number), [ABSENT_INPUT, ABSENT_INPUT])
+                said[k] = f"{note.source} (sha256 {(note.sha256 or 'unknown')[:12]})"
+        found += [f"{role} at {hook}: {x} -> {y}" for (role, hook, _), (x, y) in pairs.items() if _own(x) != _own(y)]
+    if a.text and b.text and a.text.sha256 != b.text.sha256:
+        x, y = (f"{t.documents}, {t.n_documents} documents of {t.n_sources} sources" for t in (a.text, b.text))
+        found.append(f"text: {x} (sha256 {a.text.sha256[:12]}) -> {y} (sha256 {b.text.sha256[:12]})")
+    return found
+
+
+def _fingerprint(model: str) -> str:
+    """The hash in what a header says of its model, where there is one: not the path."""
+    return model.rpartition("sha256 ")[2]
+
+
+def _own(said: str) -> str:
+    """What tells one dictionary from another: its hash, not the path by which a target file names it."""
+    return said if said.endswith("unknown)") else said.rpartition("(sha256 ")[2]
 
 
 def differences(one: Ledger, other: Ledger, tolerance: float = 0.0) -> list[Difference]:
@@ -67,6 +101,6 @@ def _same(a: Any, b: Any, tolerance: float) -> bool:
     return type(a) is type(b) and bool(a == b) if not numbers else bool(a == b)
 
 
-def _short(value: Any) -> str:
+def _short(value: Any, longest: int = 60) -> str:
     text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= longest else text[: longest - 3] + "..."

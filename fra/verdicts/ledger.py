@@ -85,6 +85,33 @@ class ClaimNote(_Table):
     """Not registered when it was measured."""
 
 
+class DictionaryNote(_Table):
+    """A dictionary that the run had."""
+
+    hook: str
+    role: str
+    """"dictionary", "seed" or "study"."""
+    source: str
+    """Its path as the target file gives it, or release and id."""
+    sha256: Digest | None
+    d_sae: int | None
+    l0: Number | None
+    """Features live at a position of the target's own text, on average; null where it was not measured."""
+    explained_variance: Number | None
+
+
+class TextNote(_Table):
+    """The text that the run had."""
+
+    documents: str
+    n_documents: int
+    n_sources: int
+    """Independent sources."""
+    sha256: Digest
+    first_tokens: list[str]
+    """How the first document begins, BOS with it."""
+
+
 class Header(_Table):
     """Where the numbers come from."""
 
@@ -102,6 +129,9 @@ class Header(_Table):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     options: dict[str, JsonValue] = {}
     claims: dict[str, ClaimNote] = {}
+    dictionaries: list[DictionaryNote] = []
+    text: TextNote | None = None
+    """Both absent where nothing was measured on the target."""
     remarks: list[str] = []
     """What was to be known of the target before anything was measured: too few sources, short or repeated text."""
     partial: str | None = None

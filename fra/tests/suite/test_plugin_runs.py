@@ -45,11 +45,44 @@ def test_many_claims_end_with_their_counts(suite):
         )
     result = suite.run("-q")
     lines = result.stdout.lines
-    start = next(n for n, line in enumerate(lines) if line.startswith("claim ") and "SUPPORTED" in line)
+    start = next(n for n, line in enumerate(lines) if line.startswith("claim ") and line.endswith(" yes no ? - !"))
     rows = [line.split() for line in lines[start + 1 : start + 8]]
-    assert [row[:7] for row in rows] == [[f"T{n}", "finding", "1", ".", ".", ".", "."] for n in range(10, 17)]
-    assert all(row[7] == "Title" and row[-1] == "..." for row in rows)
+    assert [row[0] for row in rows] == [f"T{n}" for n in range(10, 17)]
+    assert all(" ".join(row[1:-5]) == " ".join(["Title", row[0][1:]] * 9) for row in rows), "whole titles"
+    assert all(row[-5:] == ["1", ".", ".", ".", "."] for row in rows)
     assert all(len(line) <= 100 and line.isascii() for line in lines[start : start + 8])
+
+
+def test_what_fails_a_run_of_many_claims_is_named(suite):
+    suite.all()
+    for number in range(10, 17):
+        text = FAMILY_FILE.replace("T03", f"T{number}")
+        suite.claims(**{f"c{number}": text.replace("bar=1.0,", 'bar=1.0, kind="identity",') if number > 12 else text})
+    result = suite.run()
+    result.stdout.fnmatch_lines(
+        [
+            "T01 *2*2*2*.*1",
+            "yes SUPPORTED  no REFUTED*",
+            "identities that are SUPPORTED wherever they were asked: T13 (1), T14 (1), T15 (1), T16 (1)",
+            "OVERTURNED: T01 L0H3",
+            "BROKEN: T01 L0H6; T02 L0H0-7",
+            "REFUTED, and not known: T01 L0H1",
+        ]
+    )
+    text = result.stdout.str()
+    assert "H0:" not in text, "rows are shown under -v alone"
+    assert "H0:" in suite.run("-v").stdout.str()
+
+
+def test_progress_tells_of_whole_claims(suite):
+    suite.all()
+    for args in ((), ("-p", "xdist", "-n", "2", "--dist", "loadfile")):
+        result = suite.pytester.runpytest_subprocess("claims", *args, timeout=120)
+        told = [line for line in result.stderr.lines if "claims, 0:" in line]
+        assert [line.split()[:3] for line in told] == [["[1", "of", "3"], ["[2", "of", "3"], ["[3", "of", "3"]]
+        assert sum("T01: 2 SUPPORTED, 2 REFUTED, 2 INCONCLUSIVE, 1 BROKEN" in line for line in told) == 1
+        assert " left" in told[0]
+        assert " left" not in told[2]
 
 
 def test_rows_are_equal_in_series_under_xdist_and_for_any_selection(suite):

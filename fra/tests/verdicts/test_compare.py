@@ -48,6 +48,37 @@ def test_what_differs_is_named_with_both_values() -> None:
     assert (inside.where, inside.one, inside.other) == ("detail.curve[1]", 2.0, 2.5)
 
 
+def test_what_was_not_measured_alike_is_said_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def note(sha: str, source: str) -> ledgers.DictionaryNote:
+        shown = {"hook": "blocks.0.hook_resid_pre", "role": "dictionary", "d_sae": 8, "l0": 2.0}
+        return ledgers.DictionaryNote(**shown, source=source, sha256=sha * 64, explained_variance=0.5)
+
+    text = ledgers.TextNote(documents="text", n_documents=9, n_sources=3, sha256="c" * 64, first_tokens=["a"])
+    one = two_rows()
+    header = one.header.model_copy(update={"dictionaries": [note("a", "saes/x")], "text": text})
+    moved = header.model_copy(update={"dictionaries": [note("a", "elsewhere/x")]})
+    other = header.model_copy(
+        update={
+            "dictionaries": [note("b", "saes/x"), note("d", "saes/y")],
+            "text": text.model_copy(update={"sha256": "e" * 64, "n_sources": 4}),
+        }
+    )
+    for name, own in (("one", header), ("moved", moved), ("other", other), ("old", one.header)):
+        ledgers.write(one.model_copy(update={"header": own}), tmp_path / f"{name}.json")
+    for name in ("moved", "old"):
+        assert main([str(tmp_path / "one.json"), str(tmp_path / f"{name}.json"), "--expect-equal"]) == 0
+        assert "not measured alike" not in capsys.readouterr().out
+    assert main([str(tmp_path / "one.json"), str(tmp_path / "other.json"), "--expect-equal"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "not measured alike: dictionary at blocks.0.hook_resid_pre: saes/x (sha256 aaaaaaaaaaaa) -> "
+        "saes/x (sha256 bbbbbbbbbbbb)",
+        "not measured alike: dictionary at blocks.0.hook_resid_pre: none -> saes/y (sha256 dddddddddddd)",
+        "not measured alike: text: text, 9 documents of 3 sources (sha256 cccccccccccc) -> "
+        "text, 9 documents of 4 sources (sha256 eeeeeeeeeeee)",
+    ]
+
+
 def test_a_row_of_one_ledger_alone_is_a_difference() -> None:
     one = two_rows()
     less = one.model_copy(update={"verdicts": one.verdicts[1:]})

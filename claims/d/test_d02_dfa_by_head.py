@@ -3,7 +3,7 @@
 A feature of a head-output dictionary reads the concatenated outputs linearly before its activation function, so that
 its pre-activation is one dot product a head, plus a constant (b_enc, less b_dec through the encoder where the
 dictionary subtracts it). The sum is compared with what the dictionary itself computes: every feature, every position
-of natural documents, every dictionary of head outputs, in float32.
+of natural documents, every dictionary of head outputs, in the target's precision (or float64, see Q01).
 
 H0: max |error| / sum |products| >= 1e-6. Control: the bias, and each head, left out in turn; the smallest error that
 this makes must exceed 1e-5, else the check could not have noticed the omission. Bar: float32 keeps 6e-8 of a number;

@@ -3,7 +3,7 @@
 A head's output is its pattern times its values, so that what it brings to a feature is a sum over source positions,
 A(t,s) v[s] . W_enc. Values are the model's own (b_V, the norm's bias, key-value heads repeated over their groups).
 Summed over heads and sources, with the bias, it is compared with what the dictionary itself computes, at every firing
-on natural documents, in float32.
+on natural documents, in the target's precision (float64 where that misses the bar).
 
 H0: max |error| / sum |products| >= 1e-6. Control: rows of the pattern mixed up, the bias left out, b_V left out, and
 under grouped queries another group's values; where a model has no b_V, or no groups, that control has nothing to

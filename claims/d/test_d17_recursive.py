@@ -3,7 +3,8 @@
 With patterns and normalisation scales held, everything between the embeddings and a head-output feature is linear but
 the MLPs, which are terms of their own. Sixteen firings a document are traced three ways: down to embeddings, MLPs,
 b_V and b_O; to features, bias and error of the head-output dictionaries below; to those of each attention input. The
-sum of the terms is compared with what the dictionary itself computes, in float32.
+sum of the terms is compared with what the dictionary itself computes, in the target's precision (or
+float64, see Q01).
 
 H0: max |error| / sum |terms| >= 1e-5. Control: each kind of term left out in turn; the smallest error that this makes
 must exceed 1e-4. Bar: ten times that of D02, because a term is itself a product through several layers, rounded at

@@ -3,7 +3,7 @@
 A head's output is written as one signed term a feature (attention times code times decoder direction through W_V), one
 for biases and one for the dictionary's error. Their sum is compared with the model's own `hook_z`, and, through W_O,
 with what its attention module puts out when all other heads' outputs are zero, at every position and coordinate of
-natural documents, in float32.
+natural documents, in the target's precision (float64 where that misses the bar).
 
 H0: max |error| / sum |products| >= 1e-6. Controls: the *norm-only* version, which counts every contribution by its norm
 as decoder-norm attribution does, must miss the norm of the output by more than 1 % of its own sum (median position);
@@ -38,23 +38,28 @@ CLAIM = Claim(
 
 @pytest.fixture(scope="module")
 def evidence(target, natural, progress):
+    from fra.measures.identities.precision import settled
     from fra.measures.identities.q01_q18_exactness import OUTPUT_DROPPED, output_errors, sums_evidence
     from fra.targets.target import has_dictionary
 
-    found = {}
     longest = CLAIM.designed(Exactness).longest
     documents = [tokens[:longest] for tokens in natural(CLAIM.n)]
-    for layer in range(target.n_layers):
-        if not has_dictionary(target, layer):
-            continue
-        _, sae = target.dictionary_for(layer)
-        progress(f"Q18: layer {layer}")
-        measured = [output_errors(target.model, sae, tokens, layer) for tokens in documents]
-        for head in range(target.n_heads):
-            rows = [document[head] for document in measured]
-            name = f"L{layer}H{head}"
-            found[name] = sums_evidence(CLAIM, name, rows, ("z", "result"), OUTPUT_DROPPED, {NORMS: "norms"})
-    return found
+
+    def measure(target, layers):
+        found = {}
+        for layer in sorted(layers):
+            if not has_dictionary(target, layer):
+                continue
+            _, sae = target.dictionary_for(layer)
+            progress(f"Q18: layer {layer}")
+            measured = [output_errors(target.model, sae, tokens, layer) for tokens in documents]
+            for head in range(target.n_heads):
+                rows = [document[head] for document in measured]
+                name = f"L{layer}H{head}"
+                found[name] = sums_evidence(CLAIM, name, rows, ("z", "result"), OUTPUT_DROPPED, {NORMS: "norms"})
+        return found
+
+    return settled(target, measure)
 
 
 def test_q18(head, evidence, verdict):

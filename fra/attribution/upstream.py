@@ -239,16 +239,16 @@ def freeze_below(
         z = got["z"].reshape(len(tokens), len(ov.W_O), -1)
         part = _Layer(got["pattern"], sigma, ov, b_O, after, mlp, z, before)
         if n < layer:
-            _check_block(part, n, got["resid_post"])
+            _check_block(part, n, got["resid_post"], max(1e-3, own.tolerance))
         layers.append(part)
     embedded = seen["pos_embed"][0].to(layers[0].before) if "pos_embed" in seen else None
     return layers, embedded
 
 
-def _check_block(part: _Layer, n: int, after: Float[Tensor, "pos d_model"]) -> None:
+def _check_block(part: _Layer, n: int, after: Float[Tensor, "pos d_model"], tolerance: float) -> None:
     attention = (torch.einsum("shd,hdm->sm", part.z, part.ov.W_O) + part.b_O) * part.after
     off = float((part.before + attention + part.mlp - after).abs().max())
-    if not off <= 1e-3 * float(after.abs().max()):
+    if not off <= tolerance * float(after.abs().max()):
         raise FraError(
             f"the output of layer {n} is not its input plus attention plus MLP (off by {off:.3g}): this architecture "
             "does more than that and cannot be traced."

@@ -156,7 +156,7 @@ def into_final(model: Model, change: Intervention, tokens: Int[Tensor, "batch po
 
     if "mid" in names and "mlp" in names:
         apart = float((clean["mid"] + clean["mlp"] - clean["post"]).abs().max())
-        if not apart <= 1e-3 * float(clean["post"].abs().max()):
+        if not apart <= max(1e-3, own.tolerance) * float(clean["post"].abs().max()):
             raise FraError(
                 f"layer {layer}: hook_resid_mid and hook_mlp_out do not add up to hook_resid_post (a norm stands "
                 "between them), so the direct path cannot be told apart."

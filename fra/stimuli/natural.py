@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -38,10 +37,8 @@ def natural_with_sources(
     target: Target, n: int, longest: int = LONGEST
 ) -> tuple[list[Int[Tensor, " _pos"]], tuple[str, ...]]:
     """The same documents with their sources: documents of one source are resampled together."""
-    longest = min(longest, int(target.model.cfg.n_ctx))
-    start = [] if target.bos is None else [target.bos]
     chosen = _spread(target, n)
-    tokens = [torch.tensor((start + target.encode(text.text))[:longest]) for text in chosen]
+    tokens = [target.tokens(text.text, longest) for text in chosen]
     return tokens, tuple(text.source for text in chosen)
 
 

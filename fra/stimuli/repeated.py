@@ -151,10 +151,12 @@ def token_pool(frequency: Float[np.ndarray, " d_vocab"], special: Sequence[int] 
     """Ids for random passages: all but special tokens, the 2.5 % most frequent and the 25 % least frequent.
 
     Args:
-        frequency: any estimate that orders the vocabulary, such as the model's mean prediction.
+        frequency: any estimate that orders the vocabulary, such as the model's mean prediction; NaN for ids that are
+            no tokens, which are never used.
         special: ids never to be used (BOS, padding).
     """
-    ids = np.argsort(frequency)
+    known = np.flatnonzero(~np.isnan(frequency))
+    ids = known[np.argsort(frequency[known])]
     common = ids[int(len(ids) * MADE.too_rare) : len(ids) - int(len(ids) * MADE.too_frequent)]
     pool = np.setdiff1d(common, np.asarray(special, dtype=np.int64))
     if len(pool) < 2 * MADE.shortest_period:

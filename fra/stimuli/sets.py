@@ -15,6 +15,7 @@ from fra.statistics.unseen import sources_for
 from fra.stimuli import repeated
 from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.sources import disjoint
+from fra.targets.tokens import no_tokens
 from fra.verdicts.claim import Claim
 
 if TYPE_CHECKING:
@@ -44,7 +45,9 @@ def documents(target: Target, stimulus: str, design: RepeatedSets) -> dict[str, 
         more = design.status * -(-needed // design.status)
         further = repeated.repeated_random(more, pool, context, target.bos, (*seed_parts, "status"), "status")
     elif stimulus == "repeated_natural":
-        texts = [(doc.source, np.asarray(target.encode(doc.text), dtype=np.int64)) for doc in target.documents()]
+        texts = [
+            (doc.source, np.asarray(target.encode(doc.text, context), dtype=np.int64)) for doc in target.documents()
+        ]
         made = repeated.repeated_natural(texts, context, target.bos, seed_parts)
     else:
         raise FraError(f"there is no stimulus {stimulus!r} with a repeat: use {' or '.join(STIMULI)}")
@@ -65,17 +68,20 @@ def _special_ids(target: Target) -> list[int]:
 @torch.no_grad()
 def mean_prediction(model: Model, target: Target) -> Float[np.ndarray, " d_vocab"]:
     """The model's mean next-token distribution on some of its target's documents: a smooth estimate of token
-    frequency.
+    frequency. NaN for ids that are no tokens (an embedding may have more rows than the tokenizer has tokens).
     """
     total: Tensor | None = None
     for doc in target.documents()[:: max(1, len(target.documents()) // repeated.MADE.frequency_documents)]:
-        ids = target.encode(doc.text)[: min(int(model.cfg.n_ctx), repeated.MADE.frequency_tokens) - 1]
+        longest = min(int(model.cfg.n_ctx), repeated.MADE.frequency_tokens)
         start = [] if target.bos is None else [target.bos]
+        ids = target.encode(doc.text, longest - 1)
         tokens = torch.tensor([start + ids], device=next(model.parameters()).device)
         part = model(tokens)[0].float().softmax(-1).sum(0)
         total = part if total is None else total + part
     assert total is not None
-    return np.asarray(total.cpu().double())
+    found = np.asarray(total.cpu().double())
+    found[no_tokens(target.tokenizer, len(found))] = np.nan
+    return found
 
 
 SETS = ("status", "discovery", "confirmation", "sets")

@@ -59,15 +59,14 @@ def sample(target: Target, n_documents: int = _DOCUMENTS, n_tokens: int = _TOKEN
 
     Raises FraError where a document has no more than one token.
     """
-    length = min(n_tokens, int(target.model.cfg.n_ctx))
-    start = [] if target.bos is None else [target.bos]
+    start = int(target.bos is not None)
     found = []
     for document in target.documents()[:n_documents]:
-        tokens = torch.tensor((start + target.encode(document.text))[:length])
-        if len(tokens) <= len(start) + 1:
+        tokens = target.tokens(document.text, n_tokens)
+        if len(tokens) <= start + 1:
             raise FraError(
-                f"the document {document.name!r} of {target.name!r} has "
-                f"{len(tokens) - len(start)} tokens: write more text into it."
+                f"the document {document.name!r} of {target.name!r} has {len(tokens) - start} tokens: write more text "
+                "into it."
             )
         check_tokens(target.model, tokens[None])
         found.append(tokens)
@@ -79,13 +78,16 @@ def admit(target: Target) -> AdmissionReport:
     """Loads the target and checks it on its own text.
 
     Raises FraError, in one sentence, where [size] is not the model's, a hook does not exist, a dictionary has another
-    width, its L0 is zero or half of its features, it explains no more than the mean does (attention inputs; released
-    head-output dictionaries do that in some layers and are useful), or softmax of the scores hook is not the pattern
-    hook. What `load_target` and `target.dictionaries` refuse is refused here too.
+    width, the tokenizer makes ids that the model has not, a dictionary's L0 is zero or half of its features, it
+    explains no more than the mean does (attention inputs; released head-output dictionaries do that in some layers and
+    are useful), or softmax of the scores hook is not the pattern hook. What `load_target` and `target.dictionaries`
+    refuse is refused here too.
     """
     cfg = target.model.cfg
     for what, stated, found in (("n_layers", target.n_layers, cfg.n_layers), ("n_heads", target.n_heads, cfg.n_heads)):
         check_size(target.name, what, stated, found)
+    for document in target.documents():
+        target.tokens(document.text)  # an id beyond the embedding is refused here, and not after an hour
     texts = sample(target)
     qualities = tuple(_check(_measure(target, hook, texts)) for hook in target.dictionaries)
     return AdmissionReport(target.name, target.n_layers, target.n_heads, qualities, tuple(target.remarks()))

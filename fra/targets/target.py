@@ -17,6 +17,8 @@ from fra.targets.processing import declared_by, describe, settle
 
 if TYPE_CHECKING:
     import torch
+    from jaxtyping import Int
+    from torch import Tensor
 
     from fra.core.weights import Model
 
@@ -154,12 +156,18 @@ class Target:
         """
         from fra.targets.loading import load_target_model
 
-        return load_target_model(self.spec, self.model_folder, self.device, self.dtype, self.processing)
+        model = load_target_model(self.spec, self.model_folder, self.device, self.dtype, self.processing)
+        model.cfg.default_prepend_bos = self.prepend_bos  # so that the model's own to_tokens does as `tokens` does
+        return model
 
-    @property
+    @cached_property
     def tokenizer(self) -> Any:
-        """The model's own tokenizer."""
-        return self.model.tokenizer
+        """The model's own tokenizer, as its files have it. Raises FraError where there is none."""
+        if self.model_folder is None:
+            return self.model.tokenizer
+        from fra.targets.tokens import load_tokenizer
+
+        return load_tokenizer(self.model_folder, self.name)
 
     @property
     def bos(self) -> int | None:
@@ -173,10 +181,33 @@ class Target:
             )
         return int(token)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without BOS and of any length."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
+    def encode(self, text: str, limit: int | None = None) -> list[int]:
+        """Token ids of a text, without BOS, of any length or the first `limit`. A special token that the text spells is
+        text.
+        """
+        from fra.targets.tokens import encode
+
+        return encode(self.tokenizer, text, limit)
+
+    def tokens(self, text: str, longest: int | None = None) -> Int[Tensor, " pos"]:
+        """Token ids of a document: BOS where the target prepends it, then the text, cut to `longest` ids and to the
+        model's context.
+
+        Raises FraError for an id that the model's embedding does not have.
+        """
+        import torch
+
+        start = [] if self.bos is None else [self.bos]
+        n_ctx, d_vocab = int(self.model.cfg.n_ctx), int(self.model.cfg.d_vocab)
+        length = n_ctx if longest is None else min(longest, n_ctx)
+        ids = (start + self.encode(text, max(0, length - len(start))))[:length]
+        beyond = [token for token in ids if token >= d_vocab]
+        if beyond:
+            raise FraError(
+                f"the tokenizer of {self.name!r} makes the id {beyond[0]} of the text {text[:40]!r}, and the model's "
+                f"embedding has {d_vocab}: this is not the model's own tokenizer."
+            )
+        return torch.tensor(ids, dtype=torch.long)
 
     def _load_dictionary(self, entry: DictionaryTable) -> Any:
         """The dictionary of an entry of the target file, trained where and as it is used. Raises FraError for any

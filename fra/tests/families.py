@@ -102,9 +102,14 @@ def layer(
         model=built,
         dictionaries={HOOK: sae},
         bos=circuit.BOS,
-        tokenizer=SimpleNamespace(all_special_ids=[circuit.BOS], decode=lambda ids: f" {ids[0]}"),
+        tokenizer=SimpleNamespace(
+            all_special_ids=[circuit.BOS],
+            decode=lambda ids: f" {ids[0]}",
+            get_vocab=lambda: {str(token): token for token in range(circuit.D_VOCAB)},
+        ),
         documents=lambda: texts(measured),
-        encode=lambda text: [int(word) for word in text.split()],
+        encode=lambda text, limit=None: [int(word) for word in text.split()][:limit],
+        tokens=lambda text, longest=None: torch.tensor([circuit.BOS, *map(int, text.split())][: circuit.N_CTX]),
     )
     pool = np.arange(circuit.BOS)
     made = [

@@ -147,11 +147,13 @@ def _config(kind: str) -> Any:
     raise KeyError(kind)
 
 
-def build_model(kind: str, folder: Path, seed: int = 0) -> Path:
-    """A two-layer random model of `kind` with its tokenizer; norm weights and biases are away from ones and zeros."""
+def build_model(kind: str, folder: Path, seed: int = 0, config: Any = None) -> Path:
+    """A two-layer random model of `kind` (or of a `config` of transformers) with its tokenizer; norm weights and
+    biases are away from ones and zeros.
+    """
     generator = torch.Generator().manual_seed(seed)
     if kind == "no_layernorm":
-        config = {
+        own = {
             "n_layers": 2,
             "d_model": D_MODEL,
             "d_head": 8,
@@ -163,9 +165,9 @@ def build_model(kind: str, folder: Path, seed: int = 0) -> Path:
             "init_weights": False,
         }
         with target_models.quiet():
-            model: Any = HookedTransformer(HookedTransformerConfig.from_dict({**config, "device": "cpu"}))
+            model: Any = HookedTransformer(HookedTransformerConfig.from_dict({**own, "device": "cpu"}))
     else:
-        hf = _config(kind)
+        hf = _config(kind) if config is None else config
         model = AutoModelForCausalLM.from_config(hf)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -180,7 +182,7 @@ def build_model(kind: str, folder: Path, seed: int = 0) -> Path:
                 parameter.copy_(width * torch.randn(parameter.shape, generator=generator))
     if kind == "no_layernorm":
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "config.json").write_text(json.dumps(own))
         save_file(
             {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()},
             folder / "model.safetensors",

@@ -62,13 +62,11 @@ def concept_texts(target: Target, design: ConceptTexts, least: int) -> dict[str,
     if len(documents) < 2 * least:
         raise CannotLoad(f"{target.name!r} has {len(documents)} documents; {2 * least} are needed")
     parts = split([d.source for d in documents], design, least, (target.name, "natural", "concepts"))
-    length = min(int(target.model.cfg.n_ctx), design.longest)
-    start = [] if target.bos is None else [target.bos]
     return {
         name: texts(
-            [(start + target.encode(documents[k].text))[:length] for k in numbers],
+            [target.tokens(documents[k].text, design.longest).tolist() for k in numbers],
             [documents[k].source for k in numbers],
-            bool(start),
+            target.bos is not None,
         )
         for name, numbers in parts.items()
     }

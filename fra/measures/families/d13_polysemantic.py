@@ -34,9 +34,7 @@ def natural(layer: LayerFamilies, design: NeedingFeatures) -> Texts:
     texts = [text for text in target.documents() if text.source not in seen]
     names = [text.source for text in texts]
     chosen = [texts[k] for k in spread(names, min(design.documents, len(set(names))))]
-    start = [] if target.bos is None else [target.bos]
-    longest = min(design.longest, int(target.model.cfg.n_ctx))
-    rows = [torch.tensor((start + target.encode(text.text))[:longest]) for text in chosen]
+    rows = [target.tokens(text.text, design.longest) for text in chosen]
     return Texts.of(rows, [text.source for text in chosen])
 
 

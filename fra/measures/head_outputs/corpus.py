@@ -169,11 +169,9 @@ def corpus(target: Target, design: HeadOutputDocuments) -> HeadOutputCorpus:
     sizes = {"discovery": design.discovery, "measured": design.measured}
     seeds = (target.name, "natural", "head outputs")
     sets = disjoint([text.source for text in texts], sizes, ("measured",), seeds)
-    longest = min(design.longest, int(target.model.cfg.n_ctx))
-    start = [] if target.bos is None else [target.bos]
     made = {
         name: Documents.of(
-            [torch.tensor((start + target.encode(texts[k].text))[:longest]) for k in numbers],
+            [target.tokens(texts[k].text, design.longest) for k in numbers],
             [texts[k].source for k in numbers],
         )
         for name, numbers in sets.items()

@@ -23,6 +23,7 @@ from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.conditions import exact
 
 _SENTENCES = Sentences()
+ROUNDING = "rounding of the pattern"
 
 
 @torch.no_grad()
@@ -43,6 +44,7 @@ def identities(
     - "finite difference": the attention between segments in the model's own pattern, its own scores changed by steps
       up and down along a random mixture of the channels (four points), against the same mixture of Phi. "without the
       row's mean": the same against Phi without sum_u A D F, which must not agree.
+    - ROUNDING, no error: what the model's own rounding of its pattern may make of "finite difference" at most.
 
     For a float64 model. Raises FraError as `fra.resolve` does.
     """
@@ -70,6 +72,8 @@ def identities(
         single = Sensitivity(one.resolved, torch.arange(len(tokens), device=A.device)).phi(pairs[head])
         change = one.average(slopes[head])
         mixed = phi @ mixture[head]
+        # A model may take its softmax in float32 whatever its precision; differences of points divide by a step.
+        rounding = (A - frozen.attention(frozen.scores(head)[0])).abs().max()
         uncentred = torch.einsum("n,nab->ab", mixture[head], one.average(A * sloped))
         rows.append(
             {
@@ -78,6 +82,7 @@ def identities(
                 "token sensitivities": _share(single - by_token.movedim(0, -1), single),
                 "finite difference": _share(mixed - change, change),
                 "without the row's mean": _share(uncentred - change, change),
+                ROUNDING: float(18 * rounding / (12 * step[head].min()) / change.abs().max()),
             }
         )
     return rows
@@ -85,14 +90,19 @@ def identities(
 
 def evidence(claim: Claim, head: str, rows: Sequence[Mapping[str, float]]) -> Evidence:
     """One head's errors against the claim's bars, from one row a document: of what must be small the largest, of what
-    must not be the smallest. NaN stays NaN.
+    must not be the smallest. NaN stays NaN. Undecided where no more is off than the model's rounding makes.
     """
     conditions = []
     for name in (claim.condition, *claim.bars):
         values, above = [row[name] for row in rows], claim.above_of(name)
         value = float(np.min(values) if above else np.max(values))
         conditions.append(exact(name, value, claim.bar_of(name), above=above))
-    return Evidence(claim=claim, head=head, candidates={"strongest channels": tuple(conditions)}, n=len(rows))
+    off, most = conditions[0].effect, max(row[ROUNDING] for row in rows)
+    undecided = None
+    if claim.bar <= off <= most:
+        undecided = f"limited by precision: the model's softmax rounds, which alone may make {most:.2g} of it"
+    candidates = {"strongest channels": tuple(conditions)}
+    return Evidence(claim=claim, head=head, candidates=candidates, n=len(rows), undecided=undecided)
 
 
 def _share(error: Tensor, of: Tensor) -> float:

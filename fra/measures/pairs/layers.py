@@ -43,12 +43,10 @@ def pair_texts(target: Target, design: PairTexts) -> dict[str, Texts]:
     if len({d.source for d in documents}) < len(SETS):
         raise CannotLoad("all documents are of one source: there are no others to choose lists on")
     chosen = disjoint([d.source for d in documents], sizes, SETS, (target.name, "natural", "pairs"))
-    longest = min(design.longest, int(target.model.cfg.n_ctx))
-    start = [] if target.bos is None else [target.bos]
 
     def texts(numbers: Sequence[int]) -> Texts:
         own = [documents[k] for k in numbers]
-        return Texts.of([torch.tensor((start + target.encode(d.text))[:longest]) for d in own], [d.source for d in own])
+        return Texts.of([target.tokens(d.text, design.longest) for d in own], [d.source for d in own])
 
     return {name: texts(numbers) for name, numbers in chosen.items()}
 

@@ -69,9 +69,7 @@ def document_sets(target: Target, design: NaturalSets | None = None) -> Sets:
             f"{target.name!r} has {len(every)} documents where {_FEWEST_DOCUMENTS} are needed: add text to "
             "text.documents"
         )
-    cut = min(design.longest, int(target.model.cfg.n_ctx))
-    start = [] if target.bos is None else [target.bos]
-    encoded = [(doc.source, (start + target.encode(doc.text))[:cut]) for doc in every]
+    encoded = [(doc.source, target.tokens(doc.text, design.longest).tolist()) for doc in every]
     longest = max(len(ids) for _, ids in encoded)
     sizes = {"measured": design.measured, "selection": design.selection, "estimation": design.estimation}
     parts = disjoint([doc.source for doc in every], sizes, ("measured",), (target.name, "natural", "sets"))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from fra._census import observe
 from fra._census.census import census
 from fra._census.result import Census
 from fra.errors import FraError
@@ -36,7 +37,7 @@ def parts(folder: Path) -> list[Path]:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A finished checkpoint of three parts."""
-    monkeypatch.setattr("fra._census.observe.TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(observe, "TOKENS_AT_ONCE", 1)
     take(tmp_path / "c")
     assert len(parts(tmp_path / "c")) == N_PARTS
     return tmp_path / "c"
@@ -92,7 +93,7 @@ def test_batches_may_be_cut_otherwise(folder: Path, monkeypatch: pytest.MonkeyPa
     """Another version may run more tokens at once: a batch that was seen in part is not seen again."""
     for part in parts(folder)[1:]:
         part.unlink()
-    monkeypatch.setattr("fra._census.observe.TOKENS_AT_ONCE", 40)
+    monkeypatch.setattr(observe, "TOKENS_AT_ONCE", 40)
     again = take(folder)
     assert sorted(again.corpus.number.tolist()) == list(range(len(DOCUMENTS)))
 

@@ -21,30 +21,63 @@ from fra.core.reductions import Entries, Reduce, reduce_channels, refuse_beyond_
 from fra.core.weights import Model, check_layer_and_head
 from fra.dictionaries.codes import Codes, check_dictionary, codes, dictionary_hook
 from fra.errors import FraError
+from fra.verdicts.claim import parse_head
 
 TERMS = ("feature", "bias", "error")
 
 
-def resolve(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, head: int) -> ResolvedHead:
+def resolve(
+    model: Model, sae: Any, tokens: Any, layer: int | None = None, head: int | str | None = None
+) -> ResolvedHead:
     """Resolves the attention scores of one head into terms of a dictionary's features, exactly.
 
     model: TransformerBridge or HookedTransformer whose weights are processed as they were when the dictionary was
     trained. sae: a SAELens dictionary of this layer's attention input (its metadata names the hook).
-    tokens: ids of one document, special tokens included, at most the model's context long.
+    tokens: ids of one document, special tokens included, at most the model's context long: Int[Tensor, "pos"], or a
+    list or array of them. layer and head: by number, or the head alone by name (head="L1H4").
 
     Scores are those before softcap; a softcap is not additive. LayerNorm's scale and the gain of a QK-norm are frozen
     at their values here. Raises FraError (one sentence) for what does not fit: tokens, layer, head, and dictionary
     (another kind, hook or width, nothing live).
     """
     check_dictionary(sae)
+    layer, head = _place(layer, head)
     check_layer_and_head(model, layer, head)
-    if tokens.ndim != 1 or tokens.is_floating_point():
-        raise FraError(
-            "tokens must be the integer ids of one document, of shape "
-            f"[pos], not {tokens.dtype} of shape {list(tokens.shape)}."
-        )
+    tokens = _document(tokens)
     frozen = freeze(model, tokens[None], layer, dictionary_hook(sae))
     return ResolvedHead(frozen, codes(sae, frozen.x), head)
+
+
+def _place(layer: int | None, head: int | str | None) -> tuple[int, int]:
+    """Layer and head as numbers, from numbers or a name."""
+    if isinstance(head, str):
+        own, number = parse_head(head)
+        if layer not in (None, own):
+            raise FraError(f"head {head!r} lies in layer {own}, and layer={layer} was given: leave layer out.")
+        return own, number
+    if layer is None or head is None:
+        raise FraError('say which head: layer=1, head=4, or head="L1H4".')
+    return layer, head
+
+
+def _document(tokens: Any) -> Int[Tensor, " pos"]:
+    """The ids of one document as a tensor."""
+    if isinstance(tokens, str):
+        raise FraError("tokens must be ids, not text: model.to_tokens(text)[0] makes them of it.")
+    ids: Tensor = tokens
+    if not isinstance(tokens, Tensor):
+        try:
+            ids = torch.as_tensor(tokens)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise FraError(f"tokens must be the integer ids of one document, not {type(tokens).__name__}.") from error
+    if ids.ndim == 2 and len(ids) == 1:
+        raise FraError(f"tokens must be one document, not a batch of one: give tokens[0] (shape {list(ids.shape)}).")
+    if ids.ndim != 1 or ids.is_floating_point():
+        raise FraError(
+            "tokens must be the integer ids of one document, of shape "
+            f"[pos], not {ids.dtype} of shape {list(ids.shape)}."
+        )
+    return ids
 
 
 @dataclass(frozen=True)
@@ -81,6 +114,12 @@ class ResolvedHead:
         self.frozen = frozen
         self.codes = codes
         self.head = head
+
+    def __repr__(self) -> str:
+        return (
+            f"ResolvedHead(L{self.frozen.layer}H{self.head}, {self.n_pos} positions, "
+            f"{len(self.codes.row)} live entries of {self.d_sae} features)"
+        )
 
     @property
     def n_pos(self) -> int:

@@ -65,6 +65,11 @@ class Target:
         """
         self.dictionaries: Mapping[str, Any] = Dictionaries(self)
 
+    def __repr__(self) -> str:
+        hooks = ", ".join(self.dictionaries) or "no dictionaries"
+        size = f"{self.n_layers} layers of {self.n_heads} heads"
+        return f"Target({self.name!r}, {size}; {hooks}; {self.device} {self.dtype})"
+
     @property
     def name(self) -> str:
         """The target's name, as known.toml and the ledger use it."""

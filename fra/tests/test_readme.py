@@ -111,6 +111,13 @@ def test_the_claims_of_the_readme_run_on_the_target_of_the_readme(project: Path,
         assert row["low"] <= row["effect"] <= row["high"]
         assert (row["bar"], row["n"]) == (0.5, N_DOCUMENTS)
         assert not row["detail"].get("exploratory"), "it was registered"
+    header = json.loads((project / "ledger.json").read_text())["header"]
+    assert [note["hook"] for note in header["dictionaries"]] == [f"blocks.{n}.ln1.hook_normalized" for n in (0, 1)]
+    assert all(note["l0"] == 12 and note["d_sae"] == 2 * D_MODEL for note in header["dictionaries"])
+    assert len({note["sha256"] for note in header["dictionaries"]}) == 2
+    said = header["text"]
+    assert (said["documents"], said["n_documents"], said["n_sources"]) == ("text", N_DOCUMENTS, N_DOCUMENTS)
+    assert "".join(said["first_tokens"][1:]).strip()[:4] == _text(0)[:4]
     for head in range(4):
         expected = np.mean([_pull(project, _text(number), head) for number in range(N_DOCUMENTS)])
         for own in (simple, several):

@@ -227,7 +227,7 @@ def test_a_scramble_has_the_heads_spread_wherever_it_is_measured(found: cih.Scre
     layer = found.layer_of("L1H0")
     for head in (0, 1):
         own = row_spread(layer.confirmation.repeated.frozen, head)
-        for which in ("confirmation", "sets"):
+        for which in ("channels", "sets"):
             on, pairs = layer.scrambled(head, 3, which)
             assert len(pairs) > 30
             turned = on.sides[0].frozen
@@ -235,7 +235,7 @@ def test_a_scramble_has_the_heads_spread_wherever_it_is_measured(found: cih.Scre
             again = dataclasses.replace(layer.confirmation.repeated.frozen, W_k=turned.W_k, b_k=turned.b_k)
             assert again.x is same_documents
             assert row_spread(again, head) == pytest.approx(own, rel=1e-4)
-            plain = HeadOnArms(layer.confirmation if which == "confirmation" else layer.sets, head)
+            plain = HeadOnArms(layer.few_confirmation if which == "channels" else layer.sets, head)
             assert float((on.row_scores[0] - plain.row_scores[0]).nan_to_num(0, 0, 0).abs().max()) > 0.1
 
 

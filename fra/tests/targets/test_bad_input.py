@@ -16,6 +16,7 @@ import fra
 from fra import targets
 from fra.core.frozen import freeze
 from fra.errors import FraError
+from fra.targets import loading
 from fra.targets.preflight import preflight
 from fra.tests.models import D_MODEL, D_VOCAB, build_model, build_sae
 from fra.tests.tiny_targets import (
@@ -269,7 +270,7 @@ def test_what_files_alone_tell_is_refused_before_anything_is_loaded(
 
     def early(file: Path, *words: str) -> str:
         with monkeypatch.context() as patch:
-            patch.setattr("fra.targets.loading.load_target_model", None)
+            patch.setattr(loading, "load_target_model", None)
             return refused(file, *words, use=preflight)
 
     def written(hook: str = NORMALIZED, text: Path | str = "text", **replace: str) -> Path:

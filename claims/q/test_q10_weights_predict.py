@@ -1,6 +1,6 @@
 """Q10. A head's weights predict where it looks.
 
-For 1 000 pairs of features drawn evenly from those jointly live in 20 of 120 natural documents: the head's coupling
+For 4 000 pairs of features drawn evenly from those jointly live in 20 of 120 natural documents: the head's coupling
 G_ij against log( sum A^{-ij}(t,s) a_i(t) a_j(s) / sum a_i(t) a_j(s) / n_keys(t) ), how much more than evenly it attends
 from i to j, on 120 documents of other sources. A^{-ij} is its attention with F_ij taken out of the row's scores, so
 that a channel does not vouch for itself.

@@ -51,7 +51,7 @@ class Stability:
 class PairPredictions:
     """Q10: the pairs whose couplings are held against attention."""
 
-    pairs: int = 1_000
+    pairs: int = 4_000
     """Pairs, drawn evenly from those that are jointly live in enough selection documents."""
     live_in: int = 10
     """Measured documents in which a pair must be live, or it has no ratio."""

@@ -7,7 +7,7 @@ sources, the Jaccard of these ten pairs together is measured.
 
 H0: Jaccard - the same of random heads' features <= 0.05. Control: each of the head's features is replaced by one of
 another head, drawn at random among the five that fire about as often, and the ten likest pairs are chosen among these
-in the same way: what any features of such density give that one may search through. Twenty controls are drawn for each
+in the same way: what any features of such density give that one may search through. Five controls are drawn for each
 source of documents, so that their scatter is part of the spread over sources. Bar: one position in twenty shared beyond
 that; less would hardly make a group. Directions are not asked about: a dictionary with few live features (TopK) has no
 use for parallel ones, and the answer would be known beforehand; decoder cosines stand beside. Features that fire

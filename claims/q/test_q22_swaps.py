@@ -19,7 +19,7 @@ Beside, judged by nobody: whole activations in the place of features. The expect
     expected activation, so that what features add here is the context of the *other* positions, and activations carry
     that as well: the claim is about FRA against maps, not about sparse features against dense ones.
 Bar: a twentieth of the change, in each lead.
-Unit: the document (six swaps each, and every fourth of the rows behind s + 1), sources as clusters. The old token's
+Unit: the document (two swaps each, and every fourth of the rows behind s + 1), sources as clusters. The old token's
     expected features are exchanged for the new one's, at s as at s + 1, so that those of the position stay: a head that
     looks one token back needs them.
 """

@@ -95,7 +95,7 @@ class GroupLikeness:
     """The likest of their pairs, which are measured."""
     nearest: int = 5
     """A control is drawn among this many features of other heads that fire about as often."""
-    draws: int = 20
+    draws: int = 5
     """Controls of every source."""
 
 

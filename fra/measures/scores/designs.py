@@ -37,9 +37,9 @@ class StrongestChannels:
 class Swapping:
     """Which tokens are exchanged, where it is looked at, and what predictors may be tuned to (Q22)."""
 
-    measured: int = 6
+    measured: int = 2
     """Swaps in a measured document."""
-    tuning: int = 6
+    tuning: int = 2
     """Swaps in a selection document."""
     seen: int = 10
     """New tokens are drawn from those that the estimation documents hold at least so often: every predictor knows them.

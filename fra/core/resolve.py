@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fra.architectures.face import face, facing
+from fra.architectures.known import Tokens, one_document
 from fra.core.frozen import FrozenLayer, Side, freeze
 from fra.core.reductions import Entries, Reduce, reduce_channels, refuse_beyond_memory, top_terms
 from fra.core.weights import Model, check_layer_and_head
@@ -25,12 +27,14 @@ from fra.errors import FraError
 TERMS = ("feature", "bias", "error")
 
 
-def resolve(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, head: int) -> ResolvedHead:
+@face
+def resolve(model: Model, sae: Any, tokens: Tokens, layer: int, head: int) -> ResolvedHead:
     """Resolves the attention scores of one head into terms of a dictionary's features, exactly.
 
     model: TransformerBridge or HookedTransformer whose weights are processed as they were when the dictionary was
     trained. sae: a SAELens dictionary of this layer's attention input (its metadata names the hook).
-    tokens: ids of one document, special tokens included, at most the model's context long.
+    tokens: ids of one document, special tokens included, at most the model's context long: a tensor, an array or a
+    list of integers.
 
     Scores are those before softcap; a softcap is not additive. LayerNorm's scale and the gain of a QK-norm are frozen
     at their values here. Raises FraError (one sentence) for what does not fit: tokens, layer, head, and dictionary
@@ -38,12 +42,7 @@ def resolve(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, hea
     """
     check_dictionary(sae)
     check_layer_and_head(model, layer, head)
-    if tokens.ndim != 1 or tokens.is_floating_point():
-        raise FraError(
-            "tokens must be the integer ids of one document, of shape "
-            f"[pos], not {tokens.dtype} of shape {list(tokens.shape)}."
-        )
-    frozen = freeze(model, tokens[None], layer, dictionary_hook(sae))
+    frozen = freeze(model, one_document(tokens)[None], layer, dictionary_hook(sae))
     return ResolvedHead(frozen, codes(sae, frozen.x), head)
 
 
@@ -70,6 +69,7 @@ class SideTerms:
         return vectors
 
 
+@facing
 class ResolvedHead:
     """One head's scores on one document, resolved; made by `fra.resolve`.
 
@@ -93,8 +93,8 @@ class ResolvedHead:
         return self.codes.decoder.shape[0]
 
     def scores(self) -> Float[Tensor, "q_pos k_pos"]:
-        """Every term summed, before softcap; -inf where masked. `frozen.cap` of it is the model's own
-        hook_attn_scores.
+        """Every term summed, before softcap; -inf where masked. `frozen.attention` of it is the model's own pattern;
+        `frozen.cap` of it is hook_attn_scores where keys are attended, and no mask any more: it makes -inf finite.
         """
         q, k = (torch.stack([side.sum(term) for term in TERMS]).sum(0) for side in (self.query, self.key))
         return self._masked(q @ k.mT, -torch.inf)

@@ -43,7 +43,7 @@ def read_documents(target: str, given: str, folder: Path) -> list[Document]:
 
 def _document(file: Path) -> Document:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # without a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise FraError(f"the document {file} cannot be read as UTF-8 text ({error}).") from error
     if not text.strip():

@@ -4,6 +4,7 @@ without it.
 
 from __future__ import annotations
 
+import codecs
 import re
 import tomllib
 from pathlib import Path
@@ -232,7 +233,7 @@ def _parse(file: Path) -> dict[str, Any]:
     if len(raw) > _TOO_LARGE:
         raise FraError(f"the target file {file} has {len(raw)} bytes: this is not a target file.")
     try:
-        return tomllib.loads(raw.decode())
+        return tomllib.loads(raw.removeprefix(codecs.BOM_UTF8).decode())
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise FraError(f"the target file {file} is not UTF-8 text (line {line}): save it as UTF-8.") from error

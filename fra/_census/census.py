@@ -15,20 +15,22 @@ from fra._census.checkpoint import Checkpoint
 from fra._census.corpus import Corpus, concatenate
 from fra._census.follow import Followed, channels_to_follow
 from fra._census.job import CensusReduce
-from fra._census.observe import Observer, check_documents, documents_digest, plan, stripe_lists
+from fra._census.observe import Observer, documents_digest, plan, stripe_lists, token_documents
 from fra._census.result import NEED_INPUTS, NEED_STRIPES, Census
 from fra.architectures.architecture import Model
-from fra.architectures.known import architecture_of, check_layer_and_head
+from fra.architectures.face import face
+from fra.architectures.known import Tokens, architecture_of, check_layer_and_head
 from fra.errors import FraError
 
 __all__ = ["Census", "census"]
 
 
+@face
 @torch.no_grad()
 def census(
     model: Model,
     sae: Any,
-    documents: Sequence[Tensor],
+    documents: Sequence[Tokens],
     layer: int,
     heads: Sequence[int] | None = None,
     reduce: CensusReduce | Sequence[CensusReduce] = "sum",
@@ -78,7 +80,7 @@ def census(
     FraError for documents, stripes, heads, channels, or a dictionary that do not fit, for a model whose rotary angles
     depend on a text's length where these texts differ in them, and for a checkpoint of something else.
     """
-    check_documents(documents)
+    documents = token_documents(documents)
     offsets = stripe_lists(documents, stripes)
     reduces = (reduce,) if isinstance(reduce, str) else tuple(reduce)
     check_reduces(reduces, stripes is not None)

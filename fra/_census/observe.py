@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fra._census.corpus import Corpus
 from fra.architectures.architecture import ANGLES, Model, Rotary, Side
-from fra.architectures.known import architecture_of, check_layer_and_head
+from fra.architectures.known import architecture_of, check_layer_and_head, one_document
 from fra.core.frozen import assemble, folded, freeze, qk_gain, read_hooks
 from fra.core.weights import QKWeights, qk_weights
 from fra.dictionaries.codes import ROWS_AT_ONCE, check_dictionary, codes, dictionary_hook, encoded_rows
@@ -96,18 +96,19 @@ class Layer:
         return frozen.attention(frozen.scores(head))[0]
 
 
-def check_documents(documents: Sequence[Tensor]) -> None:
-    """Raises FraError for what is no list of token documents."""
-    if not documents:
+def token_documents(documents: Any) -> list[Tensor]:
+    """The documents as tensors. Raises FraError for what is no list of token documents."""
+    if isinstance(documents, str) or not len(documents):
         raise FraError("there are no documents: give a list of 1-D tensors of token ids.")
+    found = []
     for number, tokens in enumerate(documents):
-        if tokens.ndim != 1 or tokens.is_floating_point():
-            raise FraError(
-                f"document {number} must be a 1-D tensor of integer token "
-                f"ids, not {tokens.dtype} of shape {list(tokens.shape)}."
-            )
-        if len(tokens) == 0:
+        if hasattr(tokens, "__len__") and len(tokens) == 0:
             raise FraError(f"document {number} is empty: leave it out.")
+        try:
+            found.append(one_document(tokens))
+        except FraError as error:
+            raise FraError(f"document {number}: {error}") from error
+    return found
 
 
 def stripe_lists(documents: Sequence[Tensor], stripes: Sequence[int | Sequence[int]] | None) -> list[list[int]]:

@@ -16,6 +16,7 @@ from fra._census.job import Ask, CensusReduce
 from fra._census.observe import Layer, Observer, same_angles
 from fra._census.scan import Scan
 from fra._census.tables import Tables, Where
+from fra.architectures.face import face, facing
 from fra.core.weights import Model
 from fra.errors import FraError
 
@@ -23,6 +24,7 @@ NEED_STRIPES = ("contrast", "sensitivity")
 NEED_INPUTS = ("sensitivity", "mass")
 
 
+@facing
 class Census:
     """What `census` saw, ready to be reduced; merge parts of a larger one, save, load."""
 
@@ -229,6 +231,7 @@ class Census:
         write(self.corpus, Path(path), about, None if self._followed is None else self._followed.tensors())
 
     @classmethod
+    @face
     @torch.no_grad()
     def load(cls, path: str | Path, model: Model, sae: Any, layer: int, *, memory_budget: int = 1 << 30) -> Census:
         """A census that `save` wrote, with the model and dictionary that it was of.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fra.architectures.architecture import Norm, RawOV, RawQK, Rotary
 from fra.architectures.shared import TransformerLensArchitecture, raw_ov
+from fra.errors import FraError
 
 
 class HookedArchitecture(TransformerLensArchitecture):
@@ -25,6 +26,12 @@ class HookedArchitecture(TransformerLensArchitecture):
     def read_qk(self, layer: int) -> RawQK:
         """A local layer sees `window_size` keys; a softcap of -1 is none."""
         attn, cfg = self.bilinear(layer), self.model.cfg
+        for flag in ("use_split_qkv_input", "use_attn_in"):
+            if getattr(cfg, flag, False):
+                raise FraError(
+                    f"the model's attention input is split by head ({flag}): switch that off "
+                    f"(model.set_{flag}(False)) before it is resolved."
+                )
         normed = attn.q_norm is not None
         return RawQK(
             W_Q=attn.W_Q,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -59,9 +60,12 @@ def register_architecture(matches: Matches, architecture: Callable[[Any], Archit
     return take_back
 
 
-def architecture_of(model: Model) -> Architecture:
+def architecture_of(model: Any) -> Architecture:
     """The architecture of a model, made once. Raises FraError for a model that nothing registered is about."""
-    made = _MADE.get(model)
+    try:
+        made = _MADE.get(model)
+    except TypeError as error:  # no weak reference: None, a string
+        raise FraError(f"{model!r:.60} is no model: give one of TransformerLens, as target.model is.") from error
     if made is not None:
         return made
     for matches, make in _KNOWN:
@@ -77,12 +81,38 @@ def architecture_of(model: Model) -> Architecture:
     )
 
 
-def check_layer_and_head(model: Model, layer: int, head: int | None = None) -> None:
+def check_layer_and_head(model: Any, layer: Any, head: Any = None) -> None:
     """Raises FraError where the model has no such layer or query head."""
     own = architecture_of(model)
     for what, index, size in (("layer", layer, own.n_layers), ("head", head, own.n_heads)):
+        if index is not None and not isinstance(index, (int, np.integer)):
+            raise FraError(f"{what} {index!r} is no number: give one from 0 to {size - 1}.")
         if index is not None and not 0 <= index < size:
             raise FraError(f"{what} {index} is out of range: the model has {size} {what}s, 0 to {size - 1}.")
+
+
+Tokens: TypeAlias = Tensor | np.ndarray | Sequence[int]
+"""Token ids of one document."""
+
+
+def one_document(tokens: Any) -> Int[Tensor, " pos"]:
+    """Token ids of one document as a tensor. Raises FraError for a text, floating-point numbers, and several
+    documents.
+    """
+    wanted = "tokens must be the integer ids of one document, of shape [pos]"
+    if isinstance(tokens, str):
+        raise FraError(
+            f"{wanted}, not a text: give the ids that target.tokens(text) or model.to_tokens(text)[0] makes."
+        )
+    try:
+        given = tokens if isinstance(tokens, Tensor) else torch.as_tensor(np.asarray(tokens))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise FraError(f"{wanted}, not a {type(tokens).__name__} of something else.") from error
+    if given.numel() == 0:
+        raise FraError("tokens are empty: give at least one token.")
+    if given.ndim != 1 or given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise FraError(f"{wanted}, not {given.dtype} of shape {list(given.shape)}.")
+    return given.long()
 
 
 def check_tokens(model: Model, tokens: Int[Tensor, "batch pos"]) -> None:

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra.architectures.architecture import Model
+from fra.architectures.face import face, facing
 from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens, working_dtype
 from fra.core.frozen import read_hooks
 from fra.core.output import by_head, check_output
@@ -46,6 +47,7 @@ class Live:
         return Live(self.doc[chosen], self.pos[chosen], self.feature[chosen], self.value[chosen])
 
 
+@facing
 @dataclass(frozen=True)
 class HeadOutputs:
     """One layer's head outputs on a batch of documents, patterns and the dictionary's normalisation frozen; made by
@@ -218,6 +220,7 @@ def padded(tokens: Tensor | Sequence[Tensor]) -> tuple[Int[Tensor, "batch pos"],
     return texts.tokens, texts.real
 
 
+@face
 @torch.no_grad()
 def observe(model: Model, sae: Any, tokens: Tensor | Sequence[Tensor]) -> HeadOutputs:
     """Runs the documents and reads the head outputs at the dictionary's hook, with values and patterns.

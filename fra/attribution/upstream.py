@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.architectures.architecture import Model
+from fra.architectures.face import face, facing
 from fra.architectures.known import architecture_of
 from fra.attribution.head_outputs import Live, observe
 from fra.core.frozen import read_hooks, read_present
@@ -47,6 +48,7 @@ class Term:
     """By the position at which the component stands; all features of a position together (see `Trace.features`)."""
 
 
+@facing
 @dataclass(frozen=True)
 class Trace:
     """n pre-activations resolved into terms; made by `fra.attribution.recursive`."""
@@ -85,6 +87,7 @@ class _Layer:
     before: Float[Tensor, "pos d_model"]
 
 
+@face
 def recursive(
     model: Model, sae: Any, tokens: Int[Tensor, " pos"], at: Live, dictionaries: Mapping[str, Any] | None = None
 ) -> Trace:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fra.architectures.architecture import ANGLES, Architecture, Model, Rotary, Side
 from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens
+from fra.core.circumstances import attached, circumstance
 from fra.core.weights import QKWeights, qk_weights
 from fra.dictionaries.hooks import LayerHooks, attention_input_layer
 from fra.errors import FraError
@@ -140,14 +141,16 @@ def read_hooks(model: Model, tokens: Tensor, layer: int, names: Mapping[str, str
     own = architecture_of(model)
     missing = [name for name in names.values() if not own.has(name)]
     if missing:
+        if why := attached(model):
+            raise FraError(why)
         hint = "; it has no LayerNorm there" if any("ln1" in name for name in missing) else ""
         raise FraError(f"the model has no hook {missing[0]!r}{hint}: use a dictionary at a hook that it has.")
     got = read_present(model, tokens, layer, names)
     absent = [name for key, name in names.items() if key not in got and key not in ANGLES]
     if absent:
         raise FraError(
-            f"the hook {absent[0]!r} exists and did not fire: this attention "
-            "cannot be observed; load the model as HookedTransformer."
+            f"the hook {absent[0]!r} exists and did not fire: {type(model).__name__} shows no such attention, so it "
+            "cannot be resolved; use another model (HookedTransformer shows it where it knows the model)."
         )
     return got
 
@@ -231,7 +234,7 @@ def freeze(
     """Runs `tokens` (documents of equal length) and freezes attention layer `layer`, as read at `hook_name`.
 
     Raises FraError for a layer, hook or tokens that do not fit the model, and where the model's own scores and pattern
-    are not what its weights make (`check_scores`).
+    are not what its weights make (`check_scores`), first where something around the model is why (`circumstance`).
     """
     check_tokens(model, tokens)
     weights = qk_weights(model, layer, hook_name, dtype)
@@ -240,14 +243,19 @@ def freeze(
     got = read_hooks(model, tokens.to(weights.W_q.device), layer, names)
     scores, pattern = (got[key].to(weights.W_q.dtype) for key in ("scores", "pattern"))
     frozen = seen_layer(model, weights, got, scores, pattern)
-    check_scores(frozen, own)
+    try:
+        check_scores(frozen, own)
+    except FraError as error:
+        if why := circumstance(model, layer, (got["x"], got["scores"].masked_fill(~frozen.mask, 0.0))):
+            raise FraError(why) from error
+        raise
     return frozen
 
 
 def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:
     """Holds an architecture against a layer's own scores and pattern. Raises FraError where scores hold NaN; where
-    softmax(hook_attn_scores) is not hook_pattern (plain attention in TransformerBridge: load the model as
-    HookedTransformer); where other keys are masked; and where the scores are not those that the weights make.
+    softmax(hook_attn_scores) is not hook_pattern (plain attention in TransformerBridge); where other keys are masked;
+    and where the scores are not those that the weights make.
 
     The model masks where its pattern is zero: what it shows as the score of a masked key differs between classes.
     """
@@ -261,8 +269,8 @@ def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:
     if not apart <= tolerance:
         raise FraError(
             f"softmax of hook_attn_scores is not hook_pattern in {where} (off by {apart:.3g}): this model class shows "
-            "something else at that hook (TransformerBridge does for GPT-Neo, GPT-J and OPT; attention sinks do too); "
-            "load the model as HookedTransformer."
+            "something else at that hook (TransformerBridge does for GPT-Neo, GPT-J and OPT, which fra.load_target "
+            "loads as HookedTransformer; attention sinks do too), so its scores cannot be resolved."
         )
     others = FraError(
         f"the model masks other keys in {where} than a causal or "

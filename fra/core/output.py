@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.architectures.architecture import Architecture
-from fra.architectures.known import architecture_of
+from fra.architectures.face import face, facing
+from fra.architectures.known import Tokens, architecture_of, one_document
 from fra.core.coded import Arm
 from fra.core.frozen import freeze, read_hooks
 from fra.core.resolve import TERMS
@@ -61,8 +62,9 @@ def source_gains(arm: Arm, features: Int[Tensor, " n"]) -> Float[Tensor, "batch 
     return dense.view(batch, pos, -1) / arm.frozen.sigma[..., None]
 
 
+@face
 @torch.no_grad()
-def resolve_output(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: int, head: int) -> ResolvedOutput:
+def resolve_output(model: Model, sae: Any, tokens: Tokens, layer: int, head: int) -> ResolvedOutput:
     """Resolves the output of one head on one document into terms of a dictionary's features, exactly and with signs.
 
     Arguments as for `fra.resolve`. The attention pattern and LayerNorm's scale are frozen at their values here. Raises
@@ -71,11 +73,7 @@ def resolve_output(model: Model, sae: Any, tokens: Int[Tensor, " pos"], layer: i
     """
     check_dictionary(sae)
     check_layer_and_head(model, layer, head)
-    if tokens.ndim != 1 or tokens.is_floating_point():
-        raise FraError(
-            "tokens must be the integer ids of one document, of shape "
-            f"[pos], not {tokens.dtype} of shape {list(tokens.shape)}."
-        )
+    tokens = one_document(tokens)
     hook_name = dictionary_hook(sae)
     frozen = freeze(model, tokens[None], layer, hook_name)
     resolved = ResolvedOutput(Arm(frozen, codes(sae, frozen.x)), ov_weights(model, layer, hook_name), head)
@@ -113,6 +111,7 @@ def check_output(
         )
 
 
+@facing
 class ResolvedOutput:
     """One head's output on one document, resolved; made by `resolve_output`.
 

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fra.architectures.face import face, facing
+from fra.architectures.known import Tokens, one_document
 from fra.core.frozen import FrozenLayer, Side, freeze
 from fra.core.reductions import Entries, Reduce, reduce_channels, refuse_beyond_memory, top_terms
 from fra.core.weights import Model, check_layer_and_head
@@ -26,8 +28,9 @@ from fra.verdicts.claim import parse_head
 TERMS = ("feature", "bias", "error")
 
 
+@face
 def resolve(
-    model: Model, sae: Any, tokens: Any, layer: int | None = None, head: int | str | None = None
+    model: Model, sae: Any, tokens: Tokens, layer: int | None = None, head: int | str | None = None
 ) -> ResolvedHead:
     """Resolves the attention scores of one head into terms of a dictionary's features, exactly.
 
@@ -43,8 +46,7 @@ def resolve(
     check_dictionary(sae)
     layer, head = _place(layer, head)
     check_layer_and_head(model, layer, head)
-    tokens = _document(tokens)
-    frozen = freeze(model, tokens[None], layer, dictionary_hook(sae))
+    frozen = freeze(model, one_document(tokens)[None], layer, dictionary_hook(sae))
     return ResolvedHead(frozen, codes(sae, frozen.x), head)
 
 
@@ -58,26 +60,6 @@ def _place(layer: int | None, head: int | str | None) -> tuple[int, int]:
     if layer is None or head is None:
         raise FraError('say which head: layer=1, head=4, or head="L1H4".')
     return layer, head
-
-
-def _document(tokens: Any) -> Int[Tensor, " pos"]:
-    """The ids of one document as a tensor."""
-    if isinstance(tokens, str):
-        raise FraError("tokens must be ids, not text: model.to_tokens(text)[0] makes them of it.")
-    ids: Tensor = tokens
-    if not isinstance(tokens, Tensor):
-        try:
-            ids = torch.as_tensor(tokens)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise FraError(f"tokens must be the integer ids of one document, not {type(tokens).__name__}.") from error
-    if ids.ndim == 2 and len(ids) == 1:
-        raise FraError(f"tokens must be one document, not a batch of one: give tokens[0] (shape {list(ids.shape)}).")
-    if ids.ndim != 1 or ids.is_floating_point():
-        raise FraError(
-            "tokens must be the integer ids of one document, of shape "
-            f"[pos], not {ids.dtype} of shape {list(ids.shape)}."
-        )
-    return ids
 
 
 @dataclass(frozen=True)
@@ -103,6 +85,7 @@ class SideTerms:
         return vectors
 
 
+@facing
 class ResolvedHead:
     """One head's scores on one document, resolved; made by `fra.resolve`.
 
@@ -132,8 +115,8 @@ class ResolvedHead:
         return self.codes.decoder.shape[0]
 
     def scores(self) -> Float[Tensor, "q_pos k_pos"]:
-        """Every term summed, before softcap; -inf where masked. `frozen.cap` of it is the model's own
-        hook_attn_scores.
+        """Every term summed, before softcap; -inf where masked. `frozen.attention` of it is the model's own pattern;
+        `frozen.cap` of it is hook_attn_scores where keys are attended, and no mask any more: it makes -inf finite.
         """
         q, k = (torch.stack([side.sum(term) for term in TERMS]).sum(0) for side in (self.query, self.key))
         return self._masked(q @ k.mT, -torch.inf)

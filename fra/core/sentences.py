@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fra.architectures.face import face, facing
 from fra.core.coded import Channels
 from fra.core.reductions import TILE_ELEMENTS, feature_tiles
 from fra.core.resolve import TERMS, ResolvedHead, resolve
@@ -95,6 +96,7 @@ def _first_character(text: str, low: int, high: int) -> int:
     return low + min(len(inside) - len(inside.lstrip()), max(len(inside) - 1, 0))
 
 
+@face
 def sensitivity(
     model: Model, sae: Any, tokens: Int[Tensor, " pos"], segment: Int[Tensor, " pos"], layer: int, head: int
 ) -> Sensitivity:
@@ -104,6 +106,7 @@ def sensitivity(
     return Sensitivity(resolve(model, sae, tokens, layer, head), segment)
 
 
+@facing
 class Sensitivity:
     """Phi[a,b,i,j] of a resolved head over segments of its document; made by `sensitivity`.
 

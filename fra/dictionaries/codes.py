@@ -211,7 +211,8 @@ def codes(sae: Any, x: Float[Tensor, "batch pos d_model"]) -> Codes:
         )
     decoder = sae.W_dec.detach().to(x)
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
-        decoder = decoder / decoder.norm(dim=-1, keepdim=True)
+        # A dead feature may have a row of zeros: it adds nothing, whatever its norm.
+        decoder = decoder / decoder.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(decoder.dtype).tiny)
     b_dec = sae.b_dec.detach().to(x)
     if not bool(decoder.isfinite().all() and b_dec.isfinite().all()):
         raise FraError(f"the weights of the dictionary at {dictionary_hook(sae)!r} hold NaN or infinity.")

@@ -27,7 +27,12 @@ def channel_pairs(channels: Channels, dictionary: Any) -> Int[Tensor, "n 2"]:
         if lacking:
             raise FraError(f"the channels have no column {lacking[0]!r}: give columns q_feature and k_feature.")
         channels = channels[["q_feature", "k_feature"]].to_numpy()
-    pairs = channels if isinstance(channels, Tensor) else torch.tensor(np.asarray(channels))
+    try:
+        pairs = channels if isinstance(channels, Tensor) else torch.tensor(np.asarray(channels))
+    except (TypeError, ValueError) as error:
+        raise FraError(
+            "channels are no numbers: give integer ids of shape [n, 2], query feature and key feature."
+        ) from error
     if pairs.numel() == 0:
         return torch.zeros(0, 2, dtype=torch.long)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.is_floating_point():

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.architectures.architecture import Model
+from fra.architectures.face import face
 from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens
 from fra.core.frozen import read_hooks
 from fra.core.output import by_head
@@ -19,6 +20,7 @@ from fra.interventions.arguments import Positions, chosen_positions
 from fra.interventions.attach import Intervention, fitting, unhooked, with_head
 
 
+@face
 def set_output(
     model: Model,
     value: Float[Tensor, "*batch_pos d_head"],
@@ -46,12 +48,14 @@ def set_output(
     return Intervention(model, [], [(LayerHooks(layer).z, edit)])
 
 
+@face
 def zero_ablate(model: Model, *, layer: int, head: int, rows: Positions = None, share: float = 1.0) -> Intervention:
     """Puts zero in place of a head's output; arguments as for `set_output`."""
     value = torch.zeros(architecture_of(model).d_head, device=architecture_of(model).device)
     return set_output(model, value, layer=layer, head=head, rows=rows, share=share)
 
 
+@face
 def mean_ablate(
     model: Model,
     reference: Int[Tensor, "batch pos"],
@@ -79,6 +83,7 @@ def mean_ablate(
     return set_output(model, mean, layer=layer, head=head, rows=rows, share=share)
 
 
+@face
 def patch_output(
     model: Model,
     source: Int[Tensor, "batch pos"],
@@ -95,6 +100,7 @@ def patch_output(
     return set_output(model, z, layer=layer, head=head, rows=rows, share=share)
 
 
+@face
 def patch_pattern(
     model: Model, source: Int[Tensor, "batch pos"], *, layer: int, head: int, rows: Positions = None
 ) -> Intervention:
@@ -112,6 +118,7 @@ def patch_pattern(
     return Intervention(model, [], [(name, edit)])
 
 
+@face
 def head_outputs(
     model: Model, tokens: Int[Tensor, "batch pos"], *, layer: int, head: int
 ) -> Float[Tensor, "batch pos d_head"]:
@@ -120,6 +127,7 @@ def head_outputs(
     return by_head(z, architecture_of(model).n_heads)[:, :, head]
 
 
+@face
 def freeze_scales(model: Model, tokens: Int[Tensor, "batch pos"], *, layer: int) -> Intervention:
     """Holds every normalisation scale downstream of attention layer `layer` at its value on `tokens`, as the model is
     without hooks: what a change in that layer does then reaches the logits without rescaling.

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra.architectures.architecture import Model
+from fra.architectures.face import face
 from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens
 from fra.core.frozen import read_hooks
 from fra.dictionaries.codes import check_kind, check_scaling, dictionary_hook, gain_and_offset
@@ -85,6 +86,7 @@ def effective_decoder(dictionary: Any) -> Float[Tensor, "d_sae d_in"]:
     return decoder
 
 
+@face
 def ablate_features(
     model: Model, features: Features, dictionary: Any, *, factor: float = 0.0, rows: Positions = None
 ) -> Intervention:
@@ -122,6 +124,7 @@ def ablate_features(
     return Intervention(model, [], [(hook, edit)])
 
 
+@face
 def into_mlp(model: Model, change: Intervention, tokens: Int[Tensor, "batch pos"], *, layer: int) -> Intervention:
     """What `change`, made in attention layer `layer`, does through the MLP of that layer alone.
 
@@ -136,6 +139,7 @@ def into_mlp(model: Model, change: Intervention, tokens: Int[Tensor, "batch pos"
     return Intervention(model, [], [(name, lambda own, hook: fitting(changed, own))])
 
 
+@face
 def into_final(model: Model, change: Intervention, tokens: Int[Tensor, "batch pos"], *, layer: int) -> Intervention:
     """What `change`, made in attention layer `layer`, does through the direct path to the logits alone.
 
@@ -166,6 +170,7 @@ def into_final(model: Model, change: Intervention, tokens: Int[Tensor, "batch po
     return Intervention(model, [], [(last, lambda clean, hook: clean + fitting(difference, clean))])
 
 
+@face
 def patch_activation(
     model: Model, source: Int[Tensor, "batch pos"], name: str, *, rows: Positions = None
 ) -> Intervention:
@@ -184,6 +189,7 @@ def patch_activation(
     return Intervention(model, [], [(name, edit)])
 
 
+@face
 def splice(model: Model, name: str, value: Tensor | Callable[[Tensor], Tensor]) -> Intervention:
     """Puts `value`, or what it makes of the pass's own activation, in place of the activation of hook `name`; heads may
     be side by side in the one and apart in the other. Raises FraError for a hook that the model does not have.
@@ -196,6 +202,7 @@ def splice(model: Model, name: str, value: Tensor | Callable[[Tensor], Tensor]) 
     return Intervention(model, [], [(name, edit)])
 
 
+@face
 @torch.no_grad()
 def losses_under(
     model: Model, tokens: Int[Tensor, "batch pos"], *changes: Intervention
@@ -208,6 +215,7 @@ def losses_under(
         return losses(model(rows), rows)
 
 
+@face
 def losses(
     logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
 ) -> Float[Tensor, "batch pos_less_1"]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from fra.architectures.face import face, set_aside
 from fra.core.coded import Arm, Channels
 from fra.core.frozen import Side, freeze
 from fra.core.output import value_features, value_terms
@@ -35,6 +36,7 @@ from fra.interventions.attach import (
 _PAIRS_AT_ONCE = 64
 
 
+@face
 def remove(
     model: Model,
     channels: Channels,
@@ -57,6 +59,7 @@ def remove(
     return scale(model, channels, 0.0, layer=layer, head=head, dictionary=dictionary, **where)
 
 
+@face
 def scale(
     model: Model,
     channels: Channels,
@@ -75,6 +78,7 @@ def scale(
     return _change_scores(model, share, factor, layer, head, dictionary, where)
 
 
+@face
 def keep_only(
     model: Model,
     channels: Channels,
@@ -96,6 +100,7 @@ def keep_only(
     return _change_scores(model, share, 0.0, layer, head, dictionary, where)
 
 
+@face
 def scale_blocks(
     model: Model,
     blocks: Collection[tuple[str, str]],
@@ -118,6 +123,7 @@ def scale_blocks(
     return _change_scores(model, _blocks(blocks), factor, layer, head, dictionary, where)
 
 
+@face
 def scale_features(
     model: Model,
     features: Int[Tensor, " n"] | Sequence[int],
@@ -151,6 +157,7 @@ def scale_features(
     return _change_scores(model, share, factor, layer, head, dictionary, where)
 
 
+@face
 def remove_output(
     model: Model,
     features: Int[Tensor, " n"] | Sequence[int],
@@ -172,6 +179,7 @@ def remove_output(
     return scale_output(model, features, 0.0, layer=layer, head=head, dictionary=dictionary, terms=terms, **where)
 
 
+@face
 def scale_output(
     model: Model,
     features: Int[Tensor, " n"] | Sequence[int],
@@ -216,7 +224,7 @@ def scale_output(
     def edit(z: Tensor, hook: Any) -> Tensor:
         got, taken = seen.take(), fixed
         if taken is None:
-            with torch.no_grad():
+            with torch.no_grad(), set_aside():
                 taken = weights.W_q.new_zeros(*z.shape[:2], values.W_V.shape[-1])
                 for rows, some in alike(model, layer, got):
                     frozen = frozen_in_pass(model, weights, some, some["pattern"])
@@ -304,6 +312,10 @@ def _change_scores(
 
     def edit(scores: Tensor, hook: Any) -> Tensor:
         got, changed = seen.take(), scores.clone()
+        with set_aside():
+            return changed_scores(scores, got, changed)
+
+    def changed_scores(scores: Tensor, got: dict[str, Tensor], changed: Tensor) -> Tensor:
         n_docs, pos = len(scores), scores.shape[-1]
         for rows, some in alike(model, layer, got):
             own = scores[rows, head]

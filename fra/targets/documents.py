@@ -120,7 +120,7 @@ def _of_dataset(target: str, table: TextTable, folder: Path) -> list[Document]:
 
 def _read(file: Path) -> str:
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = file.read_text(encoding="utf-8-sig")  # without a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise FraError(f"the document {file} cannot be read as UTF-8 text ({error}).") from error
     if not text.strip():

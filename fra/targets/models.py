@@ -19,11 +19,12 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig, loading
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from fra.architectures.face import set_aside
 from fra.core.weights import Model
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 from fra.targets.processing import FLAGS
-from fra.targets.weights import check_model, first_line
+from fra.targets.weights import LIBRARY_ERRORS, check_model, first_line
 
 _TRIED = 16
 """Tokens on which a loaded model is held against the checkpoint's own model in transformers."""
@@ -59,15 +60,25 @@ def load_model(
         raise FraError(f"unknown weight processing {unknown[0]!r}: the flags are {', '.join(FLAGS)}.")
     flags = {flag: flag in processing for flag in FLAGS}
     folder = Path(path)
-    with quiet():
-        if not folder.is_dir():
+    if not folder.is_dir():
+        with quiet(), set_aside():
             model: Model = _load_named(str(path), device, dtype, flags, revision)
-        else:
-            config = check_model(folder, f"the model in {folder}")
-            if "model_type" in config:
-                model = _load_hugging_face(folder, device, dtype, flags)
-            else:
-                model = _load_transformer_lens(folder, config, device, dtype, flags)
+    else:
+        config = check_model(folder, f"the model in {folder}")
+        try:
+            with quiet(), set_aside():
+                if "model_type" in config:
+                    model = _load_hugging_face(folder, device, dtype, flags)
+                else:
+                    model = _load_transformer_lens(folder, config, device, dtype, flags)
+        except FraError:
+            raise
+        except (*LIBRARY_ERRORS, AssertionError, ImportError) as error:
+            kind = _kind(folder)
+            raise FraError(
+                f"the model in {folder} ({kind}) cannot be loaded by TransformerLens in {str(dtype)[6:]} "
+                f"({type(error).__name__}: {first_line(error)}): use another model, or another version of it."
+            ) from error
     model.eval()
     return model
 

@@ -229,12 +229,18 @@ def _numbers(target: Target, division: Division, own: Divided, control: Divided)
         "features alive": own.alive,
         "features alive under the shuffle": control.alive,
         "quartiles of the top head's share": [float(x) for x in np.quantile(_numpy(top), (0.25, 0.5, 0.75))],
-        "top head's share under the shuffle": float(control.share[0].sum() / control.share[1].sum()),
+        "top head's share under the shuffle": _share(control.share),
         "features by their top head": torch.bincount(division.top, minlength=target.n_heads).tolist(),
         "spread features": own.spread,
         "spread features under the shuffle": control.spread,
-        "agreement": [float(s.sum() / c.sum()) if c.sum() else float("nan") for s, c in (own.agree, control.agree)],
+        "agreement": [_share(ratio) for ratio in (own.agree, control.agree)],
     }
+
+
+def _share(ratio: Ratio) -> float:
+    """Of all documents together; NaN where there is nothing to take a share of."""
+    part, whole = (float(side.sum()) for side in ratio)
+    return part / whole if whole else float("nan")
 
 
 def _picture(target: Target, firings: HeadFirings, division: Division, hook: str, rank: int) -> dict[str, Any] | None:

@@ -255,8 +255,8 @@ def test_an_error_of_the_reading_is_noticed(monkeypatch: pytest.MonkeyPatch) -> 
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"documents": []}, "there are no documents"),
-    ({"documents": [DOCUMENTS[0][None]]}, r"document 0 must be a 1-D tensor of integer token ids"),
-    ({"documents": [DOCUMENTS[0], DOCUMENTS[0].float()]}, r"document 1 must be .* not torch.float32"),
+    ({"documents": [DOCUMENTS[0][None]]}, r"document 0: tokens must be the integer ids of one document"),
+    ({"documents": [DOCUMENTS[0], DOCUMENTS[0].float()]}, r"document 1: tokens must be .* not torch.float32"),
     ({"documents": [DOCUMENTS[0][:0]]}, "document 0 is empty"),
     ({"documents": [torch.zeros(N_CTX + 1, dtype=torch.long)]}, f"document 0 has {N_CTX + 1} tokens and .* {N_CTX}"),
     ({"documents": [torch.tensor([0, D_VOCAB])]}, f"token id {D_VOCAB} of document 0 is outside the vocabulary"),

@@ -192,3 +192,21 @@ def test_collecting_claims_loads_no_model_library():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, capture_output=True, text=True)
     assert "loaded: []" in done.stdout, done.stdout[-300:] + done.stderr[-300:]
+
+
+def test_an_option_that_another_plugin_has_taken_is_reached_by_its_second_name(suite, monkeypatch):
+    suite.claims(heads=CLAIM_FILE)
+    (suite.path / "other_plugin.py").write_text(
+        textwrap.dedent("""
+        def pytest_addoption(parser):
+            parser.addoption("--device", action="append")
+            parser.addoption("--report", dest="report")
+        """)
+    )
+    monkeypatch.syspath_prepend(suite.path)
+    other = ("-p", "other_plugin", "-k", "H0")
+    suite.run(*other, "--fra-device", "cpu", "--fra-report", "own.html", "--device", "theirs", "--report", "x", ret=0)
+    assert (suite.path / "own.html").exists() and not (suite.path / "x").exists()
+    suite.refused(*other, "--fra-device", "theirs", says="--device theirs: give auto, cpu")
+    suite.run("-k", "H0", "--fra-ledger", "a.json", "--device", "cpu", ret=0)  # both names where both are free
+    assert (suite.path / "a.json").exists()

@@ -137,3 +137,11 @@ def test_the_pool_needs_no_frequency_of_what_is_no_token() -> None:
     frequency[150:] = np.nan
     assert token_pool(frequency).tolist() == token_pool(np.arange(150.0)).tolist()
     assert torch.tensor(token_pool(frequency)).max() < min(150, D_VOCAB)
+
+
+def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
+    given = target(tmp_path, **{"a-1": "\ufeffone and two make more than one.", "b-1": "three"})
+    assert [document.text[:3] for document in given.documents()] == ["one", "thr"]
+    file = tmp_path / "tiny.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert fra.load_target(file).name == "tiny"

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fra.core.coded import pair_couplings
 from fra.induction.channels import HeadOnArms
 from fra.induction.designs import Plantings
 from fra.induction.planting import Planting
@@ -78,8 +77,8 @@ def plantings(
         if delta is None:
             continue
         found += 1
-        coupling = pair_couplings(layer.discovery, on.head, pair[None], stripe.offsets)[0]
-        value = float((stripe.position_part[number] * (coupling + delta)).sum())
+        which = torch.tensor([number], device=pair.device)
+        value = float(stripe.values(layer.discovery, on.head, which, raised=delta)[0])
         parts = dict(zip(("nats", "attention", "contrast"), planting.effects(delta), strict=True))
         rows = planting.by_document(torch.ones(len(planting.rows), device=pair.device))
         sums = {name: planting.by_document(part) for name, part in parts.items()}

@@ -119,7 +119,7 @@ def row_values(
     at_once = max(1, min(_DOCUMENTS_AT_ONCE, PATTERN_BYTES // size))
     contrasts: list[Tensor] = []
     on_stripes: dict[str, list[Tensor]] = {}
-    for some in torch.arange(len(batch)).split(at_once):
+    for some in torch.split(torch.arange(len(batch)), at_once):
         few = few_documents(batch, some)
         sides = [patterns(model, tokens).transpose(1, 2).flatten(0, 1).cpu() for tokens in (few.tokens, few.control)]
         contrasts.append(contrast(sides[0], sides[1], few))

@@ -114,11 +114,35 @@ class Rotary:
         """`v[..., n, :]` turned by the angles of position `pos[n]`."""
         rot = self.cos.shape[-1]
         turned, kept = v[..., :rot], v[..., rot:]
+        return torch.cat((turned * self.cos[pos] + self._quarter(turned) * self.sin[pos], kept), dim=-1)
+
+    def relative(self, u: Float[Tensor, "*n d_head"], v: Float[Tensor, "*n d_head"]) -> Float[Tensor, "*n parts"]:
+        """What does not depend on positions in <R_t u, R_s v> = relative(u, v) . turns(t - s): by pair of dimensions
+        that turn together its cosine's part and its sine's, last what no turn changes.
+        """
+        rot = self.cos.shape[-1]
+        at_zero = self.rotate(v[..., None, :], torch.zeros(1, dtype=torch.long, device=v.device))[..., 0, :]
+        first, kept = u[..., :rot], (u[..., rot:] * v[..., rot:]).sum(-1, keepdim=True)
+        parts = [self._folded(a * at_zero[..., :rot]) for a in (first, self._quarter(first))]
+        return torch.cat((*parts, kept), dim=-1)
+
+    def turns(self, offsets: Int[Tensor, " n"]) -> Float[Tensor, "n parts"]:
+        """Cosine and sine of each pair of dimensions at each offset t - s >= 0, and a column of ones."""
+        of_pair = slice(None, None, 2) if self.adjacent else slice(self.cos.shape[-1] // 2)
+        cos, sin = (table[offsets][:, of_pair] for table in (self.cos, self.sin))
+        return torch.cat((cos, sin, torch.ones_like(cos[:, :1])), dim=-1)
+
+    def _quarter(self, v: Float[Tensor, "*n rot"]) -> Float[Tensor, "*n rot"]:
+        """A quarter turn further."""
+        half = v.shape[-1] // 2
         if self.adjacent:
-            quarter = torch.stack((-turned[..., 1::2], turned[..., ::2]), dim=-1).flatten(-2)
-        else:
-            quarter = torch.cat((-turned[..., rot // 2 :], turned[..., : rot // 2]), dim=-1)
-        return torch.cat((turned * self.cos[pos] + quarter * self.sin[pos], kept), dim=-1)
+            return torch.stack((-v[..., 1::2], v[..., ::2]), dim=-1).flatten(-2)
+        return torch.cat((-v[..., half:], v[..., :half]), dim=-1)
+
+    def _folded(self, v: Float[Tensor, "*n rot"]) -> Float[Tensor, "*n half"]:
+        """Sums over the two dimensions of each pair, which have one angle."""
+        half = v.shape[-1] // 2
+        return v[..., ::2] + v[..., 1::2] if self.adjacent else v[..., :half] + v[..., half:]
 
 
 class Architecture:

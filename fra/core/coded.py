@@ -81,17 +81,23 @@ def measure_arm(model: Model, sae: Any, tokens: Int[Tensor, "batch pos"], layer:
     return Arm(frozen, codes(sae, frozen.x))
 
 
+def coupling_parts(arm: Arm, head: int, pairs: Int[Tensor, "n 2"]) -> Float[Tensor, "n parts"]:
+    """G_ij as it does not depend on the offset: itself, for a head that does not rotate; else its parts
+    (`Rotary.relative`), of which `Rotary.turns` makes it at any offset. What is added to the last part is added to G_ij
+    at all offsets.
+    """
+    U, V = arm.couplings(head)
+    u, v = U[pairs[:, 0]], V[pairs[:, 1]]
+    rotary = arm.frozen.rotary
+    return (u * v).sum(-1, keepdim=True) if rotary is None else rotary.relative(u, v)
+
+
 def pair_couplings(
     arm: Arm, head: int, pairs: Int[Tensor, "n 2"], offsets: Int[Tensor, " n_offsets"]
 ) -> Float[Tensor, "n one_or_n_offsets"]:
     """G_ij at each offset t - s; one column for a head that does not rotate, whatever the offsets."""
-    U, V = arm.couplings(head)
-    rotary = arm.frozen.rotary
-    if rotary is None:
-        return (U[pairs[:, 0]] * V[pairs[:, 1]]).sum(-1, keepdim=True)
-    at_zero = rotary.rotate(V[pairs[:, 1]], torch.zeros(len(pairs), dtype=torch.long, device=V.device))
-    columns = [(rotary.rotate(U[pairs[:, 0]], o.expand(len(pairs))) * at_zero).sum(-1) for o in offsets]
-    return torch.stack(columns, dim=1)
+    parts, rotary = coupling_parts(arm, head, pairs), arm.frozen.rotary
+    return parts if rotary is None else parts @ rotary.turns(offsets).T
 
 
 def log_odds(scores: Float[Tensor, "n k_pos"], key: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -14,11 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from fra.core.blocks import add_at
 from fra.core.coded import Arm, capped_scores, log_odds, measure_arm, pair_couplings
 from fra.core.frozen import FrozenLayer, Side
 from fra.core.weights import Model
 from fra.dictionaries.codes import Codes
 from fra.errors import CannotLoad
+from fra.search.terms import few_at_once, terms_of
 from fra.stimuli.repeated import Batch
 
 
@@ -261,31 +263,22 @@ class HeadOnArms:
 
     def _by_entries(self, side: int, pairs: Int[Tensor, "n 2"]) -> tuple[Tensor, Tensor, Tensor]:
         """(row, channel, dL) from every live key of every live row, one by one."""
-        arm, length = self.sides[side], self.batch.tokens.shape[1]
-        channel, entry = arm.codes.index.of(pairs[:, 0])
-        row = self._row_of[arm.codes.row[entry]]
-        on = row >= 0
-        channel, entry, row = channel[on], entry[on], row[on]
-        query = arm.coefficients("query", self.head, entry)
-        which, key_entry = arm.codes.index.of(pairs[channel, 1], self.batch.row_doc[row])
-        key = arm.codes.row[key_entry] % length
-        r, c = row[which], channel[which]
-        seen = arm.frozen.mask[self.batch.row_pos[r], key]
-        which, key_entry, key, r, c = which[seen], key_entry[seen], key[seen], r[seen], c[seen]
-        G = pair_couplings(arm, self.head, pairs, torch.arange(length, device=key.device))
-        G_here = G[c, 0] if G.shape[1] == 1 else G[c, self.batch.row_pos[r] - key]
-        F = (query[which] * G_here * arm.coefficients("key", self.head, key_entry)).double()
-        before = self.capped[side][r, key]
+        arm = self.sides[side]
+        terms = terms_of(arm, self.head, self.batch, self._row_of, pairs)
+        r, which, F = terms.row[terms.which], terms.which, terms.F
+        before = self.capped[side][r, terms.key]
         change = (
-            F if arm.frozen.softcap is None else before - arm.frozen.cap(self.row_scores[side][r, key].double() - F)
+            F
+            if arm.frozen.softcap is None
+            else before - arm.frozen.cap(self.row_scores[side][r, terms.key].double() - F)
         )
-        own = key == self.keys[r]
+        own = terms.key == self.keys[r]
         weight = (before - self.others[side][r]).exp().masked_fill(own, 0.0)
-        rest = torch.zeros(len(row), dtype=torch.float64, device=key.device)
+        rest = torch.zeros(len(terms.row), dtype=torch.float64, device=r.device)
         rest.index_add_(0, which, weight * torch.expm1(-change))
         nats = torch.log1p(rest.clamp(min=-1 + 1e-15))
         nats.index_add_(0, which[own], change[own])
-        return row, channel, nats
+        return terms.row, terms.channel, nats
 
     def removed_together(self, pairs: Int[Tensor, "n 2"]) -> Effects:
         """Exact effect of removing all channels of a set at once, over rows where a member's i is live."""
@@ -296,25 +289,28 @@ class HeadOnArms:
     ) -> tuple[Bool[Tensor, " n_rows"], Float[Tensor, "n_rows k_pos"]]:
         """Rows with a member's i live, and the sum of the channels' contributions to the scores of every row."""
         doc, pos = self.batch.row_doc, self.batch.row_pos
+        if arm.frozen.rotary is not None:
+            return self._share_by_entries(arm, pairs)
         q_ids, q_at = torch.unique(pairs[:, 0], return_inverse=True)
         k_ids, k_at = torch.unique(pairs[:, 1], return_inverse=True)
         q = arm.columns("query", self.head, q_ids)[doc, pos]
         k = arm.columns("key", self.head, k_ids)
-        if arm.frozen.rotary is None:
-            M = q.new_zeros(len(q_ids), len(k_ids))
-            M[q_at, k_at] = pair_couplings(arm, self.head, pairs, pos[:0])[:, 0]
-            return (q != 0).any(-1), self.against_keys(q @ M, k)
-        U, V = arm.couplings(self.head)
-        total = q.new_zeros(len(q), k.shape[1])
-        everywhere = torch.arange(k.shape[1], device=pos.device)
-        for part in torch.split(torch.arange(len(pairs), device=pos.device), 64):
-            # pairs stand side by side in one long inner dimension, rotated to their positions
-            left = arm.frozen.rotary.rotate(U[pairs[part, 0]][:, None].expand(-1, len(pos), -1), pos)
-            right = arm.frozen.rotary.rotate(V[pairs[part, 1]][:, None].expand(-1, k.shape[1], -1), everywhere)
-            left = left.transpose(0, 1) * q[:, q_at[part], None]
-            keys = right.transpose(0, 1) * k[:, :, k_at[part], None]
-            total += self.against_keys(left.flatten(1), keys.flatten(2))
-        return (q != 0).any(-1), total
+        M = q.new_zeros(len(q_ids), len(k_ids))
+        M[q_at, k_at] = pair_couplings(arm, self.head, pairs, pos[:0])[:, 0]
+        return (q != 0).any(-1), self.against_keys(q @ M, k)
+
+    def _share_by_entries(
+        self, arm: Arm, pairs: Int[Tensor, "n 2"]
+    ) -> tuple[Bool[Tensor, " n_rows"], Float[Tensor, "n_rows k_pos"]]:
+        """The same from the terms one by one: couplings that turn with the offset are no one matrix."""
+        n_rows, length = len(self.keys), self.batch.tokens.shape[1]
+        live = torch.zeros(n_rows, dtype=torch.bool, device=pairs.device)
+        total = torch.zeros(n_rows * length, dtype=torch.float64, device=pairs.device)
+        for few in few_at_once(arm, self.batch, self._row_of, pairs):
+            terms = terms_of(arm, self.head, self.batch, self._row_of, few)
+            live[terms.row] = True
+            add_at(total, terms.row[terms.which] * length + terms.key, terms.F)
+        return live, total.view(n_rows, length).to(arm.codes.value.dtype)
 
     def against_keys(
         self, rows: Float[Tensor, "n_rows n"], keys: Float[Tensor, "batch k_pos n"]

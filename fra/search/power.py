@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from fra.core.coded import pair_couplings
 from fra.search.channels import Effects, HeadOnArms
 from fra.search.designs import Plantings
 from fra.search.planting import Planting
@@ -101,8 +100,8 @@ def plantings(
         if delta is None:
             continue
         found += 1
-        coupling = pair_couplings(layer.discovery, on.head, pair[None], stripe.offsets)[0]
-        value = float((stripe.position_part[number] * (coupling + delta)).sum())
+        which = torch.tensor([number], device=pair.device)
+        value = float(stripe.values(layer.discovery, on.head, which, raised=delta)[0])
         parts = dict(zip(("nats", "attention", "contrast"), planting.effects(delta), strict=True))
         rows = planting.by_document(torch.ones(len(planting.rows), device=pair.device))
         sums = {name: planting.by_document(part) for name, part in parts.items()}

@@ -1,7 +1,9 @@
 """The search for induction channels: exhaustive over live pairs of features.
 
-A head writes every channel as F_ij(t,s) = a_i(t) a_j(s) G_ij (G by offset where it rotates), so the search splits into
-a position part, which all heads and all nulls of the layer share, and the coupling G, which is the head's own.
+A head writes every channel as F_ij(t,s) = a_i(t) a_j(s) G_ij, so the search splits into a position part, which all
+heads and all nulls of the layer share, and the coupling G, which is the head's own. Where the head rotates, G_ij at an
+offset is the product of a few parts of its own and as many turns that depend on the offset alone (`Rotary.turns`): the
+turns go into the position part.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra.core.coded import Arm, pair_couplings
+from fra.core.coded import Arm, coupling_parts
 from fra.core.frozen import Side
 from fra.core.meetings import Meetings
 from fra.core.threads import each
@@ -35,17 +37,28 @@ class Stripe:
     """
 
     pairs: Int[Tensor, "n 2"]
-    position_part: Float[Tensor, "n n_offsets"]
-    """By offset t - s where the head rotates, else one column."""
-    offsets: Int[Tensor, " n_offsets"]
+    position_part: Float[Tensor, "n parts"]
+    """By part of the coupling (`fra.core.coded.coupling_parts`)."""
     documents: Int[Tensor, " n"]
     """Documents in which the pair is jointly live on the stripe."""
     selectivity: Float[Tensor, " n"]
     """1 less the key feature's mean activation over all keys relative to that at the stripe's key, where i is live."""
 
+    def values(
+        self, arm: Arm, head: int, which: Int[Tensor, " m"] | None = None, raised: float = 0.0
+    ) -> Float[Tensor, " m"]:
+        """M of all or some pairs for one head, their couplings raised by so much at all offsets."""
+        pairs, position_part = (
+            (self.pairs, self.position_part) if which is None else (self.pairs[which], self.position_part[which])
+        )
+        parts = coupling_parts(arm, head, pairs)
+        if raised:
+            parts[:, -1] += raised
+        return (position_part * parts).sum(-1)
+
     def strongest(self, arm: Arm, head: int, n: int) -> tuple[Int[Tensor, "m 2"], Float[Tensor, " m"]]:
         """The n pairs of largest M for one head, strongest first, and their M."""
-        m = (self.position_part * pair_couplings(arm, head, self.pairs, self.offsets)).sum(-1)
+        m = self.values(arm, head)
         best = m.topk(min(n, len(m)))
         return self.pairs[best.indices], best.values
 
@@ -99,21 +112,7 @@ class Search:
         value = codes.value.new_zeros(batch * pos, width)
         place[codes.row, within] = torch.searchsorted(self._live, codes.feature)
         value[codes.row, within] = self.arm.coefficients(side, head)
-        # the first position, often a sink, may be far busier than any other; it is on no stripe
-        self._width = int(per_row.view(batch, pos)[:, 1:].max())
         return place.view(batch, pos, width), value.view(batch, pos, width)
-
-    def _products(
-        self, q_rows: tuple[Tensor, Tensor], k_rows: tuple[Tensor, Tensor]
-    ) -> tuple[Int[Tensor, "rows n"], Float[Tensor, "rows n"]]:
-        """Linear ids q * (n_live + 1) + k and products of coefficients of every entry pair of matching (document,
-        position).
-        """
-        width = None if bool((k_rows[1] == 0).any()) else self._width
-        q_place, q_value = (table[..., : self._width][q_rows] for table in self._q)
-        k_place, k_value = (table[..., :width][k_rows] for table in self._k)
-        pair = q_place[:, :, None] * (len(self._live) + 1) + k_place[:, None, :]
-        return pair.flatten(1), (q_value[:, :, None] * k_value[:, None, :]).flatten(1)
 
     def stripes(self, shifts: Sequence[int], floor: int = ChannelSearch.floor) -> dict[int, Stripe]:
         """For each shift every pair jointly live on its stripe in at least `floor` documents, with its position part.
@@ -129,19 +128,19 @@ class Search:
         n = len(self._live) + 1
         for shift, (pair, part, count, share) in found.items():
             less = share * mean[torch.searchsorted(everything, pair)]
-            offsets = torch.arange(part.shape[1], device=pair.device)
             stripes[shift] = Stripe(
                 torch.stack([self._live[pair // n], self._live[pair % n]], 1),
                 part - less,
-                offsets,
                 count,
-                1 - less.sum(1) / part.sum(1),
+                1 - less[:, -1] / part[:, -1],  # the last part has the same turn at every offset
             )
         return stripes
 
-    @property
-    def _n_offsets(self) -> int:
-        return 1 if self.arm.frozen.rotary is None else self.arm.codes.shape[1]
+    @cached_property
+    def _turns(self) -> Float[Tensor, "n_offsets parts"] | None:
+        """Of every offset, where the layer rotates."""
+        rotary, length = self.arm.frozen.rotary, self.arm.codes.shape[1]
+        return None if rotary is None else rotary.turns(torch.arange(length, device=self._live.device))
 
     def _often(self, floor: int) -> _Entries:
         """Entries of features that are live in `floor` documents on rows or on first copies: a pair that is jointly
@@ -167,43 +166,58 @@ class Search:
         return _Entries(kept, torch.searchsorted(kept, self._slot[entries]), start, q_value, k_value)
 
     def _joint(self, shift: int, floor: int, often: _Entries) -> tuple[Tensor, Tensor, Tensor, float]:
-        """Linear ids of eligible pairs, their stripe sums by offset, document counts, and the share of rows used."""
+        """Linear ids of eligible pairs, their stripe sums by part, document counts, and the share of rows used."""
         keys, documents = shifted_keys(self.batch, shift)
         used = documents[self._doc]
         doc, pos, key = self._doc[used], self._pos[used], keys[used]
         length = self.arm.codes.shape[1]
         of_rows = (doc * length + pos).cpu(), (doc * length + key).cpu(), doc.cpu()
         found = Meetings(often.slot, often.start, len(often.kept), of_rows, floor)
-        part = found.sums(often.q_value, often.k_value, pos - key, self._n_offsets)
+        if self._turns is None:
+            part = found.sums(often.q_value, often.k_value)
+        else:
+            part = found.sums(often.q_value, often.k_value, pos - key, length) @ self._turns
         pair = often.kept[found.q_slot] * (len(self._live) + 1) + often.kept[found.k_slot]
         return pair, part, found.documents, float(used.double().mean())
 
-    def _add(self, part: Tensor, eligible: Tensor, pair: Tensor, value: Tensor, offset: Tensor) -> None:
-        """part[pair, offset] += value for eligible pairs."""
-        at = torch.searchsorted(eligible, pair).clamp(max=len(eligible) - 1)
-        known = eligible[at] == pair if len(eligible) else torch.zeros_like(pair, dtype=torch.bool)
-        part.view(-1).index_add_(0, at[known] * part.shape[1] + offset[known], value[known])
-
-    def _mean_part(self, pairs: Int[Tensor, " n"]) -> Float[Tensor, "n n_offsets"]:
-        """sum over second-copy rows t of F_q(t)_i mean_{u<=t} F_u,j for linear pair ids, by offset where the head
+    def _mean_part(self, pairs: Int[Tensor, " n"]) -> Float[Tensor, "n parts"]:
+        """sum over second-copy rows t of F_q(t)_i mean_{u<=t} F_u,j for linear pair ids, by part where the head
         rotates.
 
         Not the census's position parts, which are made for every document's own pairs and by block of key features
-        because they may not fit: these rows are no stripe, and their table, which fits, is one matrix product.
+        because they may not fit: these rows are no stripe, and their table, which fits, is one matrix product (a part).
         """
         mask = self.arm.frozen.mask
         weight = mask.to(self._q[1].dtype) / mask.sum(-1, keepdim=True)
-        if self._n_offsets == 1:
+        if self._turns is None:
             q, k = self._dense("query"), self._dense("key")
             return (q[self._doc, self._pos].T @ (weight @ k)[self._doc, self._pos]).flatten()[pairs][:, None]
-        part = weight.new_zeros(len(pairs), self._n_offsets)
-        for offset in range(self._n_offsets):
-            chosen = torch.nonzero(self._pos >= offset)[:, 0]
-            doc, pos = self._doc[chosen], self._pos[chosen]
-            pair, value = self._products((doc, pos), (doc, pos - offset))
-            value = value * weight[pos, pos - offset][:, None]
-            self._add(part, pairs, pair.flatten(), value.flatten(), torch.full_like(pair, offset).flatten())
+        n = len(self._live) + 1
+        q_kept, q_at = torch.unique(pairs // n, return_inverse=True)
+        k_kept, k_at = torch.unique(pairs % n, return_inverse=True)
+        q = self._sparse_queries(q_kept)
+        keys = self._dense("key")[:, :, k_kept]
+        rows = torch.split(self._pos, self.batch.periods.tolist())
+        everywhere = torch.arange(len(mask), device=pairs.device)
+        ahead = (everywhere[:, None] - everywhere).clamp(min=0)
+        part = weight.new_zeros(len(pairs), self._turns.shape[1])
+        for number, turn in enumerate(self._turns.T):
+            turned = weight * turn[ahead]
+            means = torch.cat([turned[pos] @ own for pos, own in zip(rows, keys, strict=True)])
+            part[:, number] = torch.sparse.mm(q, means)[q_at, k_at]
         return part
+
+    def _sparse_queries(self, kept: Int[Tensor, " n"]) -> Float[Tensor, "n n_rows"]:
+        """Coefficients of some of the live features on the second-copy rows."""
+        length = self.arm.codes.shape[1]
+        row_of = torch.full((len(self.batch) * length,), -1, device=kept.device)
+        row_of[self._doc * length + self._pos] = torch.arange(len(self._pos), device=kept.device)
+        place = torch.full((len(self._live),), -1, device=kept.device)
+        place[kept] = torch.arange(len(kept), device=kept.device)
+        at = torch.stack((place[self._slot], row_of[self.arm.codes.row]))
+        there = (at >= 0).all(0)
+        size = (len(kept), len(self._pos))
+        return torch.sparse_coo_tensor(at[:, there], self._values[0][there], size, check_invariants=True).coalesce()
 
     def _dense(self, side: Side) -> Float[Tensor, "batch pos live_and_one"]:
         """Coefficients of the live features as dense columns, the padding's column last and zero."""

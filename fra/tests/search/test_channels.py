@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fra
+from fra.architectures.architecture import Rotary
 from fra.core.coded import Arm, measure_arm
 from fra.core.frozen import FrozenLayer
 from fra.errors import FraError
+from fra.search import terms
 from fra.search.best_effect import best_effect, mean_effect, restricted, upper_bounds
 from fra.search.channels import Arms, HeadOnArms, evenly, few_arms, measure_arms, shifted_keys
 from fra.search.nulls import (
@@ -107,6 +109,59 @@ def test_effects_are_those_of_the_definition(kind: str) -> None:
         np.testing.assert_array_equal(effects.rows[:, n], truth[1])
     truth = plain_effect(kind, found.batch, [tuple(pair) for pair in pairs.tolist()])
     np.testing.assert_allclose(together.nats[:, 0], truth[0], atol=5e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "pythia"])
+def test_terms_a_few_at_a_time_add_up_to_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = arms(kind)
+    pairs, head = live_pairs(found, 40), HeadOnArms(found, HEAD)
+    whole = head.removed_together(pairs)
+    row_of = torch.full((found.batch.tokens.numel(),), -1)
+    rows = found.batch.row_doc * found.batch.tokens.shape[1] + found.batch.row_pos
+    row_of[rows] = torch.arange(len(rows))
+    monkeypatch.setattr(terms, "AT_ONCE", 60)
+    few = list(terms.few_at_once(found.repeated, found.batch, row_of, pairs))
+    assert len(few) > 3 and torch.equal(torch.cat(few), pairs)
+    sizes = [len(terms.terms_of(found.repeated, HEAD, found.batch, row_of, some).F) for some in few]
+    assert max(sizes) < 60 + len(rows) * 12, "one pair's more than asked for at most"
+    parts = head.removed_together(pairs)
+    for name in ("nats", "attention", "contrast", "rows", "covered"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-5)
+    nothing = head.removed_together(pairs[:0])
+    assert not nothing.nats.any() and not nothing.rows.any()
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "pythia"])
+def test_a_raised_coupling_is_raised_at_every_offset(kind: str) -> None:
+    found = arms(kind)
+    stripe = Search(found.batch, found.repeated, HEAD).stripes((0,), floor=2)[0]
+    which = torch.tensor([1, 3])
+    plain, raised = (stripe.values(found.repeated, HEAD, which, raised=up) for up in (0.0, 0.7))
+    torch.testing.assert_close(plain, stripe.values(found.repeated, HEAD)[which])
+    for number, (i, j) in enumerate(stripe.pairs[which].tolist()):
+        truth = 0.0
+        for d in range(len(found.batch)):
+            dense, mask = found.repeated.codes.dense()[d].double(), found.repeated.frozen.mask
+            sigma = found.repeated.frozen.sigma.expand(found.batch.tokens.shape)[d].double()
+            q, k, period = dense[:, i] / sigma, dense[:, j] / sigma, int(found.batch.periods[d])
+            for t in range(period + 1, 2 * period + 1):
+                truth += 0.7 * float(q[t] * (k[t - period + 1] - k[mask[t]].mean()))
+        assert float(raised[number] - plain[number]) == pytest.approx(truth, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("adjacent", [False, True])
+@pytest.mark.parametrize("d_head", [8, 12])
+def test_a_rotation_is_its_parts_times_the_turns(adjacent: bool, d_head: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    angles = torch.arange(20.0, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.3, 0.11, 0.02])
+    both = angles.repeat_interleave(2, 1) if adjacent else angles.repeat(1, 2)
+    rotary = Rotary(1.2 * both.cos(), 1.2 * both.sin(), adjacent)  # stretched contexts scale both
+    u, v = torch.randn(2, 7, d_head, generator=generator, dtype=torch.float64)
+    for t, s in ((0, 0), (5, 5), (19, 2), (11, 10)):
+        at = [torch.full((7,), pos) for pos in (t, s)]
+        truth = (rotary.rotate(u, at[0]) * rotary.rotate(v, at[1])).sum(-1)
+        found = rotary.relative(u, v) @ rotary.turns(torch.tensor([t - s]))[0]
+        torch.testing.assert_close(found, truth)
 
 
 @pytest.mark.parametrize("kind", KINDS)

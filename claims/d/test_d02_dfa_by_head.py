@@ -13,7 +13,7 @@ a sum of some hundred products in any order stays below 1e-6 of their absolute s
 import pytest
 
 from fra.claim import Claim
-from fra.measures.identities.designs import Exactness
+from fra.measures.identities.designs import Exactness, Rounding
 
 CLAIM = Claim(
     id="D02",
@@ -28,7 +28,7 @@ CLAIM = Claim(
     stimuli=("natural",),
     n=3,
     min_sources=3,
-    design=(Exactness(),),
+    design=(Exactness(), Rounding()),
 )
 
 

@@ -13,7 +13,7 @@ leave out and is none. The smallest error that these make must exceed 1e-5. Bar:
 import pytest
 
 from fra.claim import Claim
-from fra.measures.identities.designs import Exactness
+from fra.measures.identities.designs import Exactness, Rounding
 
 CLAIM = Claim(
     id="D03",
@@ -28,7 +28,7 @@ CLAIM = Claim(
     stimuli=("natural",),
     n=3,
     min_sources=3,
-    design=(Exactness(),),
+    design=(Exactness(), Rounding()),
 )
 
 

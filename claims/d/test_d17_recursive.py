@@ -16,7 +16,7 @@ from functools import partial
 import pytest
 
 from fra.claim import Claim
-from fra.measures.identities.designs import Recursion
+from fra.measures.identities.designs import Recursion, Rounding
 
 CLAIM = Claim(
     id="D17",
@@ -31,7 +31,7 @@ CLAIM = Claim(
     stimuli=("natural",),
     n=3,
     min_sources=3,
-    design=(Recursion(),),
+    design=(Recursion(), Rounding()),
 )
 
 

@@ -15,7 +15,7 @@ Bar: float32 keeps 6e-8 of a number; a sum of some hundred terms in any order st
 import pytest
 
 from fra.claim import Claim
-from fra.measures.identities.designs import Exactness
+from fra.measures.identities.designs import Exactness, Rounding
 
 CLAIM = Claim(
     id="Q01",
@@ -30,7 +30,7 @@ CLAIM = Claim(
     stimuli=("natural",),
     n=3,
     min_sources=3,
-    design=(Exactness(),),
+    design=(Exactness(), Rounding()),
 )
 
 

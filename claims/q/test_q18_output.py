@@ -16,7 +16,7 @@ rounding alone can exceed 1e-6 of the terms. The control is held against the sam
 import pytest
 
 from fra.claim import Claim
-from fra.measures.identities.designs import Exactness
+from fra.measures.identities.designs import Exactness, Rounding
 
 NORMS, DROPPED = "what norms without signs add beyond the output", "error with a term left out"
 CLAIM = Claim(
@@ -32,7 +32,7 @@ CLAIM = Claim(
     stimuli=("natural",),
     n=3,
     min_sources=3,
-    design=(Exactness(),),
+    design=(Exactness(), Rounding()),
 )
 
 

@@ -15,11 +15,11 @@ from fra.core.coded import Arm, pair_couplings
 from fra.stimuli.repeated import Batch
 
 AT_ONCE = 2**21
-"""Terms that are held at once."""
+"""LiveTerms that are held at once."""
 
 
-class Terms(NamedTuple):
-    """Terms of some channels in the second-copy rows of one arm."""
+class LiveTerms(NamedTuple):
+    """LiveTerms of some channels in the second-copy rows of one arm."""
 
     row: Int[Tensor, " n"]
     """Second-copy row and channel, wherever the channel's i is live."""
@@ -31,7 +31,9 @@ class Terms(NamedTuple):
     """In float64."""
 
 
-def terms_of(arm: Arm, head: int, batch: Batch, row_of: Int[Tensor, " batch_pos"], pairs: Int[Tensor, "n 2"]) -> Terms:
+def terms_of(
+    arm: Arm, head: int, batch: Batch, row_of: Int[Tensor, " batch_pos"], pairs: Int[Tensor, "n 2"]
+) -> LiveTerms:
     """Every term of these channels at keys that their row sees. row_of: the second-copy row at each place of the
     flattened [batch * pos], -1 where there is none.
     """
@@ -49,7 +51,7 @@ def terms_of(arm: Arm, head: int, batch: Batch, row_of: Int[Tensor, " batch_pos"
     G = pair_couplings(arm, head, pairs, torch.arange(length, device=key.device))
     G_here = G[c, 0] if G.shape[1] == 1 else G[c, batch.row_pos[r] - key]
     F = (query[which] * G_here * arm.coefficients("key", head, key_entry)).double()
-    return Terms(row, channel, which, key, F)
+    return LiveTerms(row, channel, which, key, F)
 
 
 def few_at_once(

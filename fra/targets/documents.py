@@ -96,7 +96,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _of_dataset(target: str, table: TextTable, folder: Path) -> list[Document]:
-    from fra.targets.hub import dataset_texts
+    from fra.checkpoints.hub import dataset_texts
 
     given = table.documents
     if table.separator is not None or table.sources not in (None, "document"):

@@ -10,14 +10,14 @@ import torch
 from sae_lens import SAE
 
 import fra.dictionaries.blockdiag  # noqa: F401  registers its architecture with SAELens
+from fra.checkpoints import hub
+from fra.checkpoints.weights import LIBRARY_ERRORS, check_dictionary_directory, first_line
 from fra.dictionaries.codes import check_dictionary, check_kind
 from fra.dictionaries.hooks import is_head_output
 from fra.errors import FraError
-from fra.targets import hub
 from fra.targets.models import load_model
 from fra.targets.preflight import check_hook
 from fra.targets.processing import check_agreement, declared_by
-from fra.targets.weights import LIBRARY_ERRORS, check_dictionary_directory, first_line
 
 if TYPE_CHECKING:
     from fra.core.weights import Model

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import tempfile
-import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +17,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fra.architectures.face import set_aside
+from fra.checkpoints.hub import TRANSFORMER_LENS_AUTHORS
+from fra.checkpoints.weights import LIBRARY_ERRORS, check_model, first_line, quiet
 from fra.core.weights import Model
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 from fra.targets.processing import FLAGS
-from fra.targets.weights import LIBRARY_ERRORS, check_model, first_line
 
 _TRIED = 16
 """Tokens on which a loaded model is held against the checkpoint's own model in transformers."""
@@ -33,7 +31,6 @@ _APART = 1e-2
 _APART_IN_HALF = 0.25
 _APART_IN_HALF_FOLDED = 1.0
 """Of weights that processing has rounded a second time."""
-TRANSFORMER_LENS_AUTHORS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
 
 
 def load_model(
@@ -99,20 +96,6 @@ def shows_scores(model: Model) -> bool:
         if float((cache[scores].float().softmax(-1) - cache[pattern].float()).abs().max()) > 1e-2:
             return False
     return True
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the deprecation notice of HookedTransformer, which is used on purpose, and without progress printed while
-    loading.
-    """
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _processed(bridge: TransformerBridge, flags: dict[str, bool]) -> TransformerBridge:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fra.checkpoints.weights import SAE_CONFIG, read_json
 from fra.dictionaries.hooks import is_head_output
 from fra.errors import FraError
-from fra.targets.weights import SAE_CONFIG, read_json
 
 if TYPE_CHECKING:
     from fra.targets.file import DictionaryTable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING, Any
 
-from fra.targets.weights import SAE_CONFIG, SAE_WEIGHTS, hash_files, hash_tensors
+from fra.checkpoints.weights import SAE_CONFIG, SAE_WEIGHTS, hash_files, hash_tensors
 
 if TYPE_CHECKING:
     from fra.targets.admission import AdmissionReport

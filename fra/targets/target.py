@@ -114,8 +114,8 @@ class Target:
     @cached_property
     def _metadata(self) -> dict[str, Mapping[str, Any]]:
         """Metadata of every dictionary, without its weights where the target does not need them."""
-        from fra.targets.hub import dictionary_metadata
-        from fra.targets.weights import SAE_CONFIG, read_json
+        from fra.checkpoints.hub import dictionary_metadata
+        from fra.checkpoints.weights import SAE_CONFIG, read_json
 
         found: dict[str, Mapping[str, Any]] = {}
         for entry in self.spec.dictionary:
@@ -282,7 +282,7 @@ class Target:
 
     @cached_property
     def _fingerprint(self) -> str:
-        from fra.targets.weights import SAE_CONFIG, SAE_WEIGHTS, hash_files, hash_tensors, model_files
+        from fra.checkpoints.weights import SAE_CONFIG, SAE_WEIGHTS, hash_files, hash_tensors, model_files
 
         digest = hashlib.sha256()
         digest.update(f"{self.dtype} {describe(self.processing)} bos={self.prepend_bos}\n".encode())
@@ -318,7 +318,7 @@ def load_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | t
     A target whose model and dictionaries are all local sets HF_HUB_OFFLINE=1 for this process where the variable is
     not set: no library asks the hub for what is here.
 
-    A model that comes as a GGUF file is dequantised into the user's cache the first time (`fra.targets.gguf`).
+    A model that comes as a GGUF file is dequantised into the user's cache the first time (`fra.checkpoints.gguf`).
 
     Raises FraError (one sentence) for an unknown target, a malformed file, weights that are missing, truncated,
     pickled or not finite, and weight processing that is unknown or contradictory; its subclass CannotLoad for what
@@ -331,8 +331,8 @@ def load_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | t
     if spec.local:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     target = Target(spec, folder, device, precision)
-    from fra.targets.hub import fetch_model, is_transformer_lens_format
-    from fra.targets.weights import check_dictionary_directory, check_model
+    from fra.checkpoints.hub import fetch_model, is_transformer_lens_format
+    from fra.checkpoints.weights import check_dictionary_directory, check_model
 
     for entry in (*spec.dictionary, *spec.seed, *spec.study):
         if entry.path is not None:
@@ -353,7 +353,7 @@ def load_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | t
 
 def _dequantised(target: Target) -> Path:
     """The Hugging Face directory made of the target's GGUF file."""
-    from fra.targets.gguf import hugging_face_directory, installed_file
+    from fra.checkpoints.gguf import hugging_face_directory, installed_file
 
     model = target.spec.model
     given = str(model.gguf)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fra.checkpoints.weights import LIBRARY_ERRORS, first_line
 from fra.errors import FraError
-from fra.targets.weights import LIBRARY_ERRORS, first_line
 
 CHARACTERS = 24
 """Of a long text, for each token asked for: as many as a long token has."""

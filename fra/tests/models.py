@@ -50,6 +50,7 @@ from transformers import (
     SmolLM3Config,
 )
 
+from fra.checkpoints.weights import quiet
 from fra.core.weights import Model
 from fra.targets import models as target_models
 from fra.targets.processing import NAMED
@@ -164,7 +165,7 @@ def build_model(kind: str, folder: Path, seed: int = 0, config: Any = None) -> P
             "normalization_type": None,
             "init_weights": False,
         }
-        with target_models.quiet():
+        with quiet():
             model: Any = HookedTransformer(HookedTransformerConfig.from_dict({**own, "device": "cpu"}))
     else:
         hf = _config(kind) if config is None else config
@@ -327,7 +328,7 @@ def _train_batchtopk(common: dict[str, Any], k: int, folder: Path, activations: 
             n_batches_for_norm_estimate=2,
         )
         data = activations[torch.randint(len(activations), (steps + 4, batch))].to(getattr(torch, common["dtype"]))
-        with target_models.quiet():
+        with quiet():
             SAETrainer(sae=sae, cfg=cfg, data_provider=iter(data)).fit()
     sae.save_inference_model(folder)
     return folder

@@ -12,6 +12,14 @@ class Exactness:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """When an identity that misses its bar is limited by precision."""
+
+    falls: float = 0.2
+    """An error that is smaller in float64 than this share of what it was in less precision was rounding."""
+
+
+@dataclass(frozen=True)
 class Recursion:
     """D17: attribution through several layers."""
 

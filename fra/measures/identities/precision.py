@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from fra.errors import FraError
+from fra.measures.identities.designs import Rounding
 from fra.targets.target import in_double
 from fra.verdicts.claim import Evidence
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
-
-_FALLS = 0.2
-"""An error that is smaller than this share of what it was in less precision was rounding."""
 
 Measured = Mapping[str | None, Evidence]
 """Evidence by head, or under None of a claim about the family."""
@@ -60,8 +58,8 @@ def missed(evidence: Evidence) -> list[str]:
 def _in_double(before: Evidence, after: Evidence, names: list[str], dtype: str) -> Evidence:
     first, then = (_effects(evidence) for evidence in (before, after))
     detail = {**after.detail, "precision": "float64", f"in {dtype}": {name: first[name] for name in names}}
-    still = missed(after)
-    rounding = bool(still) and all(abs(then[name]) < _FALLS * abs(first[name]) for name in still)
+    still, falls = missed(after), after.claim.designed(Rounding).falls
+    rounding = bool(still) and all(abs(then[name]) < falls * abs(first[name]) for name in still)
     why = (
         f"limited by precision: {still[0]!r} is {then[still[0]]:.2g} in float64 and {first[still[0]]:.2g} in {dtype}"
         if rounding

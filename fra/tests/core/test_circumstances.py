@@ -18,9 +18,10 @@ from transformers import DeepseekV3Config, GPTBigCodeConfig, GPTNeoXConfig, Stab
 import fra
 from fra.architectures.face import face
 from fra.architectures.known import check_layer_and_head, one_document
+from fra.checkpoints.weights import quiet
 from fra.dictionaries.codes import check_dictionary
 from fra.errors import FraError
-from fra.targets.models import load_model, quiet
+from fra.targets.models import load_model
 from fra.tests.models import (
     D_MODEL,
     D_VOCAB,

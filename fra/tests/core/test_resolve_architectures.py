@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import fra
 from fra.architectures.known import architecture_of
+from fra.checkpoints.weights import quiet
 from fra.core.frozen import check_scores, freeze
 from fra.errors import FraError
 from fra.targets import models as target_models
@@ -94,7 +95,7 @@ def test_hooked_transformer_too(kind: str) -> None:
     folder = model_folder(kind)
     hf = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
     for processing in NAMED.values():
-        with target_models.quiet():
+        with quiet():
             model = target_models.load_hooked(
                 folder, hf, "cpu", torch.float64, {flag: flag in processing for flag in FLAGS}
             )

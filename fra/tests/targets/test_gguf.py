@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 import fra
 from fra import targets
+from fra.checkpoints import gguf as source
 from fra.errors import CannotLoad, FraError
-from fra.targets import gguf as source
 from fra.targets.models import load_model
 from fra.tests.gguf_files import dequantised, logits, name_in_gguf, permuted, rows_of, write_gguf
 from fra.tests.models import D_MODEL, build_model, build_tokenizer, random_tokens
@@ -227,7 +227,7 @@ def test_a_cache_that_is_a_file(whole: Path, tmp_path: Path, monkeypatch: pytest
 @pytest.mark.skipif(sys.platform == "win32", reason="no limits on file size")
 def test_a_disk_that_fills_half_way(whole: Path, cache: Path) -> None:
     program = (
-        "import resource, sys; from pathlib import Path; from fra.targets import gguf\n"
+        "import resource, sys; from pathlib import Path; from fra.checkpoints import gguf\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
         "try: gguf.hugging_face_directory(Path(sys.argv[1]))\n"
         "except gguf.FraError as error: print(error)"

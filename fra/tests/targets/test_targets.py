@@ -110,7 +110,7 @@ def test_presets_name_real_releases_of_their_model(name: str) -> None:
 def test_pickled_loaders_are_those_that_call_torch_load() -> None:
     from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
 
-    from fra.targets.hub import PICKLED_LOADERS
+    from fra.checkpoints.hub import PICKLED_LOADERS
 
     found = {
         name for name, loader in NAMED_PRETRAINED_SAE_LOADERS.items() if "torch.load(" in inspect.getsource(loader)
@@ -299,7 +299,7 @@ def _cached(cache: Path, repo: str, *, kind: str = "models") -> Path:
 _HUB_RUN = """
 import json, sys, torch, fra
 from fra import targets
-from fra.targets.hub import dataset_texts
+from fra.checkpoints.hub import dataset_texts
 from fra.errors import FraError
 torch.set_num_threads(1)
 t = fra.load_target(sys.argv[1])

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fra.checkpoints.weights import LIBRARY_ERRORS, first_line, quiet
 from fra.errors import CannotLoad, FraError
-from fra.targets.weights import LIBRARY_ERRORS, first_line
 
 CACHE = "FRA_CACHE"
 """Environment variable that names another folder for what is made once and kept."""
@@ -134,8 +134,6 @@ def _writing(folder: Path) -> Iterator[None]:
 
 def _convert(file: Path, reader: Any, folder: Path) -> None:
     """Writes `folder`; leaves nothing behind where that fails."""
-    from fra.targets.models import quiet
-
     needed = 4 * sum(int(tensor.n_elements) for tensor in reader.tensors) + _TOKENIZER_BYTES
     free = shutil.disk_usage(folder.parent).free
     if free < needed:
@@ -167,8 +165,6 @@ def read_model(file: Path) -> tuple[Any, Any]:
     """(Model in float32, tokenizer) as transformers reads them, saveable."""
     import torch
     import transformers
-
-    from fra.targets.models import quiet
 
     # Of the architectures that transformers could leave packed, where it knows how.
     packed = getattr(transformers, "GgufConfig", None)

@@ -23,10 +23,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from fra.checkpoints.weights import first_line
 from fra.errors import CannotLoad, FraError
-from fra.targets.weights import first_line
 
 _MODEL_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+TRANSFORMER_LENS_AUTHORS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")
+"""Whose models on the hub TransformerLens keeps in its own format."""
 PICKLED_LOADERS = frozenset({"connor_rob_hook_z", "goodfire", "deepseek_r1", "qwen_scope", "dictionary_learning_1"})
 """Loaders of SAELens that call torch.load: their releases exist only as pickles."""
 
@@ -60,8 +62,6 @@ def is_transformer_lens_format(name: str) -> bool:
     Face's.
     """
     from transformer_lens.loading_from_pretrained import make_model_alias_map
-
-    from fra.targets.models import TRANSFORMER_LENS_AUTHORS
 
     return str(make_model_alias_map().get(name.lower(), name)).startswith(TRANSFORMER_LENS_AUTHORS)
 

@@ -123,15 +123,15 @@ def verdicts(sets: Sets, heads: Sequence[int], claim: Claim, seed: str) -> Itera
         yield judge(claim, own).outcome.value
 
 
-def rates(target: Target, seeds: int, layers: Sequence[int] | None, kept: Path) -> None:
+def rates(target: Target, seeds: Sequence[int], layers: Sequence[int] | None, nulls: Sequence[str], kept: Path) -> None:
     """Measure every null that is not kept yet, and keep it. Every seed has documents of its own."""
     done = {name for name, _ in _lines(kept)}
     layers = layers or [layer for layer in range(1, target.n_layers) if target_module.has_dictionary(target, layer)]
-    for seed in range(seeds):
+    for seed in seeds:
         stats.use_seed(seed)
         batches = document_sets.documents(target, "repeated_random", DESIGN)
         for layer in layers:
-            names = {null: f"{null}, layer {layer}, seed {seed}" for null in NULLS}
+            names = {null: f"{null}, layer {layer}, seed {seed}" for null in nulls}
             if done >= set(names.values()):
                 continue
             own = measured(target, layer, batches)
@@ -231,7 +231,8 @@ def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", default="mini")
-    parser.add_argument("--seeds", type=int, default=4, help="seeds of every null")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3], help="seeds of every null")
+    parser.add_argument("--nulls", nargs="+", choices=tuple(NULLS), default=tuple(NULLS), help="default: all")
     parser.add_argument("--layers", type=int, nargs="*", help="default: all above 0 that have a dictionary")
     parser.add_argument("--strengths", type=float, nargs="*", default=[0.25, 0.5, 1, 1.5, 2, 3, 4, 8])
     parser.add_argument("--kept", type=Path, default=Path("build/nulls.jsonl"), help="where measurements are kept")
@@ -242,9 +243,9 @@ def main() -> None:
         return
     args.kept.parent.mkdir(parents=True, exist_ok=True)
     layers = f"layers {args.layers}" if args.layers else "layers above 0"
-    print(INTRODUCTION.format(seeds=args.seeds, layers=layers))
+    print(INTRODUCTION.format(seeds=len(args.seeds), layers=layers))
     if args.seeds:
-        rates(load_target(args.target), args.seeds, args.layers, args.kept)
+        rates(load_target(args.target), args.seeds, args.layers, args.nulls, args.kept)
         print("\n".join(table(args.kept)))
     print(STRENGTHS)
     power(args.strengths)

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.architectures.face import face, facing
-from fra.architectures.known import Tokens, one_document
+from fra.architectures.known import one_document
 from fra.core.frozen import FrozenLayer, Side, freeze
 from fra.core.reductions import Entries, Reduce, reduce_channels, refuse_beyond_memory, top_terms
 from fra.core.weights import Model, check_layer_and_head
@@ -30,7 +30,7 @@ TERMS = ("feature", "bias", "error")
 
 @face
 def resolve(
-    model: Model, sae: Any, tokens: Tokens, layer: int | None = None, head: int | str | None = None
+    model: Model, sae: Any, tokens: Any, layer: int | None = None, head: int | str | None = None
 ) -> ResolvedHead:
     """Resolves the attention scores of one head into terms of a dictionary's features, exactly.
 

@@ -330,7 +330,7 @@ def test_a_dictionary_in_half_precision_resolves(dtype: torch.dtype, tmp_path: P
 
 def test_a_call_that_does_not_fit_the_signature_stays_one() -> None:
     with pytest.raises(TypeError, match="argument"):
-        fra.resolve(tiny("gpt2"), tiny_sae(NORMED), TOKENS, LAYER)  # type: ignore[call-arg]
+        fra.resolve(tiny("gpt2"), tiny_sae(NORMED))  # type: ignore[call-arg]
 
 
 def test_faces_keep_the_cause_and_let_interrupts_through() -> None:

@@ -33,9 +33,9 @@ def test_a_head_by_name_and_tokens_as_lists_or_arrays_are_the_same_head(parts: t
 @pytest.mark.parametrize(
     ("tokens", "place", "words"),
     [
-        ("the cat", {"head": "L1H3"}, "not text: model.to_tokens"),
-        (None, {"head": "L1H3"}, "not NoneType"),
-        ([[1, 2, 3]], {"head": "L1H3"}, r"a batch of one: give tokens\[0\]"),
+        ("the cat", {"head": "L1H3"}, "not a text: give the ids"),
+        (None, {"head": "L1H3"}, "not a NoneType"),
+        ([[1, 2, 3]], {"head": "L1H3"}, r"of shape \[1, 3\]"),
         ([[1, 2], [3, 4]], {"head": "L1H3"}, r"of shape \[2, 2\]"),
         ([0.5, 1.0], {"head": "L1H3"}, "float"),
         ([1, 2, 3], {}, 'layer=1, head=4, or head="L1H4"'),

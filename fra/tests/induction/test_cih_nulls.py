@@ -28,11 +28,11 @@ from fra.targets.target import Target, load_target
 from fra.tests.claims import claim
 
 LAYER = 1
-DESIGN = RepeatedSets(status=1, discovery=60, confirmation=280, sets=60)
+DESIGN = RepeatedSets(status=1, discovery=60, made_confirmation=280, sets=60)
 """So many that the induction heads, left as they are, would be SUPPORTED: a channel is live in two documents of five,
 and fifty are tested together.
 """
-CIH_SET, CIH_CHANNEL = claim("Q04"), claim("Q05", n=DESIGN.confirmation)
+CIH_SET, CIH_CHANNEL = claim("Q04"), claim("Q05", n=DESIGN.made_confirmation)
 
 
 @pytest.fixture(scope="module")

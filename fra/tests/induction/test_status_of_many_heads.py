@@ -49,7 +49,7 @@ def test_a_thousand_heads(seed: int) -> None:
     assert max(true[[own == "not a TIH" for own in found]]) < 0.05 < 0.2 < min(true[[own == "TIH" for own in found]])
 
 
-@pytest.mark.parametrize(("layers", "documents"), [(3, 120), (30, 240), (200, 240)])
+@pytest.mark.parametrize(("layers", "documents"), [(3, 120), (30, 120), (200, 240)])
 def test_models_of_many_heads_have_more_status_documents(
     monkeypatch: pytest.MonkeyPatch, layers: int, documents: int
 ) -> None:

@@ -323,7 +323,7 @@ def test_layers_are_searched_on_discovery_and_measured_on_confirmation() -> None
         n_layers=2,
         bos=circuit.BOS,
         documents=lambda: words,
-        encode=lambda text: text,
+        tokens=lambda text, n: torch.tensor([circuit.BOS, *text][:n]),
         hook_for=lambda layer: circuit.HOOK if layer == 1 else None,
         dictionary_for=lambda layer: (circuit.HOOK, kinds_dictionary()),
     )

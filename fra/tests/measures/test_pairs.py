@@ -491,8 +491,8 @@ def test_a_layer_with_too_many_live_features_cannot_run(monkeypatch: pytest.Monk
 def test_too_little_text_is_no_mistake_of_the_claims() -> None:
     texts = [SimpleNamespace(text="one two three", source="a")] * 3
     many = [SimpleNamespace(text="one two three", source="a")] * 50
-    target: Any = SimpleNamespace(name="tiny", documents=lambda: texts, bos=0, encode=lambda text: [1, 2, 3])
-    target.model = SimpleNamespace(cfg=SimpleNamespace(n_ctx=32))
+    target: Any = SimpleNamespace(name="tiny", documents=lambda: texts, bos=0, encode=lambda text, n=None: [1, 2, 3])
+    target.model = SimpleNamespace(cfg=SimpleNamespace(n_ctx=32, n_layers=1, n_heads=2))
     one: Any = SimpleNamespace(**(vars(target) | {"documents": lambda: many}))
     lacking: list[Callable[[], Any]] = [
         lambda: pair_texts(target, TEXTS),

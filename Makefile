@@ -26,7 +26,11 @@ ONE_THREAD := $(CALM) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help setup smollm2 claims test lint format bench bench-census calibrate seeds mutants cards frontiers mini twin report clean
+=======
+.PHONY: help setup claims test lint format bench bench-census calibrate seeds mutants mutmut cards frontiers mini twin report clean
+>>>>>>> mut
 
 help:
 	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'
@@ -38,6 +42,7 @@ help:
 	@echo 'make calibrate false-positive rates and power in full (long)'
 	@echo 'make seeds    every claim with five seeds: claims/SEEDS.md and borderline.toml anew (five times make claims)'
 	@echo 'make mutants  planted bugs, one at a time: the tests must notice each (long)'
+	@echo 'make mutmut   every mutant of the modules in fra/tests/mutations.toml: noticed by a test, or explained (hours)'
 	@echo 'make cards    feature cards of HOOK=$(HOOK) into build/cards, linked from build/report.html'
 	@echo 'make frontiers  quality of the study of dictionaries, in total and by head: build/frontiers.csv'
 	@echo 'make report   build/report.html from build/ledger.json, nothing measured'
@@ -113,6 +118,11 @@ seeds: $(INSTALLED)
 # fra/tests/mutants.toml: each bug is planted in a copy of the project, and the tests named there must fail.
 mutants: $(INSTALLED)
 	$(BIN)/python -m fra.tests.mutants --jobs $(WORKERS) $(ARGS)
+
+# fra/tests/mutations.toml: modules, their tests, and the mutants that mean the same as the code, with reasons.
+mutmut: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,mutations]'
+	$(ONE_THREAD) $(BIN)/python -m fra.tests.mutations $(ARGS)
 
 # Feature cards of one dictionary of head outputs, a page a head: make cards HOOK=blocks.2.attn.hook_z
 # Rows of build/report.html link to the cards of their features: the report is drawn anew where there is a ledger.

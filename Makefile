@@ -26,11 +26,7 @@ ONE_THREAD := $(CALM) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup smollm2 claims test lint format bench bench-census calibrate seeds mutants cards frontiers mini twin report clean
-=======
-.PHONY: help setup claims test lint format bench bench-census calibrate seeds mutants mutmut cards frontiers mini twin report clean
->>>>>>> mut
+.PHONY: help setup smollm2 claims test lint format bench bench-census calibrate seeds mutants mutmut cards frontiers mini twin report clean
 
 help:
 	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'

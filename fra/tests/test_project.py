@@ -28,12 +28,8 @@ import fra
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEEDED = [Requirement(text) for text in PROJECT["dependencies"]]
-<<<<<<< HEAD
 OPTIONAL = [Requirement(text) for text in PROJECT["optional-dependencies"]["gguf"]]
-DEV = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
-=======
 DEV = [Requirement(text) for extra in ("dev", "mutations") for text in PROJECT["optional-dependencies"][extra]]
->>>>>>> mut
 PIN = re.compile(r"(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)==(?P<version>[0-9][0-9a-z.]*)")
 HEAVY = ("torch", "pytest", "transformer_lens", "sae_lens")
 

@@ -8,9 +8,9 @@ import typing
 import pytest
 
 from fra.errors import FraError
+from fra.statistics.rules import RULES
 from fra.tests.verdicts.test_claim import CLAIM, GOOD, INF, NAN, TWO, Lags, evidence, exact, make_claim, share
 from fra.verdicts.claim import Claim, Condition, Evidence, Kind, parse_head
-from fra.statistics.rules import RULES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""The README's target file and claim, as they stand there, run on a tiny model."""
+"""The README's target file and claim, as they stand there, run on a tiny model; what it says of itself and of mini."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -172,3 +173,77 @@ def test_the_readme_keeps_its_order() -> None:
         "Citing",
     ]
     assert README.index("![") < README.index("## Two commands")
+
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=lambda page: page.name)
+def test_lines_are_wrapped_and_links_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if len(line) > 118 and not line.startswith("|")] == []
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name} leads to {link}"
+
+
+def test_the_words_of_the_readme_stand_in_the_glossary() -> None:
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \|", glossary, re.MULTILINE)[1:]
+    assert rows == sorted(rows, key=str.casefold)
+    for word in ("TIH", "CIH channel", "stripe", "nat", "candidate", "scramble", "discovery", "source", "bar"):
+        assert word in rows
+
+
+def test_every_key_of_a_target_file_is_described() -> None:
+    from fra.targets.file import _keys
+
+    page = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
+    flags = set(importlib.import_module("fra.targets.file").ProcessingTable.model_fields)
+    tables = {"model", "text", "heads", "size", "dictionary", "seed", "study"}
+    for key in set(_keys()) - flags:
+        assert f"[{key}]" in page if key in tables else re.search(rf"\b{key}\b", page), f"{key} is not described"
+
+
+def test_the_known_refutation_of_the_readme_is_read(tmp_path: Path) -> None:
+    registry = importlib.import_module("fixtures.registry")
+    (tmp_path / "test_x01.py").write_text(_claims()[0])
+    (tmp_path / "known.toml").write_text(_block("toml", "[[known]]"))
+    (known,) = registry.read_registry(tmp_path).known
+    assert (known.claim, known.target, known.head) == ("X01", "mine", "L1H3")
+    assert "bar > 0.5" in known.reason
+
+
+def test_the_picture_of_the_readme_shows_what_is_measured(tmp_path: Path) -> None:
+    import fra
+
+    picture = importlib.import_module("fixtures.picture")
+    command = re.search(r'fixtures\.picture (\S+) (\S+) \\\n +"(.*)" -o (\S+)', README)
+    assert command is not None
+    name, head, text, file = command.groups()
+    assert picture.main([name, head, text, "-o", str(tmp_path / "again.svg")]) == 0
+
+    def said(svg: str) -> list[str]:
+        return [re.sub(r"\.\d+", "", line) for line in re.findall(r"<text[^>]*>([^<]*)<", svg)]
+
+    assert said((ROOT / file).read_text()) == said((tmp_path / "again.svg").read_text())
+
+    target = fra.load_target(name)
+    tokens = target.tokens(text)
+    m = fra.resolve(target.model, target.dictionary_for(int(head[1]))[1], tokens, head=head)
+    q_pos, k_pos = picture.strongest_edge(m)
+    assert tokens[q_pos] == tokens[k_pos - 1], "it attends to what followed this token the first time"
+    _, cache = target.model.run_with_cache(tokens[None])
+    own = cache[f"blocks.{head[1]}.attn.hook_attn_scores"][0, int(head[3]), q_pos, k_pos]
+    parts = [value for _, value in picture.parts(m, q_pos, k_pos)]
+    assert sum(parts) == pytest.approx(float(own), abs=1e-4)
+    assert f"bring {sum(parts[: picture.SHOWN]):.1f} of the score's {float(own):.1f}" in " ".join(README.split())
+    *_, value = m.pair(q_pos, k_pos)
+    assert parts[: picture.SHOWN] == pytest.approx(sorted(value.flatten().tolist(), key=abs)[: -picture.SHOWN - 1 : -1])
+
+
+def test_a_picture_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = importlib.import_module("fixtures.picture")
+    for head, text, said in (("L9H9", "some text here", "layer 9"), ("L1H1", "a", "too short")):
+        assert picture.main(["mini", head, text, "-o", str(tmp_path / "none.svg")]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "none.svg").exists()

@@ -491,7 +491,9 @@ def test_a_layer_with_too_many_live_features_cannot_run(monkeypatch: pytest.Monk
 def test_too_little_text_is_no_mistake_of_the_claims() -> None:
     texts = [SimpleNamespace(text="one two three", source="a")] * 3
     many = [SimpleNamespace(text="one two three", source="a")] * 50
-    target: Any = SimpleNamespace(name="tiny", documents=lambda: texts, bos=0, encode=lambda text: [1, 2, 3])
+    target: Any = SimpleNamespace(
+        name="tiny", documents=lambda: texts, bos=0, encode=lambda text, limit=None: [1, 2, 3]
+    )
     target.model = SimpleNamespace(cfg=SimpleNamespace(n_ctx=32))
     one: Any = SimpleNamespace(**(vars(target) | {"documents": lambda: many}))
     lacking: list[Callable[[], Any]] = [

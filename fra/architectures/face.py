@@ -45,7 +45,7 @@ def set_aside() -> Iterator[None]:
 def face(function: Callable[P, R]) -> Callable[P, R]:
     """A function that users call: run with their ambient state set aside; an exception of a library below becomes a
     FraError in a sentence, with the exception itself as its cause. A call that does not fit the signature stays a
-    TypeError.
+    TypeError, and a sum of fra's own that does not add up an ArithmeticError.
     """
 
     @functools.wraps(function)
@@ -58,6 +58,8 @@ def face(function: Callable[P, R]) -> Callable[P, R]:
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:
+            if type(error) is ArithmeticError:  # fra's own sums do not add up: no fault of the input
+                raise
             if isinstance(error, TypeError):
                 inspect.signature(function).bind(*args, **kwargs)
             raise FraError(sentence(function.__name__, error)) from error

@@ -97,7 +97,7 @@ def evidence(claim: Claim, head: str, rows: Sequence[Mapping[str, float]]) -> Ev
         values, above = [row[name] for row in rows], claim.above_of(name)
         value = float(np.min(values) if above else np.max(values))
         conditions.append(exact(name, value, claim.bar_of(name), above=above))
-    off, most = conditions[0].effect, max(row[ROUNDING] for row in rows)
+    off, most = conditions[0].effect, max(row.get(ROUNDING, 0.0) for row in rows)
     undecided = None
     if claim.bar <= off <= most:
         undecided = f"limited by precision: the model's softmax rounds, which alone may make {most:.2g} of it"

@@ -171,7 +171,7 @@ def test_sliding_windows_mask_far_keys(kind: str, layer: int) -> None:
 
 def test_gpt_neo_on_the_bridge_is_refused_with_the_way_out() -> None:
     bridge = TransformerBridge.boot_transformers(str(model_folder("gpt_neo")), device="cpu")
-    with pytest.raises(FraError, match=r"which fra\.load_target loads as HookedTransformer"):
+    with pytest.raises(FraError, match=r"GPT-Neo, GPT-J and OPT, which .* loads as HookedTransformer"):
         fra.resolve(bridge, tiny_sae("blocks.1.hook_resid_pre"), TOKENS, 1, 0)
 
 

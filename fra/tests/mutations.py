@@ -4,7 +4,12 @@
 which mutants mean the same as the code, each with its reason. mutmut's own runner leaves out decorated functions,
 properties and what stands in a class or a module, which here is half of the code: so its operators
 (`mutmut.mutation.mutators`) make the mutants, and each is tried in a fork of a process that has the libraries loaded,
+<<<<<<< HEAD
 on the fastest tests first, until one fails. Prose (a literal of three words or more) and annotations are left alone.
+=======
+on the tests that call the mutated function, fastest first, until one fails. Prose (a literal of three words or more)
+and annotations are left alone.
+>>>>>>> mut
 
 A mutant that all tests let pass *survives*. Exit status: 0 where every survivor is explained, 1 where one is not, 2
 where an explanation no longer fits the code or the tests fail without a mutant.
@@ -43,8 +48,6 @@ ROOT = Path(__file__).resolve().parents[2]
 LIST = Path(__file__).with_name("mutations.toml")
 MEMORY = 12 * 2**30
 """Bytes of address space of one run: a mutant may ask for more than there is."""
-NOTICED = (pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED, pytest.ExitCode.INTERNAL_ERROR)
-"""A module that can no longer be imported interrupts the collection."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Mutation:
     file: str
     where: str
     """The function or class that it is in, or "module"."""
+    in_function: bool
     change: str
     """The lines that change, ` => ` between what they are and what they would be, stripped."""
     source: str
@@ -125,7 +129,7 @@ def mutations(file: str, source: str) -> list[Mutation]:
                 continue
             line, change = _change(source, text)
             if text != source:
-                found.setdefault(text, Mutation(file, _where(tree, line), change, text))
+                found.setdefault(text, Mutation(file, *_where(tree, line), change, text))
         start += len(code)
     return list(found.values())
 
@@ -141,11 +145,20 @@ def _change(old: str, new: str) -> tuple[int, str]:
     return start + 1, " => ".join(sides)
 
 
-def _where(tree: ast.Module, line: int) -> str:
-    """The innermost function or class that holds a line."""
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    holding = [x for x in ast.walk(tree) if isinstance(x, kinds) and x.lineno <= line <= (x.end_lineno or 0)]
-    return ".".join(x.name for x in sorted(holding, key=lambda x: x.lineno)) or "module"
+def _where(tree: ast.Module, line: int) -> tuple[str, bool]:
+    """The function or class that holds a line (of nested functions the outermost), and whether it is a function."""
+    names: list[str] = []
+    body: Sequence[ast.stmt] = tree.body
+    while inner := [
+        node
+        for node in body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and node.lineno <= line <= (node.end_lineno or 0)
+    ]:
+        names.append(inner[0].name)
+        if isinstance(inner[0], ast.FunctionDef):
+            return ".".join(names), True
+        body = inner[0].body
+    return ".".join(names) or "module", False
 
 
 class _Served(importlib.machinery.SourceFileLoader, importlib.abc.MetaPathFinder):
@@ -166,49 +179,88 @@ class _Served(importlib.machinery.SourceFileLoader, importlib.abc.MetaPathFinder
         return compile(self._source, self.path, "exec", dont_inherit=True)
 
 
-class _Order:
-    """Fastest tests first, and none that takes longer than asked; notes how long each takes."""
+@dataclass(frozen=True)
+class Ran:
+    """What a test did where nothing is mutated."""
 
-    def __init__(self, seconds: dict[str, float], longest: float) -> None:
-        self._known, self._longest = seconds, longest
+    seconds: float
+    called: frozenset[str]
+    """The functions of the module that it called; "" stands for all tests: called before any began."""
+
+
+class _Watch:
+    """Notes how long each test takes and which functions of a file it calls."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = str(path)
+        self._called: set[str] = set()
         self.seconds: dict[str, float] = {}
+        self.called: dict[str, list[str]] = {}
+        sys.setprofile(self._call)
 
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = [item for item in items if self._known.get(item.nodeid, 0.0) <= self._longest]
-        items.sort(key=lambda item: self._known.get(item.nodeid, 0.0))
+    def _call(self, frame: types.FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename == self._path:
+            self._called.add(frame.f_code.co_qualname.partition(".<locals>")[0])
+
+    def pytest_runtest_logstart(self) -> None:
+        self.called.setdefault("", sorted(self._called))
+        self._called.clear()
+        sys.setprofile(self._call)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
+        self.called[report.nodeid] = sorted(self._called)
+
+
+class _Order:
+    """Some tests alone, in the order given."""
+
+    def __init__(self, tests: Sequence[str]) -> None:
+        self._place = {test: k for k, test in enumerate(tests)}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted((i for i in items if i.nodeid in self._place), key=lambda item: self._place[item.nodeid])
 
 
 class Nursery:
     """Runs a module's tests on a text of it, each time in a fork of this process."""
 
     def __init__(self, module: Module, longest: float = float("inf")) -> None:
-        self.module, self._longest = module, longest
-        self.source = (ROOT / module.file).read_text()
-        self._seconds: dict[str, float] = {}
-        began = time.monotonic()
+        self.module = module
+        source = (ROOT / module.file).read_text()
         with tempfile.TemporaryDirectory() as folder:
-            noted = Path(folder) / "seconds.json"
-            if (status := self._fork(self.source, 3_600.0, noted)) != pytest.ExitCode.OK:
+            noted = Path(folder) / "noted.json"
+            if (status := self._fork(source, (), 3_600.0, noted)) != pytest.ExitCode.OK:
                 raise FraError(f"the tests of {module.file} fail where nothing is mutated (pytest ends with {status})")
-            self._seconds = json.loads(noted.read_text())
-        self.limit = 30 + 5 * (time.monotonic() - began)
+            seconds, called = json.loads(noted.read_text())
+        self._always = frozenset(called[""])
+        self._ran = {
+            test: Ran(seconds[test], frozenset(called[test]))
+            for test in sorted(seconds, key=seconds.__getitem__)
+            if seconds[test] <= longest
+        }
+        self.limit = 60 + 5 * sum(seconds.values())
+
+    def tests_of(self, mutation: Mutation) -> list[str]:
+        """The tests that call the function mutated, fastest first; all where it is not within one."""
+        anywhere = not mutation.in_function or mutation.where in self._always
+        return [test for test, ran in self._ran.items() if anywhere or mutation.where in ran.called]
 
     def notices(self, mutation: Mutation) -> bool:
         """Whether a test fails, or they all take too long."""
-        status = self._fork(mutation.source, self.limit)
+        if not (tests := self.tests_of(mutation)):
+            return False
+        status = self._fork(mutation.source, tests, self.limit)
         if status in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
             raise FraError(f"no test of {self.module.file} ran: pytest ends with {status}")
         return status != pytest.ExitCode.OK
 
-    def _fork(self, source: str, limit: float, noted: Path | None = None) -> int:
+    def _fork(self, source: str, tests: Sequence[str], limit: float, noted: Path | None = None) -> int:
         sys.stdout.flush()
         if not (child := os.fork()):
             try:
                 os.setpgid(0, 0)
-                status = self._run(source, noted)
+                status = self._run(source, tests, noted)
             except BaseException:  # an exit or a lack of memory notices the mutant too
                 status = pytest.ExitCode.INTERNAL_ERROR
             os._exit(status)
@@ -222,18 +274,19 @@ class Nursery:
         os.waitpid(child, 0)
         return -signal.SIGKILL
 
-    def _run(self, source: str, noted: Path | None) -> int:
+    def _run(self, source: str, tests: Sequence[str], noted: Path | None) -> int:
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 1)
             os.dup2(nothing.fileno(), 2)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         sys.meta_path.insert(0, _Served(self.module.name, ROOT / self.module.file, source))
-        order = _Order(self._seconds, self._longest if not noted else float("inf"))
+        watch = _Watch(ROOT / self.module.file) if noted else _Order(tests)
         options = ["-q", "-x", "--tb=no", "--assert=plain", "--noconftest", "-p", "no:cacheprovider", "-p", "no:xdist"]
         left_out = [f"--deselect={test}" for test in self.module.but]
-        status = pytest.main([*options, *left_out, *self.module.tests], plugins=[order])
-        if noted:
-            noted.write_text(json.dumps(order.seconds))
+        status = pytest.main([*options, *left_out, *self.module.tests], plugins=[watch])
+        if noted and isinstance(watch, _Watch):
+            sys.setprofile(None)
+            noted.write_text(json.dumps([watch.seconds, watch.called]))
         return int(status)
 
 

@@ -108,7 +108,7 @@ def test_the_kinds_are_three():
 def test_names_of_heads_and_claims():
     assert parse_head("L12H3") == (12, 3)
     assert parse_head("L0H1023") == (0, 1023)
-    for name in ("l1H2", "L1H02", "L1H2 ", "L١H2", "L10000H2", ""):
+    for name in ("l1H2", "L1H02", "L1H2 ", "L1١H2", "L10000H2", ""):
         with pytest.raises(FraError, match="write the layer and the head"):
             parse_head(name)
     for name in ("q", "Zz_9.a-B", "q04.Natural"):
@@ -239,6 +239,8 @@ def turned(c: Condition) -> Condition:
         (Condition("e", -1e-9, 0, 0.5, 0.25), None),
         (Condition("e", 1e-9, -0.5, 0, 0.25), None),
         (Condition("e", -1.5e-9, 0, 0.5, 0.25), "outside"),
+        (Condition("e", 0.5, -1e-9, 1, 0, 0.01), None),
+        (Condition("e", 0.5, 1e-9, 1, 0, 0.3), None),
         (Condition("e", 0.5, 0.25 - 2**-30, 1, 0.25, 0.01), None),  # 2**-30 is just below a billionth
         (Condition("e", 0.5, 0.25 - 2**-29, 1, 0.25, 0.01), "p = 0.01"),
         (Condition("e", 0.5, 0.25 + 2**-30, 1, 0.25, 0.3), None),

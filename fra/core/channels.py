@@ -59,7 +59,7 @@ class Ordered:
         return Side(pos, self.slot[some][at], self.vector[some][at], n_pos)
 
 
-class Tables:
+class ChannelTables:
     """Reductions over positions of the channels of some features."""
 
     def __init__(self, q: Entries, k: Entries, mask: Bool[Tensor, "pos pos"], reduce: Reduce):
@@ -132,7 +132,7 @@ def reduce_channels(
     Only channels with `count` at least `min_count`, and at least 1. Raises FraError where all of them would not fit
     into memory, as soon as they are that many.
     """
-    tables, best, least = Tables(q, k, mask, reduce), Strongest(n), max(1, min_count)
+    tables, best, least = ChannelTables(q, k, mask, reduce), Strongest(n), max(1, min_count)
     n_q, n_k = len(tables.q.live), len(tables.k.live)
 
     def made(rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
@@ -156,7 +156,7 @@ def reduce_channels(
     return code // d_sae, code % d_sae, value, count
 
 
-def _refuse(tables: Tables, least: int, dtype: torch.dtype) -> None:
+def _refuse(tables: ChannelTables, least: int, dtype: torch.dtype) -> None:
     """Counts live channels, and raises FraError when they are more than fit into memory."""
     # Key, code, value, count, and as much again while they are sorted.
     row_bytes, budget, n_live = 2 * (2 * dtype.itemsize + 16), reductions.memory_budget(), 0

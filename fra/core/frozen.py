@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra.architectures.architecture import ANGLES, Architecture, Model, Rotary, Side
+from fra.architectures.circumstances import attached, circumstance
 from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens
-from fra.core.circumstances import attached, circumstance
 from fra.core.weights import QKWeights, qk_weights
 from fra.dictionaries.hooks import LayerHooks, attention_input_layer
 from fra.errors import FraError

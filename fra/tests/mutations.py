@@ -4,16 +4,11 @@
 which mutants mean the same as the code, each with its reason. mutmut's own runner leaves out decorated functions,
 properties and what stands in a class or a module, which here is half of the code: so its operators
 (`mutmut.mutation.mutators`) make the mutants, and each is tried in a fork of a process that has the libraries loaded,
-<<<<<<< HEAD
-on the fastest tests first, until one fails. Prose (a literal of three words or more) and annotations are left alone.
-=======
 on the tests that call the mutated function, fastest first, until one fails. Prose (a literal of three words or more)
 and annotations are left alone.
->>>>>>> mut
 
 A mutant that all tests let pass *survives*. Exit status: 0 where every survivor is explained, 1 where one is not, 2
 where an explanation no longer fits the code or the tests fail without a mutant.
-
 """
 
 from __future__ import annotations

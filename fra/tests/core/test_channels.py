@@ -73,14 +73,14 @@ def test_the_strongest_are_those_of_every_single_term(
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_most_is_never_computed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = 0
-    value = module.Tables.value
+    value = module.ChannelTables.value
 
     def counting(self: Any, rows: slice, columns: slice, count: Any) -> Any:
         nonlocal seen
         seen += (rows.stop - rows.start) * (columns.stop - columns.start)
         return value(self, rows, columns, count)
 
-    monkeypatch.setattr(module.Tables, "value", counting)
+    monkeypatch.setattr(module.ChannelTables, "value", counting)
     monkeypatch.setattr(reductions, "TILE_ELEMENTS", 1 << 15)
     h = head(kind)
     h.channels("sum", n=3)
@@ -92,14 +92,14 @@ def test_most_is_never_computed(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_refusal_comes_when_the_limit_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = 0
-    count = module.Tables.count
+    count = module.ChannelTables.count
 
     def counting(self: Any, rows: slice, columns: slice) -> Any:
         nonlocal counted
         counted += rows.stop - rows.start
         return count(self, rows, columns)
 
-    monkeypatch.setattr(module.Tables, "count", counting)
+    monkeypatch.setattr(module.ChannelTables, "count", counting)
     monkeypatch.setattr(reductions, "TILE_ELEMENTS", 1 << 15)
     monkeypatch.setattr(reductions, "memory_budget", lambda: 1 << 20)
     with pytest.raises(FraError, match=r"more than [0-9,]+ live channels would take .* pass n="):

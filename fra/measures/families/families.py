@@ -24,6 +24,7 @@ from fra.architectures.known import architecture_of
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import HeadOutputs, Live, observe
 from fra.attribution.planted import PlantedHalf, behaviour, observe_planted
+from fra.core.texts import text_of
 from fra.core.weights import Model
 from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import LayerHooks, head_output_layer_of
@@ -36,7 +37,6 @@ from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets
 from fra.stimuli.designs import PlantedTokens, RepeatedSets
 from fra.stimuli.padding import Texts
-from fra.targets.target import text_of
 from fra.verdicts.claim import Claim, parse_head
 
 if TYPE_CHECKING:

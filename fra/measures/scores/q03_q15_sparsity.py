@@ -15,6 +15,7 @@ from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer, freeze
 from fra.core.frozen import Side as CoreSide
 from fra.core.reductions import refuse_beyond_memory
+from fra.core.texts import text_of
 from fra.core.threads import each
 from fra.dictionaries.codes import Codes, codes, neuronpedia
 from fra.measures.scores.designs import Concentration, StrongestChannels
@@ -34,7 +35,6 @@ from fra.report.pictures import STRONGEST as SHOWN
 from fra.search.examples import example_on_text
 from fra.stimuli.padding import Texts
 from fra.stimuli.sources import spread as spread_over
-from fra.targets.target import text_of
 from fra.verdicts.samples import ByDocument, mean_of
 
 

@@ -32,6 +32,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fra.core.texts import text_of
 from fra.core.threads import each
 from fra.dictionaries.codes import codes
 from fra.dictionaries.tokens import TokenDictionary, learn
@@ -43,7 +44,6 @@ from fra.measures.scores.q22_picture import SWAP, swap_picture
 from fra.measures.scores.q22_scene import READINGS, Swaps, scene
 from fra.statistics.stats import seed_of
 from fra.stimuli.padding import Texts
-from fra.targets.target import text_of
 from fra.verdicts.samples import ByDocument
 
 PAIRS, POSITION = "token-pair means", "position only"

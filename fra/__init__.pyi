@@ -9,6 +9,7 @@ from . import report as report
 from . import stimuli as stimuli
 from . import structured as structured
 from . import targets as targets
+from ._census.census import Census as Census
 from ._census.census import census as census
 from .architectures.architecture import Architecture as Architecture
 from .architectures.architecture import Norm as Norm
@@ -23,11 +24,14 @@ from .claim import Verdict as Verdict
 from .claim import judge as judge
 from .core import sentences as sentences
 from .core.output import resolve_output as resolve_output
+from .core.resolve import ResolvedHead as ResolvedHead
 from .core.resolve import resolve as resolve
 from .dictionaries import blockdiag as blockdiag
 from .interventions import patching as patching
 from .interventions import remove as remove
 from .statistics import stats as stats
+from .targets import Target as Target
+from .targets import load as load
 from .targets import load_target as load_target
 from .verdicts import ledger as ledger
 

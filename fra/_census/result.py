@@ -17,8 +17,10 @@ from fra._census.observe import Layer, Observer, same_angles
 from fra._census.scan import Scan
 from fra._census.tables import Tables, Where
 from fra.architectures.face import face, facing
+from fra.core.resolve import place_of
 from fra.core.weights import Model
 from fra.errors import FraError
+from fra.verdicts.shown import as_html
 
 NEED_STRIPES = ("contrast", "sensitivity")
 NEED_INPUTS = ("sensitivity", "mass")
@@ -42,6 +44,23 @@ class Census:
         self.memory_budget = memory_budget
         self._fingerprint = fingerprint
         self._followed = followed
+
+    def __repr__(self) -> str:
+        return (
+            f"Census(layer {self.layer.weights.layer}, heads {list(self.heads)}, {self.n_documents} documents, "
+            f"{self.n_positions} positions, {self.n_entries} live entries of {self.layer.d_sae} features; "
+            f"{', '.join(self.reduces)})"
+        )
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "heads": ", ".join(f"L{self.layer.weights.layer}H{head}" for head in self.heads),
+            "documents": f"{self.n_documents} ({self.n_positions} positions)",
+            "dictionary": f"{self.layer.d_sae} features at {self.layer.weights.hook_name}",
+            "live entries": f"{self.n_entries} ({self.n_entries / self.n_positions:.1f} a position)",
+            "reductions": ", ".join(self.reduces),
+        }
+        return as_html("Census", facts)
 
     @property
     def n_documents(self) -> int:
@@ -75,12 +94,14 @@ class Census:
         n: int | None = None,
         heads: Sequence[int] | None = None,
         *,
+        head: int | str | None = None,
         where: Where = "all",
         min_count: int = 1,
         min_documents: int = 1,
     ) -> pd.DataFrame:
         """The n strongest channels of each head (all live ones where None), exactly: columns head, q_feature,
-        k_feature, value, count; strongest |value| first, ties by ids.
+        k_feature, value, count; strongest |value| first, ties by ids. heads: of these alone; head: of one, by number or
+        name ("L1H4").
 
         reduce: the first that the census was asked for where None. where: pairs on the documents' "stripe"s, "off"
         them, or "all". count: attended pairs (t, s) there at which both features are live, at least `min_count`.
@@ -89,6 +110,10 @@ class Census:
         Raises FraError for what is not so, and where all live channels would not fit into the memory budget.
         """
         name = reduce or self.reduces[0]
+        if head is not None:
+            if heads is not None:
+                raise FraError("give head (one) or heads (several), not both.")
+            heads = [place_of(self.layer.weights.layer, head)[1]]
         return self.strongest((name,), n, heads, where=where, min_count=min_count, min_documents=min_documents)[name]
 
     @torch.no_grad()

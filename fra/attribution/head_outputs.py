@@ -21,6 +21,7 @@ from fra.dictionaries.encoder import Encoder, check_features, encode, encoder, h
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 from fra.stimuli.padding import Texts
+from fra.verdicts.shown import as_html
 
 _ROWS_AT_ONCE = 1024
 _ENTRIES_AT_ONCE = 2048
@@ -66,6 +67,23 @@ class HeadOutputs:
     real: Bool[Tensor, "batch pos"]
     """False on padding."""
     live: Live
+
+    def __repr__(self) -> str:
+        batch, pos = self.real.shape
+        return (
+            f"HeadOutputs({batch} documents of at most {pos} positions, {self.n_heads} heads, "
+            f"{len(self.live)} live entries of {self.encoder.d_sae} features)"
+        )
+
+    def _repr_html_(self) -> str:
+        n_pos = int(self.real.sum())
+        facts = {
+            "documents": f"{len(self.real)} ({n_pos} positions)",
+            "heads": self.n_heads,
+            "features": self.encoder.d_sae,
+            "live entries": f"{len(self.live)} ({len(self.live) / n_pos:.1f} a position)",
+        }
+        return as_html("HeadOutputs", facts)
 
     @property
     def n_heads(self) -> int:

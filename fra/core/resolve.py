@@ -7,6 +7,7 @@ is never stored: each live entry is projected once, and every view is a product 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -23,8 +24,10 @@ from fra.core.frozen import FrozenLayer, Side, freeze
 from fra.core.reductions import Entries, Reduce, refuse_beyond_memory, top_terms
 from fra.core.weights import Model, check_layer_and_head
 from fra.dictionaries.codes import Codes, check_dictionary, codes, dictionary_hook
+from fra.dictionaries.texts import loudest, text_of
 from fra.errors import FraError
 from fra.verdicts.claim import parse_head
+from fra.verdicts.shown import as_html
 
 TERMS = ("feature", "bias", "error")
 
@@ -40,23 +43,35 @@ def resolve(
     tokens: ids of one document, special tokens included, at most the model's context long: Int[Tensor, "pos"], or a
     list or array of them. layer and head: by number, or the head alone by name (head="L1H4").
 
+    What is returned (a `fra.ResolvedHead`) answers:
+
+        m = fra.resolve(model, sae, tokens, head="L1H4")
+        m.scores()                    # [q_pos, k_pos]: the model's own scores, as the sum of all terms
+        m.blocks()                    # the same by kind: features, biases and errors of query and key
+        m.top(10, text=True)          # the ten strongest terms (query, key, feature, feature), with their tokens
+        m.channels(n=10, text=True)   # the ten strongest channels: pairs of features, summed over the document
+        m.channel(1575, 1794)         # [q_pos, k_pos]: what one channel brings to each score
+        m.pair(21, 6)                 # all terms of one score
+
     Scores are those before softcap; a softcap is not additive. LayerNorm's scale and the gain of a QK-norm are frozen
     at their values here. Raises FraError (one sentence) for what does not fit: tokens, layer, head, and dictionary
     (another kind, hook or width, nothing live).
     """
     check_dictionary(sae)
-    layer, head = _place(layer, head)
+    layer, head = place_of(layer, head)
     check_layer_and_head(model, layer, head)
-    frozen = freeze(model, one_document(tokens)[None], layer, dictionary_hook(sae))
-    return ResolvedHead(frozen, codes(sae, frozen.x), head)
+    ids = one_document(tokens)
+    frozen = freeze(model, ids[None], layer, dictionary_hook(sae))
+    text = text_of(getattr(model, "tokenizer", None))
+    return ResolvedHead(frozen, codes(sae, frozen.x), head, [text(token) for token in ids.tolist()])
 
 
-def _place(layer: int | None, head: int | str | None) -> tuple[int, int]:
-    """Layer and head as numbers, from numbers or a name."""
+def place_of(layer: int | None, head: int | str | None) -> tuple[int, int]:
+    """Layer and head as numbers, from numbers or a name. Raises FraError where they do not say which, or two."""
     if isinstance(head, str):
         own, number = parse_head(head)
         if layer not in (None, own):
-            raise FraError(f"head {head!r} lies in layer {own}, and layer={layer} was given: leave layer out.")
+            raise FraError(f"head {head!r} lies in layer {own}, and layer={layer} is asked for: correct one of them.")
         return own, number
     if layer is None or head is None:
         raise FraError('say which head: layer=1, head=4, or head="L1H4".')
@@ -90,20 +105,31 @@ class SideTerms:
 class ResolvedHead:
     """One head's scores on one document, resolved; made by `fra.resolve`.
 
-    `frozen` and `codes` are what it was made of. Computed in double precision from what the model computed in its own;
-    returned in the model's precision (half precisions as float32), tensors on its device.
+    `scores`, `blocks`: whole matrices. `top`, `channels`, `pair`, `channel`: what they are made of. `frozen` and
+    `codes` are what it was made of, `tokens` the document's tokens as text (None where they are not known). Computed in
+    double precision from what the model computed in its own; returned in the model's precision (half precisions as
+    float32), tensors on its device.
     """
 
-    def __init__(self, frozen: FrozenLayer, codes: Codes, head: int):
+    def __init__(self, frozen: FrozenLayer, codes: Codes, head: int, tokens: Sequence[str] | None = None):
         self.frozen = frozen
         self.codes = codes
         self.head = head
+        self.tokens = tokens
 
     def __repr__(self) -> str:
         return (
             f"ResolvedHead(L{self.frozen.layer}H{self.head}, {self.n_pos} positions, "
             f"{len(self.codes.row)} live entries of {self.d_sae} features)"
         )
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "document": f"{self.n_pos} tokens" + ("" if self.tokens is None else f": {''.join(self.tokens)[:200]}"),
+            "dictionary": f"{self.d_sae} features at {self.frozen.hook_name}",
+            "live entries": f"{len(self.codes.row)} ({len(self.codes.row) / self.n_pos:.1f} a token)",
+        }
+        return as_html(f"L{self.frozen.layer}H{self.head}", facts)
 
     @property
     def n_pos(self) -> int:
@@ -154,8 +180,9 @@ class ResolvedHead:
         at_q, at_k = q.pos == q_pos, k.pos == k_pos
         return q.feature[at_q], k.feature[at_k], (q.vector[at_q] @ k.vector[at_k].mT).to(self.frozen.x)
 
-    def top(self, n: int, by: Literal["abs", "value"] = "abs") -> pd.DataFrame:
-        """The n strongest feature-feature terms: columns q_pos, k_pos, q_feature, k_feature, value.
+    def top(self, n: int, by: Literal["abs", "value"] = "abs", *, text: bool = False) -> pd.DataFrame:
+        """The n strongest feature-feature terms: columns q_pos, k_pos, q_feature, k_feature, value; with `text`, too,
+        q_token and k_token, the tokens there.
 
         by: "abs" (largest magnitude first) or "value" (largest first). Ties by ids, in the order of the columns; fewer
         rows where there are fewer terms. Streams. Raises FraError for another `by`, and for n below 1.
@@ -171,11 +198,22 @@ class ResolvedHead:
             "k_feature": k.feature[at_k],
             "value": value,
         }
-        return pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+        found = pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()})
+        return self._with_tokens(found, found["q_pos"], found["k_pos"]) if text else found
 
-    def channels(self, reduce: Reduce = "sum", n: int | None = None, min_count: int = 1) -> pd.DataFrame:
+    def _with_tokens(self, table: pd.DataFrame, q_pos: Iterable[int], k_pos: Iterable[int]) -> pd.DataFrame:
+        """The table with the tokens at these positions, a row each."""
+        tokens = self.tokens
+        if tokens is None:
+            raise FraError("the document's tokens are not known as text: leave text out, or let fra.resolve make this.")
+        return table.assign(q_token=[tokens[at] for at in q_pos], k_token=[tokens[at] for at in k_pos])
+
+    def channels(
+        self, reduce: Reduce = "sum", n: int | None = None, min_count: int = 1, *, text: bool = False
+    ) -> pd.DataFrame:
         """Every channel reduced over positions: columns q_feature, k_feature, value, count, strongest |value| first,
-        ties by ids.
+        ties by ids; with `text`, too, q_token and k_token, the token of this document on which each of the two features
+        is most active.
 
         count: the number of attended (query, key) position pairs at which both features are live; channels below
         `min_count` are left out. reduce: "sum", "abs" (sum of magnitudes), "max" (the largest signed value), "mean"
@@ -189,7 +227,11 @@ class ResolvedHead:
         q, k, like = self.query.entries, self.key.entries, self.frozen.x
         found = reduce_channels(q, k, self.frozen.mask, reduce, n, min_count, self.d_sae, like.dtype)
         names = ("q_feature", "k_feature", "value", "count")
-        return pd.DataFrame({name: column.cpu().numpy() for name, column in zip(names, found, strict=True)})
+        table = pd.DataFrame({name: column.cpu().numpy() for name, column in zip(names, found, strict=True)})
+        if not text:
+            return table
+        at = loudest(self.codes)
+        return self._with_tokens(table, table["q_feature"].map(at), table["k_feature"].map(at))
 
     def to_sparse(self) -> Float[Tensor, "q_pos k_pos d_sae d_sae"]:
         """All feature-feature terms as one coalesced torch.sparse_coo_tensor, for small documents.

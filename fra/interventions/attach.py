@@ -18,6 +18,7 @@ from fra.architectures.known import architecture_of
 from fra.core.frozen import FrozenLayer, freeze, seen_layer
 from fra.core.weights import QKWeights
 from fra.errors import FraError
+from fra.verdicts.shown import as_html
 
 Hook: TypeAlias = tuple[str, Callable[..., Any]]
 """Name of a hook point, and a function (activation, hook) -> new activation or None."""
@@ -47,6 +48,22 @@ class Intervention:
         self._attachments = [(points[name], function, True) for name, function in readers]
         self._attachments += [(points[name], function, False) for name, function in edits]
         self._entered: list[ExitStack] = []
+
+    def __repr__(self) -> str:
+        reads, edits = self._points()
+        return f"Intervention(changes {', '.join(edits) or 'nothing'}; reads {', '.join(reads) or 'nothing'})"
+
+    def _repr_html_(self) -> str:
+        reads, edits = self._points()
+        facts = {"changes": ", ".join(edits) or "nothing", "reads": ", ".join(reads) or "nothing"}
+        return as_html("Intervention", {**facts, "in force": "yes" if self._entered else "no"})
+
+    def _points(self) -> tuple[list[str], list[str]]:
+        """Names of the points that it reads, and of those that it changes, each once."""
+        n_readers = sum(last for _, _, last in self._attachments)
+        parts = self.hooks[:n_readers], self.hooks[n_readers:]
+        reads, edits = (list(dict.fromkeys(name for name, _ in part)) for part in parts)
+        return reads, edits
 
     def __enter__(self) -> Intervention:
         with ExitStack() as stack:

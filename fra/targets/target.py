@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from fra.errors import CannotLoad, FraError
 from fra.targets.documents import Document, read_documents
 from fra.targets.file import DictionaryTable, TargetSpec, read_target
 from fra.targets.processing import declared_by, describe, settle
+from fra.verdicts.shown import as_html
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,17 @@ class Target:
         hooks = ", ".join(self.dictionaries) or "no dictionaries"
         size = f"{self.n_layers} layers of {self.n_heads} heads"
         return f"Target({self.name!r}, {size}; {hooks}; {self.device} {self.dtype})"
+
+    def _repr_html_(self) -> str:
+        facts = {
+            "model": self.spec.model.source,
+            "size": f"{self.n_layers} layers of {self.n_heads} heads",
+            "dictionaries": ", ".join(self.dictionaries) or "none",
+            "resolvable": f"{len(self.resolvable)} heads",
+            "text": self.spec.text.documents,
+            "on": f"{self.device}, {self.dtype}",
+        }
+        return as_html(f"Target {self.name}", facts)
 
     @property
     def name(self) -> str:
@@ -280,6 +292,14 @@ class Target:
 
         return remarks(self.name, self.documents(), self.spec.text.sources)
 
+    def in_double(self) -> Target:
+        """The same target in float64, loaded when first used. Raises FraError on a device that has no float64."""
+        if self.device.startswith("mps"):
+            raise FraError("this device has no float64: use the CPU.")
+        double = Target(self.spec, self.folder, self.device, "float64")
+        double.model_folder = self.model_folder
+        return double
+
     @cached_property
     def _fingerprint(self) -> str:
         from fra.checkpoints.weights import SAE_CONFIG, SAE_WEIGHTS, hash_files, hash_tensors, model_files
@@ -376,15 +396,8 @@ def head_output_hooks(target: Target) -> list[str]:
     return sorted((hook for hook in target.dictionaries if is_head_output(hook)), key=lambda hook: (len(hook), hook))
 
 
-def text_of(tokenizer: Any) -> Callable[[int], str]:
-    """A token's text by its id; the id itself where there is no tokenizer."""
-    return str if tokenizer is None else lambda token: str(tokenizer.decode([token]))
-
-
 def in_double(target: Target) -> Target:
-    """The same target in float64, loaded when first used. Raises FraError on a device that has no float64."""
-    if target.device.startswith("mps"):
-        raise FraError("this device has no float64: use the CPU.")
-    double = Target(target.spec, target.folder, target.device, "float64")
-    double.model_folder = target.model_folder
-    return double
+    """The same target in float64, loaded when first used. Raises FraError on a device that has no float64, and for a
+    target that is already loaded (`fra.load`) in another precision.
+    """
+    return target.in_double()

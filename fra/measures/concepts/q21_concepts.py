@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Int
 
 from fra.dictionaries.codes import neuronpedia
+from fra.dictionaries.texts import text_of
 from fra.induction.outside import BEST_EFFECT, CONTROL
 from fra.measures.concepts.designs import Concepts, ConceptTexts
 from fra.measures.concepts.q21_layers import ConceptLayers, LayerConcepts, best
@@ -26,7 +27,6 @@ from fra.measures.concepts.q21_search import ConceptEffects, example_of
 from fra.report.pictures import BEST, ON_NATURAL, ChannelPicture
 from fra.statistics.nulls import sequential
 from fra.statistics.rules import RULES
-from fra.targets.target import text_of
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Column, Drawn, Given, Planted, Sampled, decide, means_of
 from fra.verdicts.samples import NO_INPUT_DICTIONARY

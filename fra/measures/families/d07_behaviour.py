@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from fra.attribution.planted import Behaviour, PlantedHalf, behaviour, scales
 from fra.dictionaries.codes import neuronpedia
+from fra.dictionaries.texts import text_of
 from fra.measures.families.designs import OwnScale
 from fra.measures.families.families import Families, LayerFamilies, Selection
 from fra.measures.families.rows import FEATURES, about, outside, shown, too_few, undecided
@@ -16,7 +17,6 @@ from fra.statistics import stats
 from fra.statistics.bounds import MATCHED
 from fra.statistics.exact import Proportion, TwoShares
 from fra.stimuli.designs import PlantedTokens
-from fra.targets.target import text_of
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Sampled, decide, means_of
 

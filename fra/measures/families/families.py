@@ -27,6 +27,7 @@ from fra.attribution.planted import PlantedHalf, behaviour, observe_planted
 from fra.core.weights import Model
 from fra.dictionaries.encoder import head_output_layer
 from fra.dictionaries.hooks import LayerHooks, head_output_layer_of
+from fra.dictionaries.texts import text_of
 from fra.errors import FraError
 from fra.induction.designs import TokenInduction
 from fra.induction.status import HeadStatus, head_status
@@ -36,7 +37,6 @@ from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets
 from fra.stimuli.designs import PlantedTokens, RepeatedSets
 from fra.stimuli.padding import Texts
-from fra.targets.target import text_of
 from fra.verdicts.claim import Claim, parse_head
 
 if TYPE_CHECKING:

@@ -15,10 +15,11 @@ from torch import Tensor
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import Live
 from fra.dictionaries.hooks import layer_of
+from fra.dictionaries.texts import text_of
 from fra.measures.head_outputs.corpus import HeadFirings, HeadOutputCorpus, corpus, shuffled
 from fra.measures.head_outputs.designs import Alive, Dominance, HeadOutputDocuments
 from fra.statistics import stats
-from fra.targets.target import head_output_hooks, text_of
+from fra.targets.target import head_output_hooks
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Number
 from fra.verdicts.pooled import (

@@ -21,6 +21,7 @@ from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import HeadOutputs, Live, observe
 from fra.attribution.raised_tokens import raised_tokens
 from fra.dictionaries.hooks import LayerHooks
+from fra.dictionaries.texts import text_of
 from fra.induction.designs import TokenInduction
 from fra.induction.outside import NOT_AS_LISTED, not_in_family
 from fra.induction.status import head_status
@@ -31,7 +32,6 @@ from fra.stimuli import repeated, sets
 from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.padding import padded
 from fra.stimuli.repeated import Batch
-from fra.targets.target import text_of
 from fra.verdicts.claim import Claim, Evidence, parse_head
 from fra.verdicts.decide import Beside, Sampled, decide
 from fra.verdicts.pooled import clustered

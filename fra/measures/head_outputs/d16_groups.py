@@ -16,12 +16,13 @@ from torch import Tensor
 
 from fra.attribution.examples import FEATURE, feature_example
 from fra.dictionaries.hooks import layer_of
+from fra.dictionaries.texts import text_of
 from fra.measures.head_outputs.corpus import HeadFirings, corpus
 from fra.measures.head_outputs.d04_heads import Division, divide
 from fra.measures.head_outputs.designs import Alive, GroupLikeness, HeadOutputDocuments
 from fra.statistics import stats
 from fra.statistics.bounds import difference
-from fra.targets.target import head_output_hooks, text_of
+from fra.targets.target import head_output_hooks
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import Beside, Sampled, decide
 from fra.verdicts.pooled import NO_HEAD_OUTPUT_DICTIONARY

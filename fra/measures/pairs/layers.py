@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fra.core.coded import Arm, measure_arm
 from fra.dictionaries.codes import neuronpedia
+from fra.dictionaries.texts import text_of
 from fra.errors import CannotLoad
 from fra.measures.pairs.activity import OnText, PairSelection
 from fra.measures.pairs.designs import PairTexts
@@ -20,7 +21,7 @@ from fra.search.examples import example_on_text
 from fra.statistics.stats import seed_of
 from fra.stimuli.padding import Texts
 from fra.stimuli.sources import disjoint
-from fra.targets.target import has_dictionary, text_of
+from fra.targets.target import has_dictionary
 from fra.verdicts.claim import Claim, Evidence
 
 if TYPE_CHECKING:

@@ -20,12 +20,13 @@ from torch import Tensor
 from fra.core.coded import Arm, pair_couplings
 from fra.core.weights import Model
 from fra.dictionaries.codes import neuronpedia
+from fra.dictionaries.texts import text_of
 from fra.interventions.downstream import Scene
 from fra.measures.pairs.designs import SingleTerms
 from fra.search.examples import Shown, example_on_text
 from fra.statistics.stats import seed_of
 from fra.stimuli.padding import Texts
-from fra.targets.target import has_dictionary, text_of
+from fra.targets.target import has_dictionary
 from fra.verdicts.claim import Claim, Evidence
 from fra.verdicts.decide import WHOLE, Beside, Sampled, decide, means_of
 

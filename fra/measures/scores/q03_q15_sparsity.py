@@ -17,6 +17,7 @@ from fra.core.frozen import Side as CoreSide
 from fra.core.reductions import refuse_beyond_memory
 from fra.core.threads import each
 from fra.dictionaries.codes import Codes, codes, neuronpedia
+from fra.dictionaries.texts import text_of
 from fra.measures.scores.designs import Concentration, StrongestChannels
 from fra.measures.scores.layer import ATOMS, FEATURES, TOKENS, CarriedLayer
 from fra.measures.scores.masses import (
@@ -34,7 +35,6 @@ from fra.report.pictures import STRONGEST as SHOWN
 from fra.search.examples import example_on_text
 from fra.stimuli.padding import Texts
 from fra.stimuli.sources import spread as spread_over
-from fra.targets.target import text_of
 from fra.verdicts.samples import ByDocument, mean_of
 
 

@@ -34,6 +34,7 @@ from torch import Tensor
 
 from fra.core.threads import each
 from fra.dictionaries.codes import codes
+from fra.dictionaries.texts import text_of
 from fra.dictionaries.tokens import TokenDictionary, learn
 from fra.errors import CannotLoad
 from fra.measures.scores.designs import Swapping
@@ -43,7 +44,6 @@ from fra.measures.scores.q22_picture import SWAP, swap_picture
 from fra.measures.scores.q22_scene import READINGS, Swaps, scene
 from fra.statistics.stats import seed_of
 from fra.stimuli.padding import Texts
-from fra.targets.target import text_of
 from fra.verdicts.samples import ByDocument
 
 PAIRS, POSITION = "token-pair means", "position only"

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fra
+from fra.core import resolve as resolving
 from fra.errors import FraError
 from fra.tests.models import random_tokens, tiny, tiny_sae
 
@@ -51,3 +52,47 @@ def test_anything_else_is_answered_in_a_sentence(
     with pytest.raises(FraError, match=words) as caught:
         fra.resolve(*parts[:2], tokens, **place)
     assert "\n" not in str(caught.value)
+
+
+def test_tables_have_the_tokens_where_asked(
+    parts: tuple[Any, Any, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, sae, tokens = parts
+    plain = fra.resolve(model, sae, tokens, head="L1H3")
+    monkeypatch.setattr(resolving, "text_of", lambda tokenizer: lambda token: f"<{token}>")
+    m = fra.resolve(model, sae, tokens, head="L1H3")
+    top = m.top(20, text=True)
+    assert top["q_token"].tolist() == [f"<{tokens[at]}>" for at in top["q_pos"]]
+    assert top["k_token"].tolist() == [f"<{tokens[at]}>" for at in top["k_pos"]]
+    assert top.drop(columns=["q_token", "k_token"]).equals(plain.top(20))
+    channels = m.channels(n=30, text=True)
+    assert channels.drop(columns=["q_token", "k_token"]).equals(plain.channels(n=30))
+    activation = sae.encode(m.frozen.x[0])  # [pos, d_sae]
+    for side in ("q", "k"):
+        for feature, token in zip(channels[f"{side}_feature"], channels[f"{side}_token"], strict=True):
+            assert token == f"<{tokens[activation[:, feature].argmax()]}>"
+    bare = fra.ResolvedHead(m.frozen, m.codes, 3)
+    with pytest.raises(FraError, match="not known as text"):
+        bare.top(3, text=True)
+    page = m._repr_html_()
+    assert "L1H3" in page
+    assert "&lt;0&gt;" in page, "tokens are escaped"
+
+
+def test_a_census_of_one_head_by_name_and_what_objects_say(parts: tuple[Any, Any, torch.Tensor]) -> None:
+    model, sae, tokens = parts
+    seen = fra.census(model, sae, [tokens, tokens[:5]], layer=1)
+    expected = seen.channels(n=7, heads=[2])
+    assert seen.channels(n=7, head="L1H2").equals(expected)
+    assert seen.channels(n=7, head=2).equals(expected)
+    assert not seen.channels(n=7, head=1).equals(expected)
+    for wrong, words in (({"head": "L0H2"}, "layer=1 is asked for"), ({"head": 2, "heads": [2]}, "not both")):
+        with pytest.raises(FraError, match=words):
+            seen.channels(n=7, **wrong)
+    assert repr(seen).startswith("Census(layer 1, heads [0, 1, 2, 3], 2 documents, 14 positions, ")
+    assert "L1H3" in seen._repr_html_()
+    removal = fra.remove(model, seen.channels(n=3, head=2), layer=1, head=2, dictionary=sae)
+    assert "changes blocks.1.attn.hook_attn_scores; reads " in repr(removal)
+    assert "<td style='text-align:left'>no</td>" in removal._repr_html_()
+    with removal:
+        assert "<td style='text-align:left'>yes</td>" in removal._repr_html_()

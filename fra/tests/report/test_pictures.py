@@ -15,6 +15,7 @@ import fra
 from fra.attribution.examples import FEATURE, feature_example
 from fra.attribution.head_outputs import observe
 from fra.core.coded import measure_arm
+from fra.dictionaries.texts import text_of
 from fra.measures.families.rows import shown
 from fra.measures.pairs import layers, q12_causal_ranking
 from fra.measures.pairs.designs import SingleTerms
@@ -25,7 +26,6 @@ from fra.search.channels import measure_arms
 from fra.search.examples import example_on_text, first_example
 from fra.stimuli import repeated
 from fra.stimuli.padding import Texts
-from fra.targets.target import text_of
 from fra.tests import circuit, families
 from fra.tests.models import random_tokens, tiny, tiny_sae
 from fra.verdicts.ledger import clean

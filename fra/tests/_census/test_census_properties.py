@@ -19,7 +19,6 @@ from fra.core import blocks, meetings
 from fra.core.frozen import Rotary
 from fra.core.strongest import Strongest
 from fra.core.weights import QKWeights
-from fra.errors import FraError
 from fra.tests.bench import workloads
 
 FEW = settings(max_examples=12, deadline=None)
@@ -363,9 +362,8 @@ def test_a_table_that_lost_something_is_noticed(monkeypatch: pytest.MonkeyPatch)
     census = make_census(4)
     right = blocks.segments
     monkeypatch.setattr(tables, "segments", lambda *args: right(*args) * 0.99)
-    with pytest.raises(FraError, match="adds up to") as caught:
+    with pytest.raises(ArithmeticError, match="adds up to"):
         census.channels("sum")
-    assert isinstance(caught.value.__cause__, ArithmeticError)
 
 
 def test_the_same_question_has_the_same_answer_twice() -> None:

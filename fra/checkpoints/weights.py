@@ -93,7 +93,7 @@ def _directory(folder: Path, what: str) -> None:
         raise FraError(f"{what} is a pickle ({folder}), and pickles are not loaded: {_SAFE} and give the directory.")
     if folder.exists():
         raise FraError(f"{what} is a file ({folder}): give the directory that holds it.")
-    raise FraError(f"{what} is missing: there is no directory {folder}.")
+    raise FraError(f"{what} is missing: there is no directory {folder}; put it there, or correct the path.")
 
 
 def _no_weights(folder: Path, what: str, expected: str) -> FraError:

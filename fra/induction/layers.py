@@ -55,7 +55,8 @@ def lean_arms(arms: Arms) -> Arms:
 
 def _arms(screen: LayerScreen) -> list[Arm]:
     both = [screen.confirmation] + ([screen.sets] if screen.tih else [])
-    return [screen.discovery, *(arm for arms in both for arm in (arms.repeated, arms.control))]
+    control = [] if screen.chosen_on is None else [screen.chosen_on.control]
+    return [screen.discovery, *control, *(arm for arms in both for arm in (arms.repeated, arms.control))]
 
 
 def _bytes(arm: Arm) -> int:

@@ -29,6 +29,7 @@ from fra.measures.channels.details import (
     live_candidates,
     set_detail,
 )
+from fra.search.best_effect import mean_effect
 from fra.search.channels import Effects
 from fra.search.designs import ChannelSearch, Plantings
 from fra.search.power import ChannelBars, count_found
@@ -158,7 +159,9 @@ def channel_evidence(claim: Claim, screened: Screen, family: str = "not a TIH") 
     sampled = tuple(_sampled(claim, screened, keep, chosen, name, part) for name, part in _PARTS.items())
     standing = _standing(claim, sampled, list(keep))
     columns: list[Column] = [*sampled, *_given(claim, screened, keep, standing)]
-    observed = {h: _mean_effects(screened.heads[h].ranked, live) for h, live in keep.items()}
+    # by the rule that its scrambles are held to: what few of these documents have live has no effect there
+    least = claim.designed(ChannelSearch).least_documents
+    observed = {h: mean_effect(screened.heads[h].ranked, least)[live] for h, live in keep.items()}
     columns.append(
         Drawn(
             observed={OVER_SCRAMBLES: observed},
@@ -216,11 +219,6 @@ def _chosen(claim: Claim, s: HeadScreen, bars: ChannelBars) -> np.ndarray:
     return bars.stand(s.discovered, claim.designed(ChannelSearch).stands)
 
 
-def _mean_effects(effects: Effects, live: np.ndarray) -> np.ndarray:
-    """[n] nats; nothing where no row of these documents is live."""
-    return np.asarray(effects.nats[:, live].sum(0) / np.maximum(effects.rows[:, live].sum(0), 1.0))
-
-
 def _sampled(
     claim: Claim, screened: Screen, keep: dict[str, np.ndarray], chosen: dict[str, np.ndarray], name: str, part: str
 ) -> Sampled:
@@ -236,12 +234,13 @@ def _given(claim: Claim, screened: Screen, keep: dict[str, np.ndarray], standing
     """What is not estimated, for every measured candidate: other lags only of heads that stand; where the search finds
     nothing that is live or helps at any of them, the effect itself.
     """
+    least = claim.designed(ChannelSearch).least_documents
 
     def lags(h: str, live: np.ndarray) -> ArrayLike:
         if h not in standing:
             return np.full(len(live), np.nan)
         best = screened.layer_of(h).best_at_lags(screened.heads[h].head, at_least=0.0)
-        return _mean_effects(screened.heads[h].effects, live) - best
+        return np.asarray(mean_effect(screened.heads[h].effects, least)[live] - best)
 
     by_head: dict[str, Callable[[HeadScreen, np.ndarray], ArrayLike]] = {
         OVER_PAIRS: lambda s, live: s.coupling_rank[live],

@@ -282,6 +282,17 @@ def test_effects_on_discovery_documents_and_on_the_few_are_those_of_these_docume
     np.testing.assert_allclose(own.discovered.nats[:, 3], one.nats[:, 0], atol=1e-5)
 
 
+def test_a_channel_is_ranked_by_as_many_documents_as_those_of_scrambles(found: cih.Screen) -> None:
+    """Nineteen documents with live rows are too few for a scramble's channels, and so for the head's."""
+    own, least = found.heads["L1H0"], found.layer_of("L1H0").design.least_documents
+    for documents, outcome in ((least, Outcome.SUPPORTED), (least - 1, Outcome.INCONCLUSIVE)):
+        kept = (own.ranked.rows > 0).cumsum(0) <= documents  # of every candidate its first live ones
+        few = Effects(*(getattr(own.ranked, part.name) * kept for part in dataclasses.fields(Effects)))
+        screen = dataclasses.replace(found, heads={"L1H0": dataclasses.replace(own, ranked=few)})
+        evidence = evidence_for.channel_evidence(CIH_CHANNEL, screen, family="TIH")["L1H0"]
+        assert judge(CIH_CHANNEL, evidence).outcome is outcome
+
+
 def test_a_channel_stands_by_the_least_of_its_shares_of_the_bars() -> None:
     def effects(nats: float, attention: float, contrast: float) -> Effects:
         rows = np.array([[2.0], [0.0], [3.0]])

@@ -227,6 +227,7 @@ def _template() -> Template:
         "columns": columns,
         "label": label,
         "shaded": line_of,
+        "candidates": ledgers.candidates_of,
         "page": lambda address: address.removeprefix(_NEURONPEDIA),
     }
     environment.globals |= {

@@ -11,7 +11,8 @@ Rows are sorted by claim and head (a family's own row, head null, first). Number
 finite is null. effect, low, high, bar and p are those of the condition that decided, which `detail` names (`decided`;
 `met`: how many conditions hold, of how many). `detail` also holds `reason`, `power`, `candidates` (each with its
 conditions), `best`, the flags `exploratory`, `known`, `overturned` and `borderline`, and whatever the measurement
-wishes to show.
+wishes to show. In `candidates`, what is null or false is left out, and the first candidate alone gives bar and
+side, which all share; a ledger that gives everything is read as well.
 """
 
 import json
@@ -139,17 +140,17 @@ class Header(_Table):
 
 
 class _Shown(_Table):
-    effect: Number | None
-    low: Number | None
-    high: Number | None
-    bar: Number
-    above: bool
-    p: Share | None
-    p_refute: Share | None
-    power: Share | None
-    needed: int | None
-    holds: bool
-    fails: bool
+    effect: Number | None = None
+    low: Number | None = None
+    high: Number | None = None
+    bar: Number | None = None
+    above: bool | None = None
+    p: Share | None = None
+    p_refute: Share | None = None
+    power: Share | None = None
+    needed: int | None = None
+    holds: bool = False
+    fails: bool = False
 
 
 class _Known(_Table):
@@ -171,6 +172,10 @@ def _detail(detail: dict[str, JsonValue]) -> dict[str, JsonValue]:
     ours = _Known.model_validate({name: detail[name] for name in _Known.model_fields if name in detail})
     if len({tuple(conditions) for conditions in ours.candidates.values()}) > 1:
         raise ValueError("the candidates differ in their conditions")
+    for conditions in list(ours.candidates.values())[:1]:
+        for name, shown in conditions.items():
+            if shown.bar is None or shown.above is None:
+                raise ValueError(f"the condition {name!r} of the first candidate has no bar or no side")
     return detail
 
 
@@ -269,6 +274,37 @@ def _shown(condition: Condition, level: float) -> dict[str, Any]:
     }
 
 
+def _candidates(candidates: Mapping[str, tuple[Condition, ...]], level: float) -> dict[str, dict[str, dict[str, Any]]]:
+    """The conditions of every candidate without what is null or false; bar and side, which are the claim's, at the
+    first: a row may have fifty candidates.
+    """
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for candidate, conditions in candidates.items():
+        said = ("bar", "above") if found else ()
+        found[candidate] = {
+            condition.name: {
+                name: value
+                for name, value in clean(_shown(condition, level)).items()
+                if name not in said and (name == "above" or (value is not None and value is not False))
+            }
+            for condition in conditions
+        }
+    return found
+
+
+def candidates_of(row: Row) -> dict[str, dict[str, dict[str, Any]]]:
+    """The conditions of a row's candidates, by name, with everything that the ledger leaves out."""
+    found = _Known.model_validate({"candidates": row.detail.get("candidates", {})}).candidates
+    first = next(iter(found.values()), {})
+    return {
+        candidate: {
+            name: shown.model_dump() | {"bar": first[name].bar, "above": first[name].above}
+            for name, shown in conditions.items()
+        }
+        for candidate, conditions in found.items()
+    }
+
+
 def row_of(verdict: Verdict, target: str, **flags: Any) -> Row:
     """The ledger's row for a verdict. `flags` (exploratory, known, overturned) join `detail`.
 
@@ -284,10 +320,7 @@ def row_of(verdict: Verdict, target: str, **flags: Any) -> Row:
         if verdict.decided is not None:
             detail["decided"] = verdict.decided.name
             detail["met"] = "{} of {}".format(*verdict.met)
-        detail["candidates"] = {
-            name: {c.name: _shown(c, claim.level) for c in conditions}
-            for name, conditions in evidence.candidates.items()
-        }
+        detail["candidates"] = _candidates(evidence.candidates, claim.level)
     if taken := sorted((detail.keys() | _Known.model_fields.keys()) & evidence.detail.keys()):
         raise FraError(
             f"{claim.id} at {evidence.head or 'the family'}: the name {taken[0]!r} in detail is the ledger's own"
@@ -324,10 +357,11 @@ def note_of(claim: Claim, *, exploratory: bool) -> ClaimNote:
 
 
 def dumps(ledger: Ledger) -> str:
-    """The ledger as JSON text."""
-    return (
-        json.dumps(ledger.model_dump(mode="json", by_alias=True), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    """The ledger as JSON text, a line a row."""
+    data = ledger.model_dump(mode="json", by_alias=True)
+    header = json.dumps(data["header"], indent=1, ensure_ascii=False, allow_nan=False)
+    rows = (json.dumps(row, separators=(",", ":"), ensure_ascii=False, allow_nan=False) for row in data["verdicts"])
+    return f'{{"schema": {data["schema"]},\n"header": {header},\n"verdicts": [\n' + ",\n".join(rows) + "\n]}\n"
 
 
 def write(ledger: Ledger, path: Path | str) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from fra.claim import Condition, Evidence, judge
 from fra.errors import FraError
 from fra.report import page as report
-from fra.tests.verdicts.test_claim import CLAIM, GOOD, INF, NAN, evidence, make_claim
+from fra.tests.verdicts.test_claim import BAD, CLAIM, GOOD, INF, NAN, evidence, make_claim
 from fra.verdicts import files
 from fra.verdicts import ledger as ledgers
 from fra.verdicts.ledger import Header, Ledger, clean, note_of, row_of
@@ -55,6 +56,43 @@ def test_a_ledger_is_written_in_the_schema_of_the_contract(tmp_path):
     assert row["detail"]["power"] == 0.9
     assert row["detail"]["candidates"]["c0"]["effect"]["holds"] is True
     assert ledgers.read(file) == make_ledger(evidence((GOOD,), head="L0H1", q=0.02, power=0.9))
+
+
+def many() -> Evidence:
+    """Two candidates, the second refuted."""
+    return replace(evidence((GOOD,)), candidates={"a": (GOOD,), "b": (BAD,)})
+
+
+def test_candidates_are_written_without_what_is_null_false_or_repeated():
+    [row] = make_ledger(many()).verdicts
+    first, second = (shown["effect"] for shown in row.detail["candidates"].values())
+    assert (first["bar"], first["above"], first["holds"]) == (GOOD.bar, True, True)
+    assert not {"high", "fails"} & first.keys(), "null and false are left out"
+    assert not {"bar", "above", "holds"} & second.keys(), "the first candidate says the bar and the side"
+    assert (second["effect"], second["fails"]) == (BAD.effect, True)
+    read = ledgers.candidates_of(ledgers.loads(ledgers.dumps(make_ledger(many()))).verdicts[0])
+    assert read["b"]["effect"] == clean(ledgers._shown(BAD, CLAIM.level))
+
+
+def test_a_ledger_that_writes_candidates_in_full_is_read_and_drawn_alike():
+    ledger = make_ledger(many())
+    data = json.loads(ledgers.dumps(ledger))
+    [row] = data["verdicts"]
+    for conditions in row["detail"]["candidates"].values():
+        null = dict.fromkeys(("effect", "low", "high", "p", "p_refute", "power", "needed"))
+        shown = conditions["effect"]
+        conditions["effect"] = {**null, "bar": 1.0, "above": True, "holds": False, "fails": False, **shown}
+    old = ledgers.loads(json.dumps(data, indent=1))
+    assert old != ledger
+    assert report.render(old) == report.render(ledger)
+    del row["detail"]["candidates"]["a"]["effect"]["bar"]
+    with pytest.raises(FraError, match="'effect' of the first candidate has no bar"):
+        ledgers.loads(json.dumps(data))
+
+
+def test_a_row_is_a_line():
+    text = ledgers.dumps(make_ledger(evidence((GOOD,), head="L0H1"), evidence((BAD,), head="L0H2")))
+    assert [line[:30] for line in text.splitlines() if '"head"' in line] == ['{"claim":"T01","target":"tiny"'] * 2
 
 
 def test_rows_are_sorted_by_claim_layer_and_head_and_a_family_comes_first():

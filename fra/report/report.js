@@ -31,6 +31,9 @@
       section.hidden = !section.querySelector(".unit:not([hidden])");
       for (const table of all("table.rows", section)) table.hidden = !table.querySelector(".unit:not([hidden])");
     }
+    for (const row of all(".index tbody tr")) {
+      row.hidden = document.getElementById(decodeURIComponent(row.querySelector("a").hash.slice(1))).hidden;
+    }
     document.getElementById("found").textContent = shown === units.length ? "" : `${shown} of ${units.length} shown`;
   };
   const known = (text, sign) => (text ? sign * Number(text) : Infinity); // what has no number comes last

@@ -14,7 +14,9 @@ tokens stand side by side on a page of ordinary width.
 """
 FAINTEST = 0.03
 """Cells below this share of a map's largest are not drawn."""
-_HOLLOW = 1.5  # a negative cell is drawn as an outline, this far inside
+HOLLOW = 0.14
+"""A negative cell is drawn as an outline, this share of a cell inside."""
+_ALONE, _FEW = 4.0, 3
 _STEPS = 20
 _TOLD = 3
 _CURVE_WIDTH, _CURVE_HEIGHT, _CURVE_MARGIN = 340.0, 150.0, 46.0
@@ -87,24 +89,33 @@ def _is_number(x: Any) -> bool:
     return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
 
 
-def heat_map(rows: Sequence[Any], tokens: Sequence[str]) -> dict[str, Any]:
-    """Cells of one map: queries downwards, keys to the right; opacity is the share of the largest absolute value, in
-    steps of a twentieth, so that cells of one opacity make one path.
+def full_scale(sizes: Sequence[float]) -> float:
+    """The size that a drawing's scale reaches: the largest, unless it and at most two others are outliers, more than
+    four times all the rest: few should not flatten all others. At most one of every five is an outlier.
+    """
+    down = sorted(sizes, reverse=True)
+    for few in range(min(_FEW, len(down) // 5), 0, -1):
+        if down[few - 1] > _ALONE * down[few] > 0:
+            return down[few]
+    return down[0] if down else 0.0
 
-    Returns size in px, the largest absolute value, (opacity, negative, path) of the cells that can be seen, and the
-    strongest of them in words.
+
+def heat_map(rows: Sequence[Any], tokens: Sequence[str]) -> dict[str, Any]:
+    """Cells of one map: queries downwards, keys to the right; opacity is the share of the full scale (`full_scale`), in
+    steps of a twentieth, so that cells of one opacity make one path, in units of a cell.
+
+    Returns size in px, the largest absolute value and the full scale, (opacity, negative, path) of the cells that can
+    be seen, and the strongest of them in words.
     """
     seen = [(t, s, value) for t, row in enumerate(rows) for s, value in enumerate(numbers(row)) if _is_number(value)]
     largest = max((abs(value) for _, _, value in seen), default=0.0)
+    full = full_scale([abs(value) for _, _, value in seen if value])
     cell, margin = next((side, margin) for most, side, margin in _SIZES if len(rows) <= most)
-    seen = [(t, s, value) for t, s, value in seen if largest > 0 and abs(value) >= FAINTEST * largest]
-    paths: dict[tuple[float, bool], list[str]] = {}
+    seen = [(t, s, value) for t, s, value in seen if full > 0 and abs(value) >= FAINTEST * full]
+    groups: dict[tuple[float, bool], list[tuple[int, int]]] = {}
     for t, s, value in seen:
-        negative = value < 0
-        inset = _HOLLOW if negative else 0.0
-        x, y, side = margin + s * cell + inset, margin + t * cell + inset, cell - 2 * inset
-        opacity = max(1, round(abs(value) / largest * _STEPS)) / _STEPS
-        paths.setdefault((opacity, negative), []).append(f"M{x:g} {y:g}h{side:g}v{side:g}h{-side:g}z")
+        opacity = max(1, min(_STEPS, round(abs(value) / full * _STEPS))) / _STEPS
+        groups.setdefault((opacity, value < 0), []).append((t, s))
     told = [entry for entry in seen if entry[0] > 0] or seen  # the first query has one key to attend to
     top = sorted(told, key=lambda entry: -abs(entry[2]))[:_TOLD]
     return {
@@ -112,9 +123,35 @@ def heat_map(rows: Sequence[Any], tokens: Sequence[str]) -> dict[str, Any]:
         "label": margin,
         "cell": cell,
         "largest": largest,
-        "paths": [(opacity, negative, "".join(path)) for (opacity, negative), path in sorted(paths.items())],
+        "full": full,
+        "paths": [
+            (opacity, negative, _hollow(cells) if negative else _filled(cells))
+            for (opacity, negative), cells in sorted(groups.items())
+        ],
         "strongest": [{"query": (t, tokens[t]), "key": (s, tokens[s]), "value": value} for t, s, value in top],
     }
+
+
+def _filled(cells: Sequence[tuple[int, int]]) -> str:
+    """A path along (row, column) cells, to be drawn as wide as a cell: a stroke for neighbours in a row, every start
+    told from the last stroke's end.
+    """
+    strokes: list[list[int]] = []
+    for t, s in cells:
+        if strokes and strokes[-1][0] == t and strokes[-1][2] == s:
+            strokes[-1][2] = s + 1
+        else:
+            strokes.append([t, s, s + 1])
+    ends = [[0, 0, 0], *strokes]
+    return "".join(
+        f"m{start - x} {t - y}h{end - start}" for (t, start, end), (y, _, x) in zip(strokes, ends, strict=False)
+    )
+
+
+def _hollow(cells: Sequence[tuple[int, int]]) -> str:
+    """A path around (row, column) cells, to be moved by HOLLOW."""
+    side = f"{1 - 2 * HOLLOW:g}".removeprefix("0")
+    return "".join(f"M{s} {t}h{side}v{side}h-{side}z" for t, s in cells)
 
 
 def curves(x: Sequence[float], series: Mapping[str, Sequence[Any]]) -> dict[str, Any]:

@@ -1,18 +1,20 @@
 """The report: a ledger as one self-contained HTML page. `python -m fra.report LEDGER.json -o FILE.html`; nothing is
 measured again. Feature cards (`fra.cards`) that lie beside the page, in `cards`, are linked.
 
-Everything in the ledger is data: jinja2 escapes it all, the page has no script and loads nothing. A verdict is told by
-its glyph and word; colour only repeats it.
+Everything in the ledger is data: jinja2 escapes it all, and the page loads nothing. Its one script (`report.js`:
+search, filters, order) is the only one that the page's policy lets run, and nothing is missing where none runs. A
+verdict is told by its glyph and word; colour only repeats it.
 """
 
 import argparse
+import base64
+import hashlib
 import math
 import sys
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
+from importlib import resources
+from itertools import count as numbered
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,11 @@ from fra.report import card_links, drawings
 from fra.report.card_links import CardLinks
 from fra.report.tokens import SHADES, shaded
 from fra.report.tokens import visible as visible  # what the terminal prints needs it too
+from fra.report.views import WIDTH, count, head_views, sections
+from fra.report.words import GLOSSARY, glossed
 from fra.verdicts import files
 from fra.verdicts import ledger as ledgers
-from fra.verdicts.claim import parse_head
-from fra.verdicts.ledger import ClaimNote, Ledger, Row
+from fra.verdicts.ledger import Ledger, Row
 
 GLYPHS = {
     "SUPPORTED": "✓",
@@ -44,51 +47,8 @@ WITHOUT_NUMBERS = ("CANNOT_RUN", "NOT_APPLICABLE")
 DRAWN = ("maps", "strips", "pictures", "curves")
 """Shapes that stand first in a row's detail."""
 _LONGEST_LABEL = 11
+_CANDIDATES = 20
 _NEURONPEDIA = "https://www.neuronpedia.org/"
-_WIDTH, _MARGIN = 260.0, 8.0  # of an interval's drawing, in px
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Where a number lies in the drawings of one condition: the same scale for all heads that it decided at."""
-
-    start: float
-    end: float
-
-    @classmethod
-    def over(cls, rows: Iterable[Row]) -> "Axis":
-        """Spans every effect, bar and finite bound. Bounds more than ten times as far out as effects and bars are cut,
-        and drawn as arrows.
-        """
-        rows = list(rows)
-        core = [x for r in rows for x in (r.effect, r.bar) if x is not None] or [0.0]
-        low, high = min(core), max(core)
-        reach = 10 * ((high - low) or abs(high) or 1.0)
-        ends = [x for r in rows for x in (r.low, r.high) if x is not None and low - reach <= x <= high + reach]
-        low, high = min([low, *ends]), max([high, *ends])
-        pad = 0.05 * ((high - low) or abs(high) or 1.0)
-        return cls(low - pad, high + pad)
-
-    def __call__(self, x: float | None, otherwise: float) -> float:
-        """Where a number lies, in px, never outside of the drawing; null lies at `otherwise`, a share of the width."""
-        # Halves, so that numbers near the end of the float range do not overflow.
-        share = otherwise if x is None else (x / 2 - self.start / 2) / (self.end / 2 - self.start / 2)
-        share = share if math.isfinite(share) else otherwise
-        return round(_MARGIN + min(max(share, 0.0), 1.0) * (_WIDTH - 2 * _MARGIN), 1)
-
-    def drawing(self, row: Row) -> dict[str, Any] | None:
-        """Coordinates of a row's interval, effect and bar; None where there is nothing to draw."""
-        if row.effect is None or row.bar is None:
-            return None
-        return {
-            "low": self(row.low, 0.0),
-            "high": self(row.high, 1.0),
-            "effect": self(row.effect, 0.5),
-            "bar": self(row.bar, 0.5),
-            "open_low": row.low is None or row.low < self.start,
-            "open_high": row.high is None or row.high > self.end,
-            "says": f"effect {number(row.effect)}, interval {interval(row)}, bar {number(row.bar)}",
-        }
 
 
 def number(x: Any) -> str:
@@ -133,6 +93,25 @@ def shape(value: Any) -> str:
     return "scalar"
 
 
+def closest(candidates: dict[str, dict[str, Any]], best: str | None) -> dict[str, dict[str, Any]]:
+    """The candidates that meet most conditions, twenty at most, the best among them, in the order of the ledger."""
+    met = {name: sum(shown["holds"] for shown in conditions.values()) for name, conditions in candidates.items()}
+    kept = sorted(met, key=lambda name: (name != best, -met[name]))[:_CANDIDATES]
+    return {name: conditions for name, conditions in candidates.items() if name in kept}
+
+
+_TITLES = {
+    "best channels": "channels by effect, the largest first",
+    "best channel on a document": "the channel of the largest effect, on a document",
+}
+"""What says more than the name in the ledger: "best" is the candidate that a verdict rests on."""
+
+
+def titled(key: str) -> Markup:
+    """A name in `detail`, as the page shows it."""
+    return glossed(_TITLES.get(key, key))
+
+
 def label(token: str) -> str:
     """A token as a map's margin has room for it."""
     shown = visible(token)
@@ -162,53 +141,10 @@ def _alike(values: Iterable[Any]) -> bool:
     )
 
 
-def _layers(rows: list[Row]) -> list[tuple[int, list[Row | None]]]:
-    """The grid of a claim: (layer, a row a head or None)."""
-    placed = {parse_head(row.head): row for row in rows if row.head is not None}
-    n_heads = max((head for _, head in placed), default=-1) + 1
-    return [
-        (layer, [placed.get((layer, head)) for head in range(n_heads)])
-        for layer in sorted({layer for layer, _ in placed})
-    ]
-
-
-@dataclass(frozen=True)
-class Section:
-    """One claim's part of the page."""
-
-    id: str
-    note: ClaimNote | None
-    rows: list[Row]
-    layers: list[tuple[int, list[Row | None]]]
-    family: Row | None
-    counts: dict[str, int]
-    axes: dict[str, Axis]
-    """By the name of the condition that decided: each has its own unit."""
-
-    def drawing(self, row: Row) -> dict[str, Any] | None:
-        """Coordinates of a row's interval, effect and bar; None where there is nothing to draw."""
-        return self.axes[_decided(row)].drawing(row)
-
-
-def sections(ledger: Ledger) -> list[Section]:
-    """The ledger by claim."""
-    out = []
-    for name, group in groupby(ledger.verdicts, key=lambda row: row.claim):
-        rows = list(group)
-        family = next((row for row in rows if row.head is None), None)
-        axes = {of: Axis.over(row for row in rows if _decided(row) == of) for of in {_decided(row) for row in rows}}
-        out.append(Section(name, ledger.header.claims.get(name), rows, _layers(rows), family, count(rows), axes))
-    return out
-
-
-def _decided(row: Row) -> str:
-    return str(row.detail.get("decided", ""))
-
-
-def count(rows: Iterable[Row]) -> dict[str, int]:
-    """How many rows have each verdict, in the order of the verdict table, zeros left in."""
-    counts = Counter(row.verdict for row in rows)
-    return {word: counts[word] for word in ledgers.WORDS}
+def _script() -> tuple[Markup, str]:
+    """The page's script, and its hash as a policy names it."""
+    text = resources.files("fra.report").joinpath("report.js").read_text(encoding="utf-8")
+    return Markup(text), "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @cache
@@ -228,18 +164,25 @@ def _template() -> Template:
         "label": label,
         "shaded": line_of,
         "candidates": ledgers.candidates_of,
+        "closest": closest,
+        "brief": "{:.3g}".format,
+        "glossed": glossed,
+        "titled": titled,
         "page": lambda address: address.removeprefix(_NEURONPEDIA),
     }
     environment.globals |= {
         "interval": interval,
         "without": WITHOUT_NUMBERS,
         "glyphs": GLYPHS,
-        "width": _WIDTH,
+        "width": WIDTH,
         "drawn": DRAWN,
+        "hollow": drawings.HOLLOW,
         "shades": range(1, SHADES + 1),
         "heat_map": drawings.heat_map,
         "curves": drawings.curves,
+        "glossary": GLOSSARY,
     }
+    environment.globals["script"], environment.globals["script_hash"] = _script()
     return environment.get_template("report.html.j2")
 
 
@@ -248,6 +191,9 @@ def render(ledger: Ledger, cards: CardLinks | None = None) -> str:
     return _template().render(
         header=ledger.header,
         sections=sections(ledger),
+        heads=head_views(ledger),
+        plural=ledgers.PLURAL,
+        mark=numbered(1).__next__,
         totals={
             ledgers.PLURAL[kind]: {word: n for word, n in count(rows).items() if word in ledgers.COUNTED}
             for kind, rows in ledger.by_kind().items()

@@ -100,11 +100,14 @@ def test_wheel_holds_the_library_without_its_tests(tmp_path: Path) -> None:
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     sources = {
-        path for path in (ROOT / "fra").rglob("*") if path.suffix in (".py", ".pyi", ".j2") or path.name == "py.typed"
+        path
+        for path in (ROOT / "fra").rglob("*")
+        if path.suffix in (".py", ".pyi", ".j2", ".js") or path.name == "py.typed"
     }
     library = {path.relative_to(ROOT).as_posix() for path in sources if "tests" not in path.relative_to(ROOT).parts}
     assert {"fra/__init__.py", "fra/py.typed"} <= library
-    assert any(name.endswith(".j2") for name in library), "the report's template is package data"
+    for suffix in (".j2", ".js"):
+        assert any(name.endswith(suffix) for name in library), "the report's template and script are package data"
     assert names == library
 
 

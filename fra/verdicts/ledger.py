@@ -12,7 +12,7 @@ finite is null. effect, low, high, bar and p are those of the condition that dec
 `met`: how many conditions hold, of how many). `detail` also holds `reason`, `power`, `candidates` (each with its
 conditions), `best`, the flags `exploratory`, `known`, `overturned` and `borderline`, and whatever the measurement
 wishes to show. In `candidates`, what is null or false is left out, and the first candidate alone gives bar and
-side, which all share; a ledger that gives everything is read as well.
+side, which all share; a ledger that gives everything is read as the same.
 """
 
 import json
@@ -176,7 +176,25 @@ def _detail(detail: dict[str, JsonValue]) -> dict[str, JsonValue]:
         for name, shown in conditions.items():
             if shown.bar is None or shown.above is None:
                 raise ValueError(f"the condition {name!r} of the first candidate has no bar or no side")
-    return detail
+    return detail | {"candidates": _compact(ours.candidates)} if "candidates" in detail else detail
+
+
+def _compact(candidates: Mapping[str, Mapping[str, _Shown]]) -> dict[str, JsonValue]:
+    """The conditions of every candidate without what is null or false; bar and side, which are the claim's, at the
+    first: a row may have fifty candidates.
+    """
+    found: dict[str, JsonValue] = {}
+    for candidate, conditions in candidates.items():
+        said = ("bar", "above") if found else ()
+        found[candidate] = {
+            name: {
+                key: value
+                for key, value in shown.model_dump().items()
+                if key not in said and (key == "above" or (value is not None and value is not False))
+            }
+            for name, shown in conditions.items()
+        }
+    return found
 
 
 class Row(_Table):
@@ -274,24 +292,6 @@ def _shown(condition: Condition, level: float) -> dict[str, Any]:
     }
 
 
-def _candidates(candidates: Mapping[str, tuple[Condition, ...]], level: float) -> dict[str, dict[str, dict[str, Any]]]:
-    """The conditions of every candidate without what is null or false; bar and side, which are the claim's, at the
-    first: a row may have fifty candidates.
-    """
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for candidate, conditions in candidates.items():
-        said = ("bar", "above") if found else ()
-        found[candidate] = {
-            condition.name: {
-                name: value
-                for name, value in clean(_shown(condition, level)).items()
-                if name not in said and (name == "above" or (value is not None and value is not False))
-            }
-            for condition in conditions
-        }
-    return found
-
-
 def candidates_of(row: Row) -> dict[str, dict[str, dict[str, Any]]]:
     """The conditions of a row's candidates, by name, with everything that the ledger leaves out."""
     found = _Known.model_validate({"candidates": row.detail.get("candidates", {})}).candidates
@@ -320,7 +320,10 @@ def row_of(verdict: Verdict, target: str, **flags: Any) -> Row:
         if verdict.decided is not None:
             detail["decided"] = verdict.decided.name
             detail["met"] = "{} of {}".format(*verdict.met)
-        detail["candidates"] = _candidates(evidence.candidates, claim.level)
+        detail["candidates"] = {
+            name: {c.name: _shown(c, claim.level) for c in conditions}
+            for name, conditions in evidence.candidates.items()
+        }
     if taken := sorted((detail.keys() | _Known.model_fields.keys()) & evidence.detail.keys()):
         raise FraError(
             f"{claim.id} at {evidence.head or 'the family'}: the name {taken[0]!r} in detail is the ledger's own"

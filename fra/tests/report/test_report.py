@@ -1,5 +1,7 @@
 """The page: self-contained, safe to open, and a function of the ledger alone."""
 
+import base64
+import hashlib
 import html
 import html.parser
 import json
@@ -11,9 +13,11 @@ from dataclasses import replace
 import pytest
 
 from fra.claim import Condition
-from fra.report import card_links
+from fra.report import card_links, drawings
 from fra.report import page as report
-from fra.report.page import GLYPHS, Axis, render
+from fra.report.page import GLYPHS, render
+from fra.report.views import Axis
+from fra.report.words import GLOSSARY, glossed
 from fra.tests.verdicts.test_claim import BAD, CLAIM, GOOD, OPEN, above, evidence, judge
 from fra.tests.verdicts.test_ledger import make_ledger
 from fra.verdicts import ledger as ledgers
@@ -25,11 +29,11 @@ HOSTILE = "<script>alert(1)</script>\" onload='x' {{ 7 * 7 }}\u202e\x00"
 class Page(html.parser.HTMLParser):
     """Every tag with its attributes, the texts, and whether tags are closed in order."""
 
-    VOID = ("meta", "line", "circle", "path", "link", "img", "br")
+    VOID = ("meta", "line", "circle", "path", "link", "img", "br", "input")
 
     def __init__(self, text: str) -> None:
         super().__init__()
-        self.tags, self.text, self.open = [], "", []
+        self.tags, self.text, self.open, self.scripts = [], "", [], []
         self.feed(text)
         assert not self.open, f"never closed: {self.open}"
 
@@ -45,7 +49,20 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes another tag"
 
     def handle_data(self, data):
-        self.text += data
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        else:
+            self.text += data
+
+    @property
+    def own_script_only(self) -> bool:
+        """Whether the one script is the page's own, by the hash in its policy."""
+        [policy] = self.all("meta", **{"http-equiv": "Content-Security-Policy"})
+        allowed = re.fullmatch(
+            r"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-(.+)'", policy["content"]
+        )
+        found = hashlib.sha256("".join(self.scripts).encode()).digest()
+        return len(self.scripts) == 1 and allowed[1] == base64.b64encode(found).decode()
 
     def all(self, tag: str, **attributes: str) -> list[dict]:
         return [a for t, a in self.tags if t == tag and attributes.items() <= a.items()]
@@ -74,7 +91,7 @@ def full_ledger():
 def test_every_word_of_the_ledger_is_data():
     text = render(full_ledger())
     page = Page(text)
-    assert not page.all("script")
+    assert page.own_script_only
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert page.text.count("<script>alert(1)</script>") >= 6, "the hostile token is shown, as text"
     assert "{{ 7 * 7 }}" in page.text
@@ -90,8 +107,7 @@ def test_nothing_is_loaded_from_elsewhere():
     assert addresses
     assert all(address.startswith("#") for address in addresses)
     assert not re.search(r"url\(|@import|https?:", text)
-    [policy] = page.all("meta", **{"http-equiv": "Content-Security-Policy"})
-    assert "default-src 'none'" in policy["content"]
+    assert page.own_script_only
 
 
 def test_the_grid_shows_each_head_by_glyph_and_word():
@@ -187,14 +203,12 @@ def test_maps_are_drawn_and_their_words_are_data(rows):
         {"tokens": 1, "maps": {}},
     ]
     page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"map": maps, "not maps": not_maps}))))
-    assert not page.all("script")
+    assert page.own_script_only
     assert page.text.count("<script>alert(1)</script>") >= 4, "name, channel, token, and the strongest entry"
-    cells = [a for a in page.all("path") if "fill-opacity" in a or "stroke-opacity" in a]
-    assert sorted((a["fill"], a.get("fill-opacity") or a["stroke-opacity"]) for a in cells) == [
-        ("none", "0.5"),
-        ("var(--SUPPORTED)", "0.25"),
-        ("var(--SUPPORTED)", "1.0"),
-    ], "opacity is the share of the largest; a negative cell is hollow; what cannot be seen is not drawn"
+    cells = [a for a in page.all("path") if "opacity" in a]
+    assert sorted((a["opacity"], a.get("class")) for a in cells) == [("0.25", None), ("0.5", "n"), ("1.0", None)], (
+        "opacity is the share of the largest; a negative cell is hollow; what cannot be seen is not drawn"
+    )
     shown = [
         t
         for t in re.findall(
@@ -202,27 +216,121 @@ def test_maps_are_drawn_and_their_words_are_data(rows):
         )
         if "script" in t
     ]
-    assert [html.unescape(t) for t in shown] == ["<script>al\u2026"] * 2, "long tokens are cut, and seen to be"
-    at = {a.get("fill-opacity"): [float(x) for x in re.match(r"M(\S+) (\S+?)h", a["d"]).groups()] for a in cells}
-    (x, y), (right, below) = at["1.0"], at["0.25"]
-    assert (right - x, below - y) == (11, 22), "row 2, column 1"
+    assert [html.unescape(t) for t in shown] == ["<script>al\u2026"], "long tokens are cut, and seen to be"
+    assert {a["opacity"]: a["d"] for a in cells} == {
+        "1.0": "m0 0h1",
+        "0.5": "M1 1h.72v.72h-.72z",
+        "0.25": "m1 2h1",
+    }, "column, row, in units of a cell"
+    assert len(page.all("use")) == 2, "one list of tokens for both sides"
     assert "c (2) to" in page.text, "the strongest entries are told in words"
-    assert page.text.count("darkest") == 1, "what is no map is no drawing"
+    assert page.text.count("full colour") == 1, "what is no map is no drawing"
+
+
+def cells_of(path: str) -> set[tuple[int, int]]:
+    """The (row, column) cells that a path of strokes goes along."""
+    cells, x, y = set(), 0, 0
+    for dx, dy, length in re.findall(r"m(\S+) (\S+?)h(\d+)", path):
+        x, y = x + int(dx), y + int(dy)
+        cells |= {(y, x + k) for k in range(int(length))}
+        x += int(length)
+    return cells
 
 
 def test_cells_of_one_opacity_are_one_path():
-    rows = [[1.0 if s % 2 else 0.5 for s in range(t + 1)] for t in range(40)]
-    page = Page(
-        render(make_ledger(evidence((GOOD,), head="L0H0", detail={"m": {"tokens": ["a"] * 40, "maps": {"m": rows}}})))
-    )
-    cells = [a["d"] for a in page.all("path") if "fill-opacity" in a]
-    assert [d.count("M") for d in cells] == [sum(t // 2 + 1 for t in range(40)), sum((t + 1) // 2 for t in range(40))]
+    rows = [[1.0 if (s // 2 + t) % 2 else 0.5 for s in range(t + 1)] for t in range(40)]
+    at = drawings.heat_map(rows, ["a"] * 40)
+    assert [(opacity, negative) for opacity, negative, _ in at["paths"]] == [(0.5, False), (1.0, False)]
+    for opacity, _, path in at["paths"]:
+        assert cells_of(path) == {(t, s) for t in range(40) for s in range(t + 1) if rows[t][s] == opacity}
+        assert path.count("m") < 0.6 * len(cells_of(path)), "neighbours are one stroke"
+
+
+def test_a_cell_far_beyond_all_others_does_not_make_them_faint():
+    rows = [[0.5] * (t + 1) for t in range(12)]
+    rows[11][3] = 19.08
+    at = drawings.heat_map(rows, ["a"] * 12)
+    assert (at["full"], at["largest"]) == (0.5, 19.08)
+    assert [opacity for opacity, _, _ in at["paths"]] == [1.0]
+    page = Page(render(make_ledger(evidence((GOOD,), detail={"m": {"tokens": ["a"] * 12, "maps": {"m": rows}}}))))
+    assert "full colour from 0.5, largest 19.08" in page.text
+    for sizes, full in (
+        ([1.0, 2.0, 3.0, 4.0, 19.08], 4.0),
+        ([1.0, 2.0, 3.0, 4.0, 16.0], 16.0),
+        ([1.0, 19.08], 19.08),
+        ([1.0] * 5 + [19.0, 20.0], 20.0),
+        ([1.0] * 8 + [19.0, 20.0], 1.0),
+        ([0.0] * 9 + [1.0], 1.0),
+        ([], 0.0),
+    ):
+        assert drawings.full_scale(sizes) == full
+
+
+def test_an_effect_far_beyond_all_others_does_not_flatten_them():
+    conditions = [replace(GOOD, effect=x, low=x - 0.05) for x in (1.1, 1.2, 1.3, 1.4, 1.5, 19.08)]
+    rows = [row_of(judge(CLAIM, evidence((c,))), "t") for c in conditions]
+    axis = Axis.over(rows)
+    ats = [axis.drawing(row) for row in rows]
+    assert [at["beyond"] for at in ats] == ["", "", "", "", "", "high"]
+    assert ats[4]["effect"] - ats[0]["effect"] > 150, "the others fill the drawing"
+    assert ats[5]["effect"] == 252
+    text = render(make_ledger(*(evidence((c,), head=f"L0H{n}") for n, c in enumerate(conditions))))
+    assert text.count('<path class="beyond"') == 1
+
+
+def test_the_candidate_that_decides_is_the_one_that_is_marked():
+    """ "best" is one thing: what the verdict rests on; a channel that is drawn says whether it is that."""
+    maps = {"tokens": ["a"], "maps": {"m": ["1"]}}
+    table = [{"channel": "1 -> 2", "effect": 1.0}, {"channel": "3 -> 4", "effect": 3.0}]
+    own = {"1 -> 2": (GOOD,), "3 -> 4": (BAD,)}
+    for drawn, says in (("1 -> 2", "rests on this channel"), ("3 -> 4", "rests on another channel, \u25b8 1 -> 2")):
+        detail = {"best channel on a document": {"channel": drawn, **maps}, "best channels": table}
+        text = render(make_ledger(replace(evidence((GOOD,), head="L0H0", detail=detail), candidates=own)))
+        page = Page(text)
+        assert says in page.text
+        assert len(page.all("tr", **{"class": "best"})) == 2, "in the candidates and in the table"
+        assert page.text.count("\u25b8 1 -> 2") == 2 + (drawn != "1 -> 2")
+        assert "\u25b8 3 -> 4" not in page.text
+        assert "best channel" not in page.text
+
+
+def test_of_many_candidates_those_that_meet_most_are_shown():
+    good = {f"{n} -> 0": (GOOD if n % 3 == 0 else BAD,) for n in range(50)}
+    page = Page(render(make_ledger(replace(evidence((GOOD,), head="L0H0"), candidates=good))))
+    shown = re.findall(r"(\d+) -> 0\u2713|(\d+) -> 0(?=\u2717)", page.text)
+    assert len(shown) == 20
+    assert [int(a) for a, _ in shown if a] == list(range(0, 50, 3)), "all that hold, in the order of the ledger"
+    assert "Here: the 20 that meet most conditions; the ledger has the others" in page.text
+
+
+def test_every_head_has_a_view_and_every_head_of_a_claim_an_address():
+    rows = full_ledger().verdicts
+    outside = [
+        row.model_copy(update={"head": f"L3H{n}", "verdict": "NOT_APPLICABLE", "effect": None})
+        for n, row in enumerate(rows[:2])
+    ]
+    ledger = full_ledger().model_copy(update={"verdicts": sorted([*rows, *outside], key=lambda r: r.key)})
+    page = Page(render(ledger))
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    for row in ledger.verdicts:
+        assert f"{row.claim}:{row.head or 'family'}" in ids
+        assert row.head is None or row.head in ids
+    assert "Not about L3H0: T01" in page.text
+
+
+def test_words_of_the_suite_tell_their_meaning_where_they_stand_first():
+    shown = str(glossed("Every TIH has CIH channels <b> TIHs, nats, scrambles, scrambled, alternate candidates"))
+    assert re.findall(r">([^<]+)</abbr>", shown) == ["TIH", "CIH", "channels", "nats", "scrambles", "candidates"]
+    assert "&lt;b&gt; TIHs" in shown
+    assert {"TIH", "CIH", "stripe", "nat", "candidate", "scramble", "discovery"} <= GLOSSARY.keys()
+    assert "alternate" in shown.rsplit("</abbr>", 2)[1]
 
 
 def test_curves_are_drawn_and_their_words_are_data():
     curve = {"x": [1, 50, 500], "curves": {HOSTILE: [0.1, 0.5, None], "atoms": [0.0, -0.2, 0.1]}}
     page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"curve": curve}))))
-    assert not page.all("script")
+    assert page.own_script_only
     lines = page.all("polyline")
     assert [len(a["points"].split()) for a in lines] == [2, 3], "a point for each number"
     assert len({a["stroke-dasharray"] for a in lines}) == 2, "lines are told apart without colour"
@@ -238,7 +346,7 @@ HOOK = "blocks.1.attn.hook_z"
 
 def test_strips_are_shaded_tokens_and_their_words_are_data():
     page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail={"strip": strip()}))))
-    assert not page.all("script")
+    assert page.own_script_only
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     shades = [(a["class"], a["title"]) for a in page.all("i")]
     assert shades == [("p2", "0.5"), ("p5", "1"), ("n10", "-2")], "what is negative is bracketed by its class"
@@ -263,7 +371,7 @@ def test_whatever_stands_in_a_drawing_the_page_is_made():
     rows = [{"feature": [1]}, {"feature": {"b": 2}}]
     detail = {"dictionary": [HOSTILE], "m": maps, "s": odd, "both": {"a": maps, "b": odd}, "rows": rows, "empty": {}}
     page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail=detail))))
-    assert not page.all("script")
+    assert page.own_script_only
     assert page.text.count("Queries down") == 2
 
 
@@ -271,7 +379,7 @@ def test_drawings_come_before_tables_and_several_stand_by_name():
     maps = {"tokens": ["a"], "maps": {"attention": ["1"]}}
     detail = {"some table": [{"a": 1}, {"a": 2}], "pictures": {"seed 1": maps, "seed 2": maps}}
     page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail=detail))))
-    assert page.text.count("darkest") == 2
+    assert page.text.count("full colour") == 2
     for earlier, later in (("pictures", "seed 1"), ("seed 2", "1 candidate"), ("1 candidate", "some table")):
         assert page.text.index(earlier) < page.text.index(later)
 

@@ -315,7 +315,7 @@ def _sentence(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     named = next((str(part) for part in reversed(first["loc"]) if isinstance(part, str)), "")
     if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(named, _keys(), n=1)
+        close = difflib.get_close_matches(named, known_keys(), n=1)
         what = "unknown key" + (f" (is {close[0]} meant?)" if close and close[0] != named else "")
     elif first["type"] == "missing":
         what = "missing"
@@ -333,7 +333,7 @@ def _sentence(error: ValidationError) -> str:
     return f"{key[:200] + ': ' if key else ''}{what}{more}"
 
 
-def _keys() -> list[str]:
+def known_keys() -> list[str]:
     """Every key that a target file may have."""
     tables = (TargetSpec, ModelTable, ProcessingTable, StudyTable, HeadsTable, TextTable, SizeTable)
     return sorted({key for table in tables for key in table.model_fields})

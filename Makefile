@@ -19,14 +19,16 @@ TARGET ?= mini
 HOOK ?= blocks.1.attn.hook_z
 
 BIN := $(VENV)/bin
-INSTALLED := $(VENV)/.fra-installed
+# An environment that stands already and that make did not make is used as it is: nothing is installed there.
+THEIRS := $(if $(filter-out .venv,$(VENV)),$(if $(wildcard $(VENV)/.fra-made $(VENV)/.fra-installed),,$(wildcard $(BIN)/python)))
+INSTALLED := $(if $(THEIRS),their-environment,$(VENV)/.fra-installed)
 # Small operations beside a busy second core become 70 times slower when OpenMP threads spin.
 CALM := OMP_WAIT_POLICY=passive
 ONE_THREAD := $(CALM) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup smollm2 claims test lint format bench bench-census calibrate seeds mutants mutmut cards frontiers mini twin report clean
+.PHONY: help setup their-environment smollm2 claims test lint format bench bench-census calibrate seeds mutants mutmut cards frontiers mini twin report clean
 
 help:
 	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'
@@ -49,11 +51,14 @@ help:
 
 setup: $(INSTALLED)
 
+their-environment:
+	@$(BIN)/python -m fixtures.environment
+
 # Stale when the dependencies or their pins changed; an environment that was interrupted half-way is completed.
-$(INSTALLED): pyproject.toml constraints.txt
+$(VENV)/.fra-installed: pyproject.toml constraints.txt
 	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
 	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fra needs Python 3.11 or newer and this is " + sys.version.split()[0] + "; name another with PYTHON=")' && \
-	  $(PYTHON) -m venv "$(VENV)"; \
+	  $(PYTHON) -m venv "$(VENV)" && touch "$(VENV)/.fra-made"; \
 	fi
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --index-url "$(TORCH_INDEX)" --constraint constraints.txt torch)
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'

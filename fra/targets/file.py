@@ -255,9 +255,15 @@ def find_target(name_or_path: str | Path) -> Path:
     known = presets()
     if text in known:
         return known[text].resolve()
+    if not known:
+        raise FraError(
+            f"there is no target {text[:200]!r}: no such file, and the presets (mini among them) are not part of the "
+            "installed package; they are in fixtures/targets of fra's repository: work in a clone of it, give the path "
+            "of a target file (CLONE/fixtures/targets/mini.toml), or make a target with fra.load(model, sae, texts)."
+        )
     raise FraError(
         f"there is no target {text[:200]!r}: no such file, and none of that name in fixtures/targets (known there: "
-        f"{', '.join(sorted(known)) or 'none'}); give a known name or the path of a target file."
+        f"{', '.join(sorted(known))}); give a known name or the path of a target file."
     )
 
 

@@ -24,6 +24,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import fra
+from fra.errors import FraError
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -289,6 +290,7 @@ def _make(tmp_path: Path, *arguments: str, python_exits: int = 0) -> tuple[int, 
         python.parent.mkdir(parents=True)
         for name in ("Makefile", "pyproject.toml", "constraints.txt"):
             (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+        (venv / ".fra-made").touch()
     # pip works; anything else exits as told
     python.write_text(f'#!/bin/sh\necho "$@" >> {log}\ncase "$*" in "-m pip"*) exit 0;; esac\nexit {python_exits}\n')
     python.chmod(0o755)
@@ -313,6 +315,40 @@ def test_make_installs_only_when_stale_and_then_runs(tmp_path: Path) -> None:
     code, again = _make(tmp_path, "test")
     assert (code, again[-2]) == (0, installed)
     assert again[-1].startswith("-m pytest fra/tests -n 2 --dist loadfile")
+
+
+def test_make_installs_nothing_into_an_environment_that_it_did_not_make(tmp_path: Path) -> None:
+    _make(tmp_path, "help")
+    (tmp_path / "venv" / ".fra-made").unlink()
+    for goal, ran in (("setup", []), ("test", ["-m pytest fra/tests -n 2 --dist loadfile"])):
+        code, asked = _make(tmp_path, goal)
+        assert (code, [line.strip() for line in asked]) == (0, ["-m fixtures.environment", *ran])
+    assert not list((tmp_path / "venv").glob(".fra-*"))
+    code, asked = _make(tmp_path, "test", python_exits=1)
+    assert code != 0
+    assert asked == ["-m fixtures.environment"], "nothing runs where something is lacking"
+
+
+def test_an_environment_of_ones_own_is_told_what_it_lacks(tmp_path: Path) -> None:
+    environment = importlib.import_module("fixtures.environment")
+    assert environment.lacking() == []
+    file = tmp_path / "pyproject.toml"
+    file.write_text(
+        '[project]\nname = "numpy"\ndependencies = ["no-such-thing-at-all>=2", "numpy<1"]\n'
+        "[project.optional-dependencies]\ndev = []\n"
+    )
+    missing, old = environment.lacking(file)
+    assert missing == "no-such-thing-at-all>=2"
+    assert old.startswith("numpy<1 (it has ")
+
+
+def test_an_installed_package_says_where_mini_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fra.targets import file
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(file, "presets", dict)
+    with pytest.raises(FraError, match=r"not part of the installed package.*fixtures/targets of fra's repository"):
+        fra.load_target("mini")
 
 
 def test_make_fails_where_the_tests_fail(tmp_path: Path) -> None:

@@ -61,3 +61,40 @@ def test_an_undecided_row_says_first_what_would_decide() -> None:
         undecided, supported = (next(line for line in lines if head in line) for head in ("L0H0", "L0H1"))
         assert "about 130 sources would" in undecided
         assert "130" not in supported
+
+
+def test_accepted_refutations_are_expected_by_the_next_run_and_what_is_overturned_stays(suite) -> None:
+    suite.claims(heads=CLAIM_FILE.replace('if head == "L0H6":', "if False:"))
+    before = '# by hand\n[[known]]\nclaim = "T01"\ntarget = "tiny"\nhead = ["L0H2", "L0H3"]\nreason = "looked dead"\n'
+    suite.write("claims/known.toml", before)
+    file = suite.path / "claims/known.toml"
+    result = suite.run("--accept-known", "-k", "not L0H7", ret=1)
+    result.stdout.fnmatch_lines(["known.toml: 1 refutations added (T01 L0H1); read them*"])
+    assert file.read_text().startswith(before.rstrip()), "what was written by hand stays, word for word"
+    _, added = tomllib.loads(file.read_text())["known"]
+    assert (added["claim"], added["target"], added["head"]) == ("T01", "tiny", "L0H1")
+    assert "effect 0 " in added["reason"]
+    again = suite.run("--accept-known", ret=1)  # L0H3 is supported all the same
+    again.stdout.fnmatch_lines(["known.toml: no refutation that it does not know"])
+    assert "OVERTURNED" in again.stdout.str()
+    suite.write("claims/known.toml", file.read_text().replace(', "L0H3"', ""))
+    suite.run(ret=0)
+
+
+def test_every_head_is_a_star_and_a_row_of_a_head_comes_first(suite) -> None:
+    suite.claims(heads=CLAIM_FILE.replace('if head == "L0H6":', "if False:"))
+    star = '[[known]]\nclaim = "T01"\ntarget = "tiny"\nhead = "*"\nreason = "everywhere"\n'
+    suite.write("claims/known.toml", star + star.replace('"*"', '"L0H1"').replace("everywhere", "here"))
+    result = suite.run("--ledger", "ledger.json", ret=1)
+    details = {row["head"]: row["detail"] for row in suite.rows()}
+    assert (details["L0H1"]["known"], details["L0H2"]["known"]) == ("here", "everywhere")
+    assert details["L0H0"]["overturned"] == "everywhere"
+    assert "name in that row the heads that are refuted" in result.stdout.str()
+    for wrong, says in (
+        ('["L0H1", "*"]', "stands alone"),
+        ("[]", "names no head"),
+        ('["L0H1", "L0H1"]', "recorded twice"),
+        ('["L0H9"]', "has no head L0H9"),
+    ):
+        suite.write("claims/known.toml", star.replace('"*"', wrong))
+        suite.refused(says=says)

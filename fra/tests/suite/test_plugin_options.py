@@ -1,5 +1,6 @@
 """Options, registrations and known refutations of `pytest claims/`: what each does; what is wrong is exit code 4."""
 
+import importlib
 import subprocess
 import sys
 import textwrap
@@ -160,6 +161,34 @@ def test_no_gpu(suite, monkeypatch):
     [row] = suite.rows()
     assert row["verdict"] == "CANNOT_RUN"
     assert "no GPU" in row["detail"]["reason"]
+
+
+def test_why_there_is_no_gpu_is_said_with_both_versions_of_cuda(monkeypatch):
+    import torch
+
+    devices = importlib.import_module("fixtures.devices")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "is a build without CUDA" in devices.no_cuda()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(devices, "driver_cuda", lambda: None)
+    assert "no NVIDIA driver answers" in devices.no_cuda()
+    monkeypatch.setattr(devices, "driver_cuda", lambda: "12.4")
+    assert "built for CUDA 13.0 and the driver allows CUDA 12.4" in devices.no_cuda()
+
+
+def test_workers_take_turns_at_gpus(monkeypatch):
+    import torch
+
+    devices = importlib.import_module("fixtures.devices")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for worker, own in ((None, 0), ("gw0", 0), ("gw1", 1), ("gw2", 0)):
+        monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+        if worker is not None:
+            monkeypatch.setenv("PYTEST_XDIST_WORKER", worker)
+        assert devices.resolve_device("cuda") == devices.resolve_device("auto") == f"cuda:{own}"
+        assert devices.resolve_device("cuda:1") == "cuda:1"
 
 
 def test_require_gpu_wants_the_weights_too(suite, monkeypatch):

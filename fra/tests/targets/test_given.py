@@ -42,6 +42,17 @@ def test_it_does_what_the_target_of_a_file_does(mini: Any) -> None:
         given.in_double()
 
 
+def test_head_outputs_say_what_they_are(mini: Any) -> None:
+    sae = mini.dictionaries["blocks.1.attn.hook_z"]
+    seen = fra.attribution.observe(mini.model, sae, [mini.tokens(text) for text in TEXTS.values()])
+    n_pos = max(len(mini.tokens(text)) for text in TEXTS.values())
+    assert repr(seen) == (
+        f"HeadOutputs(2 documents of at most {n_pos} positions, 8 heads, {len(seen.live)} live entries of "
+        f"{sae.cfg.d_sae} features)"
+    )
+    assert f"{len(seen.live)} (" in seen._repr_html_()
+
+
 def test_what_does_not_fit_is_said_in_a_sentence(mini: Any) -> None:
     _, sae = mini.dictionary_for(1)
     for model, dictionary, texts, words in (

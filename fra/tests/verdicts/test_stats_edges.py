@@ -198,6 +198,45 @@ def test_numbers_may_be_whole_and_in_lists():
     assert stats.rank_p(2, [[1, 2], [3, 4]]) == 0.8
 
 
+# ---- where documents agree ----
+
+
+def test_where_most_agree_the_bound_is_that_of_the_agreement_and_counted_from_the_mean():
+    x = np.array([2.0] * 86 + [1.5, 3.0, 8.0, 8.5])
+    p = sps.binom.cdf(1, 90, unseen.RARE)
+    low = np.minimum(x, 2.0).mean()
+    distance = max(1.5 * ((low - 1.5) - (2.0 - low)), 0.8 * (low - 1.5))
+    bound = low - distance * (1 + max(np.log(0.05 / p), 0)) / 90
+    for means, lower, p_above, sign in (
+        (ClusterMeans(x, seed=0), "lower", "p_above", 1),
+        (ClusterMeans(-x, seed=0), "upper", "p_below", -1),
+    ):
+        assert means.testable[0]
+        assert getattr(means, lower)(p)[0] == pytest.approx(sign * bound, rel=1e-12)
+        assert getattr(means, p_above)(sign * (bound - 1e-9))[0] == p
+        assert getattr(means, p_above)(sign * (bound + 1e-9))[0] > p
+        assert sign * getattr(means, lower)(np.nextafter(p, 0))[0] < bound - 1e-6
+
+
+def test_what_agrees_is_above_nothing_that_it_equals_and_is_corrected_like_the_rest():
+    means = ClusterMeans(np.full((60, 3), 0.75), seed=0, n_boot=9)
+    alone = (1 - unseen.RARE) ** 60
+    assert (means.p_above(0.75) == 1).all()
+    assert (means.p_below(0.75) == 1).all()
+    for level, together, single in ((2 * alone, False, True), (3.1 * alone, True, True), (0.9 * alone, False, False)):
+        for simultaneous, reached in ((True, together), (False, single)):
+            assert (means.lower(level, simultaneous) == (0.75 if reached else -np.inf)).all()
+            assert (means.upper(level, simultaneous) == (0.75 if reached else np.inf)).all()
+
+
+def test_a_sample_turned_round_keeps_rows_seed_and_resamples():
+    sums, counts = np.array([[1.0], [2.0], [6.0]]), np.array([[1.0], [4.0], [2.0]])
+    turned = ClusterMeans(sums, counts, seed=5, n_boot=77).turned()
+    assert (turned.sums == -sums).all()
+    assert (turned.counts == counts).all()
+    assert (turned.seed, turned.n_boot) == (5, 77)
+
+
 # ---- small ones ----
 
 

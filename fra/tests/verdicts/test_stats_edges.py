@@ -63,6 +63,21 @@ def test_resamples_are_those_of_a_loop_over_documents(block: int, monkeypatch: p
         np.testing.assert_allclose(tail._maximum, np.sort(expected.max(axis=1)), rtol=1e-6, atol=1e-9)
 
 
+def test_what_has_no_spread_is_told_from_rounding_at_every_scale():
+    sums, counts = grid(5)
+    expected = loop_t(sums, counts, drawn(7, 5))
+    for rows, unit in ((1.0, 1e-7), (1.0, 1e7), (1e6, 1.0)):
+        found = next(Tail(sums * rows * unit, counts * rows, seed=7, n_boot=N_BOOT).resamples(slice(None)))
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
+    # The middle document lies on the mean: drawn alone it has neither spread nor distance, and widens the bound.
+    middle = np.array([[0.0], [1.0], [2.0]])
+    picked = drawn(1, 3)
+    (found,) = Tail(middle, np.ones_like(middle), seed=1, n_boot=N_BOOT).resamples(slice(None))
+    assert (picked == 1).all(axis=1).sum() > 3
+    assert np.isposinf(found[(picked == 1).all(axis=1)]).all()
+    np.testing.assert_allclose(found, loop_t(middle, np.ones_like(middle), picked), rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("size", [1, 7, 240, 500])
 def test_documents_are_drawn_as_the_generator_draws_them_whatever_the_block(size: int):
     blocks = list(stats.times_drawn(3, 11, N_BOOT, size))
@@ -89,6 +104,9 @@ def test_p_counts_resamples_and_the_bound_is_the_last_bar_that_is_rejected(
     for bar in (0.0, 0.4, 0.7, 1.0, 1.4, 9.0):
         p = (1 + (bounds <= bar).sum(axis=0)) / (1 + N_BOOT)
         np.testing.assert_allclose(tail.p(np.full(4, bar), simultaneous), p)
+    at = np.array([tail.bound(np.full(4, k / 241), simultaneous) for k in range(1, 241)])
+    for k in (0, 11, 100):  # a bar that a bound meets is not passed
+        np.testing.assert_allclose(tail.p(at[k], simultaneous), (1 + (at <= at[k]).sum(axis=0)) / 241, rtol=1e-12)
     levels = np.array([0.05, 3 / 241, 0.5, 0.9])
     expected = []
     for c, level in enumerate(levels):
@@ -192,6 +210,8 @@ def test_numbers_may_be_whole_and_in_lists():
         assert a.sums.dtype == a.counts.dtype == np.float64
         assert (a.p_above(1) == b.p_above(1.0)).all()
         assert (a.lower(0.2) == b.lower(0.2)).all()
+    fine = ClusterMeans([1, 2, 4], seed=0, n_boot=99)
+    assert (fine.p_below(np.array([3], dtype=np.uint8)) == fine.p_below(3.0)).all()
     assert stats.holm([1, 0]).tolist() == [1.0, 0.0]
     assert stats.holm([1, 0]).dtype == stats.holm_levels([1, 0], 0.05).dtype == np.float64
     assert stats.benjamini_hochberg([1, 0]).tolist() == [1.0, 0.0]

@@ -22,10 +22,8 @@ import importlib.util
 import json
 import os
 import resource
-import signal
 import sys
 import tempfile
-import time
 import tomllib
 import types
 from collections.abc import Iterator, Sequence
@@ -225,7 +223,7 @@ class Nursery:
         source = (ROOT / module.file).read_text()
         with tempfile.TemporaryDirectory() as folder:
             noted = Path(folder) / "noted.json"
-            if (status := self._fork(source, (), 3_600.0, noted)) != pytest.ExitCode.OK:
+            if (status := self._fork(source, (), 3_600, noted)) != pytest.ExitCode.OK:
                 raise FraError(f"the tests of {module.file} fail where nothing is mutated (pytest ends with {status})")
             seconds, called = json.loads(noted.read_text())
         self._always = frozenset(called[""])
@@ -234,7 +232,7 @@ class Nursery:
             for test in sorted(seconds, key=seconds.__getitem__)
             if seconds[test] <= longest
         }
-        self.limit = 60 + 5 * sum(seconds.values())
+        self.limit = 60 + int(5 * sum(seconds.values()))  # of the processor, which may be busy elsewhere
 
     def tests_of(self, mutation: Mutation) -> list[str]:
         """The tests that call the function mutated, fastest first; all where it is not within one."""
@@ -242,7 +240,7 @@ class Nursery:
         return [test for test, ran in self._ran.items() if anywhere or mutation.where in ran.called]
 
     def notices(self, mutation: Mutation) -> bool:
-        """Whether a test fails, or they all take too long."""
+        """Whether a test fails, or they all take too much time or memory."""
         if not (tests := self.tests_of(mutation)):
             return False
         status = self._fork(mutation.source, tests, self.limit)
@@ -250,24 +248,17 @@ class Nursery:
             raise FraError(f"no test of {self.module.file} ran: pytest ends with {status}")
         return status != pytest.ExitCode.OK
 
-    def _fork(self, source: str, tests: Sequence[str], limit: float, noted: Path | None = None) -> int:
+    def _fork(self, source: str, tests: Sequence[str], limit: int, noted: Path | None = None) -> int:
         sys.stdout.flush()
         if not (child := os.fork()):
             try:
                 os.setpgid(0, 0)
+                resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
                 status = self._run(source, tests, noted)
             except BaseException:  # an exit or a lack of memory notices the mutant too
                 status = pytest.ExitCode.INTERNAL_ERROR
             os._exit(status)
-        end = time.monotonic() + limit
-        while time.monotonic() < end:
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.02)
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        return -signal.SIGKILL
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
     def _run(self, source: str, tests: Sequence[str], noted: Path | None) -> int:
         with open(os.devnull, "w") as nothing:

@@ -23,7 +23,7 @@ _ROUNDING = 1e-6
 """Computed values may exceed a bound by so much of it, and never do."""
 
 
-class Ordered:
+class OrderedEntries:
     """The entries of one side by feature, features in descending order of what bounds their channels."""
 
     def __init__(self, entries: Entries, reduce: Reduce):
@@ -63,7 +63,7 @@ class ChannelTables:
     """Reductions over positions of the channels of some features."""
 
     def __init__(self, q: Entries, k: Entries, mask: Bool[Tensor, "pos pos"], reduce: Reduce):
-        self.q, self.k, self.mask, self.reduce = Ordered(q, reduce), Ordered(k, reduce), mask, reduce
+        self.q, self.k, self.mask, self.reduce = OrderedEntries(q, reduce), OrderedEntries(k, reduce), mask, reduce
         self.causal = bool((mask == torch.ones_like(mask).tril()).all())
 
     def _positions(

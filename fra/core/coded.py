@@ -42,19 +42,25 @@ class Arm:
         """What multiplies G in F_ij, of chosen entries or all: the code's value over the norm's scale, times the head's
         QK-norm gain.
         """
-        if (side, head) not in self._kept:
-            self._kept[side, head] = self.codes.value * self.frozen.gain(side, head, self.codes.row)
-        every: Tensor = self._kept[side, head]
+        key = ("coefficients", 0) if self._one_gain else (side, head)
+        if key not in self._kept:
+            self._kept[key] = self.codes.value * self.frozen.gain(side, head, self.codes.row)
+        every: Tensor = self._kept[key]
         return every if entries is None else every[entries]
+
+    @cached_property
+    def _one_gain(self) -> bool:
+        """Whether no head has a QK-norm: both sides of all have the same coefficients then."""
+        return bool((self.frozen.gain_q == 1).all() and (self.frozen.gain_k == 1).all())
 
     def largest(self, side: Side, head: int) -> Float[Tensor, " d_sae"]:
         """The largest |coefficient| of each feature."""
-        name = f"largest {side}"
-        if (name, head) not in self._kept:
+        key = ("largest", 0) if self._one_gain else (f"largest {side}", head)
+        if key not in self._kept:
             size = self.coefficients(side, head).abs()
             empty = size.new_zeros(len(self.codes.decoder))
-            self._kept[name, head] = empty.scatter_reduce_(0, self.codes.feature, size, "amax")
-        found: Tensor = self._kept[name, head]
+            self._kept[key] = empty.scatter_reduce_(0, self.codes.feature, size, "amax")
+        found: Tensor = self._kept[key]
         return found
 
     def couplings(self, head: int) -> tuple[Float[Tensor, "d_sae d_head"], Float[Tensor, "d_sae d_head"]]:
@@ -72,6 +78,24 @@ class Arm:
         dense = self.codes.value.new_zeros(batch * pos, len(features))
         dense[self.codes.row[entries], column] = self.coefficients(side, head, entries)
         return dense.view(batch, pos, -1)
+
+    def written(self, side: Side, head: int) -> Float[Tensor, "batch pos d_head"]:
+        """What all features together add to the head's queries (the score's scale included) or keys, before rotation:
+        coefficients times couplings, summed.
+        """
+        frozen, codes = self.frozen, self.codes
+        rows = torch.arange(codes.shape[0] * codes.shape[1], device=frozen.x.device)
+        decoded = (frozen.x - codes.bias - codes.error).flatten(0, 1)
+        found = (decoded @ frozen.weights(side, head)[0]) * frozen.gain(side, head, rows)[:, None]
+        return (frozen.scale * found if side == "query" else found).view(*codes.shape, -1)
+
+    def in_place(self, vectors: Float[Tensor, "batch pos d_head"]) -> Float[Tensor, "batch pos d_head"]:
+        """Queries or keys rotated to their positions, where the head rotates."""
+        rotary, (batch, pos) = self.frozen.rotary, self.codes.shape
+        if rotary is None:
+            return vectors
+        at = torch.arange(pos, device=vectors.device).repeat(batch)
+        return rotary.rotate(vectors.flatten(0, 1), at).view_as(vectors)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from fra.induction.designs import TokenInduction
 from fra.induction.layers import Layers, lean_arms
 from fra.induction.status import HeadStatus, head_status
 from fra.search.best_effect import best_effect
-from fra.search.channels import HeadOnArms, measure_arms
+from fra.search.channels import Arms, HeadOnArms, measure_arms
 from fra.search.designs import ChannelNulls, ChannelSearch
 from fra.search.screen import HeadScreen, LayerScreen, screen_head
 from fra.stimuli.designs import RepeatedSets
@@ -103,12 +103,16 @@ def screen(
     def measured(layer: int) -> LayerScreen:
         hook_name, sae = target.dictionary_for(layer)
         tih = [h for h in wanted[layer] if status[f"L{layer}H{h}"].status == "TIH" and not is_control(layer)]
-        chosen_on = lean_arms(measure_arms(model, sae, sets["discovery"], layer, hook_name))
+
+        def arms(name: str, *, patterns: bool = False) -> Arms:
+            return lean_arms(measure_arms(model, sae, sets[name], layer, hook_name), patterns=patterns)
+
+        chosen_on = arms("discovery")
         return LayerScreen(
             chosen_on.batch,
             chosen_on.repeated,
-            measure_arms(model, sae, sets["confirmation"], layer, hook_name),
-            measure_arms(model, sae, sets["sets"], layer, hook_name) if tih else None,
+            arms("confirmation", patterns=True),
+            arms("sets") if tih else None,
             control=chosen_on.control,
             seed_parts=(target.name, stimulus, str(layer)),
             tih=tih,
@@ -143,7 +147,9 @@ def screen(
 
 
 def made_lean(layer: LayerScreen) -> LayerScreen:
-    """The layer without what only its first screen looks at: the patterns that examples show."""
+    """The layer without what only its first screen looks at: the patterns that examples show, and what its heads
+    computed once.
+    """
     layer.confirmation = lean_arms(layer.confirmation)
     if layer.tih:
         layer.sets = lean_arms(layer.sets)

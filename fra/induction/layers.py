@@ -39,18 +39,19 @@ class Layers:
             self._kept.popitem(last=False)
 
 
-def lean(arm: Arm) -> Arm:
-    """The arm without the model's own scores and patterns of all heads, by far its largest part: nothing that is
-    measured with other weights looks at them.
+def lean(arm: Arm, *, patterns: bool = False) -> Arm:
+    """The arm without the model's own scores of all heads and, unless asked for, their patterns, by far its largest
+    part: a screen shows patterns of the repeated arm, and nothing else looks at them.
     """
     frozen = arm.frozen
     empty = frozen.x.new_zeros(()).expand(frozen.model_scores.shape)
-    return Arm(dataclasses.replace(frozen, model_scores=empty, pattern=empty), arm.codes)
+    pattern = frozen.pattern if patterns else empty
+    return Arm(dataclasses.replace(frozen, model_scores=empty, pattern=pattern), arm.codes)
 
 
-def lean_arms(arms: Arms) -> Arms:
-    """Both arms likewise."""
-    return Arms(arms.batch, lean(arms.repeated), lean(arms.control))
+def lean_arms(arms: Arms, *, patterns: bool = False) -> Arms:
+    """Both arms likewise; patterns of the repeated one where asked for."""
+    return Arms(arms.batch, lean(arms.repeated, patterns=patterns), lean(arms.control))
 
 
 def _arms(screen: LayerScreen) -> list[Arm]:

@@ -323,13 +323,21 @@ class HeadOnArms:
         """Exact effect of removing everything one feature does on one side: all channels (i, .) or all channels (.,
         j).
         """
-        shares = []
-        for arm in self.sides:
-            live = torch.unique(arm.codes.feature)
-            fixed = torch.full_like(live, feature)
-            columns = (fixed, live) if side == "query" else (live, fixed)
-            shares.append(self._share(arm, torch.stack(columns, dim=1)))
-        return self._together(shares)
+        return self._together([self._share_of_one(arm, side, feature) for arm in self.sides])
+
+    def _share_of_one(
+        self, arm: Arm, side: Side, feature: int
+    ) -> tuple[Bool[Tensor, " n_rows"], Float[Tensor, "n_rows k_pos"]]:
+        """`_share` of all channels of one feature: against what all features together write on the other side."""
+        doc, pos = self.batch.row_doc, self.batch.row_pos
+        own = arm.columns(side, self.head, torch.tensor([feature], device=doc.device))
+        alone = arm.in_place(own * arm.couplings(self.head)[side == "key"][feature])
+        every = arm.in_place(arm.written("key" if side == "query" else "query", self.head))
+        live = torch.zeros(arm.codes.shape, dtype=torch.bool, device=doc.device)
+        live.view(-1)[arm.codes.row] = True
+        if side == "query":
+            return (own[doc, pos] != 0)[:, 0], self.against_keys(alone[doc, pos], every)
+        return live[doc, pos], self.against_keys(every[doc, pos], alone)
 
     def _together(self, shares: Sequence[tuple[Tensor, Tensor]]) -> Effects:
         """Effects of one removal given, for each arm, which rows have it live and what it adds to their scores."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -109,6 +110,26 @@ def test_effects_are_those_of_the_definition(kind: str) -> None:
         np.testing.assert_array_equal(effects.rows[:, n], truth[1])
     truth = plain_effect(kind, found.batch, [tuple(pair) for pair in pairs.tolist()])
     np.testing.assert_allclose(together.nats[:, 0], truth[0], atol=5e-5)
+
+
+@pytest.mark.parametrize("side", ["query", "key"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_channels_of_one_feature_go_together(kind: str, side: Literal["query", "key"]) -> None:
+    found = arms(kind)
+    column = 0 if side == "query" else 1
+    feature = int(live_pairs(found, 1)[0, column])
+    head = HeadOnArms(found, HEAD)
+    others = torch.unique(torch.cat([arm.codes.feature for arm in head.sides]))
+    pairs = torch.stack([torch.full_like(others, feature), others], 1)
+    pairs = pairs if side == "query" else pairs.flip(1)
+    alone = head.marginal(side, feature)
+    truth = plain_effect(kind, found.batch, [tuple(pair) for pair in pairs.tolist()])
+    assert np.abs(truth[0]).max() > 1e-3, "a test of nothing: the feature does nothing"
+    np.testing.assert_allclose(alone.nats[:, 0], truth[0], atol=5e-5)
+    np.testing.assert_array_equal(alone.rows[:, 0], truth[1])
+    together = head.removed_together(pairs)
+    for name in ("nats", "attention", "contrast", "rows", "covered"):
+        np.testing.assert_allclose(getattr(alone, name), getattr(together, name), atol=5e-5)
 
 
 @pytest.mark.parametrize("kind", ["llama", "pythia"])

@@ -3,7 +3,7 @@ must be before they do.
 
 `python -m fra.tests.nulls > fra/tests/NULLS.md` (`make calibrate`) measures on the embedded target; its layers keep
 their documents, dictionary and weights, but for what the null takes away. What was measured is kept in `--kept`, a line
-a null, so that a run that was cut short goes on. `--short` prints what README says of it, from the kept lines alone.
+a null, so that a run that was cut short goes on. `--short` prints what README says of NULLS.md, and measures nothing.
 Tests of the same at small size: test_cih_nulls.py, test_cih_circuit.py.
 """
 
@@ -48,6 +48,7 @@ NO_PLANTING = dataclasses.replace(
 )
 """Where nothing is there, what counts is SUPPORTED: no power is asked for, and so nothing is refuted."""
 DESIGN = RepeatedSets(status=1)
+PAGE = Path(__file__).with_name("NULLS.md")
 ROLES = {"Q04": "TIH", "Q05": "not a TIH"}
 
 
@@ -173,18 +174,20 @@ def table(kept: Path) -> Iterator[str]:
         yield f"| {null} | {claim} | {n} | {wrong} | {high} | {words['REFUTED']} | {words['INCONCLUSIVE']} |"
 
 
-def short(kept: Path) -> str:
-    """What README says."""
-    said = []
-    for claim in ROLES:
-        own = {null: words for (null, of), words in counted(kept).items() if of == claim}
-        rates = [
-            f"{words['SUPPORTED']} of {words.total()} with {null} (at most "
-            f"{clopper_pearson(words['SUPPORTED'], words.total(), 0.05)[1]:.2f})"
-            for null, words in own.items()
-        ]
-        said.append(f"{claim} says SUPPORTED of {', '.join(rates)}")
-    return "Where nothing is there, " + "; ".join(said) + "."
+def short(page: str) -> str:
+    """What README says of the table in NULLS.md: of which nulls, how many heads, how many SUPPORTED, and what share of
+    such heads that may stand for.
+    """
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+    rows = [(row[1], row[3], row[2], row[4], row[0]) for row in cells if row[1] in ROLES]
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for *told, null in rows:
+        alike.setdefault(tuple(told), []).append(null)
+    said = [
+        f"{claim} says SUPPORTED of {wrong} of {n} heads each of {', '.join(nulls)} (at most {high} of all such heads)"
+        for (claim, wrong, n, high), nulls in alike.items()
+    ]
+    return f"Where nothing is there, {'; '.join(said)}."
 
 
 def power(strengths: Sequence[float]) -> None:
@@ -239,7 +242,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="print what README says, and measure nothing")
     args = parser.parse_args()
     if args.short:
-        print(short(args.kept))
+        print(short(PAGE.read_text()))
         return
     args.kept.parent.mkdir(parents=True, exist_ok=True)
     layers = f"layers {args.layers}" if args.layers else "layers above 0"

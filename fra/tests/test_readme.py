@@ -247,3 +247,13 @@ def test_a_picture_that_cannot_be_made_is_refused(tmp_path: Path, capsys: pytest
         assert picture.main(["mini", head, text, "-o", str(tmp_path / "none.svg")]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "none.svg").exists()
+
+
+def test_how_often_nothing_is_called_something_is_what_was_measured() -> None:
+    from fra.tests import nulls
+
+    page = nulls.PAGE.read_text(encoding="utf-8")
+    said, readme = nulls.short(page), " ".join(README.split())
+    assert all(f"{claim} says SUPPORTED of " in said for claim in nulls.ROLES)
+    assert said.removesuffix(".") in readme
+    assert nulls.short(page.replace("| Q05 | 64 | 0 | 0.046 |", "| Q05 | 64 | 1 | 0.074 |", 1)) != said

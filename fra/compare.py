@@ -39,6 +39,22 @@ def summary(found: list[Difference], n_rows: int, every: bool = False) -> list[s
     return lines
 
 
+def run(one: Path, other: Path, *, tolerance: float = 0.0, expect_equal: bool = False, every: bool = False) -> int:
+    """Print the differences of two ledgers: 0; 1 where there are some and `expect_equal` is asked for.
+
+    tolerance: relative, of numbers. every: all differences of every row. Raises FraError for a tolerance that is no
+    share, and for what is no ledger.
+    """
+    if not 0 <= tolerance < 1:
+        raise FraError(f"--tolerance is {tolerance}: it is a share, from 0 to below 1")
+    left, right = ledgers.read(one), ledgers.read(other)
+    found = differences(left, right, tolerance)
+    n_rows = len({(row.claim, row.head) for ledger in (left, right) for row in ledger.verdicts})
+    unlike = inputs(left, right)
+    print("\n".join([*(f"not measured alike: {line}" for line in unlike), *summary(found, n_rows, every)]))
+    return int(expect_equal and bool(found or unlike))
+
+
 def main(argv: list[str] | None = None) -> int:
     """Print the differences: 0; 1 where there are some and --expect-equal is given; 2 with one sentence on stderr."""
     parser = argparse.ArgumentParser(prog="python -m fra.compare", description="What differs between two ledgers.")
@@ -46,20 +62,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("other", metavar="B.json", type=Path)
     parser.add_argument("--tolerance", type=float, default=0.0, help="relative, of numbers (default: to the last bit)")
     parser.add_argument("--expect-equal", action="store_true", help="exit with 1 where anything differs")
-    parser.add_argument("--all", action="store_true", help="every difference of every row")
-    options = parser.parse_args(argv)
+    parser.add_argument("--all", dest="every", action="store_true", help="every difference of every row")
     try:
-        if not 0 <= options.tolerance < 1:
-            raise FraError(f"--tolerance is {options.tolerance}: it is a share, from 0 to below 1")
-        one, other = ledgers.read(options.one), ledgers.read(options.other)
-        found = differences(one, other, options.tolerance)
+        return run(**vars(parser.parse_args(argv)))
     except FraError as error:
         print(f"fra.compare: {error}", file=sys.stderr)
         return 2
-    n_rows = len({(row.claim, row.head) for ledger in (one, other) for row in ledger.verdicts})
-    unlike = inputs(one, other)
-    print("\n".join([*(f"not measured alike: {line}" for line in unlike), *summary(found, n_rows, options.all)]))
-    return int(options.expect_equal and bool(found or unlike))
 
 
 if __name__ == "__main__":

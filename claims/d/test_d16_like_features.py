@@ -30,7 +30,7 @@ CLAIM = Claim(
     statistic="like_features/3",
     stimuli=("natural",),
     n=120,
-    design=(HeadOutputDocuments(), Alive(), GroupLikeness()),
+    design=(HeadOutputDocuments(measured=240), Alive(), GroupLikeness()),
 )
 
 

@@ -21,7 +21,7 @@ from fra.claim import Claim
 from fra.measures.scores.designs import Truncation
 from fra.stimuli.designs import NaturalSets
 
-DOCUMENTS = NaturalSets()
+DOCUMENTS = NaturalSets(measured=240)
 CLAIM = Claim(
     id="Q14",
     title="Truncation to the strongest half of a position's features is harmless",

@@ -21,7 +21,7 @@ from fra.claim import Claim
 from fra.measures.scores.designs import StrongestChannels
 from fra.stimuli.designs import NaturalSets
 
-DOCUMENTS = NaturalSets()
+DOCUMENTS = NaturalSets(measured=240)
 CLAIM = Claim(
     id="Q15",
     title="The strongest channels attend to content, not to sinks",

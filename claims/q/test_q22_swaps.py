@@ -30,7 +30,7 @@ from fra.claim import Claim
 from fra.measures.scores.designs import Swapping
 from fra.stimuli.designs import NaturalSets
 
-DOCUMENTS = NaturalSets()
+DOCUMENTS = NaturalSets(measured=240)
 CLAIM = Claim(
     id="Q22",
     title="FRA tells more than the attention map",

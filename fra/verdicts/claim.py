@@ -19,6 +19,17 @@ D = TypeVar("D")
 _CLOSE = 1e-9
 """Rounding between a p-value and the bound that inverts it, as a share of the numbers."""
 _ID = re.compile(r"[A-Za-z][A-Za-z0-9_]*([.-][A-Za-z0-9_]+)*")
+STIMULI = {
+    "natural": "the target's own text",
+    "repeated_natural": "the target's text, repeated",
+    "repeated_random": "random tokens, repeated",
+    "repeated_planted": "repeated text with planted tokens",
+    "variant_repeat": "text repeated in another surface form",
+    "structured": "brackets, quotes and names that belong together",
+    "random weights": "no text: made weights and activations",
+    "made": "what the claim's own file makes",
+}
+"""What a claim may be measured on."""
 _HEAD = re.compile(r"L(0|[1-9]\d{0,3})H(0|[1-9]\d{0,3})", re.ASCII)
 
 
@@ -46,7 +57,7 @@ class Claim:
     statistic: str
     """Name and version of the measurement ("set_effect/1"): raise the version when the numbers would change."""
     stimuli: tuple[str, ...]
-    """The stimulus families that it is measured on."""
+    """The stimulus families that it is measured on: names of `STIMULI`; "made" for what its own file makes."""
     n: int
     """Documents that the design uses, at most."""
     kind: Kind = "finding"
@@ -87,6 +98,8 @@ class Claim:
             )
         must(not isinstance(self.stimuli, str), 'stimuli is a tuple of names, as in ("natural",)')
         object.__setattr__(self, "stimuli", tuple(self.stimuli))
+        strange = [name for name in self.stimuli if name not in STIMULI]
+        must(not strange, f"there are no stimuli {strange[:1]}: {', '.join(STIMULI)} (made by the claim's own file)")
         object.__setattr__(self, "below", tuple(self.below))
         object.__setattr__(self, "design", tuple(self.design))
         object.__setattr__(self, "bar", float(self.bar))

@@ -58,6 +58,75 @@ def test_registration(suite):
     suite.refused(says="registers T03, which no claim file declares")
 
 
+MEASURING_FILE = """
+    import numpy as np
+    import pytest
+    from beside import below
+    from fra.claim import Claim, Condition, Evidence
+
+    CLAIM = Claim(id="T04", title="A sum", h0="E <= 1", bar=1.0, statistic="sum/1", stimuli=("made",), n=50)
+
+    @pytest.fixture(scope="module")
+    def evidence(scale):
+        \"\"\"All of it.\"\"\"
+        value = float(np.ones((9, 9)).diagonal(-1).sum()) * below() * scale  # eight
+        exact = Condition("effect", value, value, value, 1.0)
+        return Evidence(claim=CLAIM, head=None, candidates={"all": (exact,)}, n=50)
+
+    def test_sum(evidence, verdict):
+        verdict(evidence)
+"""
+SCALE = "import pytest\n\n@pytest.fixture(scope='module')\ndef scale():\n    return 1.0\n"
+
+
+def test_registration_covers_the_code_that_measures(suite):
+    """What it does, in the claim's file, beside it, in a conftest.py above it; not how it reads, nor its title."""
+    suite.claims(sum=MEASURING_FILE, family=FAMILY_FILE)
+    suite.write("claims/beside.py", "def below():\n    return 1.0\n")
+    suite.write("claims/conftest.py", SCALE)
+    suite.run("--register", ret=0)
+    code = tomllib.loads((suite.path / "claims" / "registered.toml").read_text())["T04"]["code"]
+    assert sorted(code) == ["beside.py", "conftest.py", "test_sum.py"]
+    suite.run("-k", "sum", ret=0)
+
+    suite.claims(sum=MEASURING_FILE.replace("diagonal(-1)", "diagonal(-2)"))
+    suite.refused(says="test_sum.py changed since T04 was registered")
+    assert "T03" not in suite.run(ret=4).stderr.str(), "another file's claim"
+    prose = MEASURING_FILE.replace("  # eight", "").replace("All of it.", "Everything.").replace("A sum", "The sum")
+    suite.claims(sum=prose.replace("import numpy as np", "import numpy as np\n\n"))
+    suite.run("-k", "sum", ret=0)
+    for name, text in (("beside.py", "def below():\n    return 2.0\n"), ("conftest.py", SCALE.replace("1.0", "2.0"))):
+        before = (suite.path / "claims" / name).read_text()
+        suite.write(f"claims/{name}", text)
+        suite.refused(says=f"{name} changed since ")
+        suite.write(f"claims/{name}", before)
+    suite.claims(sum=MEASURING_FILE.replace("diagonal(-1)", "diagonal(-2)"))
+    result = suite.run("--register", ret=0)
+    result.stdout.fnmatch_lines(["T04: its code changed (test_sum.py)"])
+    suite.run("-k", "sum", ret=0)
+
+
+def test_a_claim_that_was_registered_without_its_code_is_registered_again(suite):
+    suite.claims(family=FAMILY_FILE)
+    suite.run("--register", ret=0)
+    file = suite.path / "claims" / "registered.toml"
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if not line.startswith("code")))
+    suite.refused(says="does not say by which code T03 is measured")
+    suite.run("--register", ret=0).stdout.fnmatch_lines(["T03: its code changed (test_family.py)"])
+    suite.run(ret=0)
+
+
+def test_the_code_of_a_claim_is_its_measures_and_what_these_import(tmp_path):
+    """By hand: Q06's file imports one module of `fra.measures`, and that one two others of its room."""
+    measuring = importlib.import_module("fixtures.measuring")
+    claims = ROOT / "claims"
+    found = measuring.measuring_code(claims / "q" / "test_q06_excess.py", claims)
+    room = "fra/measures/channels/"
+    assert list(found) == [f"{room}{name}.py" for name in ("designs", "details", "q06_excess")] + [
+        "q/test_q06_excess.py"
+    ]
+
+
 def test_an_unregistered_claim_beside_a_registered_one_is_exploratory(suite):
     suite.claims(heads=CLAIM_FILE)
     suite.run("--register", ret=0)

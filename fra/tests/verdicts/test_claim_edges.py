@@ -30,7 +30,7 @@ FULL = {
     "bar": 2,
     "condition": "lead",
     "statistic": "mean/1",
-    "stimuli": ["made", "other"],
+    "stimuli": ["made", "natural"],
     "n": 30,
     "kind": "control",
     "level": 0.01,
@@ -55,7 +55,7 @@ WRITTEN = {
     "worth": {"a": 1.0, "lead": 3.0},
     "level": 0.01,
     "statistic": "mean/1",
-    "stimuli": ["made", "other"],
+    "stimuli": ["made", "natural"],
     "n": 30,
     "min_sources": 10,
     "design": {"Lags": {"count": 40, "tried": [2, 3]}, "Table": {"widths": {"10": [1, 2], "2": [3]}}},
@@ -71,7 +71,7 @@ def test_a_registration_by_hand_and_its_digest():
 
 def test_whatever_the_sequences_are_given_as_they_are_kept_as_tuples_and_cannot_be_changed():
     claim = Claim(**FULL)
-    assert (claim.stimuli, claim.below, claim.design) == (("made", "other"), ("b", "a"), (Lags(), Table()))
+    assert (claim.stimuli, claim.below, claim.design) == (("made", "natural"), ("b", "a"), (Lags(), Table()))
     for one, name in ((claim, "bar"), (GOOD, "effect"), (evidence((GOOD,)), "n")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(one, name, 0)

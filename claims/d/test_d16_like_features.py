@@ -20,6 +20,7 @@ import pytest
 from fra.claim import Claim
 from fra.measures.head_outputs.designs import Alive, GroupLikeness, HeadOutputDocuments
 
+DOCUMENTS = HeadOutputDocuments(measured=240)
 CLAIM = Claim(
     id="D16",
     title="Heads own groups of like features",
@@ -29,8 +30,8 @@ CLAIM = Claim(
     gates={"features of the head": 10},
     statistic="like_features/3",
     stimuli=("natural",),
-    n=120,
-    design=(HeadOutputDocuments(measured=240), Alive(), GroupLikeness()),
+    n=DOCUMENTS.measured,
+    design=(DOCUMENTS, Alive(), GroupLikeness()),
 )
 
 

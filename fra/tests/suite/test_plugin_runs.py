@@ -149,6 +149,28 @@ def test_workers_report_progress_and_measure_what_is_shared_once(suite):
     assert {row["claim"] for row in suite.rows("l.json")} == {"T01", "T03", "T04"}
 
 
+@pytest.mark.parametrize("worker", [False, True], ids=["in series", "on a worker"])
+def test_what_is_shared_is_let_go_behind_the_last_test_that_asks_for_it(worker: bool) -> None:
+    from types import SimpleNamespace
+
+    from fixtures.stimuli import KEPT, pytest_runtest_teardown
+
+    config = SimpleNamespace(stash=pytest.Stash(), **({"workerinput": {}} if worker else {}))
+    screens, carried = {"natural": object()}, {(1, 2): object()}
+    config.stash[KEPT] = {"screens": screens, "carried": carried}
+    names = [("screens",), ("screens", "carried"), (), ("carried",), ()]
+    session = SimpleNamespace(items=[])
+    items = [SimpleNamespace(config=config, session=session, fixturenames=asked) for asked in names]
+    session.items = items
+    kept = []
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        pytest_runtest_teardown(item, following)
+        kept.append((bool(screens), bool(carried)))
+    # The third asks for neither: a worker takes that for the end, since what shares a measurement comes in a row.
+    between = (False, False) if worker else (False, True)
+    assert kept == [(True, True), between, between, (False, False), (False, False)]
+
+
 SLOW_FILE = """
     import os
     import signal

@@ -13,7 +13,7 @@ import fra
 from fra.errors import FraError
 
 COMMANDS = {
-    "explore": "fra.explorer.command",
+    "explore": "fra.commands.explore",
     "cards": "fra.commands.cards",
     "report": "fra.commands.report",
     "census": "fra.commands.census",
@@ -25,7 +25,8 @@ COMMANDS = {
     "new-claim": "fra.commands.new_claim",
 }
 """Subcommand and module, in the order of the help. Each module has a function `command`, whose signature makes options
-and whose docstring the help, and imports nothing heavy before that is called; one that is not there is left out.
+and whose docstring the help, and imports nothing heavy before that is called; one that is not there, or whose NEEDS
+(another module) is not, is left out.
 """
 REFUSED = 4
 """Exit status for bad input, as that of `pytest claims/`."""
@@ -43,7 +44,9 @@ def build() -> typer.Typer:
     app.callback()(_root)
     for name, module in COMMANDS.items():
         if _is_there(module):
-            app.command(name)(import_module(module).command)
+            own = import_module(module)
+            if _is_there(getattr(own, "NEEDS", module)):
+                app.command(name)(own.command)
     return app
 
 

@@ -13,11 +13,13 @@ from fra.verdicts.claim import parse_head
 from fra.verdicts.compare import inputs
 from fra.verdicts.ledger import Ledger, Row
 
-_WIDEST = 1040.0
-"""Px that the cells of all heads have together, on a page of ordinary width."""
-_CELL = (4.0, 22.0)
+_WIDEST = 1166.0
+"""Px that the wall has on a page of ordinary width."""
+_CELL = (3.0, 22.0)
 _HEIGHT = 15.0
-_LEFT, _TOP, _FAMILY = 42.0, 16.0, 16.0
+_TOP, _FAMILY = 16.0, 16.0
+_LETTER = 6.1
+"""Width of a letter of a claim's name."""
 _SHARES = {"SUPPORTED": (0.0, 1.0), "REFUTED": (0.5, 0.5), "INCONCLUSIVE": (0.36, 0.28), "CANNOT_RUN": (0.9, 0.1),
            "BROKEN": (0.0, 1.0)}  # fmt: skip
 """Where a verdict's mark begins in its cell, and how high it is: verdicts are told apart without colour."""
@@ -122,10 +124,12 @@ def wall(ledger: Ledger) -> dict[str, Any] | None:
         return None
     layers = sorted({parse_head(head)[0] for head in heads})
     gap = 3.0
-    cell = max(_CELL[0], min(_CELL[1], (_WIDEST - gap * len(layers)) / len(heads)))
-    cell = float(int(cell)) if cell >= 6 else round(cell, 1)
-    start: dict[str | None, float] = {None: _LEFT}
-    x, starts = _LEFT + _FAMILY, []
+    left = 8 + round(_LETTER * max(len(row.claim) for row in ledger.verdicts))
+    room = _WIDEST - left - _FAMILY - gap * len(layers)
+    cell = max(_CELL[0], min(_CELL[1], room / len(heads)))
+    cell = float(int(cell)) if cell >= 6 else int(10 * cell) / 10
+    start: dict[str | None, float] = {None: float(left)}
+    x, starts = left + _FAMILY, []
     for layer in layers:
         starts.append((layer, x))
         for head in (head for head in heads if parse_head(head)[0] == layer):
@@ -147,7 +151,6 @@ def wall(ledger: Ledger) -> dict[str, Any] | None:
         "cell": cell,
         "row": _HEIGHT,
         "top": _TOP,
-        "left": _LEFT,
         "heads": [(head or "family", at) for head, at in start.items()],
         "n_heads": len(heads),
     }

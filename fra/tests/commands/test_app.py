@@ -22,7 +22,12 @@ from fra.errors import FraError
 ROOT = Path(__file__).resolve().parents[3]
 WRAPPED = {"cards": "fra.cards", "report": "fra.report.page", "compare": "fra.compare", "frontiers": "fra.frontiers",
            "structured": "fra.structured"}  # fmt: skip
-THERE = [name for name, module in app.COMMANDS.items() if (ROOT / f"{module.replace('.', '/')}.py").exists()]
+NEEDS = {"explore": "fra.explorer.command"}
+THERE = [
+    name
+    for name, module in app.COMMANDS.items()
+    if all((ROOT / f"{needed.replace('.', '/')}.py").exists() for needed in (module, NEEDS.get(name, module)))
+]
 
 
 def _python(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -110,12 +110,13 @@ def test_the_wall_has_a_mark_for_every_verdict_where_its_head_stands() -> None:
 
 
 def test_270_heads_fit_on_a_page() -> None:
-    rows = [_row("A01", f"L{layer}H{head}", "SUPPORTED") for layer in range(30) for head in range(9)]
+    rows = [_row("A01.long-name", f"L{layer}H{head}", "SUPPORTED") for layer in range(30) for head in range(9)]
     drawn = overview.wall(_ledger(rows))
     assert drawn is not None
-    assert drawn["n_heads"] == 270 and drawn["width"] <= 1240
+    assert drawn["n_heads"] == 270 and drawn["width"] <= 1168, "76rem without its margins"
     ((_, path),) = drawn["rows"][0]["paths"]
     assert len(_cells(path)) == 270
+    assert min(x for x, _ in _cells(path)) > 6 * len("A01.long-name"), "names do not lie under the marks"
 
 
 def _condition(**more: Any) -> dict[str, Any]:

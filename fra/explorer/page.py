@@ -1,8 +1,8 @@
 """The explorer's page: data, style and script in one HTML file that loads nothing.
 
 The numbers lie in `<script type="text/plain">` blocks, which no browser runs; the script and the style are the only
-ones that the page's policy lets through, by their hashes. Whatever a token says, it reaches the page as JSON and is shown as
-text.
+ones that the page's policy lets through, by their hashes. Whatever a token says, it reaches the page as JSON and
+is shown as text.
 """
 
 from __future__ import annotations

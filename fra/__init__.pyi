@@ -3,6 +3,7 @@ from . import cards as cards
 from . import claim as claim
 from . import doctor as doctor
 from . import errors as errors
+from . import explorer as explorer
 from . import gauges as gauges
 from . import induction as induction
 from . import interventions as interventions

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra import attribution
+from fra.attribution.examples import examples_of
 from fra.attribution.head_outputs import Live
 from fra.attribution.raised_tokens import direct_logits
 from fra.dictionaries.encoder import head_output_layer
@@ -62,21 +63,6 @@ def firings(target: Target, sae: Any, documents: Sequence[Int[Tensor, " pos"]]) 
 
 
 _FIELDS = ("doc", "pos", "feature", "value")
-
-
-def examples_of(live: Live, n: int = EXAMPLES) -> Live:
-    """The strongest firing of each feature in each document, and of these the n strongest, feature by feature."""
-    order = np.lexsort((-live.value.cpu().numpy(), live.doc.cpu().numpy(), live.feature.cpu().numpy()))
-    feature, doc = live.feature.cpu().numpy()[order], live.doc.cpu().numpy()[order]
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (feature[1:] != feature[:-1]) | (doc[1:] != doc[:-1])
-    order = order[first]
-    order = order[np.lexsort((-live.value.cpu().numpy()[order], live.feature.cpu().numpy()[order]))]
-    feature = live.feature.cpu().numpy()[order]
-    starts = np.flatnonzero(np.r_[True, feature[1:] != feature[:-1]]) if len(order) else np.zeros(0, dtype=int)
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
-    chosen = torch.from_numpy(order[rank < n]).to(live.doc.device)
-    return Live(*(getattr(live, f)[chosen] for f in _FIELDS))
 
 
 def sources_of(
@@ -120,7 +106,7 @@ def cards(
     documents = natural_documents(target, n)
     progress(f"{hook}: {n} documents through model and dictionary")
     found = firings(target, sae, documents)
-    at = examples_of(found.live)
+    at = examples_of(found.live, EXAMPLES)
     progress(f"{hook}: sources of {len(at)} examples")
     sources = sources_of(target, sae, documents, at)
     progress(f"{hook}: logits and pages")

@@ -64,6 +64,21 @@ def feature_example(
     return picture if page is None else {**picture, "pages": [f"{page}/{feature}"]}
 
 
+def examples_of(live: Live, n: int) -> Live:
+    """The strongest firing of each feature in each document, and of these the n strongest, feature by feature."""
+    order = np.lexsort((-live.value.cpu().numpy(), live.doc.cpu().numpy(), live.feature.cpu().numpy()))
+    feature, doc = live.feature.cpu().numpy()[order], live.doc.cpu().numpy()[order]
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = (feature[1:] != feature[:-1]) | (doc[1:] != doc[:-1])
+    order = order[first]
+    order = order[np.lexsort((-live.value.cpu().numpy()[order], live.feature.cpu().numpy()[order]))]
+    feature = live.feature.cpu().numpy()[order]
+    starts = np.flatnonzero(np.r_[True, feature[1:] != feature[:-1]]) if len(order) else np.zeros(0, dtype=int)
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.r_[starts, len(order)]))
+    chosen = torch.from_numpy(order[rank < n]).to(live.doc.device)
+    return Live(live.doc[chosen], live.pos[chosen], live.feature[chosen], live.value[chosen])
+
+
 def _strip(
     ids: list[int], values: Float[np.ndarray, " pos"], at: int, before: int, after: int, text: Callable[[int], str]
 ) -> Strip:

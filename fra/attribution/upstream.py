@@ -193,6 +193,13 @@ def _resolve_heads(
     z: Float[Tensor, "pos n_heads d_head"],
     reads: Float[Tensor, "n pos n_heads d_head"],
 ) -> None:
+    _resolved(trace, head_output_codes(sae, z), hook, number, reads.flatten(2))
+
+
+def head_output_codes(sae: Any, z: Float[Tensor, "pos n_heads d_head"]) -> Codes:
+    """The codes of one document's head outputs, in a dictionary of them. Raises FraError for what is
+    no dictionary of these head outputs.
+    """
     encoder(sae, z)  # refuses what is no dictionary of these head outputs
     acts, flat = encode(sae, z), z.flatten(1)
     gain, offset = gain_and_offset(sae, flat)
@@ -203,8 +210,7 @@ def _resolve_heads(
     value = acts[row, feature] * gain[row, 0]
     bias = gain * sae.b_dec.detach().to(z) + offset
     error = (flat - bias).index_add_(0, row, -value[:, None] * decoder[feature])
-    found = Codes(row, feature, value, decoder, bias[None], error[None], (1, len(z)))
-    _resolved(trace, found, hook, number, reads.flatten(2))
+    return Codes(row, feature, value, decoder, bias[None], error[None], (1, len(z)))
 
 
 def _resolved(trace: Trace, found: Codes, hook: str, number: int, reads: Float[Tensor, "n pos d"]) -> None:

@@ -78,13 +78,23 @@ def encoder(sae: Any, like: Float[Tensor, "*rows n_heads d_head"]) -> Encoder:
     """
     check_kind(sae)
     layer = head_output_layer(sae)
-    check_scaling(sae)
     n_heads, d_head = like.shape[-2:]
     if sae.cfg.d_in != n_heads * d_head:
         raise FraError(
             f"the dictionary at {dictionary_hook(sae)!r} has width {sae.cfg.d_in} and the head outputs there have "
             f"{n_heads * d_head} ({n_heads} heads): it belongs to another model."
         )
+    return linear_encoder(sae, like, layer)
+
+
+@torch.no_grad()
+def linear_encoder(sae: Any, like: Float[Tensor, "*rows n_parts d"], layer: int) -> Encoder:
+    """The encoder of a dictionary at any hook; of an attention input, [rows, 1, d_in], as of one head. Raises FraError
+    as `encoder` does, where its pre-activation is no linear map.
+    """
+    check_kind(sae)
+    check_scaling(sae)
+    n_heads, d_head = like.shape[-2:]
     weight, bias = sae.W_enc.detach().to(like), (sae.b_mag if isinstance(sae, GatedSAE) else sae.b_enc).detach()
     bias = bias.to(like)
     if isinstance(sae, GatedSAE):

@@ -103,12 +103,12 @@ def test_wheel_holds_the_library_without_its_tests(tmp_path: Path) -> None:
     sources = {
         path
         for path in (ROOT / "fra").rglob("*")
-        if path.suffix in (".py", ".pyi", ".j2", ".js") or path.name == "py.typed"
+        if path.suffix in (".py", ".pyi", ".j2", ".js", ".css") or path.name == "py.typed"
     }
     library = {path.relative_to(ROOT).as_posix() for path in sources if "tests" not in path.relative_to(ROOT).parts}
     assert {"fra/__init__.py", "fra/py.typed"} <= library
-    for suffix in (".j2", ".js"):
-        assert any(name.endswith(suffix) for name in library), "the report's template and script are package data"
+    for suffix in (".j2", ".js", ".css"):
+        assert any(name.endswith(suffix) for name in library), "templates, scripts and styles are package data"
     assert names == library
 
 

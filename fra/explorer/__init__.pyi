@@ -1,0 +1,2 @@
+from .command import explore as explore
+from .command import run as run

@@ -24,9 +24,10 @@ from weakref import ref
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformer_lens import HookedRootModule, HookedTransformer
+from transformer_lens import HookedRootModule
 from transformer_lens.model_bridge import TransformerBridge
 
+from fra.checkpoints.lens import HookedTransformer
 from fra.dictionaries.hooks import LayerHooks, is_normalized
 from fra.errors import FraError
 

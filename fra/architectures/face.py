@@ -1,7 +1,8 @@
 """What stands between a caller and the library: the caller's ambient state is set aside, and every error is a sentence.
 
-Autocast, inference mode, another default precision or device, which a caller may have switched on around a call, change
-what torch computes and makes without a word; inside the library nothing but the model's own settings holds.
+Autocast, inference mode, another default precision or device, rougher products of matrices (TF32), which a caller may
+have switched on around a call, change what torch computes and makes without a word; inside the library nothing but the
+model's own settings holds.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ C = TypeVar("C", bound=type)
 
 @contextmanager
 def set_aside() -> Iterator[None]:
-    """Without the caller's autocast, inference mode, default precision and default device; what is not set costs
-    nothing.
+    """Without the caller's autocast, inference mode, default precision and device, and rougher products of float32;
+    what is not set costs nothing.
     """
     with ExitStack() as stack:
         for kind in _AUTOCAST:
@@ -39,6 +40,10 @@ def set_aside() -> Iterator[None]:
         if default != torch.float32:
             stack.callback(torch.set_default_dtype, default)
             torch.set_default_dtype(torch.float32)
+        products = torch.get_float32_matmul_precision()
+        if products != "highest":
+            stack.callback(torch.set_float32_matmul_precision, products)
+            torch.set_float32_matmul_precision("highest")
         yield
 
 

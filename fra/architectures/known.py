@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformer_lens import HookedTransformer
 from transformer_lens.model_bridge import TransformerBridge
 
 from fra.architectures.architecture import Architecture, Model
 from fra.architectures.bridge import BridgeArchitecture
 from fra.architectures.hooked import HookedArchitecture
+from fra.checkpoints.lens import HookedTransformer
 from fra.errors import FraError
 
 Matches: TypeAlias = type | Callable[[Any], bool]

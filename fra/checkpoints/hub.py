@@ -61,18 +61,18 @@ def is_transformer_lens_format(name: str) -> bool:
     """Whether TransformerLens keeps the model of that name in its own format, which is a pickle, and not in Hugging
     Face's.
     """
-    from transformer_lens.loading_from_pretrained import make_model_alias_map
+    from fra.checkpoints.lens import model_names
 
-    return str(make_model_alias_map().get(name.lower(), name)).startswith(TRANSFORMER_LENS_AUTHORS)
+    return str(model_names().get(name.lower(), name)).startswith(TRANSFORMER_LENS_AUTHORS)
 
 
 def fetch_model(name: str, revision: str | None) -> Path:
     """The directory of a Hugging Face model, downloaded or cached: config, tokenizer and safetensors, never a
     pickle.
     """
-    from transformer_lens.loading_from_pretrained import make_model_alias_map
+    from fra.checkpoints.lens import model_names
 
-    official = make_model_alias_map().get(name.lower(), name)
+    official = model_names().get(name.lower(), name)
     with _reaching(f"the model {name!r}"):
         return Path(snapshot_download(official, revision=revision, allow_patterns=list(_MODEL_FILES)))
 

@@ -3,12 +3,18 @@
 |F_ij(t,s)| is at most the product of both vectors' lengths (a rotation keeps them), so that sums, means and largest
 terms of a channel are bounded by a product of one number for each of its features. Features stand in descending order
 of that number: what lies beyond the last column that can reach the n-th strongest so far is not computed.
+
+Where vectors are not rotated a channel's sum is <u_i, v_j> sum c_i(t) c_j(s), so that its coupling and both sums of
+|c| bound it more closely, for one product of small matrices: the few that can still be among the n strongest are
+computed one by one, from the entries at which they are live.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from fra.core import reductions
@@ -21,32 +27,60 @@ SAMPLED = 256
 """Features of either side, those of the largest bounds, whose channels are looked at before all others."""
 _ROUNDING = 1e-6
 """Computed values may exceed a bound by so much of it, and never do."""
+STEP_ELEMENTS, _STEPS = 1 << 16, 64
+"""Channels bounded at once, at least, and the steps of a whole table at most: small ones follow the staircase closely.
+"""
+_SPARSE = 8
+"""Of so many channels one at most must be left for them to be computed one by one: a table costs less a channel."""
 
 
 class OrderedEntries:
     """The entries of one side by feature, features in descending order of what bounds their channels."""
 
     def __init__(self, entries: Entries, reduce: Reduce):
-        length = entries.vector.norm(dim=1)
-        bound = length.new_zeros(len(entries.live))
-        if reduce == "count":
-            bound = torch.bincount(entries.slot, minlength=len(entries.live)).to(length)
-        elif reduce in ("max", "mean"):
-            bound.scatter_reduce_(0, entries.slot, length, "amax")
+
+        def gathered(sizes: Float[Tensor, " n"]) -> Float[Tensor, " live"]:
+            found = sizes.new_zeros(len(entries.live))
+            if reduce == "count":
+                return torch.bincount(entries.slot, minlength=len(found)).to(sizes)
+            if reduce in ("max", "mean"):
+                return found.scatter_reduce_(0, entries.slot, sizes, "amax")
+            add_at(found, entries.slot, sizes)
+            return found
+
+        size = None if entries.coefficient is None else gathered(entries.coefficient.abs())
+        if entries.direction is None or size is None or reduce == "count":
+            bound = gathered(entries.vector.norm(dim=1))
         else:
-            add_at(bound, entries.slot, length)
+            bound = size * entries.direction.norm(dim=1)
         order = bound.argsort(descending=True, stable=True)
         place = torch.empty_like(order)
         place[order] = torch.arange(len(order), device=order.device)
         slot, at = place[entries.slot].sort(stable=True)
-        self.live, self.slot, self.pos, self.vector = entries.live[order], slot, entries.pos[at], entries.vector[at]
+        self.live, self.slot, self.pos = entries.live[order], slot, entries.pos[at]
+        self._vector, self._at = entries.vector, at
         self.falls = -bound[order].cpu()
         """Minus the bounds: ascending, to be searched."""
         self.coefficient = None if entries.coefficient is None else entries.coefficient[at]
         self.direction = None if entries.direction is None else entries.direction[order]
-        every = torch.arange(len(order) + 1, device=order.device)
-        self.first: list[int] = torch.searchsorted(slot, every).tolist()
+        self.bounding = None
+        """Directions times what bounds their coefficients: products of both sides' bound channels."""
+        if self.direction is not None and size is not None:
+            self.bounding = (self.direction * size[order, None]).float()
+        self._bounds = torch.searchsorted(slot, torch.arange(len(order) + 1, device=order.device))
+        self.first: list[int] = self._bounds.tolist()
         """Index of the first entry of each feature, and the end."""
+
+    @cached_property
+    def vector(self) -> Float[Tensor, "n d_head"]:
+        """As they enter the score."""
+        return self._vector[self._at]
+
+    def of(self, features: Int[Tensor, " m"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """All entries of each of these features (places), one feature after another, and whose they are (0 to m)."""
+        first, number = self._bounds[features], self._bounds[features + 1] - self._bounds[features]
+        whose = torch.repeat_interleave(number)
+        return torch.arange(len(whose), device=whose.device) + (first - number.cumsum(0) + number)[whose], whose
 
     def entries(self, features: slice) -> slice:
         """Those of consecutive features."""
@@ -80,7 +114,7 @@ class ChannelTables:
 
     def count(self, rows: slice, columns: slice) -> Float[Tensor, "rows columns"]:
         """Unmasked (t, s) at which both features are live."""
-        ones = (self.q.vector.new_ones(len(side.pos)) for side in (self.q, self.k))
+        ones = (side.falls.new_ones(len(side.pos), device=side.pos.device) for side in (self.q, self.k))
         return self._positions(rows, columns, *ones)
 
     def value(self, rows: slice, columns: slice, count: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
@@ -103,6 +137,49 @@ class ChannelTables:
             found = coupling * self._positions(rows, columns, of_q, of_k)
         found = found / count.clamp(min=1) if self.reduce == "mean" else found
         return found.masked_fill(count == 0, 0.0)
+
+    @property
+    def closely_bounded(self) -> bool:
+        """Whether a channel's coupling bounds it."""
+        known = self.q.bounding is not None and self.k.bounding is not None
+        return known and self.reduce in ("sum", "abs", "mean")
+
+    def strong(
+        self, rows: slice, columns: slice, threshold: float
+    ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]] | None:
+        """Rows and columns of the channels whose coupling lets them reach the threshold; None where these are many."""
+        assert self.q.bounding is not None and self.k.bounding is not None
+        bound = self.q.bounding[rows] @ self.k.bounding[columns].mT
+        # In single precision, which is off by so much of the lengths' product at most.
+        off = (self.q.bounding.shape[1] + 8) * torch.finfo(bound.dtype).eps
+        longest = float(self.q.falls[rows.start] * self.k.falls[columns.start])
+        reaches = bound.abs_() >= threshold / (1 + _ROUNDING) - off * longest
+        if int(reaches.sum()) * _SPARSE > reaches.numel():
+            return None
+        row, column = reaches.nonzero(as_tuple=True)
+        return row + rows.start, column + columns.start
+
+    def one_by_one(self, q_at: Int[Tensor, " m"], k_at: Int[Tensor, " m"]) -> tuple[Float[Tensor, " m"], Tensor]:
+        """Values and counts of single channels, in closed form."""
+        q, k = self.q, self.k
+        assert q.direction is not None and k.direction is not None
+        assert q.coefficient is not None and k.coefficient is not None
+        rows, back = torch.unique(q_at, return_inverse=True)
+        at, whose = q.of(rows)
+        # Of each query feature, at each key, the sum over the queries that attend to it: of coefficients, and of ones.
+        reached = q.coefficient.new_zeros(2, len(rows), len(self.mask))
+        reached[0, whose, q.pos[at]] = q.coefficient[at].abs() if self.reduce == "abs" else q.coefficient[at]
+        reached[1, whose, q.pos[at]] = 1.0
+        reached = reached.flip(2).cumsum(2).flip(2) if self.causal else reached @ self.mask.to(reached)
+        at, whose = k.of(k_at)
+        size = k.coefficient[at].abs() if self.reduce == "abs" else k.coefficient[at]
+        met = reached[:, back[whose], k.pos[at]]
+        value, count = size.new_zeros(2, len(q_at))
+        add_at(value, whose, met[0] * size)
+        add_at(count, whose, met[1])
+        coupling = (q.direction[q_at] * k.direction[k_at]).sum(1)
+        value = value * (coupling.abs() if self.reduce == "abs" else coupling)
+        return (value / count.clamp(min=1) if self.reduce == "mean" else value).masked_fill(count == 0, 0.0), count
 
     def reach(self, row: int, best: Strongest) -> int:
         """How many of the first key features can have a channel as strong as the n-th so far, with any query feature
@@ -134,26 +211,47 @@ def reduce_channels(
     """
     tables, best, least = ChannelTables(q, k, mask, reduce), Strongest(n), max(1, min_count)
     n_q, n_k = len(tables.q.live), len(tables.k.live)
-
-    def made(rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
-        count = tables.count(rows, columns)
-        return tables.value(rows, columns, count).to(dtype), count
-
     if n is None:
         _refuse(tables, least, dtype)
     elif n <= SAMPLED**2 // 16 and min(n_q, n_k) >= 4 * SAMPLED:
-        values, count = made(slice(0, SAMPLED), slice(0, SAMPLED))
+        values, count = _made(tables, slice(0, SAMPLED), slice(0, SAMPLED), dtype)
         best.expect_some(values.abs().masked_fill(count < least, -1.0))
+    at_once = reductions.TILE_ELEMENTS
+    if n is not None:
+        at_once = min(at_once, max(STEP_ELEMENTS, n_q * n_k // _STEPS))
     low = 0
     while low < n_q and (stop := tables.reach(low, best)):
-        width = max(1, reductions.TILE_ELEMENTS // max(stop, len(mask)))
-        rows, columns = slice(low, min(low + width, n_q)), slice(0, stop)
-        values, count = made(rows, columns)
-        # int64: d_sae**2 passes 2**31 at 46 341
-        best.offer_tile(values, tables.q.live[rows] * d_sae, tables.k.live[columns], count, least)
+        rows = slice(low, min(low + max(1, at_once // max(stop, len(mask))), n_q))
+        _offer(tables, rows, slice(0, stop), best, least, d_sae, dtype)
         low = rows.stop
     _, code, value, count = best.result()
     return code // d_sae, code % d_sae, value, count
+
+
+def _made(tables: ChannelTables, rows: slice, columns: slice, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    count = tables.count(rows, columns)
+    return tables.value(rows, columns, count).to(dtype), count
+
+
+def _offer(
+    tables: ChannelTables, rows: slice, columns: slice, best: Strongest, least: int, d_sae: int, dtype: torch.dtype
+) -> None:
+    """Offers those channels of a tile that can be among the strongest."""
+    q_ids, k_ids = tables.q.live, tables.k.live
+    few = None
+    if best.threshold > 0 and tables.closely_bounded:
+        few = tables.strong(rows, columns, best.threshold)
+    if few is None:
+        values, count = _made(tables, rows, columns, dtype)
+        # int64: d_sae**2 passes 2**31 at 46 341
+        best.offer_tile(values, q_ids[rows] * d_sae, k_ids[columns], count, least)
+        return
+    together = max(1, reductions.TILE_ELEMENTS // (2 * len(tables.mask)))
+    for q_at, k_at in zip(few[0].split(together), few[1].split(together), strict=True):
+        value, count = tables.one_by_one(q_at, k_at)
+        value, enough = value.to(dtype), count >= least
+        code = q_ids[q_at] * d_sae + k_ids[k_at]
+        best.offer(*(column[enough] for column in (value.abs().double(), code, value, count.long())))
 
 
 def _refuse(tables: ChannelTables, least: int, dtype: torch.dtype) -> None:

@@ -12,12 +12,18 @@ import torch
 from jaxtyping import Float, Int
 from safetensors.torch import load_file
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig, loading_from_pretrained
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fra.architectures.face import set_aside
 from fra.checkpoints.hub import TRANSFORMER_LENS_AUTHORS
+from fra.checkpoints.lens import (
+    HookedTransformer,
+    HookedTransformerConfig,
+    loading_from_pretrained,
+    model_names,
+    need_hooked,
+)
 from fra.checkpoints.weights import LIBRARY_ERRORS, check_model, first_line, quiet
 from fra.core.weights import Model
 from fra.dictionaries.hooks import LayerHooks
@@ -107,9 +113,10 @@ def _processed(bridge: TransformerBridge, flags: dict[str, bool]) -> Transformer
 def _load_named(
     name: str, device: str | torch.device, dtype: torch.dtype, flags: dict[str, bool], revision: str | None
 ) -> HookedTransformer:
-    official = loading_from_pretrained.make_model_alias_map().get(name.lower(), name)
+    official = model_names().get(name.lower(), name)
     if not official.startswith(TRANSFORMER_LENS_AUTHORS):
         raise FraError(f"there is no directory {name}: give one with config.json and model.safetensors.")
+    need_hooked(f"the model {name!r}, which TransformerLens keeps in its own format,")
     options: dict[str, Any] = flags if revision is None else {**flags, "revision": revision}
     return HookedTransformer.from_pretrained(official, device=str(device), dtype=dtype, **options)
 
@@ -138,6 +145,7 @@ def _load_hugging_face(folder: Path, device: str | torch.device, dtype: torch.dt
     truth = _log_probs(hf, tokens)  # before the Bridge takes the model apart
     bridge = TransformerBridge.boot_transformers(str(folder), device=device, dtype=dtype, hf_model=hf)
     if not shows_scores(bridge):
+        need_hooked(f"the model in {folder} ({_kind(folder)}), whose scores TransformerBridge does not show,")
         hooked = load_hooked(folder, weights(), device, dtype, flags)
         _check_function(hooked, tokens, truth, folder, flags, unprocessed=False)
         return hooked
@@ -226,6 +234,7 @@ def load_hooked(
 def _load_transformer_lens(
     folder: Path, config: dict[str, Any], device: str | torch.device, dtype: torch.dtype, flags: dict[str, bool]
 ) -> HookedTransformer:
+    need_hooked(f"the model in {folder}, which is in TransformerLens' own format,")
     try:
         cfg = HookedTransformerConfig.from_dict({**config, "device": str(device), "dtype": dtype})
     except TypeError as error:

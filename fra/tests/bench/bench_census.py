@@ -21,7 +21,10 @@ import pytest
 import torch
 
 import fra
+from fra._census.corpus import Corpus
+from fra._census.observe import Layer
 from fra.core.blocks import Side, causal_blocks
+from fra.core.channels import reduce_channels
 from fra.core.reductions import Entries, top_terms
 from fra.errors import FraError
 from fra.tests.bench import reference, workloads
@@ -131,6 +134,57 @@ def test_top(benchmark: Any, threads: int, d_sae: int) -> None:
         row=f"top 1 000 of a head, d_sae {d_sae}",
         against="its values alone",
         reach=1.3,
+    )
+
+
+def _entries(layer: Layer, corpus: Corpus) -> list[Entries]:
+    """Both sides of a resolved head, in double precision as `fra.resolve` makes them."""
+    live, slot = torch.unique(corpus.feature.long(), return_inverse=True)
+    pos, value = torch.arange(N_POS).repeat_interleave(L0), corpus.value.double()
+    sides = []
+    for side in ("query", "key"):
+        direction = layer.directions(side, 0, live).double()
+        vector = direction[slot] * value[:, None]
+        if layer.rotary is None:
+            sides.append(Entries(pos, corpus.feature.long(), vector, value, direction))
+        else:
+            sides.append(
+                Entries(pos, corpus.feature.long(), layer.rotary.rotate(vector.float(), pos).double(), None, None)
+            )
+    return sides
+
+
+@pytest.mark.parametrize("d_sae", [4_096, 24_576])
+@pytest.mark.parametrize("rotary", [False, True], ids=["plain", "rotary"])
+def test_channels_of_a_resolved_head(benchmark: Any, threads: int, d_sae: int, rotary: bool) -> None:
+    """`ResolvedHead.channels(n=50)` by sum."""
+    corpus = workloads.entries(1, N_POS, L0, d_sae)
+    layer = workloads.layer(d_sae, 1, n_pos=N_POS if rotary else None)
+    q, k = _entries(layer, corpus)
+    held_against(
+        benchmark,
+        lambda: reduce_channels(q, k, layer.mask(N_POS), "sum", 50, 1, d_sae, torch.float32),
+        lambda: reference.channels(layer, corpus, 0, ("sum",), 50),
+        row=f"ResolvedHead.channels(n=50), d_sae {d_sae}{', RoPE' if rotary else ''}",
+        against="one product and indexed add a position pair",
+        reach=1 / 15,
+    )
+
+
+@pytest.mark.parametrize("d_sae", [4_096, 24_576])
+def test_top_of_a_resolved_head(benchmark: Any, threads: int, d_sae: int) -> None:
+    """`ResolvedHead.top(1000)`, in double precision, against the bare causal products in single precision."""
+    corpus, layer = workloads.entries(1, N_POS, L0, d_sae), workloads.layer(d_sae, 1)
+    q, k = _entries(layer, corpus)
+    left, right = q.vector.float(), k.vector.float()
+    cuts = range(0, len(left), 1024)
+    held_against(
+        benchmark,
+        lambda: top_terms(q, k, layer.mask(N_POS), 1_000, "abs", torch.float32),
+        lambda: [left[low : low + 1024] @ right[: low + 1024].mT for low in cuts],
+        row=f"ResolvedHead.top(1000), d_sae {d_sae}",
+        against="bare causal products",
+        reach=4,
     )
 
 

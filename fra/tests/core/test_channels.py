@@ -88,6 +88,32 @@ def test_most_is_never_computed(kind: str, monkeypatch: pytest.MonkeyPatch) -> N
     h.channels("sum")
     assert seen == len(h.query.entries.live) * len(h.key.entries.live)
     assert few < 0.4 * seen
+    if kind == "gpt2":  # after the first look couplings bound the rest
+        assert few <= module.SAMPLED**2
+
+
+@pytest.mark.parametrize("reduce", ["sum", "abs", "mean"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "window"])
+def test_channels_one_by_one_are_those_of_the_tables(reduce: Reduce, causal: bool) -> None:
+    """And of the few that are left, none is missing that reaches the threshold."""
+    h = head("gpt2")
+    mask = h.frozen.mask if causal else h.frozen.mask & ~torch.ones_like(h.frozen.mask).tril(-7)
+    tables = module.ChannelTables(h.query.entries, h.key.entries, mask, reduce)
+    assert tables.closely_bounded
+    rows, columns = slice(3, len(tables.q.live) // 2), slice(2, len(tables.k.live))
+    count = tables.count(rows, columns)
+    value = tables.value(rows, columns, count)
+    threshold = float(value.abs().flatten().topk(60).values[-1])
+    few = tables.strong(rows, columns, threshold)
+    assert few is not None
+    q_at, k_at = few
+    assert len(q_at) < value.numel() // 8
+    left = torch.zeros_like(value, dtype=torch.bool)
+    left[q_at - rows.start, k_at - columns.start] = True
+    assert not (value.abs() >= threshold)[~left].any()
+    values, counts = tables.one_by_one(q_at, k_at)
+    assert torch.equal(counts, count[left])
+    assert values.numpy() == pytest.approx(value[left].numpy(), rel=1e-9, abs=1e-12)
 
 
 def test_a_refusal_comes_when_the_limit_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:

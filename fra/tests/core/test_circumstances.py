@@ -16,7 +16,7 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import DeepseekV3Config, GPTBigCodeConfig, GPTNeoXConfig, StableLmConfig
 
 import fra
-from fra.architectures.face import face
+from fra.architectures.face import face, set_aside
 from fra.architectures.known import check_layer_and_head, one_document
 from fra.checkpoints.weights import quiet
 from fra.dictionaries.codes import check_dictionary
@@ -59,12 +59,22 @@ def deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
+@contextmanager
+def rough_products() -> Iterator[None]:
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 AMBIENT: dict[str, Callable[[], Any]] = {
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "default dtype": lambda: default_dtype(torch.float64),
     "default device": lambda: torch.device("meta"),
     "inference mode": torch.inference_mode,
     "deterministic": deterministic,
+    "rough products": rough_products,
     "grad": torch.enable_grad,
 }
 
@@ -93,6 +103,13 @@ def test_the_callers_ambient_state_changes_nothing(ambient: str) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == other.dtype and one.device == other.device
         assert torch.equal(one, other)
+
+
+def test_rough_products_are_set_aside_and_put_back() -> None:
+    with rough_products():
+        with set_aside():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "medium"
 
 
 def test_what_is_removed_under_autocast_is_computed_in_single_precision() -> None:

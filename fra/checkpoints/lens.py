@@ -34,7 +34,7 @@ def model_names() -> dict[str, str]:
     if loading_from_pretrained is not None:
         found: dict[str, str] = loading_from_pretrained.make_model_alias_map()
         return found
-    from transformer_lens import supported_models
+    from transformer_lens import supported_models  # type: ignore[unreachable]
 
     aliases: Any = supported_models.MODEL_ALIASES
     return {alias.lower(): name for name, every in aliases.items() for alias in (name, *every)}

@@ -247,7 +247,7 @@ def _offer(
         best.offer_tile(values, q_ids[rows] * d_sae, k_ids[columns], count, least)
         return
     together = max(1, reductions.TILE_ELEMENTS // (2 * len(tables.mask)))
-    for q_at, k_at in zip(few[0].split(together), few[1].split(together), strict=True):
+    for q_at, k_at in zip(torch.split(few[0], together), torch.split(few[1], together), strict=True):
         value, count = tables.one_by_one(q_at, k_at)
         value, enough = value.to(dtype), count >= least
         code = q_ids[q_at] * d_sae + k_ids[k_at]

@@ -76,7 +76,7 @@ def contrast(
     return repeated[..., doc, pos, batch.row_key] - torch.maximum(here, moved)
 
 
-def row_sums(values: Float[Tensor, "*heads n_rows"], batch: Batch) -> Float[np.ndarray, "n_documents *heads"]:
+def row_sums(values: Float[Tensor, "*heads n_rows"], batch: Batch) -> Float[np.ndarray, "n_documents *heads"]:  # noqa: F821
     """Sums of row values by document."""
     moved = values.movedim(-1, 0).double()
     out = moved.new_zeros(len(batch), *moved.shape[1:])

@@ -30,7 +30,7 @@ from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 
 
-def parameter(model: Model, layer: int, name: str) -> Float[Tensor, "heads *size"]:
+def parameter(model: Model, layer: int, name: str) -> Float[Tensor, "heads *size"]:  # noqa: F821
     """W_Q, W_K, b_Q or b_K as the model holds it: a view, so that writing to it changes the model."""
     held = architecture_of(model).held(layer, name)
     if held is None:

@@ -448,8 +448,9 @@ def _as_p(p: ArrayLike) -> Floats:
 
 
 def by_source(
-    values: Float[np.ndarray, "n_documents *rest"], sources: Sequence[str]
-) -> Float[np.ndarray, "n_sources *rest"]:
+    values: Float[np.ndarray, "n_documents *rest"],  # noqa: F821
+    sources: Sequence[str],
+) -> Float[np.ndarray, "n_sources *rest"]:  # noqa: F821
     """Sums over documents of one source: what is resampled as one."""
     names, index = np.unique(np.asarray(sources), return_inverse=True)
     out = np.zeros((len(names), *values.shape[1:]))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerOnText:
     """One layer on one text, frozen, with its codes: what everything on the page is made of."""
 
     target: Target
@@ -55,12 +55,12 @@ class Layer:
 
 
 @torch.no_grad()
-def measure(target: Target, ids: Int[Tensor, " pos"], layer: int, heads: Sequence[int]) -> Layer:
+def measure(target: Target, ids: Int[Tensor, " pos"], layer: int, heads: Sequence[int]) -> LayerOnText:
     """Runs the text through model and dictionary. Raises FraError as `fra.resolve` does."""
     hook, sae = target.dictionary_for(layer)
     with set_aside():
         frozen = freeze(target.model, ids[None], layer, hook)
-        return Layer(target, sae, ids, frozen, codes(sae, frozen.x), heads)
+        return LayerOnText(target, sae, ids, frozen, codes(sae, frozen.x), heads)
 
 
 def _punctuation(token: str) -> bool:
@@ -68,7 +68,7 @@ def _punctuation(token: str) -> bool:
     return not any(letter.isalnum() for letter in stripped)
 
 
-def about(layer: Layer, text: str) -> dict[str, Any]:
+def about(layer: LayerOnText, text: str) -> dict[str, Any]:
     """What the page says in words and small numbers: target, tokens, heads, dictionary."""
     target, frozen = layer.target, layer.frozen
     shown = text_of(target.tokenizer)
@@ -94,7 +94,7 @@ def about(layer: Layer, text: str) -> dict[str, Any]:
     }
 
 
-def shared(layer: Layer, pack: Pack) -> None:
+def shared(layer: LayerOnText, pack: Pack) -> None:
     """What all heads need: entries, angles, and by head the gains and each position's sums by kind of term."""
     frozen, found = layer.frozen, layer.codes
     pos = frozen.x.shape[1]
@@ -115,7 +115,7 @@ def shared(layer: Layer, pack: Pack) -> None:
             pack.numbers(f"{side}_{term}", torch.stack([both[number].sum(term) for both in sides]))
 
 
-def of_head(layer: Layer, head: int, pack: Pack, precision: Precision) -> None:
+def of_head(layer: LayerOnText, head: int, pack: Pack, precision: Precision) -> None:
     """A head's maps of every live feature: U (the score's scale included), V, and through W_V where outputs are
     shown.
     """

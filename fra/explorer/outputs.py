@@ -20,7 +20,7 @@ from fra.core.weights import ov_weights
 from fra.dictionaries.codes import dictionary_hook, neuronpedia
 from fra.dictionaries.hooks import LayerHooks
 from fra.dictionaries.texts import text_of
-from fra.explorer.gather import Layer
+from fra.explorer.gather import LayerOnText
 from fra.explorer.pack import Pack, Precision
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LOGITS = 6
 
 
-def outputs_of(target: Target, layer: Layer) -> tuple[Layer, HeadOutputs | None, Any]:
+def outputs_of(target: Target, layer: LayerOnText) -> tuple[LayerOnText, HeadOutputs | None, Any]:
     """The layer with its value maps, its head outputs and the dictionary of these; as it was, and None, where the
     target has none.
     """
@@ -67,7 +67,7 @@ def about_outputs(target: Target, seen: HeadOutputs, sae: Any) -> dict[str, Any]
 
 
 @torch.no_grad()
-def shared_outputs(layer: Layer, seen: HeadOutputs, pack: Pack) -> None:
+def shared_outputs(layer: LayerOnText, seen: HeadOutputs, pack: Pack) -> None:
     """Firings with their DFA by head (all heads of the layer), gains, biases, and the values' sums by kind of term."""
     assert layer.ov is not None
     at, live = seen.live, torch.unique(seen.live.feature)

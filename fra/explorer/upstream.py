@@ -17,7 +17,7 @@ from fra.attribution.upstream import freeze_below, head_output_codes
 from fra.dictionaries.encoder import Encoder, linear_encoder
 from fra.dictionaries.hooks import LayerHooks, is_normalized
 from fra.errors import FraError
-from fra.explorer.gather import Layer
+from fra.explorer.gather import LayerOnText
 from fra.explorer.pack import Pack
 
 SHOWN = 8
@@ -28,7 +28,7 @@ Written = list[tuple[str, Float[Tensor, "pos d_model"]]]
 
 
 @torch.no_grad()
-def shared_upstream(layer: Layer, pack: Pack) -> dict[str, Any]:
+def shared_upstream(layer: LayerOnText, pack: Pack) -> dict[str, Any]:
     """Of every live entry of the attention input: its strongest upstream components and what the rest, and the
     encoder's constant, bring. Returns the components' names; or, under "why", one sentence on why they are not known.
     """
@@ -44,7 +44,7 @@ def shared_upstream(layer: Layer, pack: Pack) -> dict[str, Any]:
 
 
 def entry_components(
-    layer: Layer,
+    layer: LayerOnText,
 ) -> tuple[
     list[str],
     Int[Tensor, "entries shown"],
@@ -94,7 +94,7 @@ def entry_components(
     return names, owner.gather(1, chosen), largest, every.sum(1) - largest.sum(1), encoder.bias[found.feature]
 
 
-def _reads(layer: Layer, encoder: Encoder) -> Float[Tensor, "entries d_model"]:
+def _reads(layer: LayerOnText, encoder: Encoder) -> Float[Tensor, "entries d_model"]:
     """What each live entry's pre-activation reads in the residual stream, the norm's scale and the dictionary's gain
     frozen.
     """
@@ -111,7 +111,7 @@ def _reads(layer: Layer, encoder: Encoder) -> Float[Tensor, "entries d_model"]:
     raise FraError("the norm before this layer is not the residual stream over a scale in this architecture.")
 
 
-def _written(layer: Layer) -> tuple[Written, list[tuple[str, Tensor, Tensor, Tensor, int]]]:
+def _written(layer: LayerOnText) -> tuple[Written, list[tuple[str, Tensor, Tensor, Tensor, int]]]:
     """Everything that is written to the residual stream below, by name; and for each lower layer with a dictionary of
     head outputs: a prefix, and of every live feature there position, vector and id, by position, with the place in the
     list of the component that they are taken from.

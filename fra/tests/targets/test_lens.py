@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import transformer_lens
 
 import fra
 from fra.checkpoints import lens
@@ -46,7 +47,7 @@ def test_short_names_are_those_of_either_version(monkeypatch: pytest.MonkeyPatch
     other = ModuleType("transformer_lens.supported_models")
     vars(other)["MODEL_ALIASES"] = {"EleutherAI/pythia-70m": ["Pythia-70M", "pythia"], "gpt2": ["gpt2-small"]}
     monkeypatch.setitem(sys.modules, other.__name__, other)
-    monkeypatch.setattr("transformer_lens.supported_models", other)
+    monkeypatch.setattr(transformer_lens, "supported_models", other, raising=False)
     names = lens.model_names()
     assert names["pythia-70m"] == names["eleutherai/pythia-70m"] == "EleutherAI/pythia-70m"
     assert names["gpt2-small"] == "gpt2"

@@ -85,7 +85,7 @@ const views = {
     const show = (found) => out.replaceChildren(tag(["", "value", "query → key feature", "cells", ""], "channels", found.map(({ i, j, value, count }, rank) => [String(rank + 1), signed(value), el("div", {}, pairButton(i, j)), String(count), offButton(i, j)])));
     searches.last = key; // what is no longer asked for is given up
     if (!searches.has(key)) searches.set(key, new Promise((done) => setTimeout(done)).then(() => head.search(options, () => searches.last === key)));
-    searches.get(key).then((found) => (found ? show(found) : searches.delete(key)));
+    searches.get(key).then((found) => found ? show(found) : (searches.delete(key), out.isConnected && draw()));
     return [
       el("div", { class: "bar" }, choice("by", "strongest by", [["sum", "sum over the text"], ["mean", "mean while live"], ["peak", "peak anywhere"]]),
         el("label", {}, "live in at least ", el("input", { type: "number", min: 1, max: 9999, value: options.least, onchange: (event) => go({ least: event.target.value }) }), " cells")),

@@ -17,6 +17,7 @@ from fra._census.follow import Followed, channels_to_follow
 from fra._census.job import CensusReduce
 from fra._census.observe import Observer, documents_digest, plan, stripe_lists, token_documents
 from fra._census.result import NEED_INPUTS, NEED_STRIPES, Census
+from fra._census.shards import Shard, check_shard, cut, versions
 from fra.architectures.architecture import Model
 from fra.architectures.face import face
 from fra.architectures.known import Tokens, architecture_of, check_layer_and_head
@@ -41,6 +42,7 @@ def census(
     checkpoint_every: int = 256,
     follow: Tensor | pd.DataFrame | None = None,
     n_examples: int = 10,
+    shard: tuple[int, int] | None = None,
 ) -> Census:
     """Observes documents at one attention layer, for reductions over positions of all live channels of all heads.
 
@@ -76,9 +78,12 @@ def census(
     refused. follow: channels whose `n_examples` strongest contributions are to be
     kept while documents are seen, for `Census.followed`: a tensor [n, 2] of query and key features, for every head, or
     a DataFrame with columns q_feature, k_feature and perhaps head, as `Census.channels` gives it; 40 bytes a
-    contribution kept, whatever is seen. Computed in the model's precision, half precisions in float32. Raises
-    FraError for documents, stripes, heads, channels, or a dictionary that do not fit, for a model whose rotary angles
-    depend on a text's length where these texts differ in them, and for a checkpoint of something else.
+    contribution kept, whatever is seen. shard: (k, n) sees the k-th of n shards alone: some of the passes that one run
+    makes, perhaps none; `documents` are all documents for every shard. `Census.merge` of all n, or `Census.merge_files`
+    of what they saved, equals one run to the bit, on as many threads and the same kind of device. Computed in the
+    model's precision, half precisions in float32. Raises FraError for documents, stripes, heads, channels, or a
+    dictionary that do not fit, for a model whose rotary angles depend on a text's length where these texts differ in
+    them, for what is no shard, and for a checkpoint of something else.
     """
     documents = token_documents(documents)
     offsets = stripe_lists(documents, stripes)
@@ -100,12 +105,25 @@ def census(
         ids = channels_to_follow(follow, chosen, observer.layer.d_sae)
         fresh = followed = Followed.nothing(ids, n_examples, observer.layer.decoder)
     batches = list(plan([len(tokens) for tokens in documents]))
+    own = None
+    if shard is not None:
+        number, of = check_shard(shard)
+        own = Shard(
+            number=number,
+            of=of,
+            n_documents=len(documents),
+            n_batches=len(batches),
+            longest=len(longest),
+            documents=documents_digest(documents, offsets),
+            versions=versions(observer.layer.decoder.device),
+        )
+        batches = cut(batches, number, of)
     order = [number for batch in batches for number in batch]
     parts: list[Corpus] = []
     with ExitStack() as stack:
         store = None
         if checkpoint is not None:
-            about = _about(observer, documents, offsets, followed)
+            about = _about(observer, documents, offsets, followed, own)
             store = stack.enter_context(Checkpoint(Path(checkpoint), about, order))
             for part, tensors in store.parts():
                 parts.append(part.to(observer.layer.decoder.device))
@@ -123,7 +141,7 @@ def census(
             waiting = sum(len(part.number) for part in parts[unsaved:])
             if waiting_followed is not None:
                 waiting_followed = waiting_followed.see(observer.layer, parts[-1])
-            if store is not None and (waiting >= checkpoint_every or seen == len(documents)):
+            if store is not None and (waiting >= checkpoint_every or seen == len(order)):
                 more = {} if waiting_followed is None else waiting_followed.tensors()
                 store.save(concatenate(parts[unsaved:], renumber=False), more)
                 unsaved = len(parts)
@@ -131,10 +149,10 @@ def census(
                     followed, waiting_followed = followed.merge(waiting_followed), fresh
         if followed is not None and waiting_followed is not None:
             followed = followed.merge(waiting_followed)
-    corpus = concatenate(parts, renumber=False)
-    if not len(corpus.feature):
+    corpus = concatenate(parts, renumber=False) if parts else observer.nothing()
+    if not len(corpus.feature) and own is None:
         raise FraError("no feature of the dictionary is live on any position (L0 is zero): wrong weights or hook.")
-    return Census(observer.layer, corpus, chosen, reduces, memory_budget, observer.fingerprint, followed)
+    return Census(observer.layer, corpus, chosen, reduces, memory_budget, observer.fingerprint, followed, own)
 
 
 def check_reduces(reduces: Sequence[str], with_stripes: bool) -> None:
@@ -163,10 +181,16 @@ def _check_ids(model: Model, documents: Sequence[Tensor]) -> None:
 
 
 def _about(
-    observer: Observer, documents: Sequence[Tensor], offsets: Sequence[Sequence[int]], followed: Followed | None
+    observer: Observer,
+    documents: Sequence[Tensor],
+    offsets: Sequence[Sequence[int]],
+    followed: Followed | None,
+    shard: Shard | None,
 ) -> dict[str, object]:
     about: dict[str, object] = {
         "fingerprint": observer.fingerprint(),
         "documents": documents_digest(documents, offsets),
     }
-    return about if followed is None else {**about, "follow": [followed.k, followed.channels.tolist()]}
+    if followed is not None:
+        about["follow"] = [followed.k, followed.channels.tolist()]
+    return about if shard is None else {**about, "shard": shard.about()}

@@ -193,7 +193,7 @@ def merge_files(paths: Sequence[str | Path], output: str | Path) -> int:
     """Joins the files of all shards of a census, given in any order, into the file that one run would have saved;
     complete or absent. Returns its number of documents.
 
-    No model is loaded, and of the parts one is in memory at a time (of the others some 2 kB each). Raises FraError,
+    No model is loaded, and of the parts one is in memory at a time (of the others some 6 kB each). Raises FraError,
     naming files, where parts are missing, there twice, damaged, or not of one census.
     """
     if not paths:

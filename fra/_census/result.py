@@ -27,6 +27,17 @@ NEED_STRIPES = ("contrast", "sensitivity")
 NEED_INPUTS = ("sensitivity", "mass")
 
 
+def about_of(
+    fingerprint: str, heads: Sequence[int], reduces: Sequence[str], followed: Followed | None, shard: Shard | None
+) -> dict[str, object]:
+    """What stands in the header of a census's file."""
+    about: dict[str, object] = {"fingerprint": fingerprint, "heads": list(heads), "reduces": list(reduces)}
+    if shard is None:
+        return about
+    follow = {} if followed is None else {"follow": [followed.k, followed.channels.tolist()]}
+    return {**about, **follow, "shard": shard.about()}
+
+
 @facing
 class Census:
     """What `census` saw, ready to be reduced; merge parts of a larger one, save, load."""
@@ -275,14 +286,7 @@ class Census:
         return described(name, self._about())
 
     def _about(self) -> dict[str, object]:
-        about: dict[str, object] = {
-            "fingerprint": self.fingerprint,
-            "heads": list(self.heads),
-            "reduces": list(self.reduces),
-        }
-        if self._followed is not None and self.shard is not None:
-            about["follow"] = [self._followed.k, self._followed.channels.tolist()]
-        return about if self.shard is None else {**about, "shard": self.shard.about()}
+        return about_of(self.fingerprint, self.heads, self.reduces, self._followed, self.shard)
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, with JSON in its header; complete or absent, whatever interrupts."""

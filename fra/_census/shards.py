@@ -122,6 +122,8 @@ _SAID = {
     "fingerprint": "weights, dictionary, layer or precision",
     "documents": "documents or stripes",
     "n_documents": "documents",
+    "n_batches": "documents or versions",
+    "longest": "documents",
     "heads": "heads",
     "reduces": "reductions",
     "versions": "library versions or device",
@@ -139,13 +141,8 @@ def in_order(parts: Sequence[Described]) -> list[int]:
             raise FraError(
                 f"{first.name} is {first.shard} and {part.name} is {part.shard}: give the shards of one division."
             )
-        for key in dict.fromkeys([*first.of, *part.of]):
-            one, other = first.of.get(key), part.of.get(key)
-            if one != other:
-                shown = f" ({_differ(one, other)})" if key == "versions" else ""
-                raise FraError(
-                    f"{first.name} and {part.name} are of other {_SAID.get(key, key)}{shown}: take one of them anew."
-                )
+        if said := other_than(first, part):
+            raise FraError(f"{first.name} and {part.name} are of other {said}: take one of them anew.")
         if part.shard.number in found:
             twice = parts[found[part.shard.number]].name
             raise FraError(f"{part.shard} is there twice ({twice} and {part.name}): leave one out.")
@@ -156,6 +153,15 @@ def in_order(parts: Sequence[Described]) -> list[int]:
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
         raise FraError(f"shards are missing: {names}{more}; take them, then merge.")
     return [found[number] for number in sorted(found)]
+
+
+def other_than(one: Described, other: Described) -> str | None:
+    """What two parts are not of alike, in words; None where they are of one census."""
+    for key in dict.fromkeys([*one.of, *other.of]):
+        a, b = one.of.get(key), other.of.get(key)
+        if a != b:
+            return _SAID.get(key, key) + (f" ({_differ(a, b)})" if key == "versions" else "")
+    return None
 
 
 def _differ(one: object, other: object) -> str:

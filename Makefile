@@ -28,7 +28,7 @@ ONE_THREAD := $(CALM) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup their-environment smollm2 claims test lint format bench bench-census calibrate seeds mutants mutmut cards frontiers mini twin report clean
+.PHONY: help setup their-environment smollm2 claims test lint format bench bench-census calibrate seeds mutants mutmut cards frontiers docs mini twin report clean
 
 help:
 	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'
@@ -43,6 +43,7 @@ help:
 	@echo 'make mutmut   every mutant of the modules in fra/tests/mutations.toml: noticed by a test, or explained (hours)'
 	@echo 'make cards    feature cards of HOOK=$(HOOK) into build/cards, linked from build/report.html'
 	@echo 'make frontiers  quality of the study of dictionaries, in total and by head: build/frontiers.csv'
+	@echo 'make docs     the documentation site, in build/docs; it runs the notebooks of examples/'
 	@echo 'make report   build/report.html from build/ledger.json, nothing measured'
 	@echo 'make mini     the embedded target anew: CORPUS=DIR with .txt files'
 	@echo 'make twin     the untrained twin of the embedded target as a target: build/twin/twin.toml'
@@ -135,6 +136,12 @@ cards: $(INSTALLED)
 frontiers: $(INSTALLED)
 	@mkdir -p build
 	$(CALM) $(BIN)/python -m fra.frontiers "$(TARGET)" -o build/frontiers.csv $(ARGS)
+
+# A warning is an error. The notebooks run again where they changed: build/notebooks keeps what they showed.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	$(CALM) $(BIN)/python -m sphinx -W --keep-going -E -q -b html -d build/doctrees docs build/docs $(ARGS)
+	@echo 'wrote build/docs/index.html'
 
 report: $(INSTALLED)
 	$(BIN)/python -m fra.report build/ledger.json -o build/report.html

@@ -1,10 +1,12 @@
 from . import attribution as attribution
 from . import cards as cards
 from . import claim as claim
+from . import doctor as doctor
 from . import errors as errors
 from . import gauges as gauges
 from . import induction as induction
 from . import interventions as interventions
+from . import plot as plot
 from . import report as report
 from . import stimuli as stimuli
 from . import structured as structured

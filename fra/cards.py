@@ -174,6 +174,38 @@ def _by_feature(live: Live) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarra
     return {int(i): own for i, own in zip(ids, zip(*columns, strict=True), strict=True)}
 
 
+def run(
+    target: str,
+    hook: str,
+    output: Path,
+    *,
+    report: Path | None = None,
+    documents: int | None = None,
+    device: str = "cpu",
+    quiet: bool = False,
+) -> None:
+    """Write the pages of one dictionary of a target and say where they are; progress on stderr unless `quiet`.
+
+    Raises FraError as `load_target` and `cards` do, and where the folder cannot be written.
+    """
+    from fra.targets.target import load_target
+
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    loaded = load_target(target, device=device)
+    by_head = cards(loaded, hook, n_documents=documents, progress=say)
+    layer = head_output_layer(loaded.dictionaries[hook])
+    d_sae = len(loaded.dictionaries[hook].W_dec)
+    about = loaded.name, hook, layer, d_sae
+    written = write_pages(by_head, output, *about, fingerprint=loaded.fingerprint(), report=report)
+    say(f"{time.monotonic() - began:.0f} s")
+    print(f"wrote {written} pages, {sum(map(len, by_head.values()))} features: {output / 'index.html'}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Write the pages: 0, or 2 with one sentence on stderr."""
     parser = argparse.ArgumentParser(
@@ -186,27 +218,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--documents", type=int, help="how many of the target's texts (default: all)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quiet", action="store_true")
-    options = parser.parse_args(argv)
-    from fra.targets.target import load_target
-
-    began = time.monotonic()
-
-    def say(line: str) -> None:
-        if not options.quiet:
-            print(line, file=sys.stderr, flush=True)
-
     try:
-        target = load_target(options.target, device=options.device)
-        by_head = cards(target, options.hook, n_documents=options.documents, progress=say)
-        layer = head_output_layer(target.dictionaries[options.hook])
-        d_sae = len(target.dictionaries[options.hook].W_dec)
-        about = {"fingerprint": target.fingerprint(), "report": options.report}
-        written = write_pages(by_head, options.output, target.name, options.hook, layer, d_sae, **about)
+        run(**vars(parser.parse_args(argv)))
     except FraError as error:
         print(f"fra.cards: {error}", file=sys.stderr)
         return 2
-    say(f"{time.monotonic() - began:.0f} s")
-    print(f"wrote {written} pages, {sum(map(len, by_head.values()))} features: {options.output / 'index.html'}")
     return 0
 
 

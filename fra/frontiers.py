@@ -58,6 +58,25 @@ def table(frontier: Frontier, progress: Callable[[str], None] = lambda _: None) 
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def run(
+    target: str, output: Path, *, documents: int = 120, stimulus: str = "repeated_natural", device: str = "cpu"
+) -> None:
+    """Write the table of a target's study as CSV and say so; progress on stderr.
+
+    documents: half of them for L0, half for the loss. Raises FraError as `load_target` does, for a target without a
+    study, and where the file cannot be written.
+    """
+    from fra.targets.target import load_target
+
+    frontier = study(load_target(target, device=device), Study(documents=documents), stimulus)
+    if frontier is None:
+        raise FraError(NO_STUDY)
+    check_writable(output)  # before anything is measured
+    found = table(frontier, lambda line: print(line, file=sys.stderr, flush=True))
+    write_text(found.to_csv(index=False), output)
+    print(f"wrote {len(found)} rows: {output}")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Write the table: 0, or 2 with one sentence on stderr."""
     parser = argparse.ArgumentParser(prog="python -m fra.frontiers", description="Frontiers of a target's study.")
@@ -66,21 +85,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--documents", type=int, default=120, help="half for L0, half for the loss (default: 120)")
     parser.add_argument("--stimulus", default="repeated_natural", choices=("natural", "repeated_natural"))
     parser.add_argument("--device", default="cpu")
-    options = parser.parse_args(argv)
-    from fra.targets.target import load_target
-
     try:
-        target = load_target(options.target, device=options.device)
-        frontier = study(target, Study(documents=options.documents), options.stimulus)
-        if frontier is None:
-            raise FraError(NO_STUDY)
-        check_writable(options.output)  # before anything is measured
-        found = table(frontier, lambda line: print(line, file=sys.stderr, flush=True))
-        write_text(found.to_csv(index=False), options.output)
+        run(**vars(parser.parse_args(argv)))
     except FraError as error:
         print(f"fra.frontiers: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {len(found)} rows: {options.output}")
     return 0
 
 

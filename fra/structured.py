@@ -31,6 +31,7 @@ from fra.errors import FraError
 from fra.statistics.stats import seed_of
 from fra.stimuli.padding import padded
 from fra.targets.target import has_dictionary, load_target
+from fra.verdicts.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -139,22 +140,19 @@ def report(target: Target, n: int = 24) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: (KINDS.index(row["kind"]), -row["difference"]))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the report; exit 2 on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m fra.structured", description=__doc__.split("\n", 1)[0])
-    parser.add_argument("target", nargs="?", default="mini")
-    parser.add_argument("-n", type=int, default=24, help="sentences of each kind")
-    parser.add_argument("-o", type=Path, help="also write the rows as JSON")
-    options = parser.parse_args(arguments)
-    try:
-        if options.n < 1:
-            raise FraError(f"-n is {options.n}: at least one sentence is needed.")
-        rows = report(load_target(options.target), options.n)
-        if options.o is not None:
-            options.o.write_text(json.dumps(rows, indent=1) + "\n")
-    except (FraError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 2
+def run(target: str = "mini", *, n: int = 24, output: Path | None = None) -> None:
+    """Print the strongest heads of every kind with their channels; all rows as JSON into `output` where it is given.
+
+    n: sentences of each kind. Raises FraError as `load_target` and `structured` do, for n below 1, and where the file
+    cannot be written.
+    """
+    if n < 1:
+        raise FraError(f"-n is {n}: at least one sentence is needed.")
+    if output is not None:
+        check_writable(output)  # before anything is measured
+    rows = report(load_target(target), n)
+    if output is not None:
+        write_text(json.dumps(rows, indent=1) + "\n", output)
     print("exploratory: chosen and shown on the same sentences, nothing is tested\n")
     for kind in KINDS:
         print(kind)
@@ -163,6 +161,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(
                 f"  {row['head']:6} attention {row['attention']:.3f}, difference {row['difference']:+.3f}: {channels}"
             )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the report; exit 2 on bad input."""
+    parser = argparse.ArgumentParser(prog="python -m fra.structured", description=__doc__.split("\n", 1)[0])
+    parser.add_argument("target", nargs="?", default="mini")
+    parser.add_argument("-n", type=int, default=24, help="sentences of each kind")
+    parser.add_argument("-o", "--output", metavar="FILE.json", type=Path, help="also write the rows as JSON")
+    try:
+        run(**vars(parser.parse_args(arguments)))
+    except FraError as error:
+        print(f"fra.structured: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -78,6 +78,12 @@ class Census:
         }
         return as_html("Census", facts)
 
+    def plot(self, head: int | str | None = None, n: int = 15, *, reduce: CensusReduce | None = None) -> Any:
+        """The n strongest channels of one head as bars (`fra.plot.census`); returns matplotlib's axes."""
+        from fra.plot import census
+
+        return census(self, head, n, reduce=reduce)
+
     @property
     def n_documents(self) -> int:
         """Documents seen."""

@@ -29,6 +29,8 @@ from fra.errors import FraError
 from fra.verdicts.claim import parse_head
 from fra.verdicts.shown import as_html
 
+_PICTURED = 256
+"""Tokens of a document that is drawn where its head is shown in a notebook."""
 TERMS = ("feature", "bias", "error")
 
 
@@ -123,13 +125,42 @@ class ResolvedHead:
             f"{len(self.codes.row)} live entries of {self.d_sae} features)"
         )
 
+    @property
+    def name(self) -> str:
+        """The head, as "L1H4"."""
+        return f"L{self.frozen.layer}H{self.head}"
+
     def _repr_html_(self) -> str:
+        from fra.plot.pictures import head_html, pattern_svg
+
         facts = {
             "document": f"{self.n_pos} tokens" + ("" if self.tokens is None else f": {''.join(self.tokens)[:200]}"),
             "dictionary": f"{self.d_sae} features at {self.frozen.hook_name}",
             "live entries": f"{len(self.codes.row)} ({len(self.codes.row) / self.n_pos:.1f} a token)",
         }
-        return as_html(f"L{self.frozen.layer}H{self.head}", facts)
+        if self.n_pos > _PICTURED:
+            return as_html(self.name, facts | {"picture": f"m.plot(), for more than {_PICTURED} tokens"})
+        tokens = [str(at) for at in range(self.n_pos)] if self.tokens is None else self.tokens
+        pairs = float(self.frozen.mask.sum())
+        blocks = {" · ".join(name): float(block.abs().sum()) / pairs for name, block in self.blocks().items()}
+        found = self.channels(n=5, text=self.tokens is not None).to_dict("records")
+        rows = [
+            (row["q_feature"], row["k_feature"], f"{row.get('q_token', '')!r} → {row.get('k_token', '')!r}",
+             f"{row['value']:+.3g}", row["count"])
+            for row in found
+        ]  # fmt: skip
+        pattern = pattern_svg(self.attention().tolist(), tokens, f"{self.name}: attention")
+        return head_html(self.name, facts, pattern, blocks, rows)
+
+    def plot(self, q_pos: int | None = None, k_pos: int | None = None, *, n_channels: int = 10) -> Any:
+        """A matplotlib figure of the head on this document: its pattern, one score as the sum of its blocks (that of
+        `strongest_edge` where no position is given), its strongest channels; `fra.plot` has each of them alone.
+
+        Raises FraError where matplotlib is not installed, and for positions that have no score.
+        """
+        from fra.plot import head
+
+        return head(self, q_pos, k_pos, n_channels=n_channels)
 
     @property
     def n_pos(self) -> int:
@@ -147,6 +178,22 @@ class ResolvedHead:
         """
         q, k = (torch.stack([side.sum(term) for term in TERMS]).sum(0) for side in (self.query, self.key))
         return self._masked(q @ k.mT, -torch.inf)
+
+    def attention(self) -> Float[Tensor, "q_pos k_pos"]:
+        """The pattern that these scores make: the model's own, up to rounding."""
+        return self.frozen.attention(self.scores())
+
+    def strongest_edge(self) -> tuple[int, int]:
+        """Query and key of the strongest attention to an earlier token that is not the document's first.
+
+        Raises FraError for a document without one.
+        """
+        if self.n_pos < 3:
+            raise FraError("the text is too short to look back in: give at least three tokens, a BOS among them.")
+        pattern = self.attention().tril(-1)
+        pattern[:, 0] = 0
+        at = int(pattern.argmax())
+        return at // self.n_pos, at % self.n_pos
 
     def blocks(self) -> dict[tuple[str, str], Float[Tensor, "q_pos k_pos"]]:
         """The nine sums: ("feature", "bias" or "error" of the query, the same of the key). Zero where masked; they add

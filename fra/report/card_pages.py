@@ -18,8 +18,9 @@ from markupsafe import Markup
 
 from fra.report import card_links
 from fra.report.page import number
-from fra.report.tokens import AFTER, AROUND, BEFORE, SHADES, shaded, visible
+from fra.report.tokens import AFTER, AROUND, BEFORE, SHADES, shaded
 from fra.verdicts import files
+from fra.verdicts.shown import visible
 
 
 @dataclass(frozen=True)

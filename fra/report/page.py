@@ -22,15 +22,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from fra.errors import FraError
-from fra.report import card_links, drawings
+from fra.plot import drawings
+from fra.report import card_links
+from fra.report import overview as overviews
 from fra.report.card_links import CardLinks
 from fra.report.tokens import SHADES, shaded
-from fra.report.tokens import visible as visible  # what the terminal prints needs it too
 from fra.report.views import WIDTH, count, head_views, sections
-from fra.report.words import GLOSSARY, glossed
+from fra.report.words import GLOSSARY, glossed, grouped
 from fra.verdicts import files
 from fra.verdicts import ledger as ledgers
 from fra.verdicts.ledger import Ledger, Row
+from fra.verdicts.shown import visible
 
 GLYPHS = {
     "SUPPORTED": "✓",
@@ -168,6 +170,9 @@ def _template() -> Template:
         "brief": "{:.3g}".format,
         "glossed": glossed,
         "titled": titled,
+        "grouped": grouped,
+        "forest": overviews.forest,
+        "shortened": overviews.shortened,
         "page": lambda address: address.removeprefix(_NEURONPEDIA),
     }
     environment.globals |= {
@@ -181,17 +186,24 @@ def _template() -> Template:
         "heat_map": drawings.heat_map,
         "curves": drawings.curves,
         "glossary": GLOSSARY,
+        "forest_width": overviews.FOREST,
     }
     environment.globals["script"], environment.globals["script_hash"] = _script()
     return environment.get_template("report.html.j2")
 
 
-def render(ledger: Ledger, cards: CardLinks | None = None) -> str:
-    """The page, as HTML text. A function of the ledger and of where feature cards lie alone."""
+def render(ledger: Ledger, cards: CardLinks | None = None, baseline: Ledger | None = None) -> str:
+    """The page, as HTML text. A function of the ledger, of an earlier one that it is held against, and of where feature
+    cards lie alone.
+    """
     return _template().render(
         header=ledger.header,
         sections=sections(ledger),
         heads=head_views(ledger),
+        overview=overviews.overview(ledger, baseline),
+        baseline=None if baseline is None else baseline.header,
+        wall=overviews.wall(ledger),
+        chapters=sorted({row.claim[:1] for row in ledger.verdicts}),
         plural=ledgers.PLURAL,
         mark=numbered(1).__next__,
         totals={
@@ -203,7 +215,7 @@ def render(ledger: Ledger, cards: CardLinks | None = None) -> str:
     )
 
 
-def page(ledger: Ledger, file: Path, cards: Path | None = None) -> str:
+def page(ledger: Ledger, file: Path, cards: Path | None = None, baseline: Ledger | None = None) -> str:
     """The page as it is to stand in `file`, with links to the feature cards in the folder `cards` (`cards` beside the
     file, where it is not given).
 
@@ -212,7 +224,16 @@ def page(ledger: Ledger, file: Path, cards: Path | None = None) -> str:
     if cards is not None and not cards.is_dir():
         raise FraError(f"there is no folder {cards}: `python -m fra.cards` makes feature cards")
     folder = file.parent / "cards" if cards is None else cards
-    return render(ledger, card_links.read(folder, file, ledger.header.target, ledger.header.model))
+    return render(ledger, card_links.read(folder, file, ledger.header.target, ledger.header.model), baseline)
+
+
+def run(ledger: Path, output: Path, *, cards: Path | None = None, baseline: Path | None = None) -> None:
+    """Rebuild the page from a ledger and say where it is; baseline: an earlier ledger, against which the page says what
+    is new. Raises FraError for what is no ledger, as `page` does, and where the file cannot be written.
+    """
+    earlier = None if baseline is None else ledgers.read(baseline)
+    files.write_text(page(ledgers.read(ledger), output, cards, earlier), output)
+    print(f"wrote {output}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -225,13 +246,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--cards", metavar="DIR", type=Path, help="link the feature cards in the folders of DIR (default: cards beside)"
     )
-    options = parser.parse_args(argv)
+    parser.add_argument("--baseline", metavar="LEDGER.json", type=Path, help="an earlier ledger: say what is new since")
     try:
-        files.write_text(page(ledgers.read(options.ledger), options.output, options.cards), options.output)
+        run(**vars(parser.parse_args(argv)))
     except FraError as error:
         print(f"fra.report: {error}", file=sys.stderr)
         return 2
-    print(f"wrote {options.output}")
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 import numpy as np
 from jaxtyping import Float
 
-from fra.report.drawings import FAINTEST
+from fra.plot.drawings import FAINTEST
 
 BEST = "best channel on a document"
 """What a head's example is called in a row of the ledger."""

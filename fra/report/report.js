@@ -14,14 +14,35 @@
     }
     return texts.get(unit);
   };
+  // What is filtered stands in the address, behind "#?": a link shows the same rows. A row's own address goes first.
+  const remember = () => {
+    const state = new URLSearchParams();
+    for (const field of form.elements) {
+      const fresh = field.name === "order" ? "head" : "";
+      if (field.name && field.value !== fresh) state.set(field.name, field.value);
+    }
+    const text = state.toString();
+    const filtered = location.hash.startsWith("#?");
+    if (text && (filtered || !location.hash)) history.replaceState(null, "", `#?${text}`);
+    else if (!text && filtered) history.replaceState(null, "", "#");
+  };
+  const recall = () => {
+    if (!location.hash.startsWith("#?")) return;
+    for (const [name, value] of new URLSearchParams(location.hash.slice(2))) {
+      const field = form.elements[name];
+      if (!field || !field.name) continue;
+      if (field.tagName !== "SELECT" || [...field.options].some((option) => option.value === value)) field.value = value;
+    }
+  };
   const filter = () => {
-    const { words, verdict, kind, head } = form.elements;
+    const { words, verdict, kind, head, chapter } = form.elements;
     const sought = words.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const unit of units) {
       const fits =
         (!verdict.value || unit.data.v === verdict.value) &&
         (!kind.value || unit.element.closest("section").dataset.kind === kind.value) &&
+        (!chapter || !chapter.value || unit.element.closest("section").id.startsWith(chapter.value)) &&
         (!head.value || unit.data.h.split(" ").includes(head.value)) &&
         sought.every((word) => textOf(unit).includes(word));
       unit.element.hidden = !fits;
@@ -34,6 +55,7 @@
     for (const row of all(".index tbody tr")) {
       row.hidden = document.getElementById(decodeURIComponent(row.querySelector("a").hash.slice(1))).hidden;
     }
+    remember();
     document.getElementById("found").textContent = shown === units.length ? "" : `${shown} of ${units.length} shown`;
   };
   const known = (text, sign) => (text ? sign * Number(text) : Infinity); // what has no number comes last
@@ -77,12 +99,47 @@
   addEventListener("afterprint", () => {
     for (const details of closed) details.open = false;
   });
-  form.addEventListener("input", filter);
+  form.addEventListener("input", () => {
+    if (!location.hash.startsWith("#?")) history.replaceState(null, "", "#?");
+    filter();
+  });
   form.elements.order.addEventListener("change", sort);
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(() => (filter(), sort())));
-  addEventListener("hashchange", open);
+  addEventListener("hashchange", () => {
+    if (location.hash.startsWith("#?")) {
+      recall();
+      filter();
+      sort();
+    }
+    open();
+  });
+  const wall = document.getElementById("wall");
+  if (wall) {
+    const claims = wall.dataset.claims.split(" ");
+    const heads = wall.dataset.heads.trim().split(" ").map((text) => [text.split("@")[0], Number(text.split("@")[1])]);
+    const rowAt = (event) => {
+      const box = wall.getBoundingClientRect();
+      const scale = wall.viewBox.baseVal.width / box.width;
+      const x = (event.clientX - box.left) * scale;
+      const line = ((event.clientY - box.top) * scale - Number(wall.dataset.top)) / Number(wall.dataset.row);
+      const claim = claims[Math.floor(line)];
+      const head = heads.filter((entry) => entry[1] <= x).pop();
+      const name = claim && head && `${claim}:${head[0]}`;
+      return name && document.getElementById(name) ? name : "";
+    };
+    wall.addEventListener("mousemove", (event) => {
+      const name = rowAt(event);
+      const unit = name && document.getElementById(name).closest(".unit");
+      document.getElementById("pointed").textContent = name ? `${name.replace(":", " ")} ${unit.dataset.v}` : "";
+    });
+    wall.addEventListener("click", (event) => {
+      const name = event.target.closest("a") ? "" : rowAt(event);
+      if (name) location.hash = encodeURIComponent(name).replace("%3A", ":");
+    });
+  }
   form.hidden = false;
+  recall();
   filter(); // what a browser kept in the form from before
   sort();
   open();

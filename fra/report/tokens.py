@@ -7,10 +7,11 @@ that colour is never needed. Every token is text: escaped, control characters sh
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from markupsafe import Markup, escape
+
+from fra.verdicts.shown import visible
 
 BEFORE, AFTER = 12, 4
 """Tokens shown before and after the one that fires."""
@@ -18,13 +19,6 @@ AROUND = 5
 """Tokens shown on either side of the strongest source."""
 SHADES = 10
 """Classes p1 to p10 (positive) and n1 to n10 (negative) of the page's style sheet."""
-
-
-def visible(text: str) -> str:
-    """Control and direction characters as escapes: a token may hold any, and a page must show it and not obey it."""
-    return re.sub(
-        r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]", lambda m: ascii(m[0])[1:-1], text
-    )
 
 
 def shaded(tokens: Sequence[str], values: Sequence[float], marked: int, largest: float | None = None) -> Markup:

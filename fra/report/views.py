@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from fra.report import drawings
+from fra.plot import drawings
 from fra.verdicts import ledger as ledgers
 from fra.verdicts.claim import parse_head
 from fra.verdicts.ledger import ClaimNote, Ledger, Row

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from markupsafe import Markup, escape
 
-from fra.report.tokens import visible
+from fra.verdicts.shown import visible
 
 GLOSSARY = {
     "TIH": "token induction head: on a repeated passage it attends from a token of the second copy to the token that "
@@ -23,6 +25,36 @@ GLOSSARY = {
     "discovery": "documents on which channels are chosen, and on which nothing that is quoted is measured",
 }
 """By the word, in the singular."""
+
+GROUPS = {
+    "what was measured": "the effect by parts and by document, and other ways to measure it",
+    "controls and nulls": "what the same measure gives where nothing should be found: scrambles, random sets, matches",
+    "channels and features": "which pairs of features, or features, the verdict rests on or that stand out",
+    "the head": "what kind of head this is, and what it does as a whole",
+}
+"""Groups of a row's details, and what each is, in the order of the page."""
+_HELD = {
+    "controls and nulls": (
+        "random", "scramble", "shuffle", "control", "null", "permut", "planted", "matched", "matches", "base rate",
+        "relabelled", "translated", "other lags", "other head", "layer-0", "own sets",
+    ),
+    "the head": ("status", "head's", "previous-token", "attention to bos", "induction head", "1 / n_heads"),
+    "channels and features": ("channel", "feature", "pairs", "swap that", "strongest", "latent"),
+}  # fmt: skip
+"""Words of a name in `detail` that put it into a group; the first group that has one. A control of features is a
+control.
+"""
+
+
+def grouped(detail: Mapping[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """Details by group: (group, what it is, {name: value}); groups without any are left out."""
+    own: dict[str, dict[str, Any]] = {name: {} for name in GROUPS}
+    for key, value in detail.items():
+        low = key.lower()
+        group = next((name for name, words in _HELD.items() if any(word in low for word in words)), "what was measured")
+        own[group][key] = value
+    return [(name, GROUPS[name], values) for name, values in own.items() if values]
+
 
 _WORD = re.compile(rf"\b({'|'.join(GLOSSARY)})(?:s|es|d)?\b")
 

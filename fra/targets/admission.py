@@ -89,32 +89,46 @@ def admit(target: Target) -> AdmissionReport:
     for document in target.documents():
         target.tokens(document.text)  # an id beyond the embedding is refused here, and not after an hour
     texts = sample(target)
-    qualities = tuple(_check(_measure(target, hook, texts)) for hook in target.dictionaries)
+    qualities = tuple(
+        _check(quality_of(target, hook, [see(target, hook, tokens) for tokens in texts]))
+        for hook in target.dictionaries
+    )
     return AdmissionReport(target.name, target.n_layers, target.n_heads, qualities, tuple(target.remarks()))
 
 
-def _measure(target: Target, hook: str, texts: Sequence[Int[Tensor, " _pos"]]) -> Quality:
+@dataclass(frozen=True)
+class AtHook:
+    """One document at a dictionary's hook: the activation, what the dictionary leaves of it, and what is live."""
+
+    x: Float[Tensor, "pos d_in"]
+    error: Float[Tensor, "pos d_in"]
+    row: Int[Tensor, " n"]
+    """Position of each live entry."""
+    feature: Int[Tensor, " n"]
+
+
+def see(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> AtHook:
+    """A document at a dictionary's hook. Raises FraError where hook, dictionary and model do not fit one another; of an
+    attention input also where scores, pattern and weights do not.
+    """
+    return (_head_output if is_head_output(hook) else _attention_input)(target, hook, target.dictionaries[hook], tokens)
+
+
+def quality_of(target: Target, hook: str, seen: Sequence[AtHook]) -> Quality:
+    """What the dictionary does on these documents, the first position of each left out: it is an attention sink of
+    outlying norm in most models.
+    """
     sae = target.dictionaries[hook]
-    read = _head_output if is_head_output(hook) else _attention_input
-    inputs, errors, live = [], [], 0
-    for tokens in texts:
-        x, error, l0 = read(target, hook, sae, tokens)
-        # The first position is an attention sink of outlying norm in most models.
-        inputs.append(x[1:].cpu())
-        errors.append(error[1:].cpu())
-        live += int(l0[1:].sum())
-    x, error = torch.cat(inputs).double(), torch.cat(errors).double()
+    x = torch.cat([one.x[1:].cpu() for one in seen]).double()
+    error = torch.cat([one.error[1:].cpu() for one in seen]).double()
+    live = sum(int((one.row > 0).sum()) for one in seen)
     spread = float((x - x.mean(0)).square().sum())
     explained = 1 - float(error.square().sum()) / spread if spread > 0 else float("nan")
     return Quality(hook, sae.cfg.architecture(), sae.cfg.d_sae, live / len(x), explained, len(x))
 
 
-def _attention_input(
-    target: Target, hook: str, sae: Any, tokens: Int[Tensor, " pos"]
-) -> tuple[Float[Tensor, "pos d_in"], Float[Tensor, "pos d_in"], Int[Tensor, " pos"]]:
-    """Activation, what the dictionary leaves of it, and live features by position. `freeze` compares scores, pattern
-    and weights.
-    """
+def _attention_input(target: Target, hook: str, sae: Any, tokens: Int[Tensor, " pos"]) -> AtHook:
+    """`freeze` compares scores, pattern and weights."""
     layer = attention_input_layer(hook)
     if layer >= target.n_layers:
         raise FraError(
@@ -122,13 +136,11 @@ def _attention_input(
         )
     frozen = freeze(target.model, tokens[None], layer, hook)
     found = codes(sae, frozen.x)
-    return frozen.x[0], found.error[0], torch.bincount(found.row, minlength=len(tokens))
+    return AtHook(frozen.x[0], found.error[0], found.row, found.feature)
 
 
-def _head_output(
-    target: Target, hook: str, sae: Any, tokens: Int[Tensor, " pos"]
-) -> tuple[Float[Tensor, "pos d_in"], Float[Tensor, "pos d_in"], Int[Tensor, " pos"]]:
-    """The same for a dictionary of head outputs, all heads concatenated."""
+def _head_output(target: Target, hook: str, sae: Any, tokens: Int[Tensor, " pos"]) -> AtHook:
+    """All heads concatenated."""
     model = target.model
     if hook not in model.hook_dict:
         raise FraError(f"the model of {target.name!r} has no hook {hook!r}: use a dictionary at a hook that it has.")
@@ -141,7 +153,8 @@ def _head_output(
             f"({target.n_heads} heads): it belongs to another model."
         )
     acts = sae.encode(heads if sae.cfg.reshape_activations == "hook_z" else x)
-    return x, x - sae.decode(acts).reshape(x.shape), (acts != 0).sum(-1)
+    row, feature = torch.nonzero(acts, as_tuple=True)
+    return AtHook(x, x - sae.decode(acts).reshape(x.shape), row, feature)
 
 
 def _check(quality: Quality) -> Quality:

@@ -51,12 +51,14 @@ def load_dictionary(
     folder: Path | None,
     device: str,
     precision: str,
-    processing: frozenset[str],
+    processing: frozenset[str] | None,
     *,
     allow_pickle: bool,
 ) -> Any:
     """The dictionary of an entry of a target file, from its directory, or from the hub where that is None; trained
     where and as it is used. Raises FraError for any other.
+
+    processing: the model's, None where the two are only tried together.
     """
     what = f"the dictionary at {entry.hook!r}"
     # Codes of a half-precision model are taken in single precision.
@@ -82,7 +84,8 @@ def load_dictionary(
     if metadata.hook_name is None:
         metadata.hook_name = entry.hook
     check_hook(entry.hook, metadata.hook_name)
-    check_agreement(entry.hook, declared_by(metadata.to_dict()), processing)
+    if processing is not None:
+        check_agreement(entry.hook, declared_by(metadata.to_dict()), processing)
     if is_head_output(entry.hook):
         check_kind(sae)
     else:

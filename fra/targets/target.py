@@ -64,6 +64,7 @@ class Target:
         """The Hugging Face directory, given, fetched or made of a GGUF file; None for a model in TransformerLens' own
         format.
         """
+        self._tried: frozenset[str] | None = None
         self.dictionaries: Mapping[str, Any] = Dictionaries(self)
 
     def __repr__(self) -> str:
@@ -146,6 +147,8 @@ class Target:
         """TransformerLens' processing flags that are on. Raises FraError where nobody says, or where target and
         dictionaries disagree.
         """
+        if self._tried is not None:
+            return self._tried
         return settle(self.spec.model.flags, {hook: declared_by(metadata) for hook, metadata in self._metadata.items()})
 
     @cached_property
@@ -234,7 +237,8 @@ class Target:
 
         path = None if entry.path is None else self._path(entry.path)
         allow_pickle = self.spec.allow_pickle_release
-        return load_dictionary(entry, path, self.device, self.dtype, self.processing, allow_pickle=allow_pickle)
+        processing = None if self._tried is not None else self.processing
+        return load_dictionary(entry, path, self.device, self.dtype, processing, allow_pickle=allow_pickle)
 
     def study(self, arm: str, run: int = 0) -> list[Any]:
         """The dictionaries of one arm of the target's study in one training run, as the target file orders them; none
@@ -300,6 +304,14 @@ class Target:
         double.model_folder = self.model_folder
         return double
 
+    def under(self, processing: frozenset[str]) -> Target:
+        """The same target with its model's weights processed in a given way, loaded when first used, to be tried: what
+        target file and dictionaries say of processing is not asked.
+        """
+        other = Target(self.spec, self.folder, self.device, self.dtype)
+        other.model_folder, other._tried = self.model_folder, processing
+        return other
+
     @cached_property
     def _fingerprint(self) -> str:
         from fra.checkpoints.weights import SAE_CONFIG, SAE_WEIGHTS, hash_files, hash_tensors, model_files
@@ -344,6 +356,13 @@ def load_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | t
     pickled or not finite, and weight processing that is unknown or contradictory; its subclass CannotLoad for what
     only the hub has, where the hub is not reached, and for a package or library that is not installed.
     """
+    target = open_target(name_or_path, device=device, dtype=dtype)
+    _ = target.processing  # settled now, so that a contradiction is found before anything is loaded
+    return target
+
+
+def open_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | torch.dtype | None = None) -> Target:
+    """`load_target`, but that weight processing which is unknown or contradictory is said only when it is asked for."""
     spec, folder = read_target(name_or_path)
     precision = str(dtype).removeprefix("torch.") if dtype is not None else spec.model.dtype or "float32"
     if precision not in _DTYPES:
@@ -367,7 +386,6 @@ def load_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | t
         target.model_folder = fetch_model(str(spec.model.name), spec.model.revision)
     if target.model_folder is not None:
         check_model(target.model_folder, what)
-    _ = target.processing  # settled now, so that a contradiction is found before anything is loaded
     return target
 
 

@@ -1,4 +1,6 @@
-"""The README's target file and claim, as they stand there, run on a tiny model; what it says of itself and of mini."""
+"""The README's target file and the claims of docs/own-claim.md, as they stand there, run on a tiny model; what the
+README says of itself and of mini.
+"""
 
 from __future__ import annotations
 
@@ -20,20 +22,21 @@ from fra.tests.tiny_targets import signed_axes
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CLAIM_PAGE = (ROOT / "docs" / "own-claim.md").read_text(encoding="utf-8")
 N_DOCUMENTS = 100
 WORDS = ("one", "two", "three", "four", "five", "six", "seven")
 
 
-def _block(language: str, containing: str) -> str:
-    """The one block of the README in that language that holds a certain text."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def _block(language: str, containing: str, page: str = README) -> str:
+    """The one block of the README, or of another page, in that language that holds a certain text."""
+    blocks = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     (found,) = [block for block in blocks if containing in block]
     return str(found)
 
 
 def _claims() -> tuple[str, str]:
     """The claim of one condition, and that of several: with the head and the test of the first, as the README says."""
-    simple, several = _block("python", 'id="X01"'), _block("python", 'id="X02"')
+    simple, several = (_block("python", f'id="{name}"', CLAIM_PAGE) for name in ("X01", "X02"))
     head, test = simple.partition("CLAIM = ")[0], simple[simple.index("def test_") :]
     return simple, f"{head}{several}\n\n{test}"
 
@@ -164,12 +167,12 @@ def test_the_readme_keeps_its_order() -> None:
     headings = re.findall(r"^## (.*)$", README, re.MULTILINE)
     assert headings == [
         "Two commands",
+        "Look first",
         "How to read a verdict",
         "Your own model and SAE",
         "Adding a claim",
-        "Statistics in a page",
-        "Hardware, and choosing a CPU or CUDA torch",
-        "What is called CIH here",
+        "Documentation",
+        "Hardware",
         "Citing",
     ]
     assert README.index("![") < README.index("## Two commands")
@@ -207,7 +210,7 @@ def test_every_key_of_a_target_file_is_described() -> None:
 def test_the_known_refutation_of_the_readme_is_read(tmp_path: Path) -> None:
     registry = importlib.import_module("fixtures.registry")
     (tmp_path / "test_x01.py").write_text(_claims()[0])
-    (tmp_path / "known.toml").write_text(_block("toml", "[[known]]"))
+    (tmp_path / "known.toml").write_text(_block("toml", "[[known]]", CLAIM_PAGE))
     (known,) = registry.read_registry(tmp_path).known
     assert (known.claim, known.target, known.head) == ("X01", "mine", "L1H3")
     assert "bar > 0.5" in known.reason
@@ -230,7 +233,7 @@ def test_the_picture_of_the_readme_shows_what_is_measured(tmp_path: Path) -> Non
     target = fra.load_target(name)
     tokens = target.tokens(text)
     m = fra.resolve(target.model, target.dictionary_for(int(head[1]))[1], tokens, head=head)
-    q_pos, k_pos = picture.strongest_edge(m)
+    q_pos, k_pos = m.strongest_edge()
     assert tokens[q_pos] == tokens[k_pos - 1], "it attends to what followed this token the first time"
     _, cache = target.model.run_with_cache(tokens[None])
     own = cache[f"blocks.{head[1]}.attn.hook_attn_scores"][0, int(head[3]), q_pos, k_pos]

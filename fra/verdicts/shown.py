@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from html import escape
 
@@ -14,3 +15,10 @@ def as_html(title: str, facts: Mapping[str, object]) -> str:
         for name, value in facts.items()
     )
     return f"<b>{escape(title)}</b><table>{rows}</table>"
+
+
+def visible(text: str) -> str:
+    """Control and direction characters as escapes: a token may hold any, and a page must show it and not obey it."""
+    return re.sub(
+        r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]", lambda m: ascii(m[0])[1:-1], text
+    )

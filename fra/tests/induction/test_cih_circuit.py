@@ -16,7 +16,7 @@ from fra.induction import cih
 from fra.induction.status import head_status
 from fra.measures.channels import q04_q05_sets as evidence_for
 from fra.measures.channels.details import best_channel
-from fra.report.drawings import numbers
+from fra.plot.drawings import numbers
 from fra.report.pictures import BEST
 from fra.search.channels import Effects, HeadOnArms, few_arms, measure_arms
 from fra.search.designs import Plantings

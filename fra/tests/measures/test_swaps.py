@@ -16,7 +16,7 @@ from fra.measures.scores.q22_pair_means import PairMeans, Places, places
 from fra.measures.scores.q22_picture import swap_picture
 from fra.measures.scores.q22_scene import READINGS, SwapScene, exchanged, scene
 from fra.measures.scores.q22_swaps import PREDICTORS, by_document, draw, frequent, telling, told, tune
-from fra.report.drawings import numbers
+from fra.plot.drawings import numbers
 from fra.tests import models
 from fra.tests.measures.test_carried import layer as tiny_layer
 from fra.tests.measures.test_carried import sets

@@ -244,6 +244,56 @@ def test_every_text_stands_out_from_its_ground(browser: Browser, tmp_path: Path,
     assert least >= 4.5, where
 
 
+def _click(browser: Browser, x: float, y: float) -> None:
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+
+def test_a_click_on_the_wall_opens_the_row_below_it(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser("document.getElementById('wall').scrollIntoView({block: 'center'})")
+    box = browser("(b => [b.left, b.top, b.width])(document.getElementById('wall').getBoundingClientRect())")
+    heads = dict(at.rsplit("@", 1) for at in browser("document.getElementById('wall').dataset.heads").split())
+    top, row = (float(browser(f"document.getElementById('wall').dataset.{name}")) for name in ("top", "row"))
+    scale = box[2] / float(browser("document.getElementById('wall').viewBox.baseVal.width"))
+    _click(browser, box[0] + (float(heads["L1H4"]) + 2) * scale, box[1] + (top + 0.5 * row) * scale)
+    assert browser("location.hash") == "#T01:L1H4"
+    assert browser("document.getElementById('T01:L1H4').closest('details').open")
+    browser("document.getElementById('wall').scrollIntoView({block: 'center'})")
+    y = browser("document.getElementById('wall').getBoundingClientRect().top")
+    _click(browser, box[0] + (float(heads["L11H3"]) + 2) * scale, y + (top + 1.5 * row) * scale)
+    assert browser("location.hash") == "#T01:L1H4", "T02 has no row there"
+
+
+def test_what_is_filtered_stands_in_the_address(browser: Browser, page: Path) -> None:
+    browser.open(page, "?verdict=SUPPORTED&head=L1H4&nonsense=1")
+    shown = browser(SHOWN)
+    assert shown == N_CLAIMS and browser("document.forms[0].elements.verdict.value") == "SUPPORTED"
+    browser("(f => { f.elements.head.value = ''; f.dispatchEvent(new Event('input')); })(document.forms[0])")
+    assert browser("location.hash") == "#?verdict=SUPPORTED"
+    assert browser(SHOWN) > shown
+    browser("document.forms[0].reset()")
+    browser("new Promise(done => setTimeout(done, 50))")
+    assert browser("location.hash") in ("", "#")
+    browser("location.hash = 'T31:L1H4'")
+    browser("new Promise(done => setTimeout(done, 50))")
+    assert browser("location.hash") == "#T31:L1H4", "a row's address stays"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_first_screen_fits_a_telephone(browser: Browser, tmp_path: Path, scheme: str) -> None:
+    ledger = large()
+    before = ledger.model_copy(update={"verdicts": ledger.verdicts[40:]})
+    file = tmp_path / "page.html"
+    file.write_text(render(ledger, baseline=before), encoding="utf-8")
+    browser.size(390, 844)
+    browser.prefer(prefers_color_scheme=scheme)
+    browser.open(file)
+    assert browser("document.documentElement.scrollWidth") <= 390
+    assert "no such row" in browser("document.querySelector('.first').textContent")
+    assert browser("document.querySelector('.wall .scroll').scrollWidth") > 390, "the wall is moved in its own frame"
+
+
 def test_nothing_is_clipped_on_a_telephone(browser: Browser, page: Path) -> None:
     browser.size(390, 1000)
     browser.open(page, "T01:L1H4")

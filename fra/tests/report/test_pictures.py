@@ -19,7 +19,8 @@ from fra.dictionaries.texts import text_of
 from fra.measures.families.rows import shown
 from fra.measures.pairs import layers, q12_causal_ranking
 from fra.measures.pairs.designs import SingleTerms
-from fra.report import drawings, pictures
+from fra.plot import drawings
+from fra.report import pictures
 from fra.report.pictures import packed
 from fra.search import examples
 from fra.search.channels import measure_arms

@@ -13,7 +13,8 @@ from dataclasses import replace
 import pytest
 
 from fra.claim import Condition
-from fra.report import card_links, drawings
+from fra.plot import drawings
+from fra.report import card_links
 from fra.report import page as report
 from fra.report.page import GLYPHS, render
 from fra.report.views import Axis
@@ -380,7 +381,7 @@ def test_drawings_come_before_tables_and_several_stand_by_name():
     detail = {"some table": [{"a": 1}, {"a": 2}], "pictures": {"seed 1": maps, "seed 2": maps}}
     page = Page(render(make_ledger(evidence((GOOD,), head="L0H0", detail=detail))))
     assert page.text.count("full colour") == 2
-    for earlier, later in (("pictures", "seed 1"), ("seed 2", "1 candidate"), ("1 candidate", "some table")):
+    for earlier, later in (("What decided", "pictures"), ("pictures", "seed 1"), ("seed 2", "some table")):
         assert page.text.index(earlier) < page.text.index(later)
 
 

@@ -8,6 +8,7 @@ import tomllib
 
 import pytest
 
+from fra import doctor
 from fra.tests.suites import CLAIM_FILE, FAMILY_FILE, KNOWN, ROOT, TARGET, outcomes, suite
 
 __all__ = ["suite"]
@@ -166,15 +167,14 @@ def test_no_gpu(suite, monkeypatch):
 def test_why_there_is_no_gpu_is_said_with_both_versions_of_cuda(monkeypatch):
     import torch
 
-    devices = importlib.import_module("fixtures.devices")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "is a build without CUDA" in devices.no_cuda()
+    assert "is a build without CUDA" in doctor.no_cuda()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(devices, "driver_cuda", lambda: None)
-    assert "no NVIDIA driver answers" in devices.no_cuda()
-    monkeypatch.setattr(devices, "driver_cuda", lambda: "12.4")
-    assert "built for CUDA 13.0 and the driver allows CUDA 12.4" in devices.no_cuda()
+    monkeypatch.setattr(doctor, "driver_cuda", lambda: None)
+    assert "no NVIDIA driver answers" in doctor.no_cuda()
+    monkeypatch.setattr(doctor, "driver_cuda", lambda: "12.4")
+    assert "built for CUDA 13.0 and the driver allows CUDA 12.4" in doctor.no_cuda()
 
 
 def test_workers_take_turns_at_gpus(monkeypatch):

@@ -1,0 +1,85 @@
+"""`fra`: what its subcommands are, and what happens to what they raise."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+import fra
+from fra.errors import FraError
+
+COMMANDS = {
+    "explore": "fra.explorer.command",
+    "cards": "fra.commands.cards",
+    "report": "fra.commands.report",
+    "census": "fra.commands.census",
+    "run": "fra.commands.run",
+    "compare": "fra.commands.compare",
+    "push": "fra.commands.push",
+    "frontiers": "fra.commands.frontiers",
+    "structured": "fra.commands.structured",
+    "doctor": "fra.commands.doctor",
+    "new-claim": "fra.commands.new_claim",
+}
+"""Subcommand and module, in the order of the help. Each module has a function `command`, whose signature makes options
+and whose docstring the help, and imports nothing heavy before that is called; one that is not there is left out.
+"""
+REFUSED = 4
+"""Exit status for bad input, as that of `pytest claims/`."""
+
+
+def build() -> typer.Typer:
+    """The whole command."""
+    app = typer.Typer(
+        name="fra",
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name, module in COMMANDS.items():
+        if _is_there(module):
+            app.command(name)(import_module(module).command)
+    return app
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _version(asked: bool | None) -> None:
+    if asked:
+        print(f"fra {fra.__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool | None, typer.Option("--version", help="Say which version this is.", callback=_version, is_eager=True)
+    ] = None,
+) -> None:
+    """Feature-resolved attention: which pairs of SAE features make a head look where it looks.
+
+    A target is a model with its dictionaries and its text: a preset such as `mini`, which comes with the clone, or a
+    target file of your own. Claims about its heads are tested by `pytest claims/`. Begin with `fra doctor mini`.
+    """
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run `fra`: 0, or what the subcommand says; 2 for a wrong option, 4 with one sentence for bad input."""
+    try:
+        build()(args=arguments, prog_name="fra")
+    except FraError as error:
+        print(f"fra: {error}", file=sys.stderr)
+        return REFUSED
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +18,7 @@ from fra._census.follow import Followed, channels_to_follow
 from fra._census.job import CensusReduce
 from fra._census.observe import Observer, documents_digest, plan, stripe_lists, token_documents
 from fra._census.result import NEED_INPUTS, NEED_STRIPES, Census
+from fra._census.shards import Shard, check_shard, cut, versions
 from fra.architectures.architecture import Model
 from fra.architectures.face import face
 from fra.architectures.known import Tokens, architecture_of, check_layer_and_head
@@ -41,6 +43,7 @@ def census(
     checkpoint_every: int = 256,
     follow: Tensor | pd.DataFrame | None = None,
     n_examples: int = 10,
+    shard: tuple[int, int] | None = None,
 ) -> Census:
     """Observes documents at one attention layer, for reductions over positions of all live channels of all heads.
 
@@ -76,16 +79,129 @@ def census(
     refused. follow: channels whose `n_examples` strongest contributions are to be
     kept while documents are seen, for `Census.followed`: a tensor [n, 2] of query and key features, for every head, or
     a DataFrame with columns q_feature, k_feature and perhaps head, as `Census.channels` gives it; 40 bytes a
-    contribution kept, whatever is seen. Computed in the model's precision, half precisions in float32. Raises
-    FraError for documents, stripes, heads, channels, or a dictionary that do not fit, for a model whose rotary angles
-    depend on a text's length where these texts differ in them, and for a checkpoint of something else.
+    contribution kept, whatever is seen. shard: (k, n) sees the k-th of n shards alone: some of the passes that one run
+    makes, perhaps none; `documents` are all documents for every shard. `Census.merge` of all n, or `Census.merge_files`
+    of what they saved, equals one run to the bit, on as many threads and the same kind of device. Computed in the
+    model's precision, half precisions in float32. Raises FraError for documents, stripes, heads, channels, or a
+    dictionary that do not fit, for a model whose rotary angles depend on a text's length where these texts differ in
+    them, for what is no shard, and for a checkpoint of something else.
     """
+    planned = prepare(
+        model, sae, documents, layer, heads, reduce, stripes, follow=follow, n_examples=n_examples, shard=shard
+    )
+    if memory_budget < 1 or checkpoint_every < 1:
+        raise FraError("memory_budget (bytes) and checkpoint_every (documents) must be positive.")
+    return gather(planned, None if checkpoint is None else Path(checkpoint), checkpoint_every, memory_budget)
+
+
+def gather(
+    planned: Planned,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 256,
+    memory_budget: int = 1 << 30,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Census:
+    """Sees all batches, one after another. progress: told after each how many documents are seen. Raises FraError as
+    `census` does.
+    """
+    fresh = followed = planned.followed
+    parts: list[Corpus] = []
+    with ExitStack() as stack:
+        store = None
+        if checkpoint is not None:
+            store = stack.enter_context(Checkpoint(checkpoint, planned.checkpoint_about(), planned.order))
+            for part, tensors in store.parts():
+                parts.append(part.to(planned.observer.layer.decoder.device))
+                held = Followed.of_tensors(tensors)
+                followed = followed if followed is None or held is None else followed.merge(held)
+        done, unsaved = sum(len(part.number) for part in parts), len(parts)
+        waiting_followed = fresh
+        seen = 0
+        for whole in planned.batches:
+            batch = whole[max(0, done - seen) :]
+            seen += len(whole)
+            if not batch:
+                continue
+            parts.append(planned.observe(batch))
+            waiting = sum(len(part.number) for part in parts[unsaved:])
+            if waiting_followed is not None:
+                waiting_followed = waiting_followed.see(planned.observer.layer, parts[-1])
+            if store is not None and (waiting >= checkpoint_every or seen == len(planned.order)):
+                more = {} if waiting_followed is None else waiting_followed.tensors()
+                store.save(concatenate(parts[unsaved:], renumber=False), more)
+                unsaved = len(parts)
+                if followed is not None and waiting_followed is not None:
+                    followed, waiting_followed = followed.merge(waiting_followed), fresh
+            progress(seen)
+        if followed is not None and waiting_followed is not None:
+            followed = followed.merge(waiting_followed)
+    return planned.census(parts, followed, memory_budget)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a census will see, checked, and what sees it."""
+
+    observer: Observer
+    documents: Sequence[Tensor]
+    offsets: Sequence[Sequence[int]]
+    heads: tuple[int, ...]
+    reduces: tuple[CensusReduce, ...]
+    batches: Sequence[Sequence[int]]
+    """Document numbers of each pass, those of the shard alone, in order."""
+    followed: Followed | None
+    """Of no documents; None where nothing is followed."""
+    shard: Shard | None
+
+    @property
+    def order(self) -> list[int]:
+        """The documents' numbers as they are seen."""
+        return [number for batch in self.batches for number in batch]
+
+    def observe(self, batch: Sequence[int]) -> Corpus:
+        """The entries of some documents, by their numbers, in one pass."""
+        return self.observer.observe([self.documents[i] for i in batch], batch, [self.offsets[i] for i in batch])
+
+    def checkpoint_about(self) -> dict[str, object]:
+        """What stands in every part of its checkpoint."""
+        about: dict[str, object] = {
+            "fingerprint": self.observer.fingerprint(),
+            "documents": documents_digest(self.documents, self.offsets),
+        }
+        if self.followed is not None:
+            about["follow"] = [self.followed.k, self.followed.channels.tolist()]
+        return about if self.shard is None else {**about, "shard": self.shard.about()}
+
+    def census(self, parts: Sequence[Corpus], followed: Followed | None, memory_budget: int = 1 << 30) -> Census:
+        """The census of what was seen of all batches, in their order. Raises FraError where nothing is live."""
+        corpus = concatenate(parts, renumber=False) if parts else self.observer.nothing()
+        if not len(corpus.feature) and self.shard is None:
+            raise FraError("no feature of the dictionary is live on any position (L0 is zero): wrong weights or hook.")
+        about_it = self.heads, self.reduces, memory_budget, self.observer.fingerprint
+        return Census(self.observer.layer, corpus, *about_it, followed, self.shard)
+
+
+def prepare(
+    model: Model,
+    sae: Any,
+    documents: Sequence[Tokens],
+    layer: int,
+    heads: Sequence[int] | None = None,
+    reduce: CensusReduce | Sequence[CensusReduce] = "sum",
+    stripes: Sequence[int | Sequence[int]] | None = None,
+    *,
+    follow: Tensor | pd.DataFrame | None = None,
+    n_examples: int = 10,
+    shard: tuple[int, int] | None = None,
+) -> Planned:
+    """The arguments of `census`, checked. Raises FraError as it does."""
     documents = token_documents(documents)
     offsets = stripe_lists(documents, stripes)
     reduces = (reduce,) if isinstance(reduce, str) else tuple(reduce)
     check_reduces(reduces, stripes is not None)
-    if memory_budget < 1 or checkpoint_every < 1 or n_examples < 1:
-        raise FraError("memory_budget (bytes), checkpoint_every (documents) and n_examples must be positive.")
+    if n_examples < 1:
+        raise FraError("n_examples must be positive.")
+    cut_as = None if shard is None else check_shard(shard)
     longest, shortest = max(documents, key=len), min(documents, key=len)
     _check_ids(model, documents)
     observer = Observer(model, sae, layer, longest, any(name in NEED_INPUTS for name in reduces))
@@ -95,46 +211,23 @@ def census(
         raise FraError(f"heads={list(chosen)} must name at least one head, and none twice.")
     for head in chosen:
         check_layer_and_head(model, layer, head)
-    fresh = followed = None
+    followed = None
     if follow is not None:
         ids = channels_to_follow(follow, chosen, observer.layer.d_sae)
-        fresh = followed = Followed.nothing(ids, n_examples, observer.layer.decoder)
+        followed = Followed.nothing(ids, n_examples, observer.layer.decoder)
     batches = list(plan([len(tokens) for tokens in documents]))
-    order = [number for batch in batches for number in batch]
-    parts: list[Corpus] = []
-    with ExitStack() as stack:
-        store = None
-        if checkpoint is not None:
-            about = _about(observer, documents, offsets, followed)
-            store = stack.enter_context(Checkpoint(Path(checkpoint), about, order))
-            for part, tensors in store.parts():
-                parts.append(part.to(observer.layer.decoder.device))
-                held = Followed.of_tensors(tensors)
-                followed = followed if followed is None or held is None else followed.merge(held)
-        done, unsaved = sum(len(part.number) for part in parts), len(parts)
-        waiting_followed = fresh
-        seen = 0
-        for whole in batches:
-            batch = whole[max(0, done - seen) :]
-            seen += len(whole)
-            if not batch:
-                continue
-            parts.append(observer.observe([documents[i] for i in batch], batch, [offsets[i] for i in batch]))
-            waiting = sum(len(part.number) for part in parts[unsaved:])
-            if waiting_followed is not None:
-                waiting_followed = waiting_followed.see(observer.layer, parts[-1])
-            if store is not None and (waiting >= checkpoint_every or seen == len(documents)):
-                more = {} if waiting_followed is None else waiting_followed.tensors()
-                store.save(concatenate(parts[unsaved:], renumber=False), more)
-                unsaved = len(parts)
-                if followed is not None and waiting_followed is not None:
-                    followed, waiting_followed = followed.merge(waiting_followed), fresh
-        if followed is not None and waiting_followed is not None:
-            followed = followed.merge(waiting_followed)
-    corpus = concatenate(parts, renumber=False)
-    if not len(corpus.feature):
-        raise FraError("no feature of the dictionary is live on any position (L0 is zero): wrong weights or hook.")
-    return Census(observer.layer, corpus, chosen, reduces, memory_budget, observer.fingerprint, followed)
+    own = None
+    if cut_as is not None:
+        own = Shard(
+            *cut_as,
+            n_documents=len(documents),
+            n_batches=len(batches),
+            longest=len(longest),
+            documents=documents_digest(documents, offsets),
+            versions=versions(observer.layer.decoder.device),
+        )
+        batches = cut(batches, *cut_as)
+    return Planned(observer, documents, offsets, chosen, reduces, batches, followed, own)
 
 
 def check_reduces(reduces: Sequence[str], with_stripes: bool) -> None:
@@ -160,13 +253,3 @@ def _check_ids(model: Model, documents: Sequence[Tensor]) -> None:
                 f"token id {low if low < 0 else high} of document {number} is outside the vocabulary of {d_vocab}: "
                 f"tokenize with this model's own tokenizer."
             )
-
-
-def _about(
-    observer: Observer, documents: Sequence[Tensor], offsets: Sequence[Sequence[int]], followed: Followed | None
-) -> dict[str, object]:
-    about: dict[str, object] = {
-        "fingerprint": observer.fingerprint(),
-        "documents": documents_digest(documents, offsets),
-    }
-    return about if followed is None else {**about, "follow": [followed.k, followed.channels.tolist()]}

@@ -64,8 +64,8 @@ class Checkpoint:
                 raise self._broken(f"{name} is damaged or no part of a census") from error
             if wrote != self._about:
                 raise FraError(
-                    f"the checkpoint {self.folder} is of other documents, weights or reductions, or follows other "
-                    "channels: give another folder, or delete it."
+                    f"the checkpoint {self.folder} is of other documents, weights or reductions, another shard or "
+                    "version, or follows other channels: give another folder, or delete it."
                 )
             documents = part.number.tolist()
             if documents != list(self._order[done : done + len(documents)]):

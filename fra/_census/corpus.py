@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -25,6 +27,7 @@ from fra.errors import FraError
 
 FORMAT = "fra-census/1"
 _OPTIONAL = ("gain_q", "gain_k", "inputs")
+T = TypeVar("T")
 _ON_CPU = ("number", "length", "n_offsets", "offset")
 
 
@@ -193,11 +196,21 @@ def write(corpus: Corpus, path: Path, about: dict[str, object], more: Mapping[st
     """One safetensors file with `about` as JSON in its header; complete or absent, whatever interrupts. more: tensors
     beside those of the corpus. Raises FraError where it cannot be written: no room, no right, a file for a folder.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = {name: tensor.cpu().contiguous() for name, tensor in {**corpus.tensors(), **(more or {})}.items()}
+    with whole_file(path) as unfinished:
+        save_file(tensors, unfinished, metadata={"format": FORMAT, "about": json.dumps(about, sort_keys=True)})
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Another name in the same folder, which becomes `path` where the block ends well and is gone where it does not.
+    Several processes, on several machines, may write one file: the last one's is there, whole. Raises FraError where it
+    cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, unfinished, metadata={"format": FORMAT, "about": json.dumps(about, sort_keys=True)})
+        yield unfinished
         os.replace(unfinished, path)
     except (OSError, SafetensorError) as error:
         raise FraError(
@@ -209,27 +222,56 @@ def write(corpus: Corpus, path: Path, about: dict[str, object], more: Mapping[st
             unfinished.unlink(missing_ok=True)
 
 
+_TRIED = 20
+"""Times that a file is looked at which others replace meanwhile."""
+
+
+def look_into(path: Path, look: Callable[[Any], T]) -> tuple[dict[str, object], T]:
+    """What a census in a file is of, and what `look` finds in the open file. Raises FraError for what is no census."""
+    for _ in range(_TRIED):
+        before, failed = _state(path), None
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata, found = file.metadata() or {}, None
+                if metadata.get("format") == FORMAT:
+                    found = look(file)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            failed = error
+        # The library opens a file twice: between, another process may have put its own in this place.
+        if _state(path) == before:
+            break
+    if failed is not None:
+        raise FraError(f"the census {path} cannot be read ({failed}): give a file that Census.save wrote.") from failed
+    if found is None:
+        raise FraError(f"{path} is no census ({FORMAT}): give a file that Census.save wrote.")
+    try:
+        about = json.loads(metadata["about"])
+    except (KeyError, ValueError):
+        about = None
+    if not isinstance(about, dict):
+        raise FraError(f"the census {path} is damaged (its header is none of a census): give one that is whole.")
+    return about, found
+
+
+def _state(path: Path) -> tuple[int, int, int] | None:
+    with suppress(OSError, ValueError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+    return None
+
+
 def read(path: Path) -> tuple[Corpus, dict[str, object], dict[str, Tensor]]:
     """The inverse of `write`: corpus, `about` and all tensors. Raises FraError for anything else, and for a damaged
     file.
     """
+    # Copies are aligned as other tensors are, on which the last bits of a matrix product depend.
+    about, tensors = look_into(path, lambda file: {name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118  (no mapping)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise FraError(f"{path} is no census ({FORMAT}): give a file that Census.save wrote.")
-            # Copies are aligned as other tensors are, on which the last bits of a matrix product depend.
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  (no mapping)
-    except (OSError, SafetensorError) as error:
-        raise FraError(f"the census {path} cannot be read ({error}): give a file that Census.save wrote.") from error
-    try:
-        about = json.loads(metadata["about"])
         if any(field.name not in tensors and field.name not in _OPTIONAL for field in fields(Corpus)):
             raise KeyError
         corpus = Corpus(**{f.name: tensors.get(f.name) for f in fields(Corpus)})  # type: ignore[arg-type]
         whole = (
-            isinstance(about, dict)
-            and int(corpus.length.sum()) == len(corpus.per_row)
+            int(corpus.length.sum()) == len(corpus.per_row)
             and int(corpus.per_row.sum()) == len(corpus.feature) == len(corpus.value)
             and len(corpus.number) == len(corpus.length) == len(corpus.n_offsets)
             and int(corpus.n_offsets.sum()) == len(corpus.offset)

@@ -183,9 +183,7 @@ class Observer:
         sigma = got["sigma"].to(like)[..., 0][real] if "sigma" in got else x.new_ones(len(x))
         row, feature, value = live_entries(self._sae, x)
         inputs = x / sigma[:, None]
-        gain_q = gain_k = None
-        if self._raw.norm_q is not None or self._raw.norm_k is not None:
-            gain_q, gain_k = (qk_gain(self._raw, side, inputs[None])[0] for side in ("query", "key"))
+        gain_q, gain_k = self._gains(inputs)
         return Corpus(
             number=torch.tensor(list(numbers)),
             length=length,
@@ -194,6 +192,31 @@ class Observer:
             per_row=torch.bincount(row, minlength=len(x)).int(),
             feature=feature.int(),
             value=value / sigma[row],
+            gain_q=gain_q,
+            gain_k=gain_k,
+            inputs=inputs if self._keep_inputs else None,
+        )
+
+    def _gains(self, inputs: Float[Tensor, "rows d_model"]) -> tuple[Tensor | None, Tensor | None]:
+        """The QK-norm's gains [n_heads, rows], queries and keys; None without one."""
+        if self._raw.norm_q is None and self._raw.norm_k is None:
+            return None, None
+        query, key = (qk_gain(self._raw, side, inputs[None])[0] for side in ("query", "key"))
+        return query, key
+
+    def nothing(self) -> Corpus:
+        """The corpus of no documents."""
+        inputs = self.layer.decoder.new_empty(0, self.layer.decoder.shape[1])
+        whole, (gain_q, gain_k) = torch.empty(0, dtype=torch.long), self._gains(inputs)
+        ids = torch.empty(0, dtype=torch.int32, device=inputs.device)
+        return Corpus(
+            number=whole,
+            length=whole,
+            n_offsets=whole,
+            offset=whole,
+            per_row=ids,
+            feature=ids,
+            value=inputs[:, 0],
             gain_q=gain_q,
             gain_k=gain_k,
             inputs=inputs if self._keep_inputs else None,

@@ -15,6 +15,7 @@ from fra._census.follow import Followed
 from fra._census.job import Ask, CensusReduce
 from fra._census.observe import Layer, Observer, same_angles
 from fra._census.scan import Scan
+from fra._census.shards import Described, Shard, described, in_order, merge_files
 from fra._census.tables import Tables, Where
 from fra.architectures.face import face, facing
 from fra.core.resolve import place_of
@@ -24,6 +25,17 @@ from fra.verdicts.shown import as_html
 
 NEED_STRIPES = ("contrast", "sensitivity")
 NEED_INPUTS = ("sensitivity", "mass")
+
+
+def about_of(
+    fingerprint: str, heads: Sequence[int], reduces: Sequence[str], followed: Followed | None, shard: Shard | None
+) -> dict[str, object]:
+    """What stands in the header of a census's file."""
+    about: dict[str, object] = {"fingerprint": fingerprint, "heads": list(heads), "reduces": list(reduces)}
+    if shard is None:
+        return about
+    follow = {} if followed is None else {"follow": [followed.k, followed.channels.tolist()]}
+    return {**about, **follow, "shard": shard.about()}
 
 
 @facing
@@ -39,15 +51,19 @@ class Census:
         memory_budget: int,
         fingerprint: Any,
         followed: Followed | None = None,
+        shard: Shard | None = None,
     ):
         self.layer, self.corpus, self.heads, self.reduces = layer, corpus, heads, reduces
         self.memory_budget = memory_budget
         self._fingerprint = fingerprint
         self._followed = followed
+        self.shard = shard
+        """Which one it is of how many, and of what; None for a whole census."""
 
     def __repr__(self) -> str:
+        which = "" if self.shard is None else f"{self.shard}, "
         return (
-            f"Census(layer {self.layer.weights.layer}, heads {list(self.heads)}, {self.n_documents} documents, "
+            f"Census({which}layer {self.layer.weights.layer}, heads {list(self.heads)}, {self.n_documents} documents, "
             f"{self.n_positions} positions, {self.n_entries} live entries of {self.layer.d_sae} features; "
             f"{', '.join(self.reduces)})"
         )
@@ -57,7 +73,7 @@ class Census:
             "heads": ", ".join(f"L{self.layer.weights.layer}H{head}" for head in self.heads),
             "documents": f"{self.n_documents} ({self.n_positions} positions)",
             "dictionary": f"{self.layer.d_sae} features at {self.layer.weights.hook_name}",
-            "live entries": f"{self.n_entries} ({self.n_entries / self.n_positions:.1f} a position)",
+            "live entries": f"{self.n_entries} ({self.n_entries / max(1, self.n_positions):.1f} a position)",
             "reductions": ", ".join(self.reduces),
         }
         return as_html("Census", facts)
@@ -151,6 +167,8 @@ class Census:
         }
 
     def check(self, reduces: Sequence[str], n: int | None, heads: Sequence[int], where: str) -> None:
+        if not self.n_entries:
+            raise FraError(f"{self.shard} has no live entries: merge it with the others.")
         for name in reduces:
             if name not in get_args(CensusReduce):
                 raise FraError(f"reduce={name!r} is unknown: choose of {', '.join(get_args(CensusReduce))}.")
@@ -225,10 +243,14 @@ class Census:
         return self._followed.frame()
 
     def merge(self, *others: Census) -> Census:
-        """The census of all documents of this one, then of the others; their numbers go on in that order.
+        """The census of all documents of this one, then of the others; their numbers go on in that order. Of shards, in
+        any order, the census that one run over all documents takes, to the bit.
 
-        Raises FraError for censuses of other weights, dictionaries, heads, reductions or rotary angles.
+        Raises FraError for censuses of other weights, dictionaries, heads, reductions or rotary angles, and where
+        shards are not of one census, or some of it are missing or there twice.
         """
+        if any(one.shard is not None for one in (self, *others)):
+            return self._whole((self, *others))
         followed, seen = self._followed, self.n_documents
         for other in others:
             if (other.fingerprint, other.heads, other.reduces) != (self.fingerprint, self.heads, self.reduces):
@@ -252,14 +274,32 @@ class Census:
             longest.layer, joined, self.heads, self.reduces, self.memory_budget, lambda: self.fingerprint, followed
         )
 
+    @staticmethod
+    def _whole(shards: Sequence[Census]) -> Census:
+        ordered = [shards[at] for at in in_order([one._described() for one in shards])]
+        first, followed = ordered[0], ordered[0]._followed
+        for one in ordered[1:]:
+            if followed is not None and one._followed is not None:
+                followed = followed.merge(one._followed)
+        joined = concatenate([one.corpus for one in ordered], renumber=False)
+        if not len(joined.feature):
+            raise FraError("no feature of the dictionary is live on any position (L0 is zero): wrong weights or hook.")
+        budget = max(one.memory_budget for one in ordered)
+        return Census(first.layer, joined, first.heads, first.reduces, budget, lambda: first.fingerprint, followed)
+
+    def _described(self) -> Described:
+        name = f"a census of {self.n_documents} documents" if self.shard is None else f"the census of {self.shard}"
+        return described(name, self._about())
+
+    def _about(self) -> dict[str, object]:
+        return about_of(self.fingerprint, self.heads, self.reduces, self._followed, self.shard)
+
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, with JSON in its header; complete or absent, whatever interrupts."""
-        about: dict[str, object] = {
-            "fingerprint": self.fingerprint,
-            "heads": list(self.heads),
-            "reduces": list(self.reduces),
-        }
-        write(self.corpus, Path(path), about, None if self._followed is None else self._followed.tensors())
+        followed = None if self._followed is None else self._followed.tensors()
+        write(self.corpus, Path(path), self._about(), followed)
+
+    merge_files = staticmethod(merge_files)
 
     @classmethod
     @face
@@ -270,7 +310,12 @@ class Census:
         Raises FraError for what is no such file, and where weights or dictionary are others.
         """
         corpus, about, tensors = read(Path(path))
-        longest = torch.zeros(int(corpus.length.max()), dtype=torch.long)
+        try:
+            shard = Shard.of_about(about.get("shard"))
+        except FraError as error:
+            raise FraError(f"the census {path} cannot be read: {error}") from error
+        n_pos = int(corpus.length.max()) if shard is None else shard.longest
+        longest = torch.zeros(n_pos, dtype=torch.long)
         observer = Observer(model, sae, layer, longest, corpus.inputs is not None)
         fingerprint = observer.fingerprint()
         if about.get("fingerprint") != fingerprint:
@@ -280,4 +325,5 @@ class Census:
         if not isinstance(heads, list) or not isinstance(reduces, list):
             raise FraError(f"{path} is a part of a checkpoint: give a file that Census.save wrote.")
         followed = Followed.of_tensors(tensors)
-        return cls(observer.layer, corpus, tuple(heads), tuple(reduces), memory_budget, lambda: fingerprint, followed)
+        about_it = tuple(heads), tuple(reduces), memory_budget
+        return cls(observer.layer, corpus, *about_it, lambda: fingerprint, followed, shard)

@@ -34,7 +34,7 @@ PICKLED_LOADERS = frozenset({"connor_rob_hook_z", "goodfire", "deepseek_r1", "qw
 
 
 @contextmanager
-def _reaching(what: str) -> Iterator[None]:
+def reaching(what: str) -> Iterator[None]:
     """Turns what the hub's client raises into one sentence: CannotLoad where it is out of reach, FraError where it
     does not exist.
     """
@@ -43,7 +43,9 @@ def _reaching(what: str) -> Iterator[None]:
     except GatedRepoError as error:
         raise CannotLoad(f"{what} is gated: accept its licence on the hub and log in (hf auth login).") from error
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise FraError(f"the hub has no {what}: check its name and revision ({first_line(error)}).") from error
+        raise FraError(
+            f"the hub has no {what.removeprefix('the ')}: check its name and revision ({first_line(error)})."
+        ) from error
     except LocalEntryNotFoundError as error:
         raise CannotLoad(
             f"{what} is not on this machine and the Hugging Face hub "
@@ -73,7 +75,7 @@ def fetch_model(name: str, revision: str | None) -> Path:
     from fra.checkpoints.lens import model_names
 
     official = model_names().get(name.lower(), name)
-    with _reaching(f"the model {name!r}"):
+    with reaching(f"the model {name!r}"):
         return Path(snapshot_download(official, revision=revision, allow_patterns=list(_MODEL_FILES)))
 
 
@@ -84,7 +86,7 @@ def fetch_transformer_lens_model(name: str, *, allow_pickle: bool, load: Any) ->
             f"the model {name!r} exists only as a pickle, which can run code when loaded: set allow_pickle_release = "
             "true in the target file if you trust it."
         )
-    with _reaching(f"the model {name!r}"):
+    with reaching(f"the model {name!r}"):
         return load()
 
 
@@ -117,7 +119,7 @@ def dictionary_metadata(release: str, sae_id: str, *, allow_pickle: bool) -> dic
     from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
 
     _check_release(release, sae_id, allow_pickle=allow_pickle)
-    with _reaching(f"the dictionary {sae_id!r} of {release!r}"):
+    with reaching(f"the dictionary {sae_id!r} of {release!r}"):
         found: dict[str, Any] = load_sae_config_from_huggingface(release, sae_id).get("metadata", {})
     return found
 
@@ -129,7 +131,7 @@ def fetch_dictionary(release: str, sae_id: str, *, device: str, dtype: str, allo
     from sae_lens import SAE
 
     _check_release(release, sae_id, allow_pickle=allow_pickle)
-    with _reaching(f"the dictionary {sae_id!r} of {release!r}"), warnings.catch_warnings():
+    with reaching(f"the dictionary {sae_id!r} of {release!r}"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of processing, which the target settles
         return SAE.from_pretrained(release, sae_id, device=device, dtype=dtype)
 
@@ -141,7 +143,7 @@ def dataset_texts(name: str, limit: int, split: str = "train", column: str = "te
 
     what = f"the dataset {name!r}"
     try:
-        with _reaching(what):
+        with reaching(what):
             try:
                 rows = load_dataset(name, split=split, streaming=True)
             except ValueError as error:  # 'Bad split', and a configuration that must be named

@@ -19,6 +19,7 @@ COMMANDS = {
     "census": "fra.commands.census",
     "run": "fra.commands.run",
     "compare": "fra.commands.compare",
+    "push": "fra.commands.push",
     "frontiers": "fra.commands.frontiers",
     "structured": "fra.commands.structured",
     "doctor": "fra.commands.doctor",

@@ -22,7 +22,7 @@ import re
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -39,6 +39,9 @@ from fra.errors import FraError
 from fra.verdicts.claim import Claim, Condition, Evidence, Kind, parse_head
 from fra.verdicts.files import write_text
 from fra.verdicts.judge import Verdict, judge
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Word = Literal["SUPPORTED", "REFUTED", "INCONCLUSIVE", "CANNOT_RUN", "BROKEN", "NOT_APPLICABLE"]
 WORDS: tuple[Word, ...] = get_args(Word)
@@ -241,6 +244,12 @@ class Ledger(_Table):
         """The rows of each kind of claim that there is: findings, then identities, then controls."""
         rows = {kind: [row for row in self.verdicts if self.kind_of(row.claim) == kind] for kind in KINDS}
         return {kind: own for kind, own in rows.items() if own}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """The rows as a pandas table (`fra.verdicts.frames.frame` has its columns)."""
+        from fra.verdicts.frames import frame
+
+        return frame(self)
 
     @model_validator(mode="after")
     def _sorted(self) -> "Ledger":

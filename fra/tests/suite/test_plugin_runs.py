@@ -160,7 +160,9 @@ def test_what_is_shared_is_let_go_behind_the_last_test_that_asks_for_it(worker: 
     config.stash[KEPT] = {"screens": screens, "carried": carried}
     names = [("screens",), ("screens", "carried"), (), ("carried",), ()]
     session = SimpleNamespace(items=[])
-    items = [SimpleNamespace(config=config, session=session, fixturenames=asked) for asked in names]
+    items = [
+        SimpleNamespace(config=config, session=session, fixturenames=asked, path=n) for n, asked in enumerate(names)
+    ]
     session.items = items
     kept = []
     for item, following in zip(items, [*items[1:], None], strict=True):

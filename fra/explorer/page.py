@@ -15,6 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -103,7 +104,7 @@ def render(
     facts["outputs"] = None
     if seen is not None:
         facts["outputs"] = about = outputs.about_outputs(target, seen, z_sae)
-        about["examples"], _ = in_documents(target, z_sae, seen.live.feature.unique(), n_documents)
+        about["examples"], _ = in_documents(target, z_sae, torch.unique(seen.live.feature), n_documents)
         outputs.shared_outputs(measured, seen, pack)
     facts["upstream"] = shared_upstream(measured, pack)
     progress("the page")

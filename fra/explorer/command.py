@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from fra.architectures.face import face
 from fra.errors import FraError
@@ -26,7 +26,7 @@ def explore(
     *,
     layer: int | None = None,
     heads: Sequence[str] | None = None,
-    precision: Precision = "float16",
+    precision: str = "float16",
     documents: int = DOCUMENTS,
     output: str | Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -54,7 +54,7 @@ def explore(
     if output is not None:
         files.check_writable(Path(output))
     own = load_target(target) if isinstance(target, str) else target
-    page = render(own, text, layer, heads, precision, documents, progress)
+    page = render(own, text, layer, heads, cast(Precision, precision), documents, progress)
     if output is not None:
         files.write_text(page, Path(output))
     return page

@@ -19,9 +19,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from fra.report.page import GLYPHS, number
-from fra.report.tokens import visible
 from fra.verdicts.ledger import Ledger, Row
 from fra.verdicts.matrix import Cell, Matrix, pairs
+from fra.verdicts.shown import visible
 
 SIDE = 200.0
 """Of a scatter, in px."""

@@ -8,9 +8,8 @@ from torch import Tensor
 
 from fra._census.corpus import Corpus
 from fra._census.dense import DenseScan
-from fra._census.job import Ask, Job, Source, kind_of
+from fra._census.job import Ask, Job, Source, StripeChannels, kind_of, n_stripe_pairs
 from fra._census.observe import Layer
-from fra._census.stripes import StripeChannels, n_stripe_pairs
 from fra._census.tables import shared
 from fra.core.meetings import PAIR_BYTES
 from fra.core.strongest import Strongest

@@ -39,7 +39,7 @@ def command(
     `fra census merge PART... -o FILE` makes one census of their files, the same to the bit as that of one process. The
     same command goes on where it was interrupted.
     """
-    from fra._census import shell
+    from fra import shards
     from fra.errors import FraError
 
     def say(line: str) -> None:
@@ -48,13 +48,13 @@ def command(
 
     name, *others = target
     if name == "merge":
-        shell.merge([Path(part) for part in others], output, say)
+        shards.merge([Path(part) for part in others], output, say)
         return
     if others:
         raise FraError(f"there is one target a census, and {others[0]!r} is a second one")
     if layer is None:
         raise FraError("a census is of one layer: give --layer")
-    shell.run(
+    shards.run(
         name,
         layer,
         output,

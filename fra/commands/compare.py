@@ -7,13 +7,13 @@ import typer
 
 
 def command(
-    ledgers: Annotated[list[str], typer.Argument(metavar="LEDGER.json...", help="Or hub:OWNER/NAME, a data set's.")],
+    given: Annotated[list[str], typer.Argument(metavar="LEDGER.json...", help="Or hub:OWNER/NAME, a data set's.")],
     tolerance: Annotated[float, typer.Option("--tolerance", help="Relative, of numbers; 0: to the last bit.")] = 0.0,
     expect_equal: Annotated[bool, typer.Option("--expect-equal", help="Exit with 1 where anything differs.")] = False,
     every: Annotated[bool, typer.Option("--all", help="Every difference of every row.")] = False,
-    output: Annotated[
-        list[Path] | None, typer.Option("-o", "--output", help="Also write FILE.html, FILE.csv or FILE.parquet.")
-    ] = None,
+    outputs: Annotated[
+        list[Path], typer.Option("-o", "--output", help="Also write FILE.html, FILE.csv or FILE.parquet.")
+    ] = [],  # noqa: B006
 ) -> None:
     """How ledgers differ: what was not measured alike, then verdicts, then numbers, row by row.
 
@@ -22,4 +22,4 @@ def command(
     """
     from fra.compare import run
 
-    raise typer.Exit(run(ledgers, tolerance=tolerance, expect_equal=expect_equal, every=every, outputs=output or []))
+    raise typer.Exit(run(given, tolerance=tolerance, expect_equal=expect_equal, every=every, outputs=outputs))

@@ -29,7 +29,7 @@ _MARGIN = 12.0
 
 
 @dataclass(frozen=True)
-class Point:
+class EffectPair:
     """One row in two ledgers, in px: x the first's effect, y the other's, and both intervals."""
 
     x: float
@@ -53,7 +53,7 @@ class Scatter:
     high: float
     bar: float | None
     """In px from the left, and from the bottom."""
-    points: tuple[Point, ...]
+    points: tuple[EffectPair, ...]
 
 
 def scatters(one: Ledger, other: Ledger) -> list[Scatter]:
@@ -86,7 +86,7 @@ def _scatter(claim: str, condition: str, rows: Sequence[tuple[Row, Row]]) -> Sca
         words = f"{a.verdict}" if a.verdict == b.verdict else f"{a.verdict} -> {b.verdict}"
         said = f"{a.head or 'as a whole'}: {number(a.effect)} -> {number(b.effect)}, {words}"
         ends_of = (at(a.low, 0.0), at(a.high, 1.0), SIDE - at(b.low, 0.0), SIDE - at(b.high, 1.0))
-        points.append(Point(at(a.effect, 0.5), SIDE - at(b.effect, 0.5), *ends_of, said, a.verdict != b.verdict))
+        points.append(EffectPair(at(a.effect, 0.5), SIDE - at(b.effect, 0.5), *ends_of, said, a.verdict != b.verdict))
     bar = rows[0][0].bar
     return Scatter(claim, condition, low, high, None if bar is None else at(bar, 0.5), tuple(points))
 

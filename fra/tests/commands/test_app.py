@@ -101,7 +101,7 @@ def test_what_a_subcommand_returns_is_the_exit_status(
     seen: list[Any] = []
     monkeypatch.setattr(compare, "run", lambda *args, **options: seen.append((args, options)) or 1)
     assert app.main(["compare", "a.json", "b.json", "--all", "--tolerance", "0.5"]) == 1
-    assert seen == [((Path("a.json"), Path("b.json")), {"tolerance": 0.5, "expect_equal": False, "every": True})]
+    assert seen == [((["a.json", "b.json"],), {"tolerance": 0.5, "expect_equal": False, "every": True, "outputs": []})]
 
 
 @pytest.mark.parametrize(("name", "module"), WRAPPED.items())

@@ -21,7 +21,7 @@ from fra.errors import FraError
 from fra.verdicts.files import check_writable
 
 Say = Callable[[str], None]
-_EVERY = 256
+EVERY = 256
 """Documents between two savings of what a run has seen."""
 
 
@@ -75,7 +75,7 @@ def run(
             return
         going = output.with_name(f".{output.name}.going")
         say(f"{where}{n} of {len(tokens)} documents of {sum(map(len, tokens))} tokens, {len(planned.batches)} passes")
-        found = gather(planned, going, _EVERY, progress=_progress(say, where, n))
+        found = gather(planned, going, EVERY, progress=_progress(say, where, n))
     found.save(output)
     shutil.rmtree(going, ignore_errors=True)
     say(f"{where}wrote {output}: {found.n_documents} documents, {found.n_entries} live entries")

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from fra._census import shell
+from fra import shards
+from fra._census import observe
 from fra._census.corpus import read
 from fra.errors import FraError
 from fra.tests._census.test_census import interrupt_once
 from fra.tests.tiny_targets import one_sentence
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 SLURM = ROOT / "examples" / "slurm"
 COMMAND = pytest.mark.skipif(find_spec("fra.__main__") is None, reason="the command `fra` is not there")
 
@@ -34,7 +35,7 @@ def texts(tmp_path: Path) -> Path:
 
 def take(output: Path, texts: Path, **options: Any) -> list[str]:
     said: list[str] = []
-    shell.run("mini", 1, output, documents=texts, say=said.append, **options)
+    shards.run("mini", 1, output, documents=texts, say=said.append, **options)
     return said
 
 
@@ -58,12 +59,12 @@ def test_the_loop_and_the_job_array_end_as_one_process_does(texts: Path, tmp_pat
         '1>&2; done; echo "77;cluster"; else bash "${@: -1}" 1>&2; fi\n'
     )
     fake.chmod(0o755)
-    for script, shards in (("loop.sh", 2), ("submit.sh", 3)):
+    for script, n in (("loop.sh", 2), ("submit.sh", 3)):
         out = tmp_path / script
         own = {
             "TARGET": "mini",
             "LAYER": "1",
-            "SHARDS": str(shards),
+            "SHARDS": str(n),
             "OUT": str(out),
             "FRA": f"{sys.executable} -m fra",
         }
@@ -86,8 +87,8 @@ def test_a_shard_that_is_there_is_not_taken_again_and_another_is_not_written_ove
     options: dict[str, Any] = {"longest": 60}
     # Interrupted, and gone on with by the same command.
     interrupt_once(monkeypatch)
-    monkeypatch.setattr(shell, "_EVERY", 1)
-    monkeypatch.setattr("fra._census.observe.TOKENS_AT_ONCE", 64)
+    monkeypatch.setattr(shards, "EVERY", 1)
+    monkeypatch.setattr(observe, "TOKENS_AT_ONCE", 64)
     with pytest.raises(KeyboardInterrupt):
         take(part, texts, shard="1/1", **options)
     assert not part.exists() and list((tmp_path / ".part.going").glob("part-*"))
@@ -135,7 +136,7 @@ def test_bad_places_and_layers_get_one_sentence(texts: Path, tmp_path: Path) -> 
         (1, tmp_path / "out", tmp_path / "nowhere", "there are no documents at"),
     ):
         with pytest.raises(FraError, match=message) as caught:
-            shell.run("mini", layer, output, documents=documents)
+            shards.run("mini", layer, output, documents=documents)
         one_sentence(caught.value)
     with pytest.raises(FraError, match="there are no parts to merge"):
-        shell.merge([], tmp_path / "out")
+        shards.merge([], tmp_path / "out")

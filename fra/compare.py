@@ -16,11 +16,11 @@ from itertools import groupby
 from pathlib import Path
 
 from fra.errors import FraError
+from fra.ledgers.compare import Difference, differences, inputs
+from fra.ledgers.matrix import Matrix, matrix, named
 from fra.verdicts import ledger as ledgers
-from fra.verdicts.compare import Difference, differences, inputs
 from fra.verdicts.files import check_writable, write_text
 from fra.verdicts.ledger import Ledger
-from fra.verdicts.matrix import Matrix, matrix, named
 
 SHOWN = 20
 HUB = "hub:"

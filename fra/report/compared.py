@@ -18,9 +18,9 @@ from itertools import groupby
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from fra.ledgers.matrix import Cell, Matrix, pairs
 from fra.report.page import GLYPHS, number
 from fra.verdicts.ledger import Ledger, Row
-from fra.verdicts.matrix import Cell, Matrix, pairs
 from fra.verdicts.shown import visible
 
 SIDE = 200.0
@@ -57,7 +57,7 @@ class Scatter:
 
 
 def scatters(one: Ledger, other: Ledger) -> list[Scatter]:
-    """A scatter for each claim and deciding condition that both ledgers have (`fra.verdicts.matrix.pairs`)."""
+    """A scatter for each claim and deciding condition that both ledgers have (`fra.ledgers.matrix.pairs`)."""
 
     def of(pair: tuple[Row, Row]) -> tuple[str, str]:
         return pair[0].claim, str(pair[0].detail.get("decided", ""))

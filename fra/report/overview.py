@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fra.ledgers.compare import inputs
 from fra.verdicts.claim import parse_head
-from fra.verdicts.compare import inputs
 from fra.verdicts.ledger import Ledger, Row
 
 _WIDEST = 1166.0

@@ -22,10 +22,10 @@ def check_writable(path: Path) -> None:
         path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
-            raise FraError(f"{path} is a directory; name a file to write to")
+            raise FraError(f"{path} is a directory; name a file to write to.")
         if not _is_regular(path):
             if not os.access(path, os.W_OK):
-                raise FraError(f"{path} cannot be written: Permission denied")
+                raise FraError(f"{path} cannot be written: Permission denied.")
             return  # opening a pipe would wait for its reader
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -34,7 +34,7 @@ def check_writable(path: Path) -> None:
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
         if isinstance(error, FraError):
             raise
-        raise FraError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        raise FraError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def write_text(text: str, path: Path) -> None:
@@ -47,7 +47,7 @@ def write_text(text: str, path: Path) -> None:
         try:
             path.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise FraError(f"{path} cannot be written: {error.strerror or error}") from error
+            raise FraError(f"{path} cannot be written: {error.strerror or error}.") from error
         return
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:64]}.", suffix=".tmp")
     try:
@@ -56,7 +56,7 @@ def write_text(text: str, path: Path) -> None:
         Path(name).chmod(stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o666 & ~_umask())
         os.replace(name, path)
     except OSError as error:
-        raise FraError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise FraError(f"{path} cannot be written: {error.strerror or error}.") from error
     finally:
         Path(name).unlink(missing_ok=True)
 

@@ -11,13 +11,13 @@ import pytest
 
 from fra import compare
 from fra.errors import FraError
+from fra.ledgers.matrix import matrix, named, pairs
 from fra.report.compared import SIDE, render, scatters
+from fra.tests.ledgers.test_compare import changed, two_rows
 from fra.tests.verdicts.test_claim import GOOD, evidence
-from fra.tests.verdicts.test_compare import changed, two_rows
 from fra.verdicts import ledger as ledgers
 from fra.verdicts.frames import COLUMNS
 from fra.verdicts.ledger import Ledger
-from fra.verdicts.matrix import matrix, named, pairs
 
 
 def of_target(ledger: Ledger, name: str) -> Ledger:

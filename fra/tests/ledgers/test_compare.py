@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from fra.compare import main
+from fra.ledgers.compare import ABSENT, differences
 from fra.tests.verdicts.test_claim import BAD, GOOD, evidence
 from fra.tests.verdicts.test_ledger import make_ledger
 from fra.verdicts import ledger as ledgers
-from fra.verdicts.compare import ABSENT, differences
 from fra.verdicts.ledger import Ledger
 
 

@@ -16,8 +16,10 @@ from fra.architectures.known import architecture_of
 from fra.attribution.raised_tokens import direct_logits
 from fra.dictionaries.encoder import encode, own_pre_activation
 from fra.errors import FraError
+from fra.targets.admission import admit
 from fra.tests.attribution.test_attribution import DOUBLE, FEATURES, KINDS, LAYER, TOKENS, seen
 from fra.tests.models import ARCHITECTURES, D_MODEL, build_sae, folder, tiny, tiny_sae
+from fra.tests.tiny_targets import TEXT, signed_axes
 
 OUT = f"blocks.{LAYER}.hook_attn_out"
 POST = ("gemma2", "gemma3")
@@ -148,6 +150,22 @@ def test_features_are_taken_out_where_attention_writes() -> None:
     share[mine.doc, mine.pos] = mine.value[:, None] * sae.W_dec.detach()[feature]
     torch.testing.assert_close(seen(model, OUT) - after, share, rtol=0, atol=1e-10)
     assert float(share.abs().max()) > 0
+
+
+def test_a_target_with_one_is_admitted() -> None:
+    """Signed axes, half of them kept: what is left is the error that the model's own hook has."""
+    sae = type(dictionary()).load_from_disk(signed_axes(folder() / "axes of attention outputs", OUT, k=16))
+    target = fra.load(tiny("gpt2"), sae, [TEXT, TEXT[::-1]], prepend_bos=True)
+    (found,) = admit(target).dictionaries
+    rows = [seen(target.model, OUT, target.tokens(text, 128)[None])[0, 1:] for text in (TEXT, TEXT[::-1])]
+    x = torch.cat(rows).double()
+    left = x.abs().sort(dim=1).values[:, :16].square().sum()
+    explained = 1 - float(left / (x - x.mean(0)).square().sum())
+    assert found.hook == OUT and found.l0 == pytest.approx(16)
+    assert found.explained_variance == pytest.approx(explained, abs=1e-3)
+    narrow = type(sae).load_from_disk(build_sae("topk", 16, OUT, folder() / "narrow"))
+    with pytest.raises(FraError, match="has width 16 and the model there has 32"):
+        fra.load(tiny("gpt2"), narrow, [TEXT])
 
 
 def test_what_does_not_fit_is_refused_in_a_sentence() -> None:

@@ -25,6 +25,7 @@ from .claim import Claim as Claim
 from .claim import Evidence as Evidence
 from .claim import Verdict as Verdict
 from .claim import judge as judge
+from .core import crosscoders as crosscoders
 from .core import sentences as sentences
 from .core.output import resolve_output as resolve_output
 from .core.resolve import ResolvedHead as ResolvedHead

@@ -16,9 +16,10 @@ from fra.architectures.architecture import Model
 from fra.architectures.face import face, facing
 from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens, working_dtype
 from fra.core.frozen import read_hooks
-from fra.core.output import by_head, check_output
+from fra.core.output import by_head, check_output, check_written, output_map
+from fra.dictionaries.codes import dictionary_hook
 from fra.dictionaries.encoder import Encoder, check_features, encode, encoder, head_output_layer
-from fra.dictionaries.hooks import LayerHooks
+from fra.dictionaries.hooks import LayerHooks, is_attention_output
 from fra.errors import FraError
 from fra.stimuli.padding import Texts
 from fra.verdicts.shown import as_html
@@ -56,7 +57,8 @@ class HeadOutputs:
 
     z[t,h] = sum_s A_h(t,s) v[s,h] with the model's own values (b_V and the norm's bias included, key-value heads
     repeated over their groups), and pre-activation = sum_h z[t,h] . W_enc[h] (times a frozen gain) + a constant: both
-    sums are exact.
+    sums are exact. Of a dictionary at hook_attn_out, W_O[h] W_enc stands for W_enc[h], b_O through W_enc is part of the
+    constant, and the scale of a norm after attention (Gemma 2 and 3) of the gain.
     """
 
     encoder: Encoder
@@ -67,6 +69,8 @@ class HeadOutputs:
     real: Bool[Tensor, "batch pos"]
     """False on padding."""
     live: Live
+    written: Float[Tensor, "batch pos d_model"] | None = None
+    """What attention writes (hook_attn_out), of a dictionary there; None at attn.hook_z."""
 
     def __repr__(self) -> str:
         batch, pos = self.real.shape
@@ -90,10 +94,25 @@ class HeadOutputs:
         """Heads of the layer."""
         return self.z.shape[2]
 
-    def bias(self, features: Int[Tensor, " n_features"]) -> Float[Tensor, " n_features"]:
-        """The part of the pre-activation that no head brings, the same at every position."""
+    @property
+    def x(self) -> Float[Tensor, "batch pos n_parts width"]:
+        """What stands at the dictionary's hook: head outputs, or what attention writes as one part."""
+        return self.z if self.written is None else self.written[:, :, None]
+
+    def bias(
+        self, features: Int[Tensor, " n_features"]
+    ) -> Float[Tensor, " n_features"] | Float[Tensor, "batch pos n_features"]:
+        """The part of the pre-activation that no head brings: [n_features], the same at every position, of a dictionary
+        at attn.hook_z; [batch, pos, n_features] at hook_attn_out, where b_O is part of it and the gain multiplies that.
+        """
         check_features(features, self.encoder.d_sae)
-        return self.encoder.bias[features]
+        bias, b_O = self.encoder.bias[features], self.encoder.b_O
+        return bias if b_O is None else self.gain[..., None] * b_O[features] + bias
+
+    def entries_bias(self, at: Live) -> Float[Tensor, " n_live"]:
+        """`bias` of chosen entries (document, position, feature)."""
+        bias, b_O = self.encoder.bias[at.feature], self.encoder.b_O
+        return bias if b_O is None else self.gain[at.doc, at.pos] * b_O[at.feature] + bias
 
     def pre_activation(self, features: Int[Tensor, " n_features"]) -> Float[Tensor, "batch pos n_features"]:
         """What the dictionary's activation function sees (of a gated dictionary: of its magnitudes)."""
@@ -244,8 +263,9 @@ def observe(model: Model, sae: Any, tokens: Tensor | Sequence[Tensor]) -> HeadOu
     """Runs the documents and reads the head outputs at the dictionary's hook, with values and patterns.
 
     tokens: [pos], [batch, pos], or a list of [pos] of unequal length. One pass over all of them: give a large corpus in
-    parts. Raises FraError for a dictionary that is none of head outputs or does not fit the model, for tokens that do
-    not fit it, and where hook_z is not pattern times values (gated attention).
+    parts. Raises FraError for a dictionary that is neither of head outputs (attn.hook_z) nor of what attention writes
+    (hook_attn_out) or does not fit the model, for tokens that do not fit it, and where hook_z is not pattern times
+    values (gated attention) or hook_attn_out not hook_z through W_O.
     """
     layer = head_output_layer(sae)
     check_layer_and_head(model, layer)
@@ -253,7 +273,12 @@ def observe(model: Model, sae: Any, tokens: Tensor | Sequence[Tensor]) -> HeadOu
     check_tokens(model, rows)
     own, hooks = architecture_of(model), LayerHooks(layer)
     home, dtype = own.device, working_dtype(model)
-    got = read_hooks(model, rows.to(home), layer, {"z": hooks.z, "v": hooks.v, "pattern": hooks.pattern})
+    names = {"z": hooks.z, "v": hooks.v, "pattern": hooks.pattern}
+    if through := is_attention_output(dictionary_hook(sae)):
+        names["written"] = hooks.attn_out
+        if own.norm_after(layer) is not None:
+            names["post_scale"] = hooks.post_scale
+    got = read_hooks(model, rows.to(home), layer, names)
     pattern = got["pattern"].to(dtype)
     n_heads = pattern.shape[1]
     batch, pos = rows.shape
@@ -263,14 +288,25 @@ def observe(model: Model, sae: Any, tokens: Tensor | Sequence[Tensor]) -> HeadOu
     made = torch.einsum("bhqk,bkhd->bqhd", pattern, values)
     so = "its outputs cannot be attributed to source positions"
     check_output(own, f"layer {layer}", made, z, values, so)
-    found = encoder(sae, z)
-    return HeadOutputs(found, z, values, pattern, found.gain(z), real.to(home), live_features(sae, z, real.to(home)))
+    home_real = real.to(home)
+    if not through:
+        found = encoder(sae, z)
+        return HeadOutputs(found, z, values, pattern, found.gain(z), home_real, live_features(sae, z, home_real))
+    written = got["written"].to(dtype)
+    x = written[:, :, None]
+    read = encoder(sae, x)
+    W_O, b_O, scale = output_map(own, layer, got.get("post_scale"), dtype)
+    check_written(own, layer, z, W_O, b_O, scale, written)
+    gain = read.gain(x) / scale
+    return HeadOutputs(
+        read.through(W_O, b_O), z, values, pattern, gain, home_real, live_features(sae, x, home_real), written
+    )
 
 
-def live_features(sae: Any, z: Float[Tensor, "batch pos n_heads d_head"], real: Bool[Tensor, "batch pos"]) -> Live:
-    """What fires in the dictionary on these head outputs."""
+def live_features(sae: Any, x: Float[Tensor, "batch pos n_parts width"], real: Bool[Tensor, "batch pos"]) -> Live:
+    """What fires in the dictionary on what stands at its hook."""
     pos = real.shape[1]
-    flat = z.flatten(0, 1)
+    flat = x.flatten(0, 1)
     rows, features, values = [], [], []
     for some in _slices(len(flat), _ROWS_AT_ONCE):
         acts = encode(sae, flat[some])

@@ -85,17 +85,21 @@ class _Layer:
     mlp: Float[Tensor, "pos d_model"]
     z: Float[Tensor, "pos n_heads d_head"]
     before: Float[Tensor, "pos d_model"]
+    attn_out: Float[Tensor, "pos d_model"] | None
+    """What attention writes, where the model shows it."""
 
 
 @face
 def recursive(
     model: Model, sae: Any, tokens: Int[Tensor, " pos"], at: Live, dictionaries: Mapping[str, Any] | None = None
 ) -> Trace:
-    """Resolves pre-activations of a head-output dictionary on one document into every upstream component.
+    """Resolves pre-activations of a dictionary of head outputs, or of what attention writes, on one document into every
+    upstream component.
 
     at: the entries (positions and features; document 0), as `observe(...).live` gives them. dictionaries: SAEs by their
-    hooks, at `attn.hook_z` of layers below or at an attention input (`ln1.hook_normalized`, `hook_resid_pre`) of this
-    or a layer below; the trace ends at their features, biases and errors there instead of going through.
+    hooks, at `attn.hook_z` or `hook_attn_out` of layers below or at an attention input (`ln1.hook_normalized`,
+    `hook_resid_pre`) of this or a layer below; the trace ends at their features, biases and errors there instead of
+    going through. Of several in one layer the last one on the way from input to output is used.
 
     Raises FraError as `observe` does; where a layer's output is not its attention plus its MLP; and for a dictionary at
     another hook.
@@ -106,13 +110,14 @@ def recursive(
         given = dict(dictionaries or {})
         allowed = {
             *(LayerHooks(n).z for n in range(layer)),
+            *(LayerHooks(n).attn_out for n in range(layer)),
             *(LayerHooks(n).normalized for n in range(layer + 1)),
             *(LayerHooks(n).resid_pre for n in range(layer + 1)),
         }
         if strange := sorted(set(given) - allowed):
             raise FraError(
                 f"a dictionary at {strange[0]!r} does not lie upstream of the head outputs of layer {layer}: give ones "
-                "at attn.hook_z of layers below, ln1.hook_normalized or hook_resid_pre."
+                "at attn.hook_z or hook_attn_out of layers below, ln1.hook_normalized or hook_resid_pre."
             )
         frozen, pos_embed = freeze_below(model, tokens, layer)
         trace = Trace(at)
@@ -123,16 +128,25 @@ def recursive(
         constant = seen.z.new_zeros(n, pos)
         constant[torch.arange(n), at.pos] = seen.encoder.bias[at.feature]
         trace.terms.append(Term("encoder bias", layer, None, None, constant))
+        if seen.encoder.b_O is not None:
+            added = seen.z.new_zeros(n, pos)
+            added[torch.arange(n), at.pos] = seen.gain[0, at.pos] * seen.encoder.b_O[at.feature]
+            trace.terms.append(Term("b_O", layer, None, None, added))
         below = _through_attention(trace, frozen, layer, reads, given, model, tokens)
         for number in range(layer - 1, -1, -1):
             part = frozen[number]
             trace.terms.append(Term("mlp", number, None, None, _on(below, part.mlp)))
+            if (hook := LayerHooks(number).attn_out) in given:
+                if part.attn_out is None:
+                    raise FraError(f"the model does not show {hook!r}: leave out the dictionary there.")
+                _resolve_output(trace, given[hook], hook, number, part.attn_out[:, None], below[:, :, None])
+                continue
             attended = below * part.after
             trace.terms.append(Term("b_O", number, None, None, attended @ part.b_O))
             reads = torch.einsum("nsm,hdm->nshd", attended, part.ov.W_O)
             hook = LayerHooks(number).z
             if hook in given:
-                _resolve_heads(trace, given[hook], hook, number, part.z, reads)
+                _resolve_output(trace, given[hook], hook, number, part.z, reads)
             else:
                 below = below + _through_attention(trace, frozen, number, reads, given, model, tokens)
         embed = frozen[0].before if pos_embed is None else frozen[0].before - pos_embed
@@ -185,32 +199,33 @@ def _resolve_input(
     _resolved(trace, codes(sae, x[None]), hook, number, below)
 
 
-def _resolve_heads(
+def _resolve_output(
     trace: Trace,
     sae: Any,
     hook: str,
     number: int,
-    z: Float[Tensor, "pos n_heads d_head"],
-    reads: Float[Tensor, "n pos n_heads d_head"],
+    x: Float[Tensor, "pos n_parts width"],
+    reads: Float[Tensor, "n pos n_parts width"],
 ) -> None:
-    _resolved(trace, head_output_codes(sae, z), hook, number, reads.flatten(2))
+    """Ends the trace at a dictionary of head outputs, or of what attention writes (as one part)."""
+    _resolved(trace, head_output_codes(sae, x), hook, number, reads.flatten(2))
 
 
-def head_output_codes(sae: Any, z: Float[Tensor, "pos n_heads d_head"]) -> Codes:
-    """The codes of one document's head outputs, in a dictionary of them. Raises FraError for what is
-    no dictionary of these head outputs.
+def head_output_codes(sae: Any, x: Float[Tensor, "pos n_parts width"]) -> Codes:
+    """The codes of one document's head outputs, or of what attention writes (one part), in a dictionary of them.
+    Raises FraError for what is no dictionary of these outputs.
     """
-    encoder(sae, z)  # refuses what is no dictionary of these head outputs
-    acts, flat = encode(sae, z), z.flatten(1)
+    encoder(sae, x)  # refuses what is no dictionary of these outputs
+    acts, flat = encode(sae, x), x.flatten(1)
     gain, offset = gain_and_offset(sae, flat)
     row, feature = acts.nonzero(as_tuple=True)
-    decoder = sae.W_dec.detach().to(z)
+    decoder = sae.W_dec.detach().to(x)
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         decoder = decoder / decoder.norm(dim=-1, keepdim=True)
     value = acts[row, feature] * gain[row, 0]
-    bias = gain * sae.b_dec.detach().to(z) + offset
+    bias = gain * sae.b_dec.detach().to(x) + offset
     error = (flat - bias).index_add_(0, row, -value[:, None] * decoder[feature])
-    return Codes(row, feature, value, decoder, bias[None], error[None], (1, len(z)))
+    return Codes(row, feature, value, decoder, bias[None], error[None], (1, len(x)))
 
 
 def _resolved(trace: Trace, found: Codes, hook: str, number: int, reads: Float[Tensor, "n pos d"]) -> None:
@@ -230,7 +245,7 @@ def freeze_below(
     names = {"pos_embed": POS_EMBED}
     for n in range(layer + 1):
         at = LayerHooks(n)
-        for key in ("resid_pre", "scale", "pattern", "z", "mlp_out", "post_scale", "resid_post"):
+        for key in ("resid_pre", "scale", "pattern", "z", "mlp_out", "post_scale", "resid_post", "attn_out"):
             names[f"{key} {n}"] = getattr(at, key)
     seen = read_present(model, tokens[None].to(own.device), layer, names)
     layers: list[_Layer] = []
@@ -246,7 +261,7 @@ def freeze_below(
         if norm is not None and "post_scale" in got:
             after = norm.weight_or_ones(before) / got["post_scale"]
         z = got["z"].reshape(len(tokens), len(ov.W_O), -1)
-        part = _Layer(got["pattern"], sigma, ov, b_O, after, mlp, z, before)
+        part = _Layer(got["pattern"], sigma, ov, b_O, after, mlp, z, before, got.get("attn_out"))
         if n < layer:
             _check_block(part, n, got["resid_post"], max(1e-3, own.tolerance))
         layers.append(part)

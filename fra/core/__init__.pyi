@@ -1,1 +1,2 @@
+from . import crosscoders as crosscoders
 from . import sentences as sentences

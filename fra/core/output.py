@@ -111,6 +111,39 @@ def check_output(
         )
 
 
+def output_map(
+    own: Architecture, layer: int, post_scale: Float[Tensor, "batch pos 1"] | None, dtype: torch.dtype
+) -> tuple[Float[Tensor, "n_heads d_head d_model"], Float[Tensor, " d_model"], Float[Tensor, "*batch_pos"]]:
+    """W_O and b_O, the weight of a norm after attention in both, and what that norm divides by (1 where none is)."""
+    raw, norm = own.read_ov(layer), own.norm_after(layer)
+    W_O = raw.W_O.detach().to(own.device, dtype)
+    b_O = W_O.new_zeros(W_O.shape[-1]) if raw.b_O is None else raw.b_O.detach().to(W_O)
+    if norm is None or post_scale is None:
+        return W_O, b_O, W_O.new_ones(())
+    weight = norm.weight_or_ones(W_O)
+    return W_O * weight, b_O * weight, post_scale[..., 0].to(W_O)
+
+
+def check_written(
+    own: Architecture,
+    layer: int,
+    z: Float[Tensor, "batch pos n_heads d_head"],
+    W_O: Float[Tensor, "n_heads d_head d_model"],
+    b_O: Float[Tensor, " d_model"],
+    scale: Tensor,
+    written: Float[Tensor, "batch pos d_model"],
+) -> None:
+    """Holds `output_map` against the model's own hook_attn_out. Raises FraError where that is something else."""
+    made = (torch.einsum("bthd,hdm->btm", z, W_O) + b_O) / scale[..., None]
+    off, allowed = float((made - written).abs().max()), own.tolerance * float(written.norm(dim=-1).max())
+    if not off <= allowed:
+        raise FraError(
+            f"hook_attn_out of layer {layer} is not hook_z through W_O and b_O as {type(own).__name__} reads them (off "
+            f"by {off:.3g}, where {allowed:.3g} is rounding): this architecture does more than that, and features "
+            "there cannot be attributed to heads; use a dictionary at attn.hook_z."
+        )
+
+
 @facing
 class ResolvedOutput:
     """One head's output on one document, resolved; made by `resolve_output`.

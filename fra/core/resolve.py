@@ -7,7 +7,7 @@ is never stored: each live entry is projected once, and every view is a product 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -20,10 +20,12 @@ from torch import Tensor
 from fra.architectures.face import face, facing
 from fra.architectures.known import one_document
 from fra.core.channels import reduce_channels
+from fra.core.crosscoders import activations_of
 from fra.core.frozen import FrozenLayer, Side, freeze
 from fra.core.reductions import Entries, Reduce, refuse_beyond_memory, top_terms
 from fra.core.weights import Model, check_layer_and_head
 from fra.dictionaries.codes import Codes, check_dictionary, codes, dictionary_hook
+from fra.dictionaries.crosscoder import Crosscoder
 from fra.dictionaries.texts import loudest, text_of
 from fra.errors import FraError
 from fra.verdicts.claim import parse_head
@@ -36,7 +38,14 @@ TERMS = ("feature", "bias", "error")
 
 @face
 def resolve(
-    model: Model, sae: Any, tokens: Any, layer: int | None = None, head: int | str | None = None
+    model: Model,
+    sae: Any,
+    tokens: Any,
+    layer: int | None = None,
+    head: int | str | None = None,
+    *,
+    slot: int | None = None,
+    activations: Mapping[int, Float[Tensor, "_pos _d_model"]] | None = None,
 ) -> ResolvedHead:
     """Resolves the attention scores of one head into terms of a dictionary's features, exactly.
 
@@ -44,6 +53,9 @@ def resolve(
     trained. sae: a SAELens dictionary of this layer's attention input (its metadata names the hook).
     tokens: ids of one document, special tokens included, at most the model's context long: Int[Tensor, "pos"], or a
     list or array of them. layer and head: by number, or the head alone by name (head="L1H4").
+    slot: of a `fra.crosscoders.Crosscoder` in place of sae, the slot that is this model at an attention input of the
+    layer. activations: of a crosscoder, those of the slots of other models on these tokens, by slot; what the same
+    model has at other hooks is read from it.
 
     What is returned (a `fra.ResolvedHead`) answers:
 
@@ -59,13 +71,24 @@ def resolve(
     at their values here. Raises FraError (one sentence) for what does not fit: tokens, layer, head, and dictionary
     (another kind, hook or width, nothing live).
     """
-    check_dictionary(sae)
+    crosscoder = sae if isinstance(sae, Crosscoder) else None
+    if crosscoder is None:
+        if slot is not None or activations is not None:
+            raise FraError("slot and activations go with a crosscoder: leave them out.")
+        check_dictionary(sae)
+    elif slot is None:
+        raise FraError(f"say which slot of the crosscoder this model is: slot=0 to {len(crosscoder.slots) - 1}.")
     layer, head = place_of(layer, head)
     check_layer_and_head(model, layer, head)
     ids = one_document(tokens)
-    frozen = freeze(model, ids[None], layer, dictionary_hook(sae))
+    hook = dictionary_hook(sae) if crosscoder is None or slot is None else crosscoder.slot(slot).hook
+    frozen = freeze(model, ids[None], layer, hook)
+    if crosscoder is None or slot is None:
+        found = codes(sae, frozen.x)
+    else:
+        found = crosscoder.codes(activations_of(crosscoder, model, ids, slot, frozen.x, activations or {}), slot)
     text = text_of(getattr(model, "tokenizer", None))
-    return ResolvedHead(frozen, codes(sae, frozen.x), head, [text(token) for token in ids.tolist()])
+    return ResolvedHead(frozen, found, head, [text(token) for token in ids.tolist()])
 
 
 def place_of(layer: int | None, head: int | str | None) -> tuple[int, int]:

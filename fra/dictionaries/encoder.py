@@ -1,10 +1,10 @@
-"""The encoder of a head-output dictionary as what it is once its normalisation is frozen: a linear map of each head's
-output, and a constant.
+"""The encoder of a dictionary of head outputs, or of what attention writes, as what it is once normalisations are
+frozen: a linear map of each head's output, and a constant.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from sae_lens import GatedSAE
 from torch import Tensor
 
 from fra.dictionaries.codes import check_kind, check_scaling, dictionary_hook
-from fra.dictionaries.hooks import head_output_layer_of
+from fra.dictionaries.hooks import is_attention_output, output_layer_of
 from fra.errors import FraError
 
 _ROWS_CHECKED = 4
@@ -23,16 +23,20 @@ _STD_EPSILON = 1e-5
 
 @dataclass(frozen=True)
 class Encoder:
-    """pre-activation of feature f at t = gain_t * sum_h z[t,h] . weight[h,:,f] + bias[f], exactly."""
+    """pre-activation of feature f at t = gain_t * (sum_h z[t,h] . weight[h,:,f] + b_O[f]) + bias[f], exactly."""
 
     hook_name: str
     layer: int
     weight: Float[Tensor, "n_heads d_head d_sae"]
-    """Block h is what reads head h; a decoder-norm rescaling and the normalisation's centring are folded in."""
+    """Block h is what reads head h; a decoder-norm rescaling and the normalisation's centring are folded in, and W_O
+    (`through`) of a dictionary of what attention writes.
+    """
     bias: Float[Tensor, " d_sae"]
     """b_enc, less b_dec through the encoder where the dictionary subtracts it from its input."""
     normalisation: str
     """SAELens' `normalize_activations`."""
+    b_O: Float[Tensor, " d_sae"] | None = None
+    """What b_O brings before the gain; None at attn.hook_z, which lies before it."""
 
     @property
     def n_heads(self) -> int:
@@ -44,9 +48,16 @@ class Encoder:
         """Features of the dictionary."""
         return self.weight.shape[2]
 
-    def gain(self, z: Float[Tensor, "*rows n_heads d_head"]) -> Float[Tensor, "*rows"]:
-        """What the dictionary's run-time normalisation multiplies a position's outputs by: frozen here."""
-        flat = z.flatten(-2)
+    def through(self, W_O: Float[Tensor, "n_heads d_head d_model"], b_O: Float[Tensor, " d_model"]) -> Encoder:
+        """An encoder of what attention writes ([n, 1, d_model], as one head) as one of the head outputs behind it."""
+        (weight,) = self.weight
+        return replace(self, weight=W_O @ weight, b_O=b_O @ weight)
+
+    def gain(self, x: Float[Tensor, "*rows n_parts width"]) -> Float[Tensor, "*rows"]:
+        """What the dictionary's run-time normalisation multiplies a position's activation by: frozen here. x: what
+        stands at its hook.
+        """
+        flat = x.flatten(-2)
         if self.normalisation == "constant_norm_rescale":
             gain: Tensor = flat.shape[-1] ** 0.5 / flat.norm(dim=-1)
             return gain
@@ -56,21 +67,24 @@ class Encoder:
 
 
 def head_output_layer(sae: Any) -> int:
-    """The layer whose head outputs the dictionary was trained on. Raises FraError for a dictionary of another hook."""
+    """The layer whose head outputs the dictionary was trained on, each by itself or through W_O. Raises FraError for a
+    dictionary of another hook.
+    """
     name = dictionary_hook(sae)
-    layer = head_output_layer_of(name)
+    layer = output_layer_of(name)
     if layer is None:
         raise FraError(
             f"the dictionary at {name!r} is not one of head outputs: "
-            "attribution to heads needs one trained at blocks.L.attn.hook_z."
+            "attribution to heads needs one trained at blocks.L.attn.hook_z or blocks.L.hook_attn_out."
         )
     return layer
 
 
 @torch.no_grad()
-def encoder(sae: Any, like: Float[Tensor, "*rows n_heads d_head"]) -> Encoder:
-    """The encoder, in the precision and on the device of `like`, some of the layer's head outputs, on which it is
-    compared with the dictionary itself.
+def encoder(sae: Any, like: Float[Tensor, "*rows n_parts width"]) -> Encoder:
+    """The encoder, in the precision and on the device of `like`, some of what stands at the dictionary's hook, on which
+    it is compared with the dictionary itself: head outputs, or what attention writes as one part ([n, 1, d_model]; see
+    `Encoder.through`).
 
     For a gated dictionary it is the path of the magnitudes. Raises FraError for what is no dictionary of head outputs
     with a linear encoder, for scaling that was not folded in, another width, and where the dictionary's own
@@ -81,8 +95,9 @@ def encoder(sae: Any, like: Float[Tensor, "*rows n_heads d_head"]) -> Encoder:
     n_heads, d_head = like.shape[-2:]
     if sae.cfg.d_in != n_heads * d_head:
         raise FraError(
-            f"the dictionary at {dictionary_hook(sae)!r} has width {sae.cfg.d_in} and the head outputs there have "
-            f"{n_heads * d_head} ({n_heads} heads): it belongs to another model."
+            f"the dictionary at {dictionary_hook(sae)!r} has width {sae.cfg.d_in} and the "
+            f"{'attention' if is_attention_output(dictionary_hook(sae)) else 'head'} outputs there have "
+            f"{n_heads * d_head}{f' ({n_heads} heads)' if n_heads > 1 else ''}: it belongs to another model."
         )
     return linear_encoder(sae, like, layer)
 
@@ -113,11 +128,11 @@ def linear_encoder(sae: Any, like: Float[Tensor, "*rows n_parts d"], layer: int)
     return found
 
 
-def encode(sae: Any, z: Float[Tensor, "n n_heads d_head"]) -> Float[Tensor, "n d_sae"]:
-    """The dictionary's own activations of head outputs."""
-    own = z.to(sae.W_dec.device)
+def encode(sae: Any, x: Float[Tensor, "n n_parts width"]) -> Float[Tensor, "n d_sae"]:
+    """The dictionary's own activations of head outputs, or of what attention writes as one part."""
+    own = x.to(sae.W_dec.device)
     acts: Tensor = sae.encode(own if sae.cfg.reshape_activations == "hook_z" else own.flatten(1))
-    return (acts.to_dense() if acts.is_sparse else acts).to(z)
+    return (acts.to_dense() if acts.is_sparse else acts).to(x)
 
 
 def check_features(features: Int[Tensor, " n"], d_sae: int) -> None:
@@ -127,7 +142,7 @@ def check_features(features: Int[Tensor, " n"], d_sae: int) -> None:
         raise FraError(f"feature {wrong} is out of range: the dictionary has {d_sae} features.")
 
 
-def own_pre_activation(sae: Any, z: Float[Tensor, "n n_heads d_head"]) -> Float[Tensor, "n d_sae"]:
+def own_pre_activation(sae: Any, z: Float[Tensor, "n n_parts width"]) -> Float[Tensor, "n d_sae"]:
     """What the dictionary itself computes before its activation function: the truth that attribution is held against.
 
     Raises FraError for a dictionary that does not show it.

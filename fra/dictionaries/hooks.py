@@ -42,7 +42,7 @@ class LayerHooks:
         self.sin = f"{block}.attn.hook_sin"
         """[batch, pos, rot]: their sines."""
         self.attn_out = f"{block}.hook_attn_out"
-        """[batch, pos, d_model]: what attention writes."""
+        """[batch, pos, d_model]: what attention writes, b_O included; behind a norm after attention (Gemma 2 and 3)."""
         self.mlp_out = f"{block}.hook_mlp_out"
         """[batch, pos, d_model]: what the MLP writes."""
         self.attention = (f"{block}.ln1.", f"{block}.attn.")
@@ -74,13 +74,28 @@ def point_of(hook: str) -> str:
 
 
 def is_head_output(hook: str) -> bool:
-    """Whether the hook holds head outputs."""
+    """Whether the hook holds head outputs, each by itself."""
     return hook.endswith("attn.hook_z")
+
+
+def is_attention_output(hook: str) -> bool:
+    """Whether the hook holds what attention writes: head outputs through W_O, summed."""
+    return hook.endswith("hook_attn_out")
+
+
+def is_output(hook: str) -> bool:
+    """Whether what stands there is linear in head outputs: these themselves, or what attention writes."""
+    return is_head_output(hook) or is_attention_output(hook)
 
 
 def head_output_layer_of(hook: str) -> int | None:
     """The layer of a head-output hook; None for another hook."""
     return layer_of(hook) if point_of(hook) == "attn.hook_z" else None
+
+
+def output_layer_of(hook: str) -> int | None:
+    """The layer of a hook at head outputs or at what attention writes; None for another hook."""
+    return layer_of(hook) if point_of(hook) in ("attn.hook_z", "hook_attn_out") else None
 
 
 def is_normalized(hook: str) -> bool:
@@ -91,7 +106,8 @@ def is_normalized(hook: str) -> bool:
 def attention_input_layer(hook_name: str) -> int:
     """The layer whose attention input is read at `hook_name` (`hook_resid_post` of layer L feeds layer L + 1).
 
-    Raises FraError for a head-output hook (`hook_z`) and for any other hook that is no attention input.
+    Raises FraError for a hook of head outputs or of what attention writes, and for any other that is no attention
+    input.
     """
     layer = layer_of(hook_name)
     if layer is not None and point_of(hook_name) in _BEFORE_ATTENTION:
@@ -101,6 +117,12 @@ def attention_input_layer(hook_name: str) -> int:
             f"{hook_name!r} holds head outputs, not an attention input: W_Q and W_K do "
             "not read it, even where the widths agree; use a dictionary at "
             "ln1.hook_normalized, hook_resid_pre, or hook_resid_post of the layer before."
+        )
+    if is_attention_output(hook_name):
+        raise FraError(
+            f"{hook_name!r} holds what attention writes, not an attention input: W_Q and W_K of its layer do not read "
+            "it, even where the widths agree; use a dictionary at ln1.hook_normalized, hook_resid_pre, or "
+            "hook_resid_post of the layer before."
         )
     raise FraError(
         f"{hook_name!r} is not an attention input; use blocks.L.ln1.hook_normalized, "

@@ -90,12 +90,13 @@ def effective_decoder(dictionary: Any) -> Float[Tensor, "d_sae d_in"]:
 def ablate_features(
     model: Model, features: Features, dictionary: Any, *, factor: float = 0.0, rows: Positions = None
 ) -> Intervention:
-    """Multiplies what features of a head-output dictionary put into hook_z by `factor` (0 takes them out).
+    """Multiplies what features put into their hook by `factor` (0 takes them out).
 
     Only their own share moves: the other features, the bias and the dictionary's error stay as they are, so that the
     model never runs on a reconstruction. Activations are those of the pass that is changed.
 
-    features: ids [n] for all prompts, or [batch, n], each prompt its own. dictionary: one at `blocks.L.attn.hook_z`.
+    features: ids [n] for all prompts, or [batch, n], each prompt its own. dictionary: one at `blocks.L.attn.hook_z`
+    or `blocks.L.hook_attn_out`.
     rows: where; a mask [batch, pos] for prompts that differ. Raises FraError for ids that the dictionary does not have
     or that are named twice, for another kind of dictionary, and in the pass where shapes do not fit.
     """

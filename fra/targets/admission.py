@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fra.core.frozen import check_tokens, freeze
 from fra.dictionaries.codes import codes
-from fra.dictionaries.hooks import attention_input_layer, is_head_output
+from fra.dictionaries.hooks import attention_input_layer, is_head_output, is_output
 from fra.errors import FraError
 from fra.targets.preflight import check_size
 
@@ -79,9 +79,9 @@ def admit(target: Target) -> AdmissionReport:
 
     Raises FraError, in one sentence, where [size] is not the model's, a hook does not exist, a dictionary has another
     width, the tokenizer makes ids that the model has not, a dictionary's L0 is zero or half of its features, it
-    explains no more than the mean does (attention inputs; released head-output dictionaries do that in some layers and
-    are useful), or softmax of the scores hook is not the pattern hook. What `load_target` and `target.dictionaries`
-    refuse is refused here too.
+    explains no more than the mean does (attention inputs; released dictionaries of attention's outputs do that in some
+    layers and are useful), or softmax of the scores hook is not the pattern hook. What `load_target` and
+    `target.dictionaries` refuse is refused here too.
     """
     cfg = target.model.cfg
     for what, stated, found in (("n_layers", target.n_layers, cfg.n_layers), ("n_heads", target.n_heads, cfg.n_heads)):
@@ -111,7 +111,7 @@ def see(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> AtHook:
     """A document at a dictionary's hook. Raises FraError where hook, dictionary and model do not fit one another; of an
     attention input also where scores, pattern and weights do not.
     """
-    return (_head_output if is_head_output(hook) else _attention_input)(target, hook, target.dictionaries[hook], tokens)
+    return (_output if is_output(hook) else _attention_input)(target, hook, target.dictionaries[hook], tokens)
 
 
 def quality_of(target: Target, hook: str, seen: Sequence[AtHook]) -> Quality:
@@ -139,20 +139,22 @@ def _attention_input(target: Target, hook: str, sae: Any, tokens: Int[Tensor, " 
     return AtHook(frozen.x[0], found.error[0], found.row, found.feature)
 
 
-def _head_output(target: Target, hook: str, sae: Any, tokens: Int[Tensor, " pos"]) -> AtHook:
-    """All heads concatenated."""
+def _output(target: Target, hook: str, sae: Any, tokens: Int[Tensor, " pos"]) -> AtHook:
+    """All heads concatenated, or what attention writes."""
     model = target.model
     if hook not in model.hook_dict:
         raise FraError(f"the model of {target.name!r} has no hook {hook!r}: use a dictionary at a hook that it has.")
     _, cache = model.run_with_cache(tokens[None].to(target.device), names_filter=[hook])
-    heads = cache[hook][0].reshape(len(tokens), target.n_heads, -1).to(sae.W_dec.dtype)
-    x = heads.flatten(1)
+    x = cache[hook][0].flatten(1).to(sae.W_dec.dtype)
     if sae.cfg.d_in != x.shape[1]:
+        what = f"head outputs there have {x.shape[1]} ({target.n_heads} heads)"
+        if not is_head_output(hook):
+            what = f"attention outputs there have {x.shape[1]}"
         raise FraError(
-            f"the dictionary at {hook!r} has width {sae.cfg.d_in} and the head outputs there have {x.shape[1]} "
-            f"({target.n_heads} heads): it belongs to another model."
+            f"the dictionary at {hook!r} has width {sae.cfg.d_in} and the {what}: it belongs to another model."
         )
-    acts = sae.encode(heads if sae.cfg.reshape_activations == "hook_z" else x)
+    parts = x.view(len(x), target.n_heads if is_head_output(hook) else 1, -1)
+    acts = sae.encode(parts if sae.cfg.reshape_activations == "hook_z" else x)
     row, feature = torch.nonzero(acts, as_tuple=True)
     return AtHook(x, x - sae.decode(acts).reshape(x.shape), row, feature)
 
@@ -167,7 +169,7 @@ def _check(quality: Quality) -> Quality:
             f"{what} has {quality.l0:.0f} of its {quality.d_sae} features live at a position {text}: it is not sparse, "
             "so it is untrained or made for other activations."
         )
-    if not is_head_output(quality.hook) and not quality.explained_variance > 0:
+    if not is_output(quality.hook) and not quality.explained_variance > 0:
         raise FraError(
             f"{what} explains no more than the mean does {text} (explained variance {quality.explained_variance:.2f}): "
             "it was made for another model, hook or weight processing."

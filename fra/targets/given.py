@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fra.dictionaries.hooks import is_head_output
+from fra.dictionaries.hooks import is_head_output, is_output
 from fra.errors import FraError
 from fra.targets.documents import Document
 from fra.targets.file import ModelTable, SizeTable, TargetSpec, TextTable
@@ -100,7 +100,7 @@ def load(
     for one in sae if isinstance(sae, (list, tuple)) else [sae]:
         check_kind(one)
         hook = dictionary_hook(one)
-        if not is_head_output(hook):
+        if not is_output(hook):
             check_dictionary(one)
         width = heads if is_head_output(hook) else d_model
         if one.cfg.d_in != width:

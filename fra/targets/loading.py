@@ -13,7 +13,7 @@ import fra.dictionaries.blockdiag  # noqa: F401  registers its architecture with
 from fra.checkpoints import hub
 from fra.checkpoints.weights import LIBRARY_ERRORS, check_dictionary_directory, first_line
 from fra.dictionaries.codes import check_dictionary, check_kind
-from fra.dictionaries.hooks import is_head_output
+from fra.dictionaries.hooks import is_output
 from fra.errors import FraError
 from fra.targets.models import load_model
 from fra.targets.preflight import check_hook
@@ -86,7 +86,7 @@ def load_dictionary(
     check_hook(entry.hook, metadata.hook_name)
     if processing is not None:
         check_agreement(entry.hook, declared_by(metadata.to_dict()), processing)
-    if is_head_output(entry.hook):
+    if is_output(entry.hook):
         check_kind(sae)
     else:
         check_dictionary(sae, hook_name=entry.hook)

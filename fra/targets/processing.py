@@ -26,6 +26,8 @@ _REACHES = (
     (re.compile(r"hook_(resid_(pre|mid|post)|embed|pos_embed)"), frozenset({"center_writing_weights"})),
     (re.compile(r"ln[12]\.hook_normalized"), frozenset({"fold_ln"})),
     (re.compile(r"attn\.hook_[zv]"), frozenset({"fold_value_biases"})),
+    # b_V through W_O is in what attention writes either way.
+    (re.compile(r"hook_attn_out"), frozenset({"center_writing_weights"})),
 )
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fra.dictionaries.hooks import LayerHooks, is_head_output
+from fra.dictionaries.hooks import LayerHooks, is_output, output_layer_of
 from fra.errors import CannotLoad, FraError
 from fra.targets.documents import Document, read_documents
 from fra.targets.file import DictionaryTable, TargetSpec, read_target
@@ -265,8 +265,8 @@ class Target:
         for hook in inputs:
             if hook in self.dictionaries:
                 return hook
-        z = LayerHooks(layer).z
-        other = f" (that at {z} is one of head outputs)" if z in self.dictionaries else ""
+        outputs = [hook for hook in (LayerHooks(layer).z, LayerHooks(layer).attn_out) if hook in self.dictionaries]
+        other = f" (that at {outputs[0]} is one of its outputs)" if outputs else ""
         raise CannotLoad(
             f"{self.name!r} has no dictionary at the attention input of "
             f"layer {layer}{other}: give one at {' or '.join(inputs)}."
@@ -410,8 +410,12 @@ def has_dictionary(target: Target, layer: int) -> bool:
 
 
 def head_output_hooks(target: Target) -> list[str]:
-    """Hooks of the target's dictionaries of head outputs, by layer; none of them is loaded."""
-    return sorted((hook for hook in target.dictionaries if is_head_output(hook)), key=lambda hook: (len(hook), hook))
+    """Hooks of the target's dictionaries of head outputs, each by itself (attn.hook_z) or through W_O (hook_attn_out),
+    by layer; none of them is loaded.
+    """
+    return sorted(
+        (hook for hook in target.dictionaries if is_output(hook)), key=lambda hook: (output_layer_of(hook) or 0, hook)
+    )
 
 
 def in_double(target: Target) -> Target:

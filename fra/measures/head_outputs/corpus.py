@@ -113,6 +113,8 @@ class HeadFirings:
             return dataclasses.replace(kept, doc=place[kept.doc])
 
         tensors = {name: getattr(o, name)[index] for name in ("z", "values", "pattern", "gain", "real")}
+        if o.written is not None:
+            tensors["written"] = o.written[index]
         at = index.to(docs.tokens.device)
         chosen = Documents(
             docs.tokens[at], docs.real[at], tuple(docs.sources[k] for k in some), [docs.whole[k] for k in some]
@@ -133,7 +135,10 @@ class HeadFirings:
         for row in torch.split(fires, _ROWS_AT_ONCE) if len(fires) else ():
             most = int(counts[row].max())
             by_head = rows[:, row] @ changed.weight  # [n_heads, rows, d_sae]: summed, the pre-activation
-            value, feature = (by_head.sum(0) + changed.bias).topk(most, dim=1)
+            total = by_head.sum(0) + changed.bias
+            if changed.b_O is not None:
+                total = total + o.gain.flatten()[row, None] * changed.b_O
+            value, feature = total.topk(most, dim=1)
             at, rank = (torch.arange(most, device=rows.device) < counts[row, None]).nonzero(as_tuple=True)
             chosen = feature[at, rank]
             parts.append((row[at], chosen, value[at, rank], by_head[:, at, chosen].T))

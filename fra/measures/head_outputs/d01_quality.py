@@ -66,8 +66,8 @@ def untrained(sae: Any, seed: int, into: Any = None) -> Any:
     return other
 
 
-def reconstruct(sae: Any, z: Float[Tensor, "n n_heads d_head"]) -> tuple[Float[Tensor, "n d_in"], Int[Tensor, " n"]]:
-    """The dictionary's reconstruction of head outputs, and how many features are live."""
+def reconstruct(sae: Any, z: Float[Tensor, "n n_parts width"]) -> tuple[Float[Tensor, "n d_in"], Int[Tensor, " n"]]:
+    """The dictionary's reconstruction of what stands at its hook, and how many features are live."""
     rows, live = [], []
     for start in range(0, len(z), _ROWS_AT_ONCE):
         part = z[start : start + _ROWS_AT_ONCE]
@@ -78,7 +78,7 @@ def reconstruct(sae: Any, z: Float[Tensor, "n n_heads d_head"]) -> tuple[Float[T
 
 
 def by_untrained(
-    sae: Any, z: Float[Tensor, "batch pos n_heads d_head"], sources: Sequence[str], seeds: tuple[str, ...]
+    sae: Any, z: Float[Tensor, "batch pos n_parts width"], sources: Sequence[str], seeds: tuple[str, ...]
 ) -> tuple[Float[Tensor, "batch pos d_in"], Int[Tensor, "batch pos"]]:
     """`reconstruct` by untrained dictionaries, one drawn for each source of the documents: how much they differ is then
     part of how much the sources do.
@@ -139,10 +139,10 @@ def quality(target: Target, hook: str, documents: HeadOutputCorpus, seeds: tuple
     components and their number are those of the discovery documents.
     """
     before, firings = documents.observe(target, hook)
-    z, home = firings.outputs.z, firings.outputs.z.device
+    z, home = firings.outputs.x, firings.outputs.x.device
     inside, body = (part.documents.real.to(home).clone() for part in (before, firings))
     inside[:, 0] = body[:, 0] = False
-    elsewhere = before.outputs.z[inside].flatten(1)
+    elsewhere = before.outputs.x[inside].flatten(1)
     counted = inside[before.live.doc, before.live.pos]
     k = max(1, round(int(counted.sum()) / int(inside.sum())))
     tokens, real = documents.measured.tokens.to(home), documents.measured.real.to(home)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fra.architectures.known import architecture_of
 from fra.dictionaries.encoder import head_output_layer
+from fra.dictionaries.hooks import is_head_output
 from fra.measures.head_outputs.corpus import corpus
 from fra.measures.head_outputs.d04_heads import Progress
 from fra.measures.head_outputs.designs import HeadOutputDocuments
@@ -99,7 +100,8 @@ def correlations(
 @torch.no_grad()
 def norm_evidence(claims: tuple[Claim, Claim], target: Target, progress: Progress = lambda _: None) -> dict[str, Any]:
     """D06 without W_O and with it, by claim id: one row each for every dictionary of head outputs."""
-    hooks = head_output_hooks(target)
+    # what attention writes has no block of the decoder by head
+    hooks = [hook for hook in head_output_hooks(target) if is_head_output(hook)]
     if not hooks or target.n_heads < 3:
         why = NO_HEAD_OUTPUT_DICTIONARY if not hooks else "ranks need at least three heads"
         return {claim.id: Evidence(claim=claim, head=None, cannot=why) for claim in claims}

@@ -18,7 +18,7 @@ from torch import Tensor
 from fra.attribution.head_outputs import observe
 from fra.core.weights import Model
 from fra.dictionaries.codes import dictionary_hook
-from fra.dictionaries.hooks import is_head_output
+from fra.dictionaries.hooks import is_output
 from fra.errors import FraError
 from fra.interventions.patching import ablate_features, own_positions
 from fra.measures.head_outputs.designs import IndirectObjects
@@ -169,7 +169,7 @@ def logit_differences(model: Model, prompts: IOIPrompts, hooks: Sequence[Any] = 
 def ablated_at_s2(
     model: Model, dictionary: Any, prompts: IOIPrompts, features: Sequence[int] | Int[Tensor, " n"]
 ) -> Floats:
-    """Logit differences with these features taken out of hook_z at each prompt's own S2, error kept."""
+    """Logit differences with these features taken out of the dictionary's hook at each prompt's own S2, error kept."""
     ids = torch.as_tensor(features)
 
     def hook(some: slice) -> Any:
@@ -227,7 +227,7 @@ def best_dictionary(target: Target, prompts: IOIPrompts, design: IndirectObjects
     taking them out lowers no logit difference.
     """
     first = prompts.part(slice(0, design.choosing))
-    hooks = [hook for hook in target.dictionaries if is_head_output(hook)]
+    hooks = [hook for hook in target.dictionaries if is_output(hook)]
     found = [choose(target.model, target.dictionaries[hook], first, design) for hook in hooks]
     best = max((c for c in found if c is not None), key=lambda c: c.joint, default=None)
     return None if best is None or best.joint <= 0 else best
@@ -236,7 +236,7 @@ def best_dictionary(target: Target, prompts: IOIPrompts, design: IndirectObjects
 def ioi_evidence(claim: Claim, target: Target, progress: Callable[[str], None] = lambda _: None) -> Evidence:
     """D15 on a target with head-output dictionaries: one row."""
     design = claim.designed(IndirectObjects)
-    if not any(is_head_output(hook) for hook in target.dictionaries):
+    if not any(is_output(hook) for hook in target.dictionaries):
         return Evidence(claim=claim, head=None, cannot="the target has no dictionary of head outputs")
     if (why := lacking(target.encode, design.names)) is not None:
         return Evidence(claim=claim, head=None, cannot=why)

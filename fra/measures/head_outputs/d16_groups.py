@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.attribution.examples import FEATURE, feature_example
-from fra.dictionaries.hooks import layer_of
+from fra.dictionaries.hooks import is_head_output, layer_of
 from fra.dictionaries.texts import text_of
 from fra.measures.head_outputs.corpus import HeadFirings, corpus
 from fra.measures.head_outputs.d04_heads import Division, divide
@@ -167,7 +167,10 @@ def group_evidence(
     found: dict[str, Evidence] = {}
     samples: dict[str, stats.ClusterMeans] = {}
     detail: dict[str, dict[str, Any]] = {}
-    hooks = head_output_hooks(target)
+    every = head_output_hooks(target)
+    # a head is asked once: of what attention writes where its layer has no dictionary of head outputs
+    split = {layer_of(hook) for hook in every if is_head_output(hook)}
+    hooks = [hook for hook in every if is_head_output(hook) or layer_of(hook) not in split]
     for hook in hooks:
         progress(f"D16: {hook}")
         before, measured = corpus(target, claim.designed(HeadOutputDocuments)).observe(target, hook)

@@ -20,7 +20,7 @@ from fra import attribution
 from fra.attribution.head_outputs import HeadOutputs, Live
 from fra.core.weights import Model, ov_weights
 from fra.dictionaries.encoder import own_pre_activation
-from fra.dictionaries.hooks import LayerHooks, head_output_layer_of
+from fra.dictionaries.hooks import LayerHooks, output_layer_of
 from fra.errors import FraError
 from fra.measures.identities.designs import Recursion
 from fra.measures.identities.precision import settled
@@ -54,9 +54,10 @@ def head_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> Error
     """DFA by head plus the bias against the dictionary's own pre-activation: every position, every feature."""
     sae = target.dictionaries[hook]
     o = attribution.observe(target.model, sae, tokens)
-    truth = own_pre_activation(sae, o.z[0])
+    truth = own_pre_activation(sae, o.x[0])
     features = torch.arange(o.encoder.d_sae, device=o.z.device)
     by_head, bias = o.by_head(features)[0], o.bias(features)
+    bias = bias if bias.ndim == 1 else bias[0]
     weight = o.encoder.weight.flatten(0, 1)
     yardstick = (o.z[0].flatten(1).abs() @ weight.abs()) * o.gain[0, :, None] + bias.abs()
     found = {"complete": _largest(by_head.sum(1) + bias - truth, yardstick)}
@@ -78,8 +79,8 @@ def source_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"]) -> Err
     """
     sae = target.dictionaries[hook]
     o = attribution.observe(target.model, sae, tokens)
-    at, bias = _firing(o.live, hook), o.encoder.bias[o.live.feature]
-    truth = own_pre_activation(sae, o.z[0])[at.pos, at.feature]
+    at, bias = _firing(o.live, hook), o.entries_bias(o.live)
+    truth = own_pre_activation(sae, o.x[0])[at.pos, at.feature]
     size = dataclasses.replace(
         o, values=o.values.abs(), encoder=dataclasses.replace(o.encoder, weight=o.encoder.weight.abs())
     )
@@ -121,7 +122,7 @@ def recursive_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"], des
     chosen = torch.zeros(len(o.live), dtype=torch.bool, device=late.device)
     chosen[late[:: max(1, len(late) // design.firings)][: design.firings]] = True
     at = _firing(o.live.where(chosen), hook)
-    truth = own_pre_activation(sae, o.z[0])[at.pos, at.feature]
+    truth = own_pre_activation(sae, o.x[0])[at.pos, at.feature]
     found: Errors = {"complete": 0.0}
     for given in _routes(target, o.encoder.layer):
         trace = attribution.recursive(model, sae, tokens, at, given)
@@ -136,7 +137,7 @@ def recursive_errors(target: Target, hook: str, tokens: Int[Tensor, " pos"], des
 
 def _routes(target: Target, layer: int) -> list[dict[str, Any]]:
     """Which dictionaries a trace ends at: none, those of head outputs below, those of attention inputs."""
-    below = [hook for hook in target.dictionaries if head_output_layer_of(hook) in range(layer)]
+    below = [hook for hook in target.dictionaries if output_layer_of(hook) in range(layer)]
     read = [(own.normalized, own.resid_pre) for own in map(LayerHooks, range(layer + 1))]
     inputs = [hook for hook in target.dictionaries if any(hook in points for points in read)]
     routes = [[], below, *([hook] for hook in inputs)]

@@ -40,6 +40,7 @@ def upstream(kind: str) -> dict[str, list[str]]:
     return {
         "components": [],
         "head outputs": ["blocks.0.attn.hook_z"],
+        "attention outputs": ["blocks.0.hook_attn_out"],
         "inputs": [f"blocks.{LAYER}.{at_input}"],
         "residual": [f"blocks.{LAYER}.hook_resid_pre"],
         "both below": [f"blocks.0.{at_input}"],
@@ -69,7 +70,7 @@ def test_terms_sum_to_the_pre_activation(kind: str, folded: bool) -> None:
 def test_every_kind_of_dictionary_on_the_way(options: dict[str, Any]) -> None:
     model, sae = tiny("gpt2", DOUBLE), dictionary(SAE_HOOK, normalize_activations="constant_norm_rescale")
     at, truth = entries(model, sae)
-    hooks = ["blocks.0.attn.hook_z", f"blocks.{LAYER}.ln1.hook_normalized"]
+    hooks = ["blocks.0.attn.hook_z", "blocks.0.hook_attn_out", f"blocks.{LAYER}.ln1.hook_normalized"]
     for hook in hooks:
         trace = upstream_module.recursive(model, sae, TOKENS, at, {hook: dictionary(hook, **options)})
         torch.testing.assert_close(trace.total(), truth, rtol=0, atol=1e-9)

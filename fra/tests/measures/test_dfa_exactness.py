@@ -61,6 +61,28 @@ def test_attribution_is_exact_in_single_precision(kind: str, tmp_path: Path) -> 
     assert expected <= set(traced)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "gemma2", "no_layernorm"])
+def test_features_of_what_attention_writes_are_attributed_too(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = ("blocks.0.hook_attn_out", "blocks.1.hook_attn_out")
+    made = target(kind, tmp_path, hooks)
+    assert set(outcomes(made).values()) == {Outcome.SUPPORTED}
+    traced = d02_d03_d17_exactness.recursive_errors(made, hooks[1], DOCUMENTS[0], Recursion())
+    assert {"embed", "encoder bias", "feature", "bias", "error"} <= set(traced)
+    if kind == "gemma2":
+        return
+    observe = head_outputs.observe
+
+    def without_b_O(*args: Any) -> Any:
+        o = observe(*args)
+        return dataclasses.replace(o, encoder=dataclasses.replace(o.encoder, b_O=None))
+
+    monkeypatch.setattr(d02_d03_d17_exactness.attribution, "observe", without_b_O)
+    found = outcomes(made)
+    assert found["head"] == found["source"] == Outcome.REFUTED
+
+
 def test_a_missing_part_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = target("gpt2", tmp_path)
     observe = head_outputs.observe

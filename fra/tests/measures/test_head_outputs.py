@@ -41,6 +41,7 @@ from fra.stimuli import repeated
 from fra.stimuli import sets as document_sets
 from fra.stimuli.designs import RepeatedSets
 from fra.stimuli.repeated import Batch
+from fra.targets.given import GivenTarget
 from fra.tests.claims import claim
 from fra.tests.head_firings import D_HEAD, N_HEADS, Z, blocks_of, made_up
 from fra.tests.models import D_MODEL, build_sae, model_folder, random_tokens, tiny_sae
@@ -95,6 +96,34 @@ def test_a_random_model_and_dictionary_support_nothing(tmp_path: Path) -> None:
     assert outcomes["L0H0"] == Outcome.CANNOT_RUN and outcomes["D05 L1H0"] == Outcome.NOT_APPLICABLE
     again = d04_heads.dominance_evidence(claim("D04", **FEW), claim("D04.spread", **FEW), made)
     assert again["D04"].candidates == found["D04"].candidates
+
+
+@pytest.mark.usefixtures("short_repeats")
+def test_what_attention_writes_is_asked_what_its_features_can_answer(tmp_path: Path) -> None:
+    out = Z.replace("attn.hook_z", "hook_attn_out")
+    made = target(tmp_path, None)
+    made = GivenTarget(made.spec, made.model, {out: tiny_sae(out)}, made.documents())
+    documents = head_output_corpus.corpus(made, FEW["design"][0])
+    q = d01_quality.quality(made, out, documents, ("x",))
+    tokens, body = documents.measured.tokens, documents.measured.real.clone()
+    body[:, 0] = False
+    x = made.model.run_with_cache(tokens, names_filter=[out])[1][out]
+    acts = tiny_sae(out).encode(x).to_dense()
+    assert q["live"].tolist() == ((acts != 0).sum(-1) * body).sum(1).tolist() and q["width"] == D_MODEL
+    error = ((x - tiny_sae(out).decode(acts)).square().sum(-1) * body).sum(1)
+    np.testing.assert_allclose(q["error"], error.detach().numpy(), rtol=1e-4)
+    assert (q["losses"]["dictionary"] != q["losses"]["zero"]).all()
+    own = claim("D01", min_sources=8, design=(FEW["design"][0], DictionaryQuality()))
+    found = d01_quality.quality_evidence(own, made)
+    dominance = d04_heads.dominance_evidence(claim("D04", **FEW), claim("D04.spread", **FEW), made)
+    assert all(judge(row.claim, row).outcome != Outcome.CANNOT_RUN for row in (found, *dominance.values()))
+    norms = d06_norms.norm_evidence((claim("D06", **FEW), claim("D06.W_O", **FEW)), made)
+    assert {judge(row.claim, row).outcome for row in norms.values()} == {Outcome.CANNOT_RUN}
+    measured = documents.measured.observe(made, out)
+    half = measured.part([3, 1]).under(measured.outputs.encoder)
+    mine = measured.part([3, 1])
+    # Under its own encoder the control is what fires: b_O and the rows of the chosen documents are where they belong.
+    assert torch.equal(half.live.feature.sort().values, mine.live.feature.sort().values)
 
 
 def test_no_source_is_in_both_sets_and_each_document_is_of_its_source(tmp_path: Path) -> None:

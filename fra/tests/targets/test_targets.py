@@ -235,6 +235,8 @@ def test_undeclared_processing_is_that_of_the_dictionary(home: Path, tmp_path: P
         ("blocks.5.ln1.hook_normalized", {}, "folded", False),
         ("blocks.5.attn.hook_z", {"fold_value_biases": True}, "folded", True),
         ("blocks.5.attn.hook_z", {"fold_ln": True}, "folded", False),  # value biases were not folded, and they sit in z
+        ("blocks.5.hook_attn_out", {"center_writing_weights": True}, "folded", True),
+        ("blocks.5.hook_attn_out", {"fold_value_biases": True}, "folded", False),  # weights were not centred
         ("blocks.5.hook_mlp_out", {"fold_ln": True}, "folded", False),
         ("blocks.5.hook_resid_pre", None, "folded", True),
     ],

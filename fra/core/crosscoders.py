@@ -44,8 +44,8 @@ def load(folder: str | Path) -> Crosscoder:
         )
     tensors = _read(folder / WEIGHTS, ("W_enc", "W_dec", "b_enc", "b_dec"))
     slots = tuple(Slot(one["model"], one["hook"]) for one in named)
-    own = [tensors[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec")]
-    return Crosscoder(slots, *own, mean=tensors.get("mean"))
+    W_enc, W_dec, b_enc, b_dec = (tensors[name] for name in ("W_enc", "W_dec", "b_enc", "b_dec"))
+    return Crosscoder(slots, W_enc, W_dec, b_enc, b_dec, tensors.get("mean"))
 
 
 def from_model_diffing(file: str | Path, slots: Sequence[tuple[str, str]]) -> Crosscoder:

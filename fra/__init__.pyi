@@ -1,6 +1,7 @@
 from . import attribution as attribution
 from . import cards as cards
 from . import claim as claim
+from . import crosscoders as crosscoders
 from . import doctor as doctor
 from . import errors as errors
 from . import explorer as explorer
@@ -25,7 +26,6 @@ from .claim import Claim as Claim
 from .claim import Evidence as Evidence
 from .claim import Verdict as Verdict
 from .claim import judge as judge
-from .core import crosscoders as crosscoders
 from .core import sentences as sentences
 from .core.output import resolve_output as resolve_output
 from .core.resolve import ResolvedHead as ResolvedHead

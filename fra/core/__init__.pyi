@@ -1,2 +1,1 @@
-from . import crosscoders as crosscoders
 from . import sentences as sentences

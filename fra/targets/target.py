@@ -265,8 +265,9 @@ class Target:
         for hook in inputs:
             if hook in self.dictionaries:
                 return hook
-        outputs = [hook for hook in (LayerHooks(layer).z, LayerHooks(layer).attn_out) if hook in self.dictionaries]
-        other = f" (that at {outputs[0]} is one of its outputs)" if outputs else ""
+        kinds = {LayerHooks(layer).z: "head outputs", LayerHooks(layer).attn_out: "what attention writes"}
+        outputs = [f" (that at {hook} is one of {kind})" for hook, kind in kinds.items() if hook in self.dictionaries]
+        other = outputs[0] if outputs else ""
         raise CannotLoad(
             f"{self.name!r} has no dictionary at the attention input of "
             f"layer {layer}{other}: give one at {' or '.join(inputs)}."

@@ -18,7 +18,7 @@ import pytest
 
 from fra.errors import FraError
 from fra.share import run
-from fra.tests.verdicts.test_compare import changed, two_rows
+from fra.tests.ledgers.test_compare import changed, two_rows
 from fra.verdicts import ledger as ledgers
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -59,7 +59,7 @@ def test_the_loop_and_the_job_array_end_as_one_process_does(texts: Path, tmp_pat
         '1>&2; done; echo "77;cluster"; else bash "${@: -1}" 1>&2; fi\n'
     )
     fake.chmod(0o755)
-    for script, n in (("loop.sh", 2), ("submit.sh", 3)):
+    for script, n in (("loop.sh", 2), ("submit.sh", 2)):
         out = tmp_path / script
         own = {
             "TARGET": "mini",

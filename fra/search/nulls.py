@@ -91,7 +91,7 @@ def matching_pursuit(
         correlation = x[some] @ atoms.T
         code = torch.zeros_like(correlation)
         for step in range(int(steps.max())):
-            best, atom = correlation.max(dim=1)
+            best, atom = _largest(correlation)
             taken = torch.where(steps > step, best.clamp(min=0), 0.0)
             code[every, atom] += taken
             correlation.addcmul_(gram.index_select(0, atom), taken[:, None], value=-1)
@@ -99,6 +99,17 @@ def matching_pursuit(
         rows.append((some[row], atom, code[row, atom]))
     row, atom, value = (torch.cat(column) for column in zip(*rows, strict=True))
     return row, atom, value
+
+
+def _largest(values: Float[Tensor, "n m"]) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """The largest of every row and where it stands, first of equals; numpy's argmax takes a third of torch's time on a
+    CPU.
+    """
+    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64):
+        best, at = values.max(dim=1)
+        return best, at
+    at = torch.from_numpy(values.numpy().argmax(1))
+    return values.gather(1, at[:, None])[:, 0], at
 
 
 def random_atoms(

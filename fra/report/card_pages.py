@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from fra.report import card_links
-from fra.report.page import number
+from fra.report.page import number, templates
 from fra.report.tokens import AFTER, AROUND, BEFORE, SHADES, shaded
 from fra.verdicts import files
 from fra.verdicts.shown import visible
@@ -82,13 +82,7 @@ class Card:
 
 @cache
 def _pages() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("fra.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters |= {"number": number, "visible": visible}
     return environment
 

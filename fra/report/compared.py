@@ -15,11 +15,11 @@ from functools import cache
 from importlib import resources
 from itertools import groupby
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Template
 from markupsafe import Markup
 
 from fra.ledgers.matrix import Cell, Matrix, pairs
-from fra.report.page import GLYPHS, number
+from fra.report.page import GLYPHS, number, templates
 from fra.verdicts.ledger import Ledger, Row
 from fra.verdicts.shown import visible
 
@@ -118,13 +118,7 @@ def _order(cell: Cell | None) -> float:
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("fra.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     text = resources.files("fra.report").joinpath("compared.js").read_text(encoding="utf-8")
     environment.filters |= {
         "number": number,

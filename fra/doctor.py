@@ -94,7 +94,15 @@ class Machine:
     """Variables that change what is measured, or where files are sought."""
 
 
-_VARIABLES = ("FRA_TARGET", "FRA_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+_VARIABLES = (
+    "FRA_TARGET",
+    "FRA_CACHE",
+    "FRA_NO_CACHE",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+)
 
 
 def machine() -> Machine:

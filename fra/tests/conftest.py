@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported: every model here is made or shipped
+os.environ["FRA_NO_CACHE"] = "1"  # tests plant bugs: nothing that they measure is kept for others
 
 import pkgutil
 

@@ -17,6 +17,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--samples", metavar="FOLDER", default=FOLDER, help=f"where samples are kept (default: {FOLDER})")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """A row that is kept from an earlier run has no samples."""
+    config.option.fra_no_cache = True
+
+
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Not where xdist only hands out work."""
     config = session.config

@@ -132,7 +132,9 @@ def log_odds(scores: Float[Tensor, "n k_pos"], key: Int[Tensor, " n"]) -> Float[
 
 def capped_scores(arm: Arm, scores: Float[Tensor, "n k_pos"]) -> Float[Tensor, "n k_pos"]:
     """Scores after softcap; masked keys stay at -inf, which the cap would make finite."""
-    return arm.frozen.cap(scores).masked_fill(scores == -torch.inf, -torch.inf)
+    return (
+        scores if arm.frozen.softcap is None else arm.frozen.cap(scores).masked_fill(scores == -torch.inf, -torch.inf)
+    )
 
 
 Channels: TypeAlias = pd.DataFrame | Tensor | np.ndarray | Sequence[Sequence[int]]

@@ -6,7 +6,8 @@ the weights, scales, rotations and masks that make it so are put together, and h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -128,12 +129,30 @@ class FrozenLayer:
         return scores.masked_fill(~self.mask, -torch.inf)
 
 
+class _AllSeen(Exception):
+    """Every hook that a pass was run for has fired."""
+
+
 def read_present(model: Model, tokens: Tensor, layer: int, names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Of the named hooks, in TransformerLens' words, those that fire in one pass up to `layer`."""
+    """Of the named hooks, in TransformerLens' words, those that fire in one pass up to `layer`; the pass ends when all
+    have fired: behind attention scores follow an MLP, and in the last layer the unembedding.
+    """
     own = architecture_of(model)
     points = {key: own.point(name) for key, name in names.items() if own.has(name)}
-    _, cache = model.run_with_cache(tokens, names_filter=list(points.values()), **own.until(layer))
-    return {key: cache[point] for key, point in points.items() if point in cache}
+    seen: dict[str, Tensor] = {}
+
+    def reader(point: str) -> Callable[..., None]:
+        def read(value: Tensor, hook: Any) -> None:
+            seen[point] = value.detach()
+            if len(seen) == len(awaited):
+                raise _AllSeen
+
+        return read
+
+    awaited = set(points.values())
+    with suppress(_AllSeen):
+        model.run_with_hooks(tokens, fwd_hooks=[(point, reader(point)) for point in awaited], **own.until(layer))
+    return {key: seen[point] for key, point in points.items() if point in seen}
 
 
 def read_hooks(model: Model, tokens: Tensor, layer: int, names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -281,17 +300,14 @@ def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:
     if bool((attended & ~mask).any()):
         raise others
     for head in range(frozen.n_heads):
-        own = frozen.scores(head)
+        q, k = frozen.vectors("query", head), frozen.vectors("key", head)
+        own = (frozen.scale * q @ k.mT).masked_fill(~mask, -torch.inf)
         hidden = mask & ~attended[:, head]
         # A pattern may be zero where softmax has rounded to zero, too; not where the weights make more of it.
         if bool(hidden.any()) and float(frozen.attention(own)[hidden].max()) > tolerance:
             raise others
-        size = (
-            frozen.scale
-            * frozen.vectors("query", head).norm(dim=-1).max()
-            * frozen.vectors("key", head).norm(dim=-1).max()
-        )
-        error = (frozen.cap(own) - scores[:, head])[:, mask].abs().max()
+        size = frozen.scale * q.norm(dim=-1).max() * k.norm(dim=-1).max()
+        error = (frozen.cap(own) - scores[:, head]).masked_fill_(~mask, 0.0).abs().max()
         if not float(error) <= tolerance * float(size):
             raise FraError(
                 f"the scores of {where} head {head} cannot be reproduced from its weights as {name} reads them (off by "

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from fra.core.frozen import read_hooks
 from fra.core.weights import Model
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
@@ -42,8 +43,8 @@ def patterns(model: Model, tokens: Tensor) -> Float[Tensor, "n_layers batch n_he
     parts = []
     for start in range(0, len(tokens), _DOCUMENTS_AT_ONCE):
         some = tokens[start : start + _DOCUMENTS_AT_ONCE]
-        _, cache = model.run_with_cache(some.to(device), names_filter=names, return_type=None)
-        parts.append(torch.stack([cache[name].float() for name in names]))
+        seen = read_hooks(model, some.to(device), model.cfg.n_layers - 1, {name: name for name in names})
+        parts.append(torch.stack([seen[name].float() for name in names]))
     return torch.cat(parts, dim=1)
 
 

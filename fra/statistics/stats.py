@@ -338,6 +338,7 @@ def rank_p(observed: float, null: ArrayLike) -> float:
     return float((1 + (~(draws < observed)).sum()) / (1 + draws.size))
 
 
+@lru_cache(maxsize=4096)
 def clopper_pearson(k: int, n: int, level: float) -> tuple[float, float]:
     """Exact bounds of a share, each one-sided at `level` (29 of 29 at 0.05: above 0.90); (0, 1) for n = 0."""
     if n == 0:

@@ -115,7 +115,7 @@ def steered(value):
 
 
 def test_no_text_of_a_ledger_steers_its_page():
-    """Neither names, paths and options of the header nor a claim's words, reasons and detail; tokens are but one kind."""
+    """Neither names, paths and options of the header nor a claim's words, reasons and detail."""
     ledger = full_ledger()
     header, note = ledger.header, next(iter(ledger.header.claims.values()))
     words = {"title": note.title + STEERING, "h0": note.h0 + STEERING, "statistic": note.statistic + STEERING}

@@ -10,11 +10,12 @@ from types import ModuleType
 import pytest
 import torch
 import transformer_lens
+from transformer_lens.model_bridge import TransformerBridge
 
 import fra
 from fra.checkpoints import lens
 from fra.targets import models
-from fra.tests.models import load_model, model_folder, random_tokens, tiny_sae
+from fra.tests.models import load_model, model_folder, random_tokens, tiny, tiny_sae
 from fra.tests.tiny_targets import one_sentence
 
 
@@ -36,10 +37,39 @@ def test_models_of_the_bridge_resolve() -> None:
 
 
 @pytest.mark.usefixtures("without_hooked")
-@pytest.mark.parametrize("kind", ["gpt_neo", "no_layernorm"])
-def test_models_that_need_the_other_class_are_refused_in_a_sentence(kind: str) -> None:
-    with pytest.raises(fra.errors.FraError, match="TransformerLens 4 has not: install transformer-lens<4") as caught:
-        load_model(model_folder(kind))
+@pytest.mark.parametrize("kind", ["gpt_neo", "gptj", "opt"])
+def test_models_whose_scores_are_not_shown_resolve(kind: str) -> None:
+    model = load_model(model_folder(kind))
+    assert isinstance(model, TransformerBridge)
+    name = "blocks.1.attn.hook_attn_scores"
+    shown = tiny(kind).run_with_cache(random_tokens()[None], names_filter=[name])[1][name][0, 2]  # HookedTransformer
+    resolved = fra.resolve(model, tiny_sae("blocks.1.hook_resid_pre"), random_tokens(), head="L1H2")
+    mask = resolved.frozen.mask
+    torch.testing.assert_close(resolved.scores()[mask], shown[mask], rtol=1e-4, atol=1e-4)
+
+
+SIZES = {"n_layers": 1, "d_model": 8, "d_head": 4, "n_heads": 2, "n_ctx": 8, "d_vocab": 9, "normalization_type": None}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("use_local_attn", True),
+        ("window_size", 4),
+        ("use_attn_scale", False),
+        ("positional_embedding_type", "shortformer"),
+        ("parallel_attn_mlp", True),
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("use_qk_norm", True),
+        ("num_experts", 4),
+        ("heads_of_tomorrow", "two"),
+    ],
+)
+def test_what_version_4_would_not_follow_is_refused(key: str, value: object) -> None:
+    """Its own models know neither local attention nor another scale: the weights would compute something else."""
+    config = {**SIZES, "attn_only": True, "init_weights": False, "device": "cpu", "seed": 3, key: value}
+    with pytest.raises(fra.errors.FraError, match=f"says {key} = ") as caught:
+        lens.load_native(config, {}, None, "cpu", torch.float32)
     one_sentence(caught.value)
 
 

@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fra.architectures.face import set_aside
+from fra.architectures.known import architecture_of
 from fra.checkpoints.hub import TRANSFORMER_LENS_AUTHORS
 from fra.checkpoints.lens import (
     HookedTransformer,
@@ -50,10 +51,12 @@ def load_model(
     """A model from a local directory, or by its name one that TransformerLens keeps in its own format.
 
     TransformerBridge, except where its hook_attn_scores does not show scores (GPT-Neo, GPT-J, OPT): there
-    HookedTransformer. Under TransformerLens 4, which has none, TransformerBridge there, too: heads are resolved, and
-    what changes scores is refused. A local directory is either in Hugging Face format, or in TransformerLens' own:
-    config.json with the fields of HookedTransformerConfig, model.safetensors with HookedTransformer's parameter names,
-    and tokenizer files; the latter is how models without LayerNorm are kept. Local weights are safetensors only.
+    HookedTransformer. Under TransformerLens 4, which has none, and where it cannot load the model, TransformerBridge
+    there, too: heads are resolved, and what changes scores is refused.
+
+    A local directory is either in Hugging Face format, or in TransformerLens' own: config.json with the fields of
+    HookedTransformerConfig, model.safetensors with HookedTransformer's parameter names, and tokenizer files; the latter
+    is how models without LayerNorm are kept. Local weights are safetensors only.
 
     processing: the flags of TransformerLens' weight processing that are on (fra.targets.processing.FLAGS); none by
     default. Raises FraError for a directory without configuration or weights, weights that are pickled, truncated,
@@ -152,9 +155,14 @@ def _load_hugging_face(folder: Path, device: str | torch.device, dtype: torch.dt
     truth = _log_probs(hf, tokens)  # before the Bridge takes the model apart
     bridge = TransformerBridge.boot_transformers(str(folder), device=device, dtype=dtype, hf_model=hf)
     if not shows_scores(bridge) and has_hooked():
-        hooked = load_hooked(folder, weights(), device, dtype, flags)
-        _check_function(hooked, tokens, truth, folder, flags, unprocessed=False)
-        return hooked
+        try:
+            hooked = load_hooked(folder, weights(), device, dtype, flags)
+            _check_function(hooked, tokens, truth, folder, flags, unprocessed=False)
+            return hooked
+        except (FraError, *LIBRARY_ERRORS, AssertionError):
+            # HookedTransformer guesses some sizes (GPT-J's MLP); the Bridge's heads can be resolved all the same.
+            if not any(architecture_of(bridge).fires_afterwards(layer) for layer in range(bridge.cfg.n_layers)):
+                raise
     _check_function(bridge, tokens, truth, folder, dict.fromkeys(flags, False))
     if any(flags.values()):
         _check_function(_processed(bridge, flags), tokens, truth, folder, flags)

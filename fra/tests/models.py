@@ -120,9 +120,7 @@ def _config(kind: str) -> Any:
                 window_size=WINDOW,
             )
         case "gptj":
-            return GPTJConfig(
-                vocab_size=D_VOCAB, n_positions=N_CTX, n_embd=D_MODEL, n_layer=2, n_head=4, rotary_dim=4, n_inner=48
-            )
+            return GPTJConfig(vocab_size=D_VOCAB, n_positions=N_CTX, n_embd=D_MODEL, n_layer=2, n_head=4, rotary_dim=4)
         case "opt":
             sizes = {"hidden_size": D_MODEL, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
             ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}

@@ -153,7 +153,7 @@ def parse_stripes(text: str, documents: Sequence[Tensor]) -> list[list[int]]:
             if min(every) < 0:
                 raise ValueError
             return [[offset for offset in every if offset < len(tokens)] for tokens in documents]
-        found = json.loads(Path(text).read_text(encoding="utf-8"))
+        found = json.loads(Path(text).read_bytes())
         lists = [[one] if isinstance(one, int) else list(one) for one in found]
     except OSError as error:
         raise FraError(f"--stripes {text} cannot be read: {error.strerror or error}.") from error

@@ -39,6 +39,12 @@ else:  # a registered architecture may be of any class with hook points
 ANGLES = ("cos", "sin")
 """Keys of the hooks that a layer without rotation may have and never fire."""
 
+UNHEARD = (
+    "its points of attention fire when attention is over (as TransformerBridge's do for GPT-Neo, GPT-J, OPT and models "
+    "in TransformerLens' own format): heads are resolved all the same, and where scores must change, use "
+    "HookedTransformer (transformer-lens<4; fra.load_target does)"
+)
+
 
 @dataclass(frozen=True)
 class Norm:
@@ -255,6 +261,12 @@ class Architecture:
     def read_ov(self, layer: int) -> RawOV:
         """Values and outputs of a layer. Raises FraError where it has none."""
         raise FraError(f"{type(self).__name__} does not say how values and outputs are read: give it read_ov.")
+
+    def fires_afterwards(self, layer: int) -> bool:
+        """Whether a layer's attn_scores and pattern fire when attention is over: attn_scores does not show scores then
+        (they are made of what points q and k show), and an edit of either is not heard.
+        """
+        return False
 
     def rotary_hooks(self, layer: int) -> dict[str, str]:
         """Points that `rotary` reads in a pass, by the keys that it knows them by."""

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformer_lens.model_bridge.generalized_components.attention import AttentionBridge
 from transformer_lens.model_bridge.generalized_components.joint_qkv_attention import JointQKVAttentionBridge
+from transformers.models.gpt_neo.modeling_gpt_neo import GPTNeoSelfAttention
 
 from fra.architectures.architecture import ANGLES, Norm, QKNorm, RawOV, RawQK, Rotary
 from fra.architectures.shared import TransformerLensArchitecture, raw_ov
@@ -36,7 +38,7 @@ class BridgeArchitecture(TransformerLensArchitecture):
 
     def _norm(self, layer: int) -> Norm:
         module = getattr(self.model.blocks[layer], "ln1", None)
-        return Norm() if module is None else self.norm_of(module)
+        return self.norm_of(module) if module is not None and self.model.cfg.normalization_type else Norm()
 
     def _qk_norm(self, attn: Any, name: str) -> QKNorm | None:
         if name not in attn.submodules or getattr(attn, name).original_component is None:
@@ -48,7 +50,7 @@ class BridgeArchitecture(TransformerLensArchitecture):
     def read_qk(self, layer: int) -> RawQK:
         """Scale, softcap and window are attributes of transformers' attention modules (`scaling`,
         `attn_logit_softcapping`, `sliding_window`); GPT-2's divides by sqrt(d_head), and by the layer's number where
-        its configuration says so (GPT2Attention.forward).
+        its configuration says so (GPT2Attention.forward); GPT-Neo's by nothing.
         """
         attn = self.bilinear(layer)
         hf = attn.original_component
@@ -59,6 +61,10 @@ class BridgeArchitecture(TransformerLensArchitecture):
         if isinstance(attn, JointQKVAttentionBridge):
             if getattr(self.model.cfg, "scale_attn_by_inverse_layer_idx", False):
                 scale /= layer + 1
+        elif isinstance(hf, GPTNeoSelfAttention):
+            scale = 1.0
+        elif hasattr(hf, "accepts_pattern_fn"):  # TransformerLens' own, which divides by it
+            scale = 1.0 / float(hf.scale)
         else:
             scale = float(getattr(hf, "scaling", scale))
         return RawQK(
@@ -70,12 +76,19 @@ class BridgeArchitecture(TransformerLensArchitecture):
             scale=scale,
             norm_q=self._qk_norm(attn, "q_norm"),
             norm_k=self._qk_norm(attn, "k_norm"),
-            softcap=getattr(hf, "attn_logit_softcapping", None),
+            softcap=getattr(hf, "attn_logit_softcapping", None) or _positive(getattr(hf, "attn_scores_soft_cap", None)),
             window=self._window(hf, layer),
         )
 
+    def fires_afterwards(self, layer: int) -> bool:
+        """Where attention is left to the module inside, whose weights TransformerBridge shows at both points."""
+        attn = getattr(self.model.blocks[layer], "attn", None)
+        return isinstance(attn, AttentionBridge) and type(attn).forward is AttentionBridge.forward
+
     def _window(self, hf: Any, layer: int) -> int | None:
         config = getattr(hf, "config", None)
+        if isinstance(hf, GPTNeoSelfAttention):
+            return int(config.window_size) if config.attention_layers[layer] == "local" else None
         kinds = getattr(config, "layer_types", None)
         if kinds and kinds[layer] == "full_attention":
             return None
@@ -116,3 +129,8 @@ class BridgeArchitecture(TransformerLensArchitecture):
         if adjacent:
             cos, sin = (part[:, : part.shape[1] // 2].repeat_interleave(2, dim=1) for part in (cos, sin))
         return Rotary(cos, sin, adjacent)
+
+
+def _positive(softcap: float | None) -> float | None:
+    """TransformerLens says -1 where there is none."""
+    return softcap if softcap is not None and softcap > 0 else None

@@ -6,7 +6,8 @@ of that number: what lies beyond the last column that can reach the n-th stronge
 
 Where vectors are not rotated a channel's sum is <u_i, v_j> sum c_i(t) c_j(s), so that its coupling and both sums of
 |c| bound it more closely, for one product of small matrices: the few that can still be among the n strongest are
-computed one by one, from the entries at which they are live.
+computed one by one, from the entries at which they are live. Where they are rotated, sums are computed in single
+precision first, with a bound of their rounding, and those that can be among the strongest once more, as they are given.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _ROUNDING = 1e-6
 STEP_ELEMENTS, _STEPS = 1 << 16, 64
 """Channels bounded at once, at least, and the steps of a whole table at most: small ones follow the staircase closely.
 """
+_SCREENED = 1 << 20
+"""Terms in single precision at once: few enough to stay in a cache."""
 _SPARSE = 8
 """Of so many channels one at most must be left for them to be computed one by one: a table costs less a channel."""
 
@@ -68,6 +71,7 @@ class OrderedEntries:
         if self.direction is not None and size is not None:
             self.bounding = (self.direction * size[order, None]).float()
         self._bounds = torch.searchsorted(slot, torch.arange(len(order) + 1, device=order.device))
+        self.n_entries = torch.bincount(slot, minlength=len(order))
         self.first: list[int] = self._bounds.tolist()
         """Index of the first entry of each feature, and the end."""
 
@@ -75,6 +79,11 @@ class OrderedEntries:
     def vector(self) -> Float[Tensor, "n d_head"]:
         """As they enter the score."""
         return self._vector[self._at]
+
+    @cached_property
+    def rough(self) -> Float[Tensor, "n d_head"]:
+        """The same in single precision."""
+        return self.vector.float()
 
     def of(self, features: Int[Tensor, " m"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
         """All entries of each of these features (places), one feature after another, and whose they are (0 to m)."""
@@ -159,9 +168,60 @@ class ChannelTables:
         row, column = reaches.nonzero(as_tuple=True)
         return row + rows.start, column + columns.start
 
+    @property
+    def screened(self) -> bool:
+        """Whether a table in single precision says which channels are worth a closer look."""
+        return not self.closely_bounded and self.reduce in ("sum", "abs") and not self.mask.is_cuda
+
+    def roughly_strong(
+        self, rows: slice, columns: slice, threshold: float
+    ) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]] | None:
+        """Rows and columns of the channels that can reach the threshold, by their sums in single precision."""
+        size, off = self.rough(rows, columns)
+        reaches = size >= threshold / (1 + _ROUNDING) - off
+        if int(reaches.sum()) * _SPARSE > reaches.numel():
+            return None
+        row, column = reaches.nonzero(as_tuple=True)
+        return row + rows.start, column + columns.start
+
+    def rough(self, rows: slice, columns: slice) -> tuple[Float[Tensor, "rows columns"], float]:
+        """|value| in single precision, and by how much any is off at most: each term by d_head + 1 roundings of the
+        product of lengths, their sum by one more a term.
+        """
+        q, k = self.q.entries(rows), self.k.entries(columns)
+        bounds = torch.tensor(self.k.first[columns.start : columns.stop + 1]) - k.start
+        order, found = torch.arange(k.stop - k.start), self.q.rough.new_zeros(rows.stop - rows.start, len(bounds) - 1)
+        keys, k_pos, together = self.k.rough[k], self.k.pos[k], max(1, _SCREENED // max(1, k.stop - k.start))
+        for low in range(q.start, q.stop, together):
+            some = slice(low, min(low + together, q.stop))
+            terms, q_pos = keys @ self.q.rough[some].mT, self.q.pos[some]
+            if self.causal:
+                terms.masked_fill_(k_pos[:, None] > q_pos, 0.0)
+            else:
+                terms.masked_fill_(~self.mask[q_pos][:, k_pos].mT, 0.0)
+            by_key = segments(terms.abs_() if self.reduce == "abs" else terms, order, bounds)
+            found.index_add_(0, self.q.slot[some] - rows.start, by_key.mT.contiguous())
+        longest = float(self.q.falls[rows.start] * self.k.falls[columns.start])
+        most = int(self.q.n_entries[rows].max() + self.k.n_entries[columns].max())
+        return found.abs_(), (keys.shape[1] + 1 + most) * torch.finfo(found.dtype).eps * longest
+
+    def rotated_one_by_one(self, q_at: Int[Tensor, " m"], k_at: Int[Tensor, " m"]) -> tuple[Tensor, Tensor]:
+        """Values and counts of single channels, from every pair of their entries."""
+        values, counts = self.q.vector.new_zeros(2, len(q_at))
+        at = list(zip(q_at.tolist(), k_at.tolist(), strict=True))
+        for number, (row, column) in enumerate(at):
+            q, k = self.q.entries(slice(row, row + 1)), self.k.entries(slice(column, column + 1))
+            attended = self.mask[self.q.pos[q]][:, self.k.pos[k]]
+            terms = (self.q.vector[q] @ self.k.vector[k].mT) * attended
+            values[number] = terms.abs().sum() if self.reduce == "abs" else terms.sum()
+            counts[number] = attended.sum()
+        return values, counts
+
     def one_by_one(self, q_at: Int[Tensor, " m"], k_at: Int[Tensor, " m"]) -> tuple[Float[Tensor, " m"], Tensor]:
-        """Values and counts of single channels, in closed form."""
+        """Values and counts of single channels, in closed form where vectors are not rotated."""
         q, k = self.q, self.k
+        if not self.closely_bounded:
+            return self.rotated_one_by_one(q_at, k_at)
         assert q.direction is not None and k.direction is not None
         assert q.coefficient is not None and k.coefficient is not None
         rows, back = torch.unique(q_at, return_inverse=True)
@@ -241,6 +301,8 @@ def _offer(
     few = None
     if best.threshold > 0 and tables.closely_bounded:
         few = tables.strong(rows, columns, best.threshold)
+    elif best.threshold > 0 and tables.screened:
+        few = tables.roughly_strong(rows, columns, best.threshold)
     if few is None:
         values, count = _made(tables, rows, columns, dtype)
         # int64: d_sae**2 passes 2**31 at 46 341

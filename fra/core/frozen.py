@@ -15,12 +15,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from fra.architectures.architecture import ANGLES, Architecture, Model, Rotary, Side
+from fra.architectures.architecture import ANGLES, UNHEARD, Architecture, Model, Rotary, Side
 from fra.architectures.circumstances import attached, circumstance
 from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens
 from fra.core.weights import QKWeights, qk_weights
-from fra.dictionaries.crosscoder import Crosscoder
-from fra.dictionaries.hooks import LayerHooks, attention_input_layer, layer_of
+from fra.dictionaries.hooks import LayerHooks, attention_input_layer
 from fra.errors import FraError
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "Model",
     "Rotary",
     "Side",
-    "activations_of",
     "assemble",
     "attention_input_layer",
     "check_layer_and_head",
@@ -72,7 +70,9 @@ class FrozenLayer:
     mask: Bool[Tensor, "pos pos"]
     """True where the key may be attended."""
     model_scores: Float[Tensor, "batch n_heads pos pos"]
-    """The model's own hook_attn_scores, after softcap; its values where masked differ between model classes."""
+    """The model's own hook_attn_scores, after softcap; its values where masked differ between model classes. Of its own
+    queries and keys where that hook shows something else (`Architecture.fires_afterwards`).
+    """
     pattern: Float[Tensor, "batch n_heads pos pos"]
 
     def weights(self, side: Side, head: int) -> tuple[Float[Tensor, "d_model d_head"], Float[Tensor, " d_head"]]:
@@ -160,6 +160,8 @@ def read_hooks(model: Model, tokens: Tensor, layer: int, names: Mapping[str, str
     both model classes of TransformerLens ignore them.
     """
     own = architecture_of(model)
+    if LayerHooks(layer).attn_scores in names.values() and own.fires_afterwards(layer):
+        raise FraError(f"a {type(model).__name__} shows no scores of layer {layer}: {UNHEARD}.")
     missing = [name for name in names.values() if not own.has(name)]
     if missing:
         if why := attached(model):
@@ -260,22 +262,45 @@ def freeze(
     check_tokens(model, tokens)
     weights = qk_weights(model, layer, hook_name, dtype)
     own, hooks = architecture_of(model), LayerHooks(layer)
-    names = own.input_hooks(layer, hook_name) | {"scores": hooks.attn_scores, "pattern": hooks.pattern}
+    late = own.fires_afterwards(layer)
+    shown = {"q": hooks.q, "k": hooks.k} if late else {"scores": hooks.attn_scores}
+    names = own.input_hooks(layer, hook_name) | shown | {"pattern": hooks.pattern}
     got = read_hooks(model, tokens.to(weights.W_q.device), layer, names)
-    scores, pattern = (got[key].to(weights.W_q.dtype) for key in ("scores", "pattern"))
-    frozen = seen_layer(model, weights, got, scores, pattern)
+    pattern = got["pattern"].to(weights.W_q.dtype)
+    frozen = seen_layer(model, weights, got, got.get("scores", pattern).to(pattern), pattern)
+    if late:
+        frozen = replace(frozen, model_scores=made_scores(frozen, got["q"], got["k"]))
     try:
         check_scores(frozen, own)
     except FraError as error:
-        if why := circumstance(model, layer, (got["x"], got["scores"].masked_fill(~frozen.mask, 0.0))):
+        if why := circumstance(
+            model, layer, (got["x"], got.get("scores", frozen.model_scores).masked_fill(~frozen.mask, 0.0))
+        ):
             raise FraError(why) from error
         raise
     return frozen
 
 
+def made_scores(
+    frozen: FrozenLayer, q: Float[Tensor, "batch pos *heads"], k: Float[Tensor, "batch pos *heads"]
+) -> Float[Tensor, "batch n_heads pos pos"]:
+    """What hook_attn_scores would show, of the model's own queries and keys as projected (hook_q, hook_k), where it
+    shows something else. `check_scores` holds it against the pattern, and the weights against it.
+    """
+    batch, pos, _ = frozen.x.shape
+    q, k = (vectors.to(frozen.x).reshape(batch, pos, -1, frozen.W_q.shape[-1]).transpose(1, 2) for vectors in (q, k))
+    q, k = (
+        q * frozen.gain_q[..., None],
+        k.repeat_interleave(frozen.n_heads // k.shape[1], dim=1) * frozen.gain_k[..., None],
+    )
+    if frozen.rotary is not None:
+        q, k = (frozen.rotary.rotate(vectors, torch.arange(pos, device=q.device)) for vectors in (q, k))
+    return frozen.cap(frozen.scale * q @ k.mT).masked_fill(~frozen.mask, -torch.inf)
+
+
 def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:
     """Holds an architecture against a layer's own scores and pattern. Raises FraError where scores hold NaN; where
-    softmax(hook_attn_scores) is not hook_pattern (plain attention in TransformerBridge); where other keys are masked;
+    softmax(hook_attn_scores) is not hook_pattern; where other keys are masked;
     and where the scores are not those that the weights make.
 
     The model masks where its pattern is zero: what it shows as the score of a masked key differs between classes.
@@ -289,9 +314,9 @@ def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:
     apart = float((softmax - pattern).abs().max())
     if not apart <= tolerance:
         raise FraError(
-            f"softmax of hook_attn_scores is not hook_pattern in {where} (off by {apart:.3g}): this model class shows "
-            "something else at that hook (TransformerBridge does for GPT-Neo, GPT-J and OPT, which fra.load_target "
-            "loads as HookedTransformer; attention sinks do too), so its scores cannot be resolved."
+            f"softmax of hook_attn_scores is not hook_pattern in {where} (off by {apart:.3g}): the model shows "
+            "something else at one of these hooks, or attends to what is no key (attention sinks), so its scores "
+            "cannot be resolved."
         )
     others = FraError(
         f"the model masks other keys in {where} than a causal or "
@@ -314,42 +339,3 @@ def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:
                 f"{float(error):.3g}, where {tolerance * float(size):.3g} is rounding): this architecture's attention "
                 "is not one that can be resolved."
             )
-
-
-@torch.no_grad()
-def activations_of(
-    crosscoder: Crosscoder,
-    model: Model,
-    tokens: Int[Tensor, " pos"],
-    slot: int,
-    x: Float[Tensor, "1 pos d"],
-    given: Mapping[int, Float[Tensor, "_pos _d"]],
-) -> Float[Tensor, "n_slots 1 pos d"]:
-    """Every slot's activations of one document: `x` of this slot, those of the same model's other hooks read from it,
-    and those of other models as given. Raises FraError where some are missing, given in vain, or of another shape.
-    """
-    own = crosscoder.slot(slot).model
-    here = {k: at.hook for k, at in enumerate(crosscoder.slots) if at.model == own and k != slot}
-    others = {k for k, at in enumerate(crosscoder.slots) if at.model != own}
-    if missing := sorted(others - set(given)):
-        at = crosscoder.slots[missing[0]]
-        raise FraError(
-            f"slot {missing[0]} of the crosscoder is {at.model!r} at {at.hook!r}, another model than {own!r} of slot "
-            f"{slot}: give its activations of these tokens, activations={{{missing[0]}: [pos, d]}}."
-        )
-    if vain := sorted(set(given) - others):
-        raise FraError(f"activations of slot {vain[0]} are given, and those of {own!r} are read from the model itself.")
-    if wrong := [k for k in sorted(given) if given[k].shape != x[0].shape]:
-        raise FraError(
-            f"the activations of slot {wrong[0]} have shape {tuple(given[wrong[0]].shape)}, and these tokens make "
-            f"{tuple(x[0].shape)} (pos, d): give those of the same tokens."
-        )
-    read: dict[str, Tensor] = {}
-    if here:
-        last = max(layer_of(hook) or 0 for hook in here.values())
-        read = read_hooks(model, tokens[None].to(x.device), last, {str(k): hook for k, hook in here.items()})
-    rows = [
-        x if k == slot else read[str(k)].to(x) if k in here else given[k][None].to(x)
-        for k in range(len(crosscoder.slots))
-    ]
-    return torch.stack(rows)

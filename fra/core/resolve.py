@@ -20,7 +20,8 @@ from torch import Tensor
 from fra.architectures.face import face, facing
 from fra.architectures.known import one_document
 from fra.core.channels import reduce_channels
-from fra.core.frozen import FrozenLayer, Side, activations_of, freeze
+from fra.core.coded import activations_of
+from fra.core.frozen import FrozenLayer, Side, freeze
 from fra.core.reductions import Entries, Reduce, refuse_beyond_memory, top_terms
 from fra.core.weights import Model, check_layer_and_head
 from fra.dictionaries.codes import Codes, check_dictionary, codes, dictionary_hook

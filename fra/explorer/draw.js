@@ -19,7 +19,7 @@ const svg = (name, props = {}, ...children) => {
 };
 // A token may hold any character: those that would steer the page are shown as escapes.
 const visible = (text) =>
-  text.replace(/[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g, (c) => {
+  text.replace(/[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g, (c) => {
     const code = c.charCodeAt(0);
     return c === "\n" ? "\\n" : c === "\t" ? "\\t" : `\\u${code.toString(16).padStart(4, "0")}`;
   });

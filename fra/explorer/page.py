@@ -26,6 +26,7 @@ from fra.explorer.documents import in_documents
 from fra.explorer.pack import Pack, Precision
 from fra.explorer.scores import head_scores
 from fra.explorer.upstream import shared_upstream
+from fra.verdicts.shown import on_page
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -45,6 +46,7 @@ def _environment() -> Environment:
     return Environment(
         loader=PackageLoader("fra.explorer", "."),
         autoescape=True,
+        finalize=on_page,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

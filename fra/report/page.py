@@ -32,7 +32,7 @@ from fra.report.words import GLOSSARY, glossed, grouped
 from fra.verdicts import files
 from fra.verdicts import ledger as ledgers
 from fra.verdicts.ledger import Ledger, Row
-from fra.verdicts.shown import visible
+from fra.verdicts.shown import on_page, visible
 
 GLYPHS = {
     "SUPPORTED": "✓",
@@ -154,6 +154,7 @@ def templates() -> Environment:
     return Environment(
         loader=PackageLoader("fra.report", "."),
         autoescape=True,
+        finalize=on_page,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -16,13 +16,15 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fra.architectures.face import set_aside
+from fra.architectures.known import architecture_of
 from fra.checkpoints.hub import TRANSFORMER_LENS_AUTHORS
 from fra.checkpoints.lens import (
     HookedTransformer,
     HookedTransformerConfig,
+    has_hooked,
+    load_native,
     loading_from_pretrained,
     model_names,
-    need_hooked,
 )
 from fra.checkpoints.weights import LIBRARY_ERRORS, check_model, first_line, quiet
 from fra.core.weights import Model
@@ -49,9 +51,12 @@ def load_model(
     """A model from a local directory, or by its name one that TransformerLens keeps in its own format.
 
     TransformerBridge, except where its hook_attn_scores does not show scores (GPT-Neo, GPT-J, OPT): there
-    HookedTransformer. A local directory is either in Hugging Face format, or in TransformerLens' own: config.json with
-    the fields of HookedTransformerConfig, model.safetensors with HookedTransformer's parameter names, and tokenizer
-    files; the latter is how models without LayerNorm are kept. Local weights are safetensors only.
+    HookedTransformer. Under TransformerLens 4, which has none, and where it cannot load the model, TransformerBridge
+    there, too: heads are resolved, and what changes scores is refused.
+
+    A local directory is either in Hugging Face format, or in TransformerLens' own: config.json with the fields of
+    HookedTransformerConfig, model.safetensors with HookedTransformer's parameter names, and tokenizer files; the latter
+    is how models without LayerNorm are kept. Local weights are safetensors only.
 
     processing: the flags of TransformerLens' weight processing that are on (fra.targets.processing.FLAGS); none by
     default. Raises FraError for a directory without configuration or weights, weights that are pickled, truncated,
@@ -112,11 +117,16 @@ def _processed(bridge: TransformerBridge, flags: dict[str, bool]) -> Transformer
 
 def _load_named(
     name: str, device: str | torch.device, dtype: torch.dtype, flags: dict[str, bool], revision: str | None
-) -> HookedTransformer:
+) -> Model:
     official = model_names().get(name.lower(), name)
     if not official.startswith(TRANSFORMER_LENS_AUTHORS):
         raise FraError(f"there is no directory {name}: give one with config.json and model.safetensors.")
-    need_hooked(f"the model {name!r}, which TransformerLens keeps in its own format,")
+    if not has_hooked():
+        if revision is not None:  # type: ignore[unreachable]
+            raise FraError(
+                f"TransformerLens 4 takes no revision of {name!r}: leave it out, or install transformer-lens<4."
+            )
+        return _processed(TransformerBridge.boot_tl_legacy(official, device=device, dtype=dtype), flags)
     options: dict[str, Any] = flags if revision is None else {**flags, "revision": revision}
     return HookedTransformer.from_pretrained(official, device=str(device), dtype=dtype, **options)
 
@@ -144,11 +154,15 @@ def _load_hugging_face(folder: Path, device: str | torch.device, dtype: torch.dt
     tokens = _trial_tokens(hf.config, device)
     truth = _log_probs(hf, tokens)  # before the Bridge takes the model apart
     bridge = TransformerBridge.boot_transformers(str(folder), device=device, dtype=dtype, hf_model=hf)
-    if not shows_scores(bridge):
-        need_hooked(f"the model in {folder} ({_kind(folder)}), whose scores TransformerBridge does not show,")
-        hooked = load_hooked(folder, weights(), device, dtype, flags)
-        _check_function(hooked, tokens, truth, folder, flags, unprocessed=False)
-        return hooked
+    if not shows_scores(bridge) and has_hooked():
+        try:
+            hooked = load_hooked(folder, weights(), device, dtype, flags)
+            _check_function(hooked, tokens, truth, folder, flags, unprocessed=False)
+            return hooked
+        except (FraError, *LIBRARY_ERRORS, AssertionError):
+            # HookedTransformer guesses some sizes (GPT-J's MLP); the Bridge's heads can be resolved all the same.
+            if not any(architecture_of(bridge).fires_afterwards(layer) for layer in range(bridge.cfg.n_layers)):
+                raise
     _check_function(bridge, tokens, truth, folder, dict.fromkeys(flags, False))
     if any(flags.values()):
         _check_function(_processed(bridge, flags), tokens, truth, folder, flags)
@@ -233,16 +247,23 @@ def load_hooked(
 
 def _load_transformer_lens(
     folder: Path, config: dict[str, Any], device: str | torch.device, dtype: torch.dtype, flags: dict[str, bool]
-) -> HookedTransformer:
-    need_hooked(f"the model in {folder}, which is in TransformerLens' own format,")
+) -> Model:
+    state = {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not has_hooked():
+        native = load_native(config, state, tokenizer, device, dtype)  # type: ignore[unreachable]
+        tokens = torch.arange(min(_TRIED, native.cfg.n_ctx, native.cfg.d_vocab), device=device)[None]
+        truth = _log_probs(native, tokens)
+        if any(flags.values()):
+            _check_function(_processed(native, flags), tokens, truth, folder, flags)
+        return native
     try:
         cfg = HookedTransformerConfig.from_dict({**config, "device": str(device), "dtype": dtype})
     except TypeError as error:
         raise FraError(
             f"{folder / 'config.json'} has no model_type, and is no TransformerLens configuration either ({error})."
         ) from error
-    model = HookedTransformer(cfg, AutoTokenizer.from_pretrained(folder))
-    state = {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
+    model = HookedTransformer(cfg, tokenizer)
     # load_and_process_state_dict leaves what it is not given as it was made: at random.
     for name, parameter in model.named_parameters():
         if name not in state:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import (
     AutoModelForCausalLM,
     BitNetConfig,
@@ -39,11 +39,13 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
+    GPTJConfig,
     GPTNeoConfig,
     GPTNeoXConfig,
     HunYuanDenseV1Config,
     LlamaConfig,
     OlmoConfig,
+    OPTConfig,
     PreTrainedTokenizerFast,
     Qwen2MoeConfig,
     Qwen3Config,
@@ -117,6 +119,14 @@ def _config(kind: str) -> Any:
                 attention_types=[[["global", "local"], 1]],
                 window_size=WINDOW,
             )
+        case "gptj":
+            return GPTJConfig(vocab_size=D_VOCAB, n_positions=N_CTX, n_embd=D_MODEL, n_layer=2, n_head=4, rotary_dim=4)
+        case "opt":
+            sizes = {"hidden_size": D_MODEL, "ffn_dim": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+            ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
+            return OPTConfig(
+                vocab_size=D_VOCAB, max_position_embeddings=N_CTX, **sizes, **ids, word_embed_proj_dim=D_MODEL
+            )
         case "smollm3":
             return SmolLM3Config(**grouped, no_rope_layers=[1, 0], pad_token_id=0)
         case "qwen2_moe":
@@ -165,8 +175,7 @@ def build_model(kind: str, folder: Path, seed: int = 0, config: Any = None) -> P
             "normalization_type": None,
             "init_weights": False,
         }
-        with quiet():
-            model: Any = HookedTransformer(HookedTransformerConfig.from_dict({**own, "device": "cpu"}))
+        model: Any = _Parameters(own)
     else:
         hf = _config(kind) if config is None else config
         model = AutoModelForCausalLM.from_config(hf)
@@ -192,6 +201,27 @@ def build_model(kind: str, folder: Path, seed: int = 0, config: Any = None) -> P
         model.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
+
+
+class _Parameters(torch.nn.Module):
+    """The parameters of a HookedTransformer of attention alone, by its names and in its order, whichever version of
+    TransformerLens is there.
+    """
+
+    def __init__(self, own: Mapping[str, Any]) -> None:
+        super().__init__()
+        n, d, e, vocab = (own[key] for key in ("n_heads", "d_model", "d_head", "d_vocab"))
+        shapes: dict[str, tuple[int, ...]] = {"embed.W_E": (vocab, d), "pos_embed.W_pos": (own["n_ctx"], d)}
+        attention = {"W_Q": (n, d, e), "W_O": (n, e, d), "b_Q": (n, e), "b_O": (d,)}
+        attention |= {"W_K": (n, d, e), "W_V": (n, d, e), "b_K": (n, e), "b_V": (n, e)}
+        for layer in range(own["n_layers"]):
+            shapes |= {f"blocks.{layer}.attn.{name}": shape for name, shape in attention.items()}
+        for name, shape in (shapes | {"unembed.W_U": (d, vocab), "unembed.b_U": (vocab,)}).items():
+            self.register_parameter(name.replace(".", "/"), torch.nn.Parameter(torch.zeros(shape)))
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        """By HookedTransformer's names, which a module's own may not be."""
+        return ((name.replace("/", "."), value) for name, value in super().named_parameters(*args, **kwargs))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

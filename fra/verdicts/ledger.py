@@ -21,6 +21,7 @@ import os
 import re
 from collections.abc import Mapping
 from enum import Enum
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
@@ -397,12 +398,14 @@ def read(path: Path | str) -> Ledger:
 def loads(raw: bytes | str, name: str = "the ledger") -> Ledger:
     """The ledger in a JSON text; `name` is what errors call it. Raises FraError."""
     try:
-        data = json.loads(raw, parse_constant=_no_constant)
+        # json takes a byte order mark off bytes, and off no text
+        data = json.loads(raw.removeprefix("\ufeff") if isinstance(raw, str) else raw, parse_constant=_no_constant)
         if not isinstance(data, dict):
             raise FraError(f"{name} is JSON but no ledger: a ledger is an object with schema, header and verdicts")
         schema = data.get("schema")
         if type(schema) is not int or schema != 1:
-            raise FraError(f"{name} has the schema {str(schema)[:40]!r}; this fra reads schema 1")
+            newer = ": it is newer, read it with the fra that wrote it" if type(schema) is int and schema > 1 else ""
+            raise FraError(f"{name} has the schema {str(schema)[:40]!r}; this fra reads schema 1{newer}")
         if _depth(data) > _TOO_DEEP:
             raise FraError(f"{name} is nested more than {_TOO_DEEP} levels deep: this is not a ledger")
         json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair could be read but never shown
@@ -417,6 +420,9 @@ def loads(raw: bytes | str, name: str = "the ledger") -> Ledger:
             )
             raise FraError(said) from error
         what = re.sub(r"\s+", " ", first["msg"].removeprefix("Value error, "))
+        if by := _newer(data):
+            said = f"{name} is newer than this fra, {version('fra')}: it was written by {by} ({key[:200]}: {what})"
+            raise FraError(f"{said}; read it with that") from error
         raise FraError(f"{name} is not a ledger: {key[:200] or 'as a whole'}: {what}") from error
     except RecursionError as error:
         raise FraError(f"{name} is nested too deeply to be a ledger") from error
@@ -424,6 +430,17 @@ def loads(raw: bytes | str, name: str = "the ledger") -> Ledger:
         raise
     except ValueError as error:  # JSONDecodeError, bytes that are not UTF-8, a number of ten thousand digits
         raise FraError(f"{name} is not JSON: {str(error)[:200]}") from error
+
+
+def _newer(data: dict[str, Any]) -> str | None:
+    """The fra that a ledger says it was written by, where that is a later one."""
+    header = data.get("header")
+    versions = header.get("versions") if isinstance(header, dict) else None
+    by = versions.get("fra") if isinstance(versions, dict) else None
+    if not isinstance(by, str):
+        return None
+    theirs, own = ([int(part) for part in re.findall(r"\d{1,9}", text)[:3]] for text in (by, version("fra")))
+    return by[:40] if theirs > own else None
 
 
 def _no_constant(name: str) -> None:

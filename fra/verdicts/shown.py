@@ -17,8 +17,23 @@ def as_html(title: str, facts: Mapping[str, object]) -> str:
     return f"<b>{escape(title)}</b><table>{rows}</table>"
 
 
+_OBEYED = r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
+"""Control, format and direction characters of Unicode: nothing is seen of them, and a page or a terminal obeys them."""
+
+
 def visible(text: str) -> str:
     """Control and direction characters as escapes: a token may hold any, and a page must show it and not obey it."""
-    return re.sub(
-        r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]", lambda m: ascii(m[0])[1:-1], text
-    )
+    return re.sub(_OBEYED, _escaped, text)
+
+
+def on_page(value: object) -> object:
+    """What a template is given, texts with such characters as escapes, but for the line's end and the tab: the
+    `finalize` of every jinja2 environment, so that no name, reason or path is forgotten.
+    """
+    if not isinstance(value, str):
+        return value
+    return type(value)(re.sub(rf"(?![\t\n]){_OBEYED}", _escaped, value))  # Markup stays Markup
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]

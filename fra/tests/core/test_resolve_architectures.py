@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 import fra
 from fra.architectures.known import architecture_of
 from fra.checkpoints.weights import quiet
-from fra.core.frozen import check_scores, freeze
+from fra.core.frozen import check_scores, freeze, read_hooks
 from fra.errors import FraError
 from fra.targets import models as target_models
 from fra.targets.processing import FLAGS, NAMED
@@ -169,9 +169,36 @@ def test_sliding_windows_mask_far_keys(kind: str, layer: int) -> None:
         head.pair(10, 10 - WINDOW)
 
 
-def test_gpt_neo_on_the_bridge_is_refused_with_the_way_out() -> None:
-    bridge = TransformerBridge.boot_transformers(str(model_folder("gpt_neo")), device="cpu")
-    with pytest.raises(FraError, match=r"GPT-Neo, GPT-J and OPT, which .* loads as HookedTransformer"):
+@pytest.mark.parametrize("kind", ["gpt_neo", "gptj", "opt"])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_attention_that_shows_no_scores_is_resolved_by_its_own_queries_and_keys(kind: str, layer: int) -> None:
+    """TransformerBridge shows GPT-Neo's pattern as its scores; HookedTransformer shows the scores themselves."""
+    hf = AutoModelForCausalLM.from_pretrained(model_folder(kind), attn_implementation="eager")
+    bridge = TransformerBridge.boot_transformers(str(model_folder(kind)), device="cpu", hf_model=hf).eval()
+    hooked = tiny(kind)
+    assert isinstance(hooked, HookedTransformer)
+    name = f"blocks.{layer}.attn.hook_attn_scores"
+    truth = hooked.run_with_cache(TOKENS[None], names_filter=[name])[1][name][0]
+    for head in range(4):
+        found = fra.resolve(bridge, tiny_sae(f"blocks.{layer}.hook_resid_pre"), TOKENS, layer, head)
+        mask = found.frozen.mask
+        size = float(truth[head][mask].abs().max())
+        assert float((found.scores() - truth[head])[mask].abs().max()) <= 1e-5 * size
+        assert float((found.frozen.model_scores[0, head] - truth[head])[mask].abs().max()) <= 1e-5 * size
+        torch.testing.assert_close(found.frozen.attention(found.scores()), found.frozen.pattern[0, head])
+    with pytest.raises(FraError, match=r"shows no scores of layer .* HookedTransformer"):
+        read_hooks(bridge, TOKENS[None], layer, {"scores": name})
+
+
+@torch.no_grad()
+def test_queries_that_do_not_make_the_pattern_are_refused() -> None:
+    """Scores that `fra` makes itself are believed only where the pattern is theirs."""
+    hf = AutoModelForCausalLM.from_pretrained(model_folder("gpt_neo"), attn_implementation="eager")
+    for block in hf.transformer.h:  # what the module computes is no longer what its configuration and class say
+        attention = block.attn.attention
+        attention._attn = lambda q, k, v, mask=None, attn=attention._attn: attn(1.1 * q, k, v, mask)
+    bridge = TransformerBridge.boot_transformers(str(model_folder("gpt_neo")), device="cpu", hf_model=hf).eval()
+    with pytest.raises(FraError, match="is not hook_pattern in layer 1"):
         fra.resolve(bridge, tiny_sae("blocks.1.hook_resid_pre"), TOKENS, 1, 0)
 
 

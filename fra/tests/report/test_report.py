@@ -101,6 +101,35 @@ def test_every_word_of_the_ledger_is_data():
     assert "\\u202e" in page.text, "a direction character is shown as an escape"
 
 
+STEERING = "".join(map(chr, (0, 7, 0x1B, 0x7F, 0x85, 0x61C, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+"""NUL, other control characters, and every mark that turns the direction of what follows."""
+
+
+def steered(value):
+    """Every text of a ledger's header and detail with such characters in it."""
+    if isinstance(value, dict):
+        return {key: steered(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [steered(inner) for inner in value]
+    return value + STEERING if isinstance(value, str) else value
+
+
+def test_no_text_of_a_ledger_steers_its_page():
+    """Neither names, paths and options of the header nor a claim's words, reasons and detail."""
+    ledger = full_ledger()
+    header, note = ledger.header, next(iter(ledger.header.claims.values()))
+    words = {"title": note.title + STEERING, "h0": note.h0 + STEERING, "statistic": note.statistic + STEERING}
+    changed = {name: steered(getattr(header, name)) for name in ("target", "model", "commit", "device", "seed")}
+    changed |= {"versions": steered(header.versions), "options": steered({"--k": "a"}), "remarks": steered(["short"])}
+    changed["claims"] = {name: note.model_copy(update=words) for name in header.claims}
+    rows = [row.model_copy(update={"detail": steered(row.detail)}) for row in ledger.verdicts]
+    made = ledger.model_copy(update={"header": header.model_copy(update=changed), "verdicts": rows})
+    for text in (render(made), render(made, baseline=made)):
+        assert not set(STEERING) & set(text)
+        assert text.count("\\u202a\\u202b\\u202c\\u202d\\u202e\\u2066") > 10, "they are shown as escapes"
+        assert Page(text).own_script_only
+
+
 def test_nothing_is_loaded_from_elsewhere():
     text = render(full_ledger())
     page = Page(text)

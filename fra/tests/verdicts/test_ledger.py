@@ -316,6 +316,26 @@ def test_a_ledger_of_a_newer_fra_is_refused_by_name():
         ledgers.loads(json.dumps(data))
 
 
+def test_what_a_newer_fra_writes_is_said_to_be_newer_and_not_to_be_no_ledger():
+    data = json.loads(ledgers.dumps(make_ledger(evidence((GOOD,)))))
+    data["verdicts"][0]["verdict"] = "PROVEN"
+    with pytest.raises(FraError, match=r"is not a ledger: verdicts\.0\.verdict"):
+        ledgers.loads(json.dumps(data))
+    data["header"]["versions"]["fra"] = "99.0.1"
+    with pytest.raises(FraError, match=r"is newer than this fra, .*written by 99\.0\.1 \(verdicts\.0\.verdict"):
+        ledgers.loads(json.dumps(data))
+    with pytest.raises(FraError, match="reads schema 1: it is newer"):
+        ledgers.loads(json.dumps(data | {"schema": 2}))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_ledger(tmp_path):
+    made = make_ledger(evidence((GOOD,)))
+    file = tmp_path / "ledger.json"
+    file.write_text(ledgers.dumps(made), encoding="utf-8-sig")
+    assert file.read_bytes().startswith(b"\xef\xbb\xbf")
+    assert ledgers.read(file) == ledgers.loads("\ufeff" + ledgers.dumps(made)) == made
+
+
 @pytest.mark.parametrize("name", ["known", "power", "exploratory", "reason"])
 def test_names_that_the_ledger_keeps_for_itself_are_refused(name):
     with pytest.raises(FraError, match="is the ledger's own"):

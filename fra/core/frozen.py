@@ -18,8 +18,7 @@ from fra.architectures.architecture import ANGLES, Architecture, Model, Rotary, 
 from fra.architectures.circumstances import attached, circumstance
 from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens
 from fra.core.weights import QKWeights, qk_weights
-from fra.dictionaries.crosscoder import Crosscoder
-from fra.dictionaries.hooks import LayerHooks, attention_input_layer, layer_of
+from fra.dictionaries.hooks import LayerHooks, attention_input_layer
 from fra.errors import FraError
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "Model",
     "Rotary",
     "Side",
-    "activations_of",
     "assemble",
     "attention_input_layer",
     "check_layer_and_head",
@@ -298,42 +296,3 @@ def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:
                 f"{float(error):.3g}, where {tolerance * float(size):.3g} is rounding): this architecture's attention "
                 "is not one that can be resolved."
             )
-
-
-@torch.no_grad()
-def activations_of(
-    crosscoder: Crosscoder,
-    model: Model,
-    tokens: Int[Tensor, " pos"],
-    slot: int,
-    x: Float[Tensor, "1 pos d"],
-    given: Mapping[int, Float[Tensor, "_pos _d"]],
-) -> Float[Tensor, "n_slots 1 pos d"]:
-    """Every slot's activations of one document: `x` of this slot, those of the same model's other hooks read from it,
-    and those of other models as given. Raises FraError where some are missing, given in vain, or of another shape.
-    """
-    own = crosscoder.slot(slot).model
-    here = {k: at.hook for k, at in enumerate(crosscoder.slots) if at.model == own and k != slot}
-    others = {k for k, at in enumerate(crosscoder.slots) if at.model != own}
-    if missing := sorted(others - set(given)):
-        at = crosscoder.slots[missing[0]]
-        raise FraError(
-            f"slot {missing[0]} of the crosscoder is {at.model!r} at {at.hook!r}, another model than {own!r} of slot "
-            f"{slot}: give its activations of these tokens, activations={{{missing[0]}: [pos, d]}}."
-        )
-    if vain := sorted(set(given) - others):
-        raise FraError(f"activations of slot {vain[0]} are given, and those of {own!r} are read from the model itself.")
-    if wrong := [k for k in sorted(given) if given[k].shape != x[0].shape]:
-        raise FraError(
-            f"the activations of slot {wrong[0]} have shape {tuple(given[wrong[0]].shape)}, and these tokens make "
-            f"{tuple(x[0].shape)} (pos, d): give those of the same tokens."
-        )
-    read: dict[str, Tensor] = {}
-    if here:
-        last = max(layer_of(hook) or 0 for hook in here.values())
-        read = read_hooks(model, tokens[None].to(x.device), last, {str(k): hook for k, hook in here.items()})
-    rows = [
-        x if k == slot else read[str(k)].to(x) if k in here else given[k][None].to(x)
-        for k in range(len(crosscoder.slots))
-    ]
-    return torch.stack(rows)

@@ -36,7 +36,7 @@ CLAIM = Claim(
     worth={"over random matching": 0.25},
     statistic="crosscoder_channels/1",
     stimuli=("repeated_random",),
-    n=60,
+    n=120,
     design=(ChannelSet(), TokenInduction(), RepeatedSets()),
 )
 

@@ -30,7 +30,7 @@ CLAIM = Claim(
     worth={"over late checkpoints": 0.25},
     statistic="exclusive_channels/1",
     stimuli=("repeated_random",),
-    n=60,
+    n=120,
     design=(Exclusive(), ChannelSet(), TokenInduction(), RepeatedSets()),
 )
 

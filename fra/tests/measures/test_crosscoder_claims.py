@@ -36,7 +36,7 @@ from fra.tests import circuit
 from fra.tests.claims import claim
 
 D = circuit.D_MODEL
-MADE = repeated.repeated_random(90, np.arange(48), circuit.N_CTX, circuit.BOS, ("crosscoders",))
+MADE = repeated.repeated_random(130, np.arange(48), circuit.N_CTX, circuit.BOS, ("crosscoders",))
 DISCOVERY, MEASURED = repeated.collate(MADE[:50]), repeated.collate(MADE[50:])
 MEAN = torch.linspace(-0.2, 0.2, 2 * D).view(2, D)
 

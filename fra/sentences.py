@@ -26,8 +26,8 @@ from fra.interventions.sentences import suppress
 @face
 @torch.no_grad()
 def importance(model: Model, cut: Segments, answer: Int[Tensor, " n"]) -> pd.DataFrame:
-    """What each sentence is worth to an answer: how much less likely it is, in nats, where the sentence is suppressed at
-    all later rows. Columns segment, kind, text, nats; in the order of the document, BOS left out.
+    """What each sentence is worth to an answer: how much less likely it is, in nats, where the sentence is suppressed
+    at all later rows. Columns segment, kind, text, nats; in the order of the document, BOS left out.
     """
     plain = answer_log_prob(model, cut.tokens, answer)
     last = len(cut)  # the answer is a segment of its own, which sees nothing of what is suppressed

@@ -75,8 +75,8 @@ def _kurtosis(scores: Float[np.ndarray, " n"]) -> float:
 
 
 def continued(tokenizer: Any, segments: Segments, ids: Int[Tensor, " n"]) -> Segments:
-    """The document with a continuation that was generated, kept as the ids that it is: its text is found by decoding and
-    never tokenized again, for that could give other tokens. Its sentences begin at `sentence_starts` of it.
+    """The document with a continuation that was generated, kept as the ids that it is: its text is found by decoding
+    and never tokenized again, for that could give other tokens. Its sentences begin at `sentence_starts` of it.
 
     Raises FraError for a continuation without ids.
     """
@@ -112,8 +112,8 @@ def _blank(text: str) -> int:
 def resample(
     model: Model, tokens: Int[Tensor, " pos"], n: int, length: int, *, seed: int, temperature: float = 1.0
 ) -> Int[Tensor, "n length"]:
-    """n continuations of a document, `length` ids each, drawn by the model itself; the same for the same seed. The whole
-    document is run again for every id: for small models. Raises FraError where the model's context does not hold them.
+    """n continuations of a document, `length` ids each, drawn by the model itself; the same for the same seed. The
+    whole document is run again for every id: for small models. Raises FraError where the model's context does not hold them.
     """
     if n < 1 or length < 1 or not temperature > 0:
         raise FraError("give a positive number of continuations, of ids, and a positive temperature.")

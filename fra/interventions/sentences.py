@@ -41,8 +41,8 @@ def suppress(
     def edit(scores: Tensor, hook: Any) -> Tensor:
         if tuple(scores.shape[-2:]) != tuple(hidden.shape):
             raise FraError(
-                f"this pass has scores of shape {list(scores.shape)}, and the segments are of {len(hidden)} tokens: run "
-                "documents of that length, without a key-value cache."
+                f"this pass has scores of shape {list(scores.shape)}, and the segments are of {len(hidden)} tokens: "
+                "run documents of that length, without a key-value cache."
             )
         return scores.masked_fill(hidden.to(scores.device), -torch.inf)
 

@@ -14,13 +14,11 @@ from torch import Tensor
 from fra.architectures.architecture import Model
 from fra.architectures.face import face
 from fra.architectures.known import architecture_of
+from fra.attribution.designs import Receivers
 from fra.core.frozen import read_hooks
 from fra.core.sentences import Segments, sentence_starts
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
-
-APART = 4
-"""Sentences between one that is attended to and the first whose attention counts: nearer ones are read as context."""
 
 
 @face
@@ -29,17 +27,29 @@ def attention_between(model: Model, segments: Segments) -> Float[np.ndarray, "n_
     """Mean attention of the tokens of one segment (rows) to a token of another (columns), of every head: by token means
     on both sides, so that long sentences are no larger.
     """
+    return between(patterns_of(model, segments.tokens), segments)
+
+
+@torch.no_grad()
+def patterns_of(model: Model, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "n_layers n_heads pos pos"]:
+    """Every head's pattern on a document, in double precision."""
     n = architecture_of(model).n_layers
     names = {str(layer): LayerHooks(layer).pattern for layer in range(n)}
-    seen = read_hooks(model, segments.tokens[None], n - 1, names)
+    seen = read_hooks(model, tokens[None], n - 1, names)
+    return torch.stack([seen[str(layer)][0].double().cpu() for layer in range(n)])
+
+
+def between(
+    patterns: Float[Tensor, "*heads pos pos"], segments: Segments
+) -> Float[np.ndarray, "*heads n_segments n_segments"]:
+    """As `attention_between`, of patterns that are known."""
     member = torch.nn.functional.one_hot(segments.segment, len(segments)).double()
     mean = member / member.sum(0)
-    patterns = torch.stack([seen[str(layer)][0].double().cpu() for layer in range(n)])
     return np.asarray(mean.T @ patterns @ mean)
 
 
 def vertical_scores(
-    between: Float[np.ndarray, "*heads n_segments n_segments"], segments: Segments, apart: int = APART
+    between: Float[np.ndarray, "*heads n_segments n_segments"], segments: Segments, apart: int = Receivers().apart
 ) -> Float[np.ndarray, "*heads n_receiving"]:
     """Of each sentence the mean attention that sentences at least `apart` on pay it, from `attention_between`; BOS and
     the prompt neither pay nor receive. Only sentences that have one as far on; raises FraError where there is none.
@@ -54,7 +64,7 @@ def vertical_scores(
 
 
 @face
-def receiver_heads(model: Model, segments: Segments, apart: int = APART) -> pd.DataFrame:
+def receiver_heads(model: Model, segments: Segments, apart: int = Receivers().apart) -> pd.DataFrame:
     """Every head's vertical scores on one document: columns head ("L1H4"), kurtosis (Fisher's: 0 of a normal
     distribution, large where a few sentences receive what is paid), sentence (the number of the segment that receives
     most) and received (its score); largest kurtosis first. NaN of a head that pays all the same.
@@ -62,7 +72,7 @@ def receiver_heads(model: Model, segments: Segments, apart: int = APART) -> pd.D
     scores = vertical_scores(attention_between(model, segments), segments, apart)
     sentences = [k for k, kind in enumerate(segments.kinds) if kind == "sentence"]
     rows = [
-        (f"L{layer}H{head}", _kurtosis(own), sentences[int(own.argmax())], float(own.max()))
+        (f"L{layer}H{head}", float(kurtosis_of(own)), sentences[int(own.argmax())], float(own.max()))
         for layer, heads in enumerate(scores)
         for head, own in enumerate(heads)
     ]
@@ -70,8 +80,11 @@ def receiver_heads(model: Model, segments: Segments, apart: int = APART) -> pd.D
     return table.sort_values("kurtosis", ascending=False, kind="stable", ignore_index=True)
 
 
-def _kurtosis(scores: Float[np.ndarray, " n"]) -> float:
-    return float("nan") if np.ptp(scores) == 0 else float(kurtosis(scores))
+def kurtosis_of(scores: Float[np.ndarray, "*heads n"]) -> Float[np.ndarray, "*heads"]:
+    """Fisher's, over sentences; NaN where all scores are the same."""
+    same = np.ptp(scores, axis=-1) == 0
+    told = np.where(same[..., None], np.arange(scores.shape[-1]), scores)  # scipy warns of what is all the same
+    return np.asarray(np.where(same, np.nan, kurtosis(told, axis=-1)))
 
 
 def continued(tokenizer: Any, segments: Segments, ids: Int[Tensor, " n"]) -> Segments:
@@ -113,7 +126,8 @@ def resample(
     model: Model, tokens: Int[Tensor, " pos"], n: int, length: int, *, seed: int, temperature: float = 1.0
 ) -> Int[Tensor, "n length"]:
     """n continuations of a document, `length` ids each, drawn by the model itself; the same for the same seed. The
-    whole document is run again for every id: for small models. Raises FraError where the model's context does not hold them.
+    whole document is run again for every id: for small models. Raises FraError where the model's context does not hold
+    them.
     """
     if n < 1 or length < 1 or not temperature > 0:
         raise FraError("give a positive number of continuations, of ids, and a positive temperature.")

@@ -10,6 +10,7 @@ from . import induction as induction
 from . import interventions as interventions
 from . import plot as plot
 from . import report as report
+from . import sentences as sentences
 from . import stimuli as stimuli
 from . import structured as structured
 from . import targets as targets
@@ -26,7 +27,6 @@ from .claim import Claim as Claim
 from .claim import Evidence as Evidence
 from .claim import Verdict as Verdict
 from .claim import judge as judge
-from .core import sentences as sentences
 from .core.output import resolve_output as resolve_output
 from .core.resolve import ResolvedHead as ResolvedHead
 from .core.resolve import resolve as resolve

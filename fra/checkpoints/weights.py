@@ -33,6 +33,10 @@ LIBRARY_ERRORS = (
 _CHUNK = 1 << 22
 SAE_CONFIG = "cfg.json"
 SAE_WEIGHTS = "sae_weights.safetensors"
+CROSSCODER_CONFIG = "crosscoder.json"
+CROSSCODER_WEIGHTS = "crosscoder.safetensors"
+CROSSCODER_TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")
+CROSSCODER_MAY_HAVE = ("mean", "threshold", "active_mean")
 
 
 def read_json(file: Path, what: str) -> dict[str, Any]:
@@ -162,6 +166,17 @@ def check_dictionary_directory(folder: Path, what: str) -> dict[str, Any]:
             f"{SAE_CONFIG} says d_sae {sizes[1]} and d_in {sizes[0]}."
         )
     return config
+
+
+def check_crosscoder_directory(folder: Path, what: str) -> None:
+    """Checks a crosscoder's directory as far as its files tell. Raises FraError where it is missing, a pickle,
+    truncated, or holds NaN or infinity.
+    """
+    _directory(folder, what)
+    if not (folder / CROSSCODER_WEIGHTS).exists():
+        raise _no_weights(folder, what, CROSSCODER_WEIGHTS)
+    read_json(folder / CROSSCODER_CONFIG, what)
+    check_file(folder / CROSSCODER_WEIGHTS, what)
 
 
 def hash_files(digest: Any, files: Sequence[Path]) -> None:

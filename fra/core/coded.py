@@ -16,7 +16,7 @@ from torch import Tensor
 from fra.core.frozen import FrozenLayer, Side, freeze, read_hooks
 from fra.core.weights import Model
 from fra.dictionaries.codes import Codes, codes
-from fra.dictionaries.crosscoder import Crosscoder
+from fra.dictionaries.crosscoder import Crosscoder, Placed
 from fra.dictionaries.hooks import layer_of
 from fra.errors import FraError
 
@@ -103,9 +103,56 @@ class Arm:
 
 @torch.no_grad()
 def measure_arm(model: Model, sae: Any, tokens: Int[Tensor, "batch pos"], layer: int, hook_name: str) -> Arm:
-    """Runs documents of equal (padded) length through the model and the dictionary."""
+    """Runs documents of equal (padded) length through the model and the dictionary, or a placed crosscoder."""
     frozen = freeze(model, tokens, layer, hook_name)
-    return Arm(frozen, codes(sae, frozen.x))
+    if not isinstance(sae, Placed):
+        return Arm(frozen, codes(sae, frozen.x))
+    seen = activations_of(sae.crosscoder, model, tokens, sae.at, frozen.x, {}, sae.models)
+    return Arm(frozen, sae.crosscoder.codes(seen, sae.at))
+
+
+@torch.no_grad()
+def activations_of(
+    crosscoder: Crosscoder,
+    model: Model,
+    tokens: Int[Tensor, "batch pos"],
+    slot: int,
+    x: Float[Tensor, "batch pos d"],
+    given: Mapping[int, Float[Tensor, "_batch _pos _d"]],
+    models: Mapping[str, Model] | None = None,
+) -> Float[Tensor, "n_slots batch pos d"]:
+    """Every slot's activations of these documents: `x` of this slot, those of the same model's other hooks read from
+    it, those of other models as given, or read from these where `models` has them. Raises FraError where some are
+    missing, given in vain, or of another shape.
+    """
+    own, models = crosscoder.slot(slot).model, models or {}
+    others = {k for k, at in enumerate(crosscoder.slots) if at.model != own}
+    if missing := sorted(k for k in others - set(given) if crosscoder.slots[k].model not in models):
+        at = crosscoder.slots[missing[0]]
+        raise FraError(
+            f"slot {missing[0]} of the crosscoder is {at.model!r} at {at.hook!r}, another model than {own!r} of slot "
+            f"{slot}: give its activations of these tokens, activations={{{missing[0]}: [pos, d]}}."
+        )
+    if vain := sorted(set(given) - others):
+        raise FraError(f"activations of slot {vain[0]} are given, and those of {own!r} are read from the model itself.")
+    if wrong := [k for k in sorted(given) if given[k].shape != x.shape]:
+        raise FraError(
+            f"the activations of slot {wrong[0]} have shape {tuple(given[wrong[0]].shape[1:])}, and these tokens make "
+            f"{tuple(x.shape[1:])} (pos, d): give those of the same tokens."
+        )
+    found = {slot: x} | {k: value.to(x) for k, value in given.items()}
+    for name in {at.model for at in crosscoder.slots}:
+        hooks = {str(k): at.hook for k, at in enumerate(crosscoder.slots) if at.model == name and k not in found}
+        if hooks:
+            last = max(layer_of(hook) or 0 for hook in hooks.values())
+            read = read_hooks(model if name == own else models[name], tokens.to(x.device), last, hooks)
+            found |= {int(k): value.to(x) for k, value in read.items()}
+    if wrong := [k for k in sorted(found) if found[k].shape != x.shape]:
+        raise FraError(
+            f"slot {wrong[0]} of the crosscoder ({crosscoder.slots[wrong[0]].hook}) has width "
+            f"{found[wrong[0]].shape[-1]} in its model, and slot {slot} has {x.shape[-1]}: these models do not fit."
+        )
+    return torch.stack([found[k] for k in range(len(crosscoder.slots))])
 
 
 def coupling_parts(arm: Arm, head: int, pairs: Int[Tensor, "n 2"]) -> Float[Tensor, "n parts"]:
@@ -142,42 +189,3 @@ def capped_scores(arm: Arm, scores: Float[Tensor, "n k_pos"]) -> Float[Tensor, "
 
 Channels: TypeAlias = pd.DataFrame | Tensor | np.ndarray | Sequence[Sequence[int]]
 """[n, 2] ids (query feature, key feature), or a DataFrame with columns q_feature and k_feature."""
-
-
-@torch.no_grad()
-def activations_of(
-    crosscoder: Crosscoder,
-    model: Model,
-    tokens: Int[Tensor, " pos"],
-    slot: int,
-    x: Float[Tensor, "1 pos d"],
-    given: Mapping[int, Float[Tensor, "_pos _d"]],
-) -> Float[Tensor, "n_slots 1 pos d"]:
-    """Every slot's activations of one document: `x` of this slot, those of the same model's other hooks read from it,
-    and those of other models as given. Raises FraError where some are missing, given in vain, or of another shape.
-    """
-    own = crosscoder.slot(slot).model
-    here = {k: at.hook for k, at in enumerate(crosscoder.slots) if at.model == own and k != slot}
-    others = {k for k, at in enumerate(crosscoder.slots) if at.model != own}
-    if missing := sorted(others - set(given)):
-        at = crosscoder.slots[missing[0]]
-        raise FraError(
-            f"slot {missing[0]} of the crosscoder is {at.model!r} at {at.hook!r}, another model than {own!r} of slot "
-            f"{slot}: give its activations of these tokens, activations={{{missing[0]}: [pos, d]}}."
-        )
-    if vain := sorted(set(given) - others):
-        raise FraError(f"activations of slot {vain[0]} are given, and those of {own!r} are read from the model itself.")
-    if wrong := [k for k in sorted(given) if given[k].shape != x[0].shape]:
-        raise FraError(
-            f"the activations of slot {wrong[0]} have shape {tuple(given[wrong[0]].shape)}, and these tokens make "
-            f"{tuple(x[0].shape)} (pos, d): give those of the same tokens."
-        )
-    read: dict[str, Tensor] = {}
-    if here:
-        last = max(layer_of(hook) or 0 for hook in here.values())
-        read = read_hooks(model, tokens[None].to(x.device), last, {str(k): hook for k, hook in here.items()})
-    rows = [
-        x if k == slot else read[str(k)].to(x) if k in here else given[k][None].to(x)
-        for k in range(len(crosscoder.slots))
-    ]
-    return torch.stack(rows)

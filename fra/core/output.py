@@ -18,7 +18,7 @@ from fra.architectures.face import face, facing
 from fra.architectures.known import Tokens, architecture_of, one_document
 from fra.core.coded import Arm
 from fra.core.frozen import freeze, read_hooks
-from fra.core.resolve import TERMS
+from fra.core.reductions import TERMS
 from fra.core.weights import Model, OVWeights, check_layer_and_head, ov_weights
 from fra.dictionaries.codes import check_dictionary, codes, dictionary_hook
 from fra.dictionaries.hooks import LayerHooks

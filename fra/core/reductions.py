@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock, local
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +18,7 @@ from fra.core.threads import each
 from fra.errors import FraError
 
 Reduce = Literal["sum", "abs", "max", "mean", "count"]
+TERMS = ("feature", "bias", "error")
 
 TILE_ELEMENTS = 1 << 22
 """Numbers in one tile. Results do not depend on it."""
@@ -61,6 +62,53 @@ class Entries:
         return torch.sparse_coo_tensor(
             torch.stack((self.slot, self.pos)), values, (len(self.live), n_pos), check_invariants=False
         )
+
+
+@dataclass(frozen=True)
+class SideTerms:
+    """One side of the head: what each position brings to the score. The query side carries the scale."""
+
+    entries: Entries
+    bias: Float[Tensor, "pos d_head"]
+    error: Float[Tensor, "pos d_head"]
+
+    def sum(self, term: str) -> Float[Tensor, "pos d_head"]:
+        """The vectors of one kind of term, summed within each position."""
+        if term != "feature":
+            return self.bias if term == "bias" else self.error
+        return torch.zeros_like(self.bias).index_add_(0, self.entries.pos, self.entries.vector)
+
+    def of(self, features: Int[Tensor, " n"]) -> Float[Tensor, "n pos d_head"]:
+        """The vectors of chosen features, zero where they are not live."""
+        entries = self.entries
+        vectors = entries.vector.new_zeros(len(features), len(self.bias), entries.vector.shape[-1])
+        which, at = torch.nonzero(features[:, None].to(entries.feature.device) == entries.feature, as_tuple=True)
+        vectors[which, entries.pos[at]] = entries.vector[at]
+        return vectors
+
+
+class _Terms(NamedTuple):
+    q_features: Int[Tensor, " n"]
+    k_features: Int[Tensor, " m"]
+    values: Float[Tensor, "n m"]
+
+
+class Pair(_Terms):
+    """One score's feature-feature terms: (q_features [n], k_features [m], values [n, m]), and values as the product of
+    two matrices: what the weights make of two features that are as active as they are on average while live, and how
+    active they are here against that.
+    """
+
+    unscaled: Float[Tensor, "n m"]
+    """The terms if each feature were at its mean while live (at 1, where no means are known)."""
+    scaling: Float[Tensor, "n m"]
+    """Activation over that mean, query feature times key feature. values = unscaled * scaling."""
+
+    def __new__(cls, q_features: Tensor, k_features: Tensor, values: Tensor, unscaled: Tensor, scaling: Tensor) -> Pair:
+        """The three of a tuple, and the two matrices beside them."""
+        own = super().__new__(cls, q_features, k_features, values)
+        own.unscaled, own.scaling = unscaled, scaling
+        return own
 
 
 def memory_budget() -> int:

@@ -8,13 +8,12 @@ is never stored: each live entry is projected once, and every view is a product 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from fra.architectures.face import face, facing
@@ -22,10 +21,10 @@ from fra.architectures.known import one_document
 from fra.core.channels import reduce_channels
 from fra.core.coded import activations_of
 from fra.core.frozen import FrozenLayer, Side, freeze
-from fra.core.reductions import Entries, Reduce, refuse_beyond_memory, top_terms
+from fra.core.reductions import TERMS, Entries, Pair, Reduce, SideTerms, refuse_beyond_memory, top_terms
 from fra.core.weights import Model, check_layer_and_head
 from fra.dictionaries.codes import Codes, check_dictionary, codes, dictionary_hook
-from fra.dictionaries.crosscoder import Crosscoder
+from fra.dictionaries.crosscoder import Crosscoder, Placed
 from fra.dictionaries.texts import loudest, text_of
 from fra.errors import FraError
 from fra.verdicts.claim import parse_head
@@ -33,7 +32,6 @@ from fra.verdicts.shown import as_html
 
 _PICTURED = 256
 """Tokens of a document that is drawn where its head is shown in a notebook."""
-TERMS = ("feature", "bias", "error")
 
 
 @face
@@ -55,7 +53,8 @@ def resolve(
     list or array of them. layer and head: by number, or the head alone by name (head="L1H4").
     slot: of a `fra.crosscoders.Crosscoder` in place of sae, the slot that is this model at an attention input of the
     layer. activations: of a crosscoder, those of the slots of other models on these tokens, by slot; what the same
-    model has at other hooks is read from it.
+    model has at other hooks is read from it. A target's crosscoder (`target.crosscoders`) knows its slot and the other
+    models.
 
     What is returned (a `fra.ResolvedHead`) answers:
 
@@ -71,6 +70,9 @@ def resolve(
     at their values here. Raises FraError (one sentence) for what does not fit: tokens, layer, head, and dictionary
     (another kind, hook or width, nothing live).
     """
+    others: Mapping[str, Model] = {}
+    if isinstance(sae, Placed):
+        slot, others, sae = sae.at if slot is None else slot, sae.models, sae.crosscoder
     crosscoder = sae if isinstance(sae, Crosscoder) else None
     if crosscoder is None:
         if slot is not None or activations is not None:
@@ -86,9 +88,11 @@ def resolve(
     if crosscoder is None or slot is None:
         found = codes(sae, frozen.x)
     else:
-        found = crosscoder.codes(activations_of(crosscoder, model, ids, slot, frozen.x, activations or {}), slot)
+        given = {k: value[None] for k, value in (activations or {}).items()}
+        found = crosscoder.codes(activations_of(crosscoder, model, ids[None], slot, frozen.x, given, others), slot)
     text = text_of(getattr(model, "tokenizer", None))
-    return ResolvedHead(frozen, found, head, [text(token) for token in ids.tolist()])
+    active_mean = None if crosscoder is None else crosscoder.active_mean
+    return ResolvedHead(frozen, found, head, [text(token) for token in ids.tolist()], active_mean)
 
 
 def place_of(layer: int | None, head: int | str | None) -> tuple[int, int]:
@@ -103,44 +107,30 @@ def place_of(layer: int | None, head: int | str | None) -> tuple[int, int]:
     return layer, head
 
 
-@dataclass(frozen=True)
-class SideTerms:
-    """One side of the head: what each position brings to the score. The query side carries the scale."""
-
-    entries: Entries
-    bias: Float[Tensor, "pos d_head"]
-    error: Float[Tensor, "pos d_head"]
-
-    def sum(self, term: str) -> Float[Tensor, "pos d_head"]:
-        """The vectors of one kind of term, summed within each position."""
-        if term != "feature":
-            return self.bias if term == "bias" else self.error
-        return torch.zeros_like(self.bias).index_add_(0, self.entries.pos, self.entries.vector)
-
-    def of(self, features: Int[Tensor, " n"]) -> Float[Tensor, "n pos d_head"]:
-        """The vectors of chosen features, zero where they are not live."""
-        entries = self.entries
-        vectors = entries.vector.new_zeros(len(features), len(self.bias), entries.vector.shape[-1])
-        which, at = torch.nonzero(features[:, None].to(entries.feature.device) == entries.feature, as_tuple=True)
-        vectors[which, entries.pos[at]] = entries.vector[at]
-        return vectors
-
-
 @facing
 class ResolvedHead:
     """One head's scores on one document, resolved; made by `fra.resolve`.
 
     `scores`, `blocks`: whole matrices. `top`, `channels`, `pair`, `channel`: what they are made of. `frozen` and
-    `codes` are what it was made of, `tokens` the document's tokens as text (None where they are not known). Computed in
-    double precision from what the model computed in its own; returned in the model's precision (half precisions as
-    float32), tensors on its device.
+    `codes` are what it was made of, `tokens` the document's tokens as text (None where they are not known), and
+    `active_mean` each feature's mean while live, where a crosscoder brought it. Computed in double precision from what
+    the model computed in its own; returned in the model's precision (half precisions as float32), tensors on its
+    device.
     """
 
-    def __init__(self, frozen: FrozenLayer, codes: Codes, head: int, tokens: Sequence[str] | None = None):
+    def __init__(
+        self,
+        frozen: FrozenLayer,
+        codes: Codes,
+        head: int,
+        tokens: Sequence[str] | None = None,
+        active_mean: Float[Tensor, " d_sae"] | None = None,
+    ):
         self.frozen = frozen
         self.codes = codes
         self.head = head
         self.tokens = tokens
+        self.active_mean = active_mean
 
     def __repr__(self) -> str:
         return (
@@ -237,10 +227,13 @@ class ResolvedHead:
             sides.append(side.of(torch.tensor([feature]))[0])
         return self._masked(sides[0] @ sides[1].mT)
 
-    def pair(self, q_pos: int, k_pos: int) -> tuple[Int[Tensor, " n"], Int[Tensor, " m"], Float[Tensor, "n m"]]:
-        """One score's feature-feature terms: ids live at the query, ids live at the key, and their contributions.
+    def pair(self, q_pos: int, k_pos: int, *, active_mean: Float[Tensor, " d_sae"] | None = None) -> Pair:
+        """One score's feature-feature terms: ids live at the query [n], ids live at the key [m], and their
+        contributions [n, m]; with `unscaled` and `scaling` (see `Pair`).
 
-        Raises FraError where the key is masked, or a position is outside the document.
+        active_mean: each feature's mean activation while live, on other text; the crosscoder's own where it is not
+        given, else 1. Raises FraError where the key is masked, a position is outside the document, or a live feature
+        has a mean of 0 or less.
         """
         if not (0 <= q_pos < self.n_pos and 0 <= k_pos < self.n_pos):
             raise FraError(f"positions ({q_pos}, {k_pos}) are out of range: the document has {self.n_pos} tokens.")
@@ -248,7 +241,28 @@ class ResolvedHead:
             raise FraError(f"position {q_pos} does not attend to position {k_pos}: that key is masked.")
         q, k = self.query.entries, self.key.entries
         at_q, at_k = q.pos == q_pos, k.pos == k_pos
-        return q.feature[at_q], k.feature[at_k], (q.vector[at_q] @ k.vector[at_k].mT).to(self.frozen.x)
+        values = q.vector[at_q] @ k.vector[at_k].mT
+        value = self.codes.value.to(values)
+        q_scaling = value[at_q] / self._active_mean(q.feature[at_q], active_mean)
+        k_scaling = value[at_k] / self._active_mean(k.feature[at_k], active_mean)
+        whole = q_scaling[:, None] * k_scaling
+        tensors = (part.to(self.frozen.x) for part in (values, values / whole, whole))
+        return Pair(q.feature[at_q], k.feature[at_k], *tensors)
+
+    def _active_mean(self, features: Tensor, given: Float[Tensor, " d_sae"] | None) -> Tensor | float:
+        """Of these features; 1 where nobody says."""
+        means = self.active_mean if given is None else given
+        if means is None:
+            return 1.0
+        if len(means) != self.d_sae:
+            raise FraError(f"active_mean has {len(means)} numbers: give one for each of {self.d_sae} features.")
+        own = means.to(features.device)[features]
+        if bool((own <= 0).any()):
+            worst = int(features[int(own.argmin())])
+            raise FraError(
+                f"feature {worst} is live here and its mean while live is {float(own.min()):.3g}: wrong means."
+            )
+        return own
 
     def top(self, n: int, by: Literal["abs", "value"] = "abs", *, text: bool = False) -> pd.DataFrame:
         """The n strongest feature-feature terms: columns q_pos, k_pos, q_feature, k_feature, value; with `text`, too,

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from fra.architectures.face import face, facing
 from fra.core.coded import Channels
-from fra.core.reductions import TILE_ELEMENTS, feature_tiles
-from fra.core.resolve import TERMS, ResolvedHead, resolve
+from fra.core.reductions import TERMS, TILE_ELEMENTS, feature_tiles
+from fra.core.resolve import ResolvedHead, resolve
 from fra.core.strongest import Strongest
 from fra.core.weights import Model
 from fra.errors import FraError

@@ -107,6 +107,11 @@ def is_normalized(hook: str) -> bool:
     return hook.endswith("hook_normalized")
 
 
+def is_attention_input(hook_name: str) -> bool:
+    """Whether some attention layer reads this hook."""
+    return layer_of(hook_name) is not None and point_of(hook_name) in _BEFORE_ATTENTION
+
+
 def attention_input_layer(hook_name: str) -> int:
     """The layer whose attention input is read at `hook_name` (`hook_resid_post` of layer L feeds layer L + 1).
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from fra.architectures.face import set_aside
 from fra.core.coded import Arm
 from fra.core.frozen import FrozenLayer, freeze
-from fra.core.resolve import TERMS, ResolvedHead
+from fra.core.reductions import TERMS
+from fra.core.resolve import ResolvedHead
 from fra.core.weights import OVWeights
 from fra.dictionaries.codes import Codes, codes, dictionary_hook, neuronpedia
 from fra.dictionaries.texts import text_of

@@ -15,7 +15,7 @@ import torch
 from fra.attribution.head_outputs import HeadOutputs, observe
 from fra.attribution.raised_tokens import direct_logits
 from fra.core.output import value_terms
-from fra.core.resolve import TERMS
+from fra.core.reductions import TERMS
 from fra.core.weights import ov_weights
 from fra.dictionaries.codes import dictionary_hook, neuronpedia
 from fra.dictionaries.hooks import LayerHooks

@@ -14,7 +14,7 @@ from fra.architectures.face import face, set_aside
 from fra.core.coded import Arm, Channels
 from fra.core.frozen import Side, freeze
 from fra.core.output import value_features, value_terms
-from fra.core.resolve import TERMS
+from fra.core.reductions import TERMS
 from fra.core.weights import Model, check_layer_and_head, ov_weights, qk_weights
 from fra.dictionaries.codes import check_dictionary, codes, dictionary_hook
 from fra.dictionaries.hooks import LayerHooks

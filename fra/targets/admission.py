@@ -4,14 +4,15 @@ own text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fra.core.coded import measure_arm
 from fra.core.frozen import check_tokens, freeze
 from fra.dictionaries.codes import codes
 from fra.dictionaries.hooks import attention_input_layer, is_head_output, is_output
@@ -19,6 +20,7 @@ from fra.errors import FraError
 from fra.targets.preflight import check_size
 
 if TYPE_CHECKING:
+    from fra.dictionaries.crosscoder import Placed
     from fra.targets.target import Target
 
 _DOCUMENTS = 8
@@ -49,6 +51,8 @@ class AdmissionReport:
     n_layers: int
     n_heads: int
     dictionaries: tuple[Quality, ...]
+    crosscoders: Mapping[str, Quality] = field(default_factory=dict)
+    """By the names of their folders; what the slot that is this model does at its hook."""
     remarks: tuple[str, ...] = ()
     """What is to be known of the text (`Target.remarks`)."""
 
@@ -93,7 +97,20 @@ def admit(target: Target) -> AdmissionReport:
         _check(quality_of(target, hook, [see(target, hook, tokens) for tokens in texts]))
         for hook in target.dictionaries
     )
-    return AdmissionReport(target.name, target.n_layers, target.n_heads, qualities, tuple(target.remarks()))
+    crosscoders = {
+        name: _check(_quality(placed.hook, "crosscoder", placed.crosscoder.d_sae, _through(target, placed, texts)))
+        for name, placed in target.crosscoders.items()
+    }
+    return AdmissionReport(
+        target.name, target.n_layers, target.n_heads, qualities, crosscoders, tuple(target.remarks())
+    )
+
+
+def _through(target: Target, placed: Placed, texts: Sequence[Tensor]) -> list[AtHook]:
+    """Documents through the slot of a crosscoder that is this model; `freeze` compares scores, pattern and weights."""
+    layer = attention_input_layer(placed.hook)
+    arms = [measure_arm(target.model, placed, tokens[None], layer, placed.hook) for tokens in texts]
+    return [AtHook(arm.frozen.x[0], arm.codes.error[0], arm.codes.row, arm.codes.feature) for arm in arms]
 
 
 @dataclass(frozen=True)
@@ -119,12 +136,16 @@ def quality_of(target: Target, hook: str, seen: Sequence[AtHook]) -> Quality:
     outlying norm in most models.
     """
     sae = target.dictionaries[hook]
+    return _quality(hook, sae.cfg.architecture(), sae.cfg.d_sae, seen)
+
+
+def _quality(hook: str, architecture: str, d_sae: int, seen: Sequence[AtHook]) -> Quality:
     x = torch.cat([one.x[1:].cpu() for one in seen]).double()
     error = torch.cat([one.error[1:].cpu() for one in seen]).double()
     live = sum(int((one.row > 0).sum()) for one in seen)
     spread = float((x - x.mean(0)).square().sum())
     explained = 1 - float(error.square().sum()) / spread if spread > 0 else float("nan")
-    return Quality(hook, sae.cfg.architecture(), sae.cfg.d_sae, live / len(x), explained, len(x))
+    return Quality(hook, architecture, d_sae, live / len(x), explained, len(x))
 
 
 def _attention_input(target: Target, hook: str, sae: Any, tokens: Int[Tensor, " pos"]) -> AtHook:

@@ -94,14 +94,29 @@ class ModelTable(_Table):
 
 
 class DictionaryTable(_Table):
-    """`[[dictionary]]`: a SAELens directory, or a release of SAELens."""
+    """`[[dictionary]]`: a SAELens directory, or a release of SAELens; or a crosscoder, of which the model is a slot."""
 
     hook: Hook
     """The hook at which it is used, which must be the one at which it was trained."""
     path: Text | None = None
-    """A SAELens directory (cfg.json, sae_weights.safetensors), relative to the target file."""
+    """A SAELens directory (cfg.json, sae_weights.safetensors), or a crosscoder's (crosscoder.json,
+    crosscoder.safetensors), relative to the target file.
+    """
     release: Text | None = None
     sae_id: Text | None = None
+    kind: Literal["sae", "crosscoder"] = "sae"
+    slot: int | None = Field(default=None, ge=0)
+    """Of a crosscoder: the slot that is this model at `hook`."""
+    models: dict[str, Text] = Field(default={})
+    """Of a crosscoder: Hugging Face directories of the other slots' models, by the names that the slots have."""
+
+    @model_validator(mode="after")
+    def _crosscoder(self) -> DictionaryTable:
+        if self.kind == "crosscoder" and (self.slot is None or self.path is None):
+            raise ValueError("a crosscoder needs its path (a directory) and slot (which of its slots this model is)")
+        if self.kind == "sae" and (self.slot is not None or self.models):
+            raise ValueError('slot and models go with kind = "crosscoder"')
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> DictionaryTable:
@@ -201,16 +216,22 @@ class TargetSpec(_Table):
 
     @model_validator(mode="after")
     def _consistent(self) -> TargetSpec:
-        hooks = [entry.hook for entry in self.dictionary]
+        hooks = [entry.hook for entry in self.saes]
         for hook in hooks:
             if hooks.count(hook) > 1:
                 raise ValueError(f"two dictionaries at {hook}")
+        if any(entry.kind != "sae" for entry in (*self.seed, *self.study)):
+            raise ValueError("a crosscoder is a [[dictionary]], none of [[seed]] or [[study]]")
+        folders = [Path(str(entry.path)).name for entry in self.crosscoders]
+        for folder in folders:
+            if folders.count(folder) > 1:
+                raise ValueError(f"two crosscoders in folders named {folder}: these names are what they are known by")
         studied = {entry.hook for entry in self.study}
         if len(studied) > 1:
             raise ValueError(f"the study compares dictionaries at one hook, and names {' and '.join(sorted(studied))}")
         if any(not is_head_output(hook) for hook in studied):
             raise ValueError(f"the study is of head outputs (attn.hook_z), not of {studied.pop()}")
-        for hook in (*hooks, *(entry.hook for entry in self.seed), *studied):
+        for hook in (*hooks, *(entry.hook for entry in (*self.crosscoders, *self.seed)), *studied):
             at = layer_of(hook)
             if at is not None and at >= self.size.n_layers:
                 raise ValueError(f"the hook {hook} lies beyond the {self.size.n_layers} layers of [size]")
@@ -221,6 +242,16 @@ class TargetSpec(_Table):
                     f"the known head {head} lies outside the {self.size.n_layers} x {self.size.n_heads} heads of [size]"
                 )
         return self
+
+    @property
+    def saes(self) -> tuple[DictionaryTable, ...]:
+        """The dictionaries of SAELens, at most one a hook."""
+        return tuple(entry for entry in self.dictionary if entry.kind == "sae")
+
+    @property
+    def crosscoders(self) -> tuple[DictionaryTable, ...]:
+        """The crosscoders, any number a hook."""
+        return tuple(entry for entry in self.dictionary if entry.kind == "crosscoder")
 
     @property
     def local(self) -> bool:

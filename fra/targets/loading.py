@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from sae_lens import SAE
+from safetensors.torch import load_file
+from torch import Tensor
 
 import fra.dictionaries.blockdiag  # noqa: F401  registers its architecture with SAELens
 from fra.checkpoints import hub
-from fra.checkpoints.weights import LIBRARY_ERRORS, check_dictionary_directory, first_line
+from fra.checkpoints.weights import (
+    CROSSCODER_CONFIG,
+    CROSSCODER_MAY_HAVE,
+    CROSSCODER_TENSORS,
+    CROSSCODER_WEIGHTS,
+    LIBRARY_ERRORS,
+    check_dictionary_directory,
+    check_file,
+    first_line,
+    read_json,
+)
 from fra.dictionaries.codes import check_dictionary, check_kind
-from fra.dictionaries.hooks import is_output
+from fra.dictionaries.crosscoder import Crosscoder, Placed, Slot
+from fra.dictionaries.hooks import attention_input_layer, is_output
 from fra.errors import FraError
 from fra.targets.models import load_model
 from fra.targets.preflight import check_hook
@@ -91,3 +105,61 @@ def load_dictionary(
     else:
         check_dictionary(sae, hook_name=entry.hook)
     return sae
+
+
+def read_crosscoder(folder: str | Path) -> Crosscoder:
+    """A crosscoder from its folder (`crosscoder.safetensors`, `crosscoder.json`). Raises FraError where something is
+    missing, damaged, or does not fit.
+    """
+    folder = Path(folder)
+    config = read_json(folder / CROSSCODER_CONFIG, f"the crosscoder in {folder}")
+    named = config.get("slots")
+    if not isinstance(named, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("model"), str) and isinstance(one.get("hook"), str)
+        for one in named
+    ):
+        raise FraError(
+            f'{folder / CROSSCODER_CONFIG} does not say what the slots are: write "slots": [{{"model": "...", '
+            '"hook": "..."}}, ...], one for each in the order of the weights.'
+        )
+    tensors = read_tensors(folder / CROSSCODER_WEIGHTS, CROSSCODER_TENSORS, CROSSCODER_MAY_HAVE)
+    return Crosscoder(tuple(Slot(one["model"], one["hook"]) for one in named), **tensors)
+
+
+def read_tensors(file: Path, names: Sequence[str], may_have: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Tensors of a crosscoder's safetensors file. Raises FraError where it is none, lacks one of these names, or has
+    more than these and what it may have.
+    """
+    what = f"the crosscoder {file}"
+    shapes = check_file(file, what)
+    if missing := [name for name in names if name not in shapes]:
+        raise FraError(f"{what} lacks {missing[0]!r}; it has {', '.join(sorted(shapes))}: this is another layout.")
+    if more := sorted(set(shapes) - {*names, *may_have}):
+        raise FraError(f"{what} holds {more[0]!r} too, which nothing here reads: this is another kind or layout.")
+    tensors: dict[str, Tensor] = load_file(file)
+    return tensors
+
+
+def load_crosscoder(
+    entry: DictionaryTable,
+    folder: Path,
+    models: Mapping[str, Path],
+    device: str,
+    precision: str,
+    processing: frozenset[str],
+) -> Placed:
+    """The crosscoder of an entry of a target file, and the models of its other slots, each from its Hugging Face
+    directory, weights processed as the target's own. Raises FraError where it does not fit: hook, slot, models.
+    """
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    crosscoder, slot = read_crosscoder(folder).to(device, dtype), int(entry.slot or 0)
+    named = crosscoder.slot(slot).hook
+    if named != entry.hook:
+        raise FraError(
+            f"slot {slot} of the crosscoder in {folder} is at {named!r}, and the target file uses it at "
+            f"{entry.hook!r}: name that hook, or the slot of this one."
+        )
+    attention_input_layer(entry.hook)
+    unplaced = Placed(crosscoder, slot, dict.fromkeys(models))  # refuses models that are missing, before any is loaded
+    loaded = {name: load_model(models[name], device, dtype, processing) for name in unplaced.models}
+    return Placed(crosscoder, slot, loaded)

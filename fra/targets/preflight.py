@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from fra.checkpoints.weights import SAE_CONFIG, read_json
+from fra.checkpoints.weights import CROSSCODER_CONFIG, SAE_CONFIG, read_json
 from fra.dictionaries.hooks import is_head_output
 from fra.errors import FraError
 
@@ -40,9 +40,11 @@ def preflight(target: Target) -> list[str]:
                 f"the model of {target.name!r} has no tokenizer: {target.model_folder} holds none of "
                 f"{', '.join(_TOKENIZERS[:4])}; save it there (tokenizer.save_pretrained)."
             )
-    for entry in (*target.spec.dictionary, *target.spec.seed, *target.spec.study):
+    for entry in (*target.spec.saes, *target.spec.seed, *target.spec.study):
         if entry.path is not None:
             _check_dictionary(target, entry, _first(config, _WIDTH))
+    for entry in target.spec.crosscoders:
+        _check_crosscoder(target, entry)
     return target.remarks()
 
 
@@ -70,6 +72,17 @@ def _check_dictionary(target: Target, entry: DictionaryTable, width: int | None)
     if not is_head_output(entry.hook) and isinstance(own, int) and width is not None and own != width:
         raise FraError(
             f"the dictionary at {entry.hook!r} has width {own} and the model has {width}: it belongs to another model."
+        )
+
+
+def _check_crosscoder(target: Target, entry: DictionaryTable) -> None:
+    slots = read_json(target.folder_of(entry) / CROSSCODER_CONFIG, f"the crosscoder at {entry.hook!r}").get("slots")
+    if not isinstance(slots, list):
+        return  # what loading says in its own words
+    if entry.slot is not None and entry.slot >= len(slots):
+        raise FraError(
+            f"the crosscoder at {entry.hook!r} has {len(slots)} slots, and the target file says slot {entry.slot}: "
+            "they are numbered from 0."
         )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fra.checkpoints.weights import SAE_CONFIG, SAE_WEIGHTS, hash_files, hash_tensors
+from fra.checkpoints.weights import hash_files, hash_tensors
 
 if TYPE_CHECKING:
     from fra.targets.admission import AdmissionReport
@@ -16,16 +17,19 @@ _FIRST_TOKENS = 8
 
 
 def dictionaries(target: Target, admitted: AdmissionReport) -> list[dict[str, Any]]:
-    """Of every dictionary of the target: hook, where it comes from, role (dictionary, seed or study), sha256 of its
-    files (of its tensors, if it is a release's), and what admission found on the target's own text: features, L0 and
-    explained variance (None of seeds and studies, which no admission measures).
+    """Of every dictionary of the target: hook, where it comes from, role (dictionary, crosscoder, seed or study),
+    sha256 of its files (of its tensors, if it is a release's), and what admission found on the target's own text:
+    features, L0 and explained variance (None of seeds and studies, which no admission measures).
     """
-    quality = {found.hook: found for found in admitted.dictionaries}
-    roles = {"dictionary": target.spec.dictionary, "seed": target.spec.seed, "study": target.spec.study}
+    quality = {("dictionary", found.hook): found for found in admitted.dictionaries}
+    quality |= {("crosscoder", name): found for name, found in admitted.crosscoders.items()}
+    spec = target.spec
+    roles = {"dictionary": spec.saes, "crosscoder": spec.crosscoders, "seed": spec.seed, "study": spec.study}
     said = []
     for role, entries in roles.items():
         for entry in entries:
-            own = quality.get(entry.hook) if role == "dictionary" else None
+            named = Path(str(entry.path)).name if role == "crosscoder" else entry.hook
+            own = quality.get((role, named))
             said.append(
                 {
                     "hook": entry.hook,
@@ -43,7 +47,7 @@ def dictionaries(target: Target, admitted: AdmissionReport) -> list[dict[str, An
 def _hash(target: Target, entry: DictionaryTable, role: str) -> str | None:
     digest = hashlib.sha256()
     if entry.path is not None:
-        hash_files(digest, [target.folder_of(entry) / name for name in (SAE_CONFIG, SAE_WEIGHTS)])
+        hash_files(digest, target.files_of(entry))
     elif role == "dictionary":
         hash_tensors(digest, target.dictionaries[entry.hook].state_dict())
     else:

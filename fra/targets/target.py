@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fra.core.weights import Model
+    from fra.dictionaries.crosscoder import Placed
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -31,7 +32,7 @@ class Dictionaries(Mapping[str, Any]):
 
     def __init__(self, target: Target):
         self._target = target
-        self._entries = {entry.hook: entry for entry in target.spec.dictionary}
+        self._entries = {entry.hook: entry for entry in target.spec.saes}
         self._loaded: dict[str, Any] = {}
 
     def __getitem__(self, hook: str) -> Any:
@@ -124,6 +125,20 @@ class Target:
             )
         return self._path(entry.path)
 
+    def files_of(self, entry: DictionaryTable) -> list[Path]:
+        """Configuration and weights of a dictionary that is on this machine, of a crosscoder those of the models beside
+        it too. Raises FraError for one of a release.
+        """
+        from fra.checkpoints import weights
+
+        folder = self.folder_of(entry)
+        if entry.kind == "sae":
+            return [folder / weights.SAE_CONFIG, folder / weights.SAE_WEIGHTS]
+        files = [folder / weights.CROSSCODER_CONFIG, folder / weights.CROSSCODER_WEIGHTS]
+        for name, path in sorted(entry.models.items()):
+            files += [self._path(path) / "config.json", *weights.model_files(self._path(path), f"the model {name!r}")]
+        return files
+
     @cached_property
     def _metadata(self) -> dict[str, Mapping[str, Any]]:
         """Metadata of every dictionary, without its weights where the target does not need them."""
@@ -131,7 +146,7 @@ class Target:
         from fra.checkpoints.weights import SAE_CONFIG, read_json
 
         found: dict[str, Mapping[str, Any]] = {}
-        for entry in self.spec.dictionary:
+        for entry in self.spec.saes:
             if entry.path is not None:
                 config = read_json(self._path(entry.path) / SAE_CONFIG, f"the dictionary at {entry.hook!r}")
                 metadata = config.get("metadata", config)  # SAELens before version 6 kept it flat
@@ -240,6 +255,19 @@ class Target:
         processing = None if self._tried is not None else self.processing
         return load_dictionary(entry, path, self.device, self.dtype, processing, allow_pickle=allow_pickle)
 
+    @cached_property
+    def crosscoders(self) -> Mapping[str, Placed]:
+        """The target's crosscoders by the names of their folders, each where this model is one of its slots, with the
+        models of the others. Raises FraError for what does not fit.
+        """
+        from fra.targets.loading import load_crosscoder
+
+        found = {}
+        for entry in self.spec.crosscoders:
+            folder, models = self.folder_of(entry), {name: self._path(path) for name, path in entry.models.items()}
+            found[folder.name] = load_crosscoder(entry, folder, models, self.device, self.dtype, self.processing)
+        return found
+
     def study(self, arm: str, run: int = 0) -> list[Any]:
         """The dictionaries of one arm of the target's study in one training run, as the target file orders them; none
         where it has none. Raises FraError as for any dictionary.
@@ -315,7 +343,7 @@ class Target:
 
     @cached_property
     def _fingerprint(self) -> str:
-        from fra.checkpoints.weights import SAE_CONFIG, SAE_WEIGHTS, hash_files, hash_tensors, model_files
+        from fra.checkpoints.weights import hash_files, hash_tensors, model_files
 
         digest = hashlib.sha256()
         digest.update(f"{self.dtype} {describe(self.processing)} bos={self.prepend_bos}\n".encode())
@@ -328,7 +356,7 @@ class Target:
             if entry.path is None:
                 hash_tensors(digest, self._load_dictionary(entry).state_dict())
             else:
-                hash_files(digest, [self._path(entry.path) / name for name in (SAE_CONFIG, SAE_WEIGHTS)])
+                hash_files(digest, self.files_of(entry))
         table = self.spec.text
         if table.sources is not None:
             digest.update(f"sources {table.sources}\n".encode())
@@ -372,11 +400,15 @@ def open_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | t
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     target = Target(spec, folder, device, precision)
     from fra.checkpoints.hub import fetch_model, is_transformer_lens_format
-    from fra.checkpoints.weights import check_dictionary_directory, check_model
+    from fra.checkpoints.weights import check_crosscoder_directory, check_dictionary_directory, check_model
 
-    for entry in (*spec.dictionary, *spec.seed, *spec.study):
+    for entry in (*spec.saes, *spec.seed, *spec.study):
         if entry.path is not None:
             check_dictionary_directory(target._path(entry.path), f"the dictionary at {entry.hook!r}")
+    for entry in spec.crosscoders:
+        check_crosscoder_directory(target.folder_of(entry), f"the crosscoder at {entry.hook!r}")
+        for name, path in entry.models.items():
+            check_model(target._path(path), f"the model {name!r} of the crosscoder at {entry.hook!r}")
     what = f"the model of {spec.name!r}"
     if spec.model.path is not None:
         target.model_folder = target._path(spec.model.path)

@@ -119,8 +119,8 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         crosscoders.load(written(tmp_path, w | {"W_dec": w["W_dec"].transpose(0, 1).contiguous()}))
     with pytest.raises(FraError, match="lacks 'b_dec'"):
         crosscoders.load(written(tmp_path, {name: w[name] for name in ("W_enc", "W_dec", "b_enc")}))
-    with pytest.raises(FraError, match="holds 'threshold' too"):
-        crosscoders.load(written(tmp_path, w | {"threshold": w["b_enc"].clone()}))
+    with pytest.raises(FraError, match="holds 'log_threshold' too"):
+        crosscoders.load(written(tmp_path, w | {"log_threshold": w["b_enc"].clone()}))
     (tmp_path / "crosscoder.safetensors").write_bytes(b"\x80\x04\x95")
     with pytest.raises(FraError, match="pickle"):
         crosscoders.load(tmp_path)

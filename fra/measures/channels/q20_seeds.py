@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 KEPT, EVERY_SEED, OVER_RANDOM = "share kept", "set of every seed", "over random matching"
 RANKED, COUNTED = "rank among random matchings", "shared channels over random matching"
 SETS = "the strongest channels of every seed"
+NO_SEEDS = "the target declares no dictionaries of several seeds at this layer's attention input"
 
 
 @dataclass(frozen=True)
@@ -118,18 +119,30 @@ def measure(
         heads = tihs(target, screened, layer)
         if not heads:
             continue
-        searches, arms, pages = [], [], []
-        for number, sae in enumerate(target.seed_dictionaries(hook)):
-            progress(f"Q20: layer {layer}, seed {number + 1}")
-            arm = measure_arm(target.model, sae, sets["discovery"].tokens, layer, hook)
-            searches.append(Search(on_device(sets["discovery"], arm.frozen.x.device), arm))
-            arms.append(measure_arms(target.model, sae, measured, layer, hook))
-            pages.append(neuronpedia(sae))
+        progress(f"Q20: layer {layer}, {target.seeds[hook]} seeds")
+        seeds = target.seed_dictionaries(hook)
+        searches, arms = seen_through(target, seeds, sets["discovery"], measured, layer, hook)
+        pages = [neuronpedia(sae) for sae in seeds]
         seed_parts = (screened.target, screened.stimulus, hook)
         found |= across(searches, arms, heads, claim.designed(ChannelSet), seed_parts, pages)
     if not found:
         return {}, "no head of the layers with dictionaries of several seeds is a TIH"
     return found, None
+
+
+@torch.no_grad()
+def seen_through(
+    target: Target, dictionaries: Sequence[Any], discovery: Batch, measured: Batch, layer: int, hook: str
+) -> tuple[list[Search], list[Arms]]:
+    """A search on the documents for discovery and both arms of the measured ones, through each of these dictionaries or
+    placed crosscoders of one hook.
+    """
+    searches, arms = [], []
+    for sae in dictionaries:
+        arm = measure_arm(target.model, sae, discovery.tokens, layer, hook)
+        searches.append(Search(on_device(discovery, arm.frozen.x.device), arm))
+        arms.append(measure_arms(target.model, sae, measured, layer, hook))
+    return searches, arms
 
 
 @torch.no_grad()
@@ -237,10 +250,22 @@ def _of_document(arm: Arm, document: int) -> Arm:
 
 
 def seeds_evidence(
-    claim: Claim, screened: Screen, found: Mapping[str, AcrossSeeds], cannot: str | None
+    claim: Claim,
+    screened: Screen,
+    found: Mapping[str, AcrossSeeds],
+    cannot: str | None,
+    *,
+    every: str = EVERY_SEED,
+    names: Sequence[str] | None = None,
+    candidate: str = SETS,
+    reason: str = NO_SEEDS,
 ) -> dict[str, Evidence]:
-    """Q20: of every TIH of a layer with dictionaries of several seeds."""
-    reason = cannot or "the target declares no dictionaries of several seeds at this layer's attention input"
+    """Q20: of every TIH of a layer with dictionaries of several seeds; C02: with a dictionary and a crosscoder.
+
+    every: the condition on each dictionary's own set. names: what the dictionaries are called; "seed 1" and so on where
+    not given. reason: why a TIH was not measured, where `cannot` does not say.
+    """
+    reason = cannot or reason
     evidence = outside(claim, screened) | {
         name: Evidence(claim=claim, head=name, cannot=reason)
         for name, status in screened.status.items()
@@ -252,12 +277,14 @@ def seeds_evidence(
     def means(h: str, name: str, values: np.ndarray) -> stats.ClusterMeans:
         return means_of(claim, screened.target, h, name, values, found[h].rows, found[h].sources)
 
-    kept, every, over, shares = {}, {}, {}, {}
+    called: dict[str, list[str]] = {}
+    kept, each_one, over, shares = {}, {}, {}, {}
     for h, f in found.items():
         translated, original = _mean(f.translated), f.original
         shares[h] = (float(translated.sum() / f.rows.sum()), float(original.sum() / f.rows.sum()))
         kept[h] = means(h, KEPT, translated - claim.bar_of(KEPT) * original)
-        every[h] = [means(h, f"set of seed {k}", own.together) for k, own in enumerate(f.own, 1)]
+        called[h] = list(names or (f"seed {k}" for k in range(1, 1 + len(f.own))))
+        each_one[h] = [means(h, f"set of {k}", own.together) for k, own in zip(called[h], f.own, strict=True)]
         over[h] = means(h, OVER_RANDOM, translated - _mean(f.random))
     drawn: dict[str, list[tuple[float, float]]] = {h: [] for h in found}
 
@@ -267,7 +294,7 @@ def seeds_evidence(
 
     columns: list[Sampled | Drawn] = [
         Sampled(name=KEPT, samples=kept, shares=shares),
-        Sampled(name=EVERY_SEED, samples=every),
+        Sampled(name=every, samples=each_one),
         Sampled(name=OVER_RANDOM, samples=over),
         Drawn(
             observed={
@@ -277,7 +304,7 @@ def seeds_evidence(
             draw=draw,
         ),
     ]
-    rows = {h: Beside(candidates=(SETS,), detail=_detail(screened, f)) for h, f in found.items()}
+    rows = {h: Beside(candidates=(candidate,), detail=_detail(screened, f, called[h])) for h, f in found.items()}
     decided = decide(claim, columns, rows, q_over=())
     return evidence | {h: replace(e, detail={**e.detail, **_null(drawn[h])}) for h, e in decided.items()}
 
@@ -303,7 +330,7 @@ def _null(drawn: Sequence[tuple[float, float]]) -> dict[str, Any]:
     }
 
 
-def _detail(screened: Screen, f: AcrossSeeds) -> dict[str, Any]:
+def _detail(screened: Screen, f: AcrossSeeds, names: Sequence[str]) -> dict[str, Any]:
     """The sets and what they are worth."""
     n_rows, on = f.rows.sum(), f"{screened.stimulus}: a document of the confirmation set"
     return {
@@ -317,9 +344,9 @@ def _detail(screened: Screen, f: AcrossSeeds) -> dict[str, Any]:
             "mean": float(_mean(f.random).sum() / n_rows),
         },
         "channels whose nearest pair is in the other set": list(f.shared.values()),
-        "strongest channel of every seed": {
-            f"seed {number}": own.shown.picture(on, screened.token_text, own.page)
-            for number, own in enumerate(f.own, 1)
+        "strongest channel of each": {
+            name: own.shown.picture(on, screened.token_text, own.page)
+            for name, own in zip(names, f.own, strict=True)
             if own.shown is not None
         },
     }

@@ -97,3 +97,17 @@ class DictionarySeeds:
 
     fewest: int = 3
     """Dictionaries that are needed."""
+
+
+@dataclass(frozen=True)
+class Exclusive:
+    """Features that only the later of two checkpoints has (C03)."""
+
+    bound: float = 0.9
+    """Relative decoder norm above which a feature is exclusive to the model."""
+    cells: int = 4
+    """Features are relabelled within cells of like decoder norm and activity: as many of either, squared in all."""
+    earlier: str = "before"
+    """Name of the checkpoint before induction forms, in the crosscoder's slots."""
+    late: str = "late"
+    """Name of the late one, in the slots of another crosscoder."""

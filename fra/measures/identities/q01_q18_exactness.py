@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fra.core.coded import measure_arm
 from fra.core.output import ResolvedOutput, Space
-from fra.core.resolve import TERMS, ResolvedHead, resolve
+from fra.core.reductions import TERMS
+from fra.core.resolve import ResolvedHead, resolve
 from fra.core.weights import Model, ov_weights
 from fra.dictionaries.codes import dictionary_hook
 from fra.dictionaries.hooks import LayerHooks

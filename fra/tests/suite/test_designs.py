@@ -169,4 +169,4 @@ def test_every_finding_registers_what_it_measures_with(registry: Any) -> None:
 
 def test_findings_and_identities_are_told_apart(registry: Any) -> None:
     exact = {claim.id for claim in registry.claims.values() if claim.kind == "identity"}
-    assert exact == {"B01", "B02", "D02", "D03", "D17", "Q01", "Q13", "Q13.bias", "Q18", "Q19", "S01"}
+    assert exact == {"B01", "B02", "C01", "D02", "D03", "D17", "Q01", "Q13", "Q13.bias", "Q18", "Q19", "S01"}

@@ -102,6 +102,10 @@ class DictionaryTable(_Table):
     """A SAELens directory (cfg.json, sae_weights.safetensors), relative to the target file."""
     release: Text | None = None
     sae_id: Text | None = None
+    accept_mismatch: bool = False
+    """Whether it is used even where its metadata names another hook, or where it fits poorly or better elsewhere; the
+    ledger's header then says so.
+    """
 
     @model_validator(mode="after")
     def _one_source(self) -> DictionaryTable:

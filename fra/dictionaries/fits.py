@@ -26,7 +26,7 @@ def reconstructed(
     they come from. n_heads: parts of a dictionary that takes head outputs apart.
     """
     rows = x.to(sae.W_dec)
-    acts = sae.encode(rows.unflatten(1, (n_heads, -1)) if sae.cfg.reshape_activations == "hook_z" else rows)
+    acts = sae.encode(rows.view(len(rows), n_heads, -1) if sae.cfg.reshape_activations == "hook_z" else rows)
     acts = acts.to_dense() if acts.is_sparse else acts
     row, feature = torch.nonzero(acts, as_tuple=True)
     return rows - sae.decode(acts).reshape(rows.shape), row, feature

@@ -29,8 +29,8 @@ class Difference:
 
 
 def inputs(one: Ledger, other: Ledger) -> list[str]:
-    """What two runs were not measured with alike: model, dictionaries (which, and how they fit), text; a line each. What a ledger does not say is
-    not compared.
+    """What two runs were not measured with alike: model, dictionaries (which, and how they fit), text; a line each.
+    What a ledger does not say is not compared.
     """
     a, b = one.header, other.header
     found = []

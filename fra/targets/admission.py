@@ -5,6 +5,7 @@ own text.
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -189,7 +190,11 @@ def _losses(
         def edit(activation: Tensor, hook: Any, k: int = k) -> Tensor:
             return put[k].reshape(activation.shape).to(activation)
 
-        with target.model.hooks(fwd_hooks=[] if hook is None else [(own.point(hook), edit)]):
+        edits: list[Any] = [] if hook is None else [(own.point(hook), edit)]
+        with warnings.catch_warnings(), target.model.hooks(fwd_hooks=edits):
+            warnings.simplefilter(
+                "ignore"
+            )  # TransformerLens', that an edited norm is computed another way: it is meant
             rows = tokens[None].to(own.device)
             total += float(losses(target.model(rows), rows).double().sum())
     return total

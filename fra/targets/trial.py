@@ -5,6 +5,7 @@ what metadata says advises.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 
 _HALF = 0.5
 _VOUCHED = 0.3
-"""What a dictionary whose metadata names its hook must explain or recover there to be kept where it fits another better:
-some activations are easier than others.
+"""What a dictionary whose metadata names its hook must explain or recover there to be kept though it fits another
+better: some activations are easier than others.
 """
 _ALIKE = 1e-3
 """Of explained variance: processings that differ by less are the same to a dictionary."""
@@ -111,14 +112,14 @@ def judged(target: Target, texts: Texts, qualities: Sequence[Quality]) -> list[s
         if (named := target.named_hook(hook)) not in (None, hook)
     ]
     for quality in qualities:
-        vouched = target.named_hook(quality.hook) == quality.hook
-        if said := _sentence(quality, fits[quality.hook], word, unlike[quality.hook], vouched=vouched):
-            wrong, text = said
-            if wrong and quality.hook not in target.accepted:
-                raise FraError(
-                    f"{text}; if it is used so on purpose, write accept_mismatch = true in its [[dictionary]]."
-                )
-            remarks.append(f"{text}{'; accepted, as the target file asks (accept_mismatch)' if wrong else ''}.")
+        hook = quality.hook
+        verdict = _Verdict(quality, fits[hook], word, unlike[hook], target.named_hook(hook) == hook)
+        if (wrong := verdict.wrong()) is None:
+            remarks += verdict.remarks()
+        elif hook in target.accepted:
+            remarks.append(f"{wrong}; accepted, as the target file asks (accept_mismatch).")
+        else:
+            raise FraError(f"{wrong}; if it is used so on purpose, write accept_mismatch = true in its [[dictionary]].")
     return remarks
 
 
@@ -196,47 +197,96 @@ def _at(fits: Sequence[Fit], hook: str, processing: str | None = None) -> float:
     return next((f.explained for f in fits if f.hook == hook and processing in (None, f.processing)), float("-inf"))
 
 
-def _sentence(
-    quality: Quality, fits: Sequence[Fit], word: str, unlike: str | None, *, vouched: bool
-) -> tuple[bool, str] | None:
-    """(whether the dictionary is refused, what is to be said), without a full stop; None where all is well.
+@dataclass(frozen=True)
+class _Verdict:
+    """One dictionary: what was measured of it, and what the model and its metadata are said to be."""
 
-    word: the model's processing. unlike: what metadata says against it. vouched: metadata names this hook.
-    """
-    hook, here = quality.hook, _at(fits, quality.hook, word)
-    what, recovered, output = f"the dictionary at {hook!r}", quality.loss_recovered, is_output(hook)
-    own = f"explains {here:.2f} of the variance there on the target's own text"
-    best = max(fits, key=lambda fit: fit.explained, default=Fit(hook, word, here))
-    turned = max((fit for fit in fits if fit.hook == hook), key=lambda fit: fit.explained, default=best)
-    elsewhere = clearly_better(turned.explained, best.explained)
-    if turned.processing != word and somewhat_better(here, turned.explained) and not elsewhere:
-        return True, (
-            f"{what} {own} with weight processing {word!r} and {turned.explained:.2f} with {turned.processing!r}, so "
-            f"it was trained under that: {turned.advice(hook, word)}"
+    quality: Quality
+    fits: Sequence[Fit]
+    processing: str
+    unlike: str | None
+    """What metadata says against that processing."""
+    vouched: bool
+    """Whether metadata names the hook where it is used."""
+
+    @property
+    def here(self) -> float:
+        return _at(self.fits, self.quality.hook, self.processing)
+
+    @property
+    def best(self) -> Fit:
+        return self._best(self.fits)
+
+    @property
+    def turned(self) -> Fit:
+        """The best at the same hook, under any processing."""
+        return self._best([fit for fit in self.fits if fit.hook == self.quality.hook])
+
+    def _best(self, fits: Sequence[Fit]) -> Fit:
+        own = Fit(self.quality.hook, self.processing, self.here)
+        return max(fits, key=lambda fit: fit.explained + _ALIKE * (fit.processing == self.processing), default=own)
+
+    @property
+    def recovered(self) -> float | None:
+        """Share of the loss, where it counts: at outputs of attention."""
+        return self.quality.loss_recovered if is_output(self.quality.hook) else None
+
+    def _explains(self) -> str:
+        return (
+            f"the dictionary at {self.quality.hook!r} explains {self.here:.2f} of the variance there on the target's "
+            "own text"
         )
-    if clearly_better(here, best.explained):
-        at = f"at {best.hook!r}" + (f" with processing {best.processing!r}" if best.processing != word else "")
-        if vouched and max(here, (recovered or 0) if output else here) >= _VOUCHED:
-            return False, f"{what} {own} and {best.explained:.2f} {at}: make sure that it was trained where it is used"
-        return True, f"{what} {own} and {best.explained:.2f} {at}, where it belongs: {best.advice(hook, word)}"
-    n, ways = len({fit.hook for fit in fits}), len({fit.processing for fit in fits})
-    tried = (
-        f"; of {n} hooks and {ways} weight processing{'s' * (ways > 1)} none fits clearly better (best "
-        f"{best.explained:.2f} at {best.hook!r})"
-    )
-    if not quality.explained_variance > 0 and not (output and (recovered is None or recovered > 0)):
-        nothing = f" and recovers nothing of the loss ({recovered:.2f})" if output else ""
-        return True, (
-            f"{what} explains no more than the mean does on the target's own text (explained variance "
-            f"{quality.explained_variance:.2f}){nothing}: it was made for another model, hook or weight processing"
-            f"{tried}"
+
+    def _elsewhere(self) -> str:
+        best = self.best
+        under = f" with processing {best.processing!r}" if best.processing != self.processing else ""
+        return f"{self._explains()} and {best.explained:.2f} at {best.hook!r}{under}"
+
+    def _tried(self) -> str:
+        n, ways = len({fit.hook for fit in self.fits}), len({fit.processing for fit in self.fits})
+        return (
+            f"of {n} hook{'s' * (n > 1)} and {ways} weight processing{'s' * (ways > 1)} none fits clearly better (best "
+            f"{self.best.explained:.2f} at {self.best.hook!r})"
         )
-    if unlike is not None:
-        other = f"no more with another ({turned.explained:.2f})" if ways > 1 else "could not be tried with another"
-        return False, (
-            f"by its metadata {unlike}; it explains {here:.2f} of the variance so, and {other}: the target file is "
-            "believed"
+
+    def _kept(self) -> bool:
+        """Whether metadata names the hook and the dictionary does something there."""
+        output = is_output(self.quality.hook)
+        does = self.here >= _VOUCHED or (output and (self.recovered is None or self.recovered >= _VOUCHED))
+        return self.vouched and does
+
+    def wrong(self) -> str | None:
+        """Why the dictionary is refused, without a full stop; None where it is not."""
+        hook, best, turned = self.quality.hook, self.best, self.turned
+        if somewhat_better(self.here, turned.explained) and not clearly_better(turned.explained, best.explained):
+            return (
+                f"{self._explains()} with weight processing {self.processing!r} and {turned.explained:.2f} with "
+                f"{turned.processing!r}, so it was trained under that: {turned.advice(hook, self.processing)}"
+            )
+        if clearly_better(self.here, best.explained) and not self._kept():
+            return f"{self._elsewhere()}, where it belongs: {best.advice(hook, self.processing)}"
+        useless = not is_output(hook) or (self.recovered is not None and not self.recovered > 0)
+        if self.quality.explained_variance > 0 or not useless:
+            return None
+        nothing = "" if self.recovered is None else f" and recovers nothing of the loss ({self.recovered:.2f})"
+        return (
+            f"the dictionary at {hook!r} explains no more than the mean does on the target's own text (explained "
+            f"variance {self.quality.explained_variance:.2f}){nothing}: it was made for another model, hook or weight "
+            f"processing; {self._tried()}"
         )
-    if not quality.explained_variance >= _HALF and not (output and (recovered or 0) >= _HALF):
-        return False, f"{what} fits poorly: it {own}{tried}"
-    return None
+
+    def remarks(self) -> list[str]:
+        """What is to be known of a dictionary that is not refused."""
+        said = []
+        if clearly_better(self.here, self.best.explained):
+            said.append(f"{self._elsewhere()}: make sure that it was trained where it is used.")
+        elif not self.quality.explained_variance >= _HALF and not (self.recovered or 0) >= _HALF:
+            said.append(f"{self._explains()}, which is little; {self._tried()}.")
+        if self.unlike is not None:
+            several = len({fit.processing for fit in self.fits}) > 1
+            other = "no more with another" if several else "could not be tried with another"
+            said.append(
+                f"by its metadata {self.unlike}; it explains {self.here:.2f} of the variance so, and {other}: the "
+                "target file is believed."
+            )
+        return said

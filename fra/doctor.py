@@ -30,12 +30,8 @@ if TYPE_CHECKING:
     from fra.targets.target import Target
 
 _LIBRARIES = ("fra", "torch", "transformer_lens", "sae_lens", "transformers", "numpy", "scipy", "statsmodels", "pytest")
-_ALIKE = 1e-3
-"""Of explained variance: processings that differ by less are the same to a dictionary."""
 AS_NAMED = "as named"
 _WIDE = 110
-_MOVES = 1e-4
-"""Of the loss, in nats a token: what zeros at a hook must cost for the model to be read there."""
 
 
 def versions() -> dict[str, str]:
@@ -212,6 +208,7 @@ def examine(
 def _examine(found: Diagnosis, target: Target, documents: int, progress: Callable[[str], None]) -> None:
     from fra.targets.preflight import preflight
     from fra.targets.processing import NAMED, describe
+    from fra.targets.trial import best_processing
 
     found.facts["model"] = (
         f"{target.spec.model.source}, {target.n_layers} layers of {target.n_heads} heads, {target.dtype}"
@@ -231,7 +228,7 @@ def _examine(found: Diagnosis, target: Target, documents: int, progress: Callabl
             found.fits[word] = _explained(found, tried[word], texts, progress)
         if own is None or way != own:
             tried[word].__dict__.pop("model", None)  # one at a time in memory
-    best = _best(found.fits)
+    best = best_processing(found.fits)
     word = describe(own) if own is not None else best or next(iter(ways))
     if texts:
         _dictionaries(found, tried[word], texts, progress)
@@ -258,18 +255,17 @@ def _processing_of(found: Diagnosis, target: Target) -> frozenset[str] | None:
 
 def _texts(found: Diagnosis, target: Target, documents: int) -> list[Int[Tensor, " pos"]]:
     """The beginnings of the target's documents, and what is to be said of them."""
-    from fra.targets import provenance
-    from fra.targets.admission import sample
+    from fra.targets.admission import sample, text_note
 
     bos = target.bos
     found.facts["BOS"] = "none" if bos is None else f"{target.tokenizer.decode([bos])!r} ({bos})"
-    text = provenance.text(target)
+    text = text_note(target)
     found.facts["first tokens"] = " ".join(map(repr, text["first_tokens"]))
     found.facts["text"] = f"{text['n_documents']} documents of {text['n_sources']} independent sources"
     return sample(target, documents)
 
 
-def _seen(target: Target, hook: str, texts: Sequence[Int[Tensor, " pos"]]) -> list[AtHook]:
+def _seen(target: Target, hook: str, texts: Sequence[Int[Tensor, " _pos"]]) -> list[AtHook]:
     import torch
 
     from fra.targets.admission import see
@@ -279,7 +275,7 @@ def _seen(target: Target, hook: str, texts: Sequence[Int[Tensor, " pos"]]) -> li
 
 
 def _explained(
-    found: Diagnosis, target: Target, texts: Sequence[Int[Tensor, " pos"]], progress: Callable[[str], None]
+    found: Diagnosis, target: Target, texts: Sequence[Int[Tensor, " _pos"]], progress: Callable[[str], None]
 ) -> dict[str, float]:
     """Variance explained by every dictionary that can be read there."""
     from fra.targets.admission import quality_of
@@ -293,27 +289,18 @@ def _explained(
 
 
 def _dictionaries(
-    found: Diagnosis, target: Target, texts: Sequence[Int[Tensor, " pos"]], progress: Callable[[str], None]
+    found: Diagnosis, target: Target, texts: Sequence[Int[Tensor, " _pos"]], progress: Callable[[str], None]
 ) -> None:
     """What each dictionary does, and costs the model."""
     import torch
 
-    from fra.interventions.patching import losses_under, splice
-    from fra.targets.admission import quality_of
+    from fra.targets.admission import loss_recovered, quality_of
 
     for hook in target.dictionaries:
         progress(f"{hook}: loss recovered")
         with found.asking():
             seen = _seen(target, hook, texts)
             quality = quality_of(target, hook, seen)
-            loss = dict.fromkeys(("clean", "dictionary", "zeros"), 0.0)
-            for tokens, one in zip(texts, seen, strict=True):
-                put = {"clean": one.x, "dictionary": one.x - one.error, "zeros": torch.zeros_like(one.x)}
-                for arm, value in put.items():
-                    value = torch.cat([one.x[:1], value[1:]])  # the first position stays as it is
-                    changes = [] if arm == "clean" else [splice(target.model, hook, value)]
-                    loss[arm] += float(losses_under(target.model, tokens[None], *changes).double().sum())
-            costs = loss["zeros"] - loss["clean"]
             live = set(torch.cat([one.feature[one.row > 0] for one in seen]).tolist())
             found.dictionaries.append(
                 DictionaryHealth(
@@ -322,9 +309,7 @@ def _dictionaries(
                     architecture=quality.architecture,
                     l0=quality.l0,
                     explained_variance=quality.explained_variance,
-                    loss_recovered=(loss["zeros"] - loss["dictionary"]) / costs
-                    if costs > _MOVES * quality.positions
-                    else None,
+                    loss_recovered=loss_recovered(target, hook, texts, seen),
                     silent=1 - len(live) / quality.d_sae,
                     positions=quality.positions,
                 )
@@ -348,19 +333,6 @@ def _hooks(found: Diagnosis, target: Target, tokens: Int[Tensor, " pos"]) -> Non
             found.hooks[f"L{layer}"] = str(error)
 
 
-def _best(fits: dict[str, dict[str, float]]) -> str | None:
-    """The processing under which the dictionaries explain most together, of those that can be read under each; None
-    where it makes no difference to them.
-    """
-    shared = set.intersection(*map(set, fits.values())) if fits else set()
-    if len(fits) < 2 or not shared:
-        return None
-    totals = {word: sum(by_hook[hook] for hook in shared) / len(shared) for word, by_hook in fits.items()}
-    if max(totals.values()) - min(totals.values()) < _ALIKE:
-        return None
-    return max(totals, key=lambda word: totals[word])
-
-
 def screen(found: Diagnosis) -> list[str]:
     """The diagnosis as lines of text, to be read and to be pasted into an issue."""
     lines = []
@@ -378,8 +350,10 @@ def screen(found: Diagnosis) -> list[str]:
     lines += ["", f"target {found.target}"]
     lines += [f"  {name:<13} {text}" for name, text in found.facts.items()]
     if found.fits:
+        from fra.targets.trial import best_processing
+
         tried = [f"{word} {_mean(by_hook):.3f}" for word, by_hook in found.fits.items() if by_hook]
-        best = _best(found.fits)
+        best = best_processing(found.fits)
         verdict = "either fits" if best is None else f'"{best}" fits'
         if tried:
             lines.append(f"  {'tried':<13} {verdict}: variance explained under {', '.join(tried)}")

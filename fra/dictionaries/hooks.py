@@ -62,7 +62,8 @@ POS_EMBED = "hook_pos_embed"
 """[batch, pos, d_model]: position embeddings, where the model adds some to the residual stream."""
 
 _IN_BLOCK = re.compile(r"blocks\.(\d+)\.(.+)")
-_BEFORE_ATTENTION = ("ln1.hook_normalized", "hook_resid_pre", "hook_resid_post")
+BEFORE_ATTENTION = ("ln1.hook_normalized", "hook_resid_pre", "hook_resid_post")
+"""The points, by their names within a layer, that attention of this layer or of the next one reads."""
 
 
 def layer_of(hook: str) -> int | None:
@@ -109,7 +110,7 @@ def is_normalized(hook: str) -> bool:
 
 def is_attention_input(hook_name: str) -> bool:
     """Whether some attention layer reads this hook."""
-    return layer_of(hook_name) is not None and point_of(hook_name) in _BEFORE_ATTENTION
+    return layer_of(hook_name) is not None and point_of(hook_name) in BEFORE_ATTENTION
 
 
 def attention_input_layer(hook_name: str) -> int:
@@ -119,7 +120,7 @@ def attention_input_layer(hook_name: str) -> int:
     input.
     """
     layer = layer_of(hook_name)
-    if layer is not None and point_of(hook_name) in _BEFORE_ATTENTION:
+    if layer is not None and point_of(hook_name) in BEFORE_ATTENTION:
         return layer + (point_of(hook_name) == "hook_resid_post")
     if hook_name.endswith("hook_z"):
         raise FraError(

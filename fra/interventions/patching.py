@@ -19,6 +19,7 @@ from torch import Tensor
 from fra.architectures.architecture import Model
 from fra.architectures.face import face
 from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens
+from fra.architectures.losses import losses
 from fra.core.frozen import read_hooks
 from fra.dictionaries.codes import check_kind, check_scaling, dictionary_hook, gain_and_offset
 from fra.dictionaries.encoder import encode, head_output_layer
@@ -214,17 +215,6 @@ def losses_under(
         for change in changes:
             stack.enter_context(change)
         return losses(model(rows), rows)
-
-
-@face
-def losses(
-    logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "batch pos_less_1"]:
-    """Loss of every next token, in nats: entry t is what position t says about the token at t + 1."""
-    flat = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten().to(logits.device), reduction="none"
-    )
-    return flat.view(len(tokens), -1)
 
 
 def readout(model: Model, resid: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:

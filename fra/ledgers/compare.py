@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fra.verdicts.ledger import Ledger, Row
+from fra.verdicts.ledger import DictionaryNote, Ledger, Row
 
 ABSENT = "no such row"
 ABSENT_INPUT = "none"
@@ -29,8 +29,8 @@ class Difference:
 
 
 def inputs(one: Ledger, other: Ledger) -> list[str]:
-    """What two runs were not measured with alike: model, dictionaries, text; a line each. What a ledger does not say is
-    not compared.
+    """What two runs were not measured with alike: model, dictionaries (which, and how they fit), text; a line each.
+    What a ledger does not say is not compared.
     """
     a, b = one.header, other.header
     found = []
@@ -45,9 +45,29 @@ def inputs(one: Ledger, other: Ledger) -> list[str]:
                 said = pairs.setdefault((note.role, note.hook, number), [ABSENT_INPUT, ABSENT_INPUT])
                 said[k] = f"{note.source} (sha256 {(note.sha256 or 'unknown')[:12]})"
         found += [f"{role} at {hook}: {x} -> {y}" for (role, hook, _), (x, y) in pairs.items() if _own(x) != _own(y)]
+        found += _fits(a.dictionaries, b.dictionaries)
     if a.text and b.text and a.text.sha256 != b.text.sha256:
         x, y = (f"{t.documents}, {t.n_documents} documents of {t.n_sources} sources" for t in (a.text, b.text))
         found.append(f"text: {x} (sha256 {a.text.sha256[:12]}) -> {y} (sha256 {b.text.sha256[:12]})")
+    return found
+
+
+_FIT = {"explained_variance": "explained variance", "loss_recovered": "loss recovered"}
+_MOVED = 0.005
+"""Of explained variance or of loss recovered: from where on two runs' dictionaries do not fit alike."""
+
+
+def _fits(one: Sequence[DictionaryNote], other: Sequence[DictionaryNote]) -> list[str]:
+    """What dictionaries of the same hook and role do not fit alike, where both ledgers say it."""
+    before = {(note.role, note.hook): note for note in one}
+    found = []
+    for note in other:
+        if (old := before.get((note.role, note.hook))) is None:
+            continue
+        for name, words in _FIT.items():
+            x, y = getattr(old, name), getattr(note, name)
+            if x is not None and y is not None and abs(x - y) > _MOVED:
+                found.append(f"{note.role} at {note.hook}: {words} {x:.3f} -> {y:.3f}")
     return found
 
 

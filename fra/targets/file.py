@@ -109,6 +109,10 @@ class DictionaryTable(_Table):
     """Of a crosscoder: the slot that is this model at `hook`."""
     models: dict[str, Text] = Field(default={})
     """Of a crosscoder: Hugging Face directories of the other slots' models, by the names that the slots have."""
+    accept_mismatch: bool = False
+    """Whether it is used even where its metadata names another hook, or where it fits poorly or better elsewhere; the
+    ledger's header then says so.
+    """
 
     @model_validator(mode="after")
     def _crosscoder(self) -> DictionaryTable:

@@ -43,6 +43,10 @@ class GivenTarget(Target):
         """The texts that were given."""
         return list(self._documents)
 
+    def under(self, processing: frozenset[str]) -> Target:
+        """Raises FraError: there are no files to load again."""
+        raise FraError(f"the target {self.name!r} was made of a model in memory, whose processing is what it is.")
+
     @cached_property
     def _fingerprint(self) -> str:
         from fra.checkpoints.weights import hash_tensors

@@ -31,7 +31,6 @@ from fra.dictionaries.hooks import attention_input_layer, is_output
 from fra.errors import FraError
 from fra.targets.models import load_model
 from fra.targets.preflight import check_hook
-from fra.targets.processing import check_agreement, declared_by
 
 if TYPE_CHECKING:
     from fra.core.weights import Model
@@ -65,14 +64,12 @@ def load_dictionary(
     folder: Path | None,
     device: str,
     precision: str,
-    processing: frozenset[str] | None,
     *,
     allow_pickle: bool,
 ) -> Any:
     """The dictionary of an entry of a target file, from its directory, or from the hub where that is None; trained
-    where and as it is used. Raises FraError for any other.
-
-    processing: the model's, None where the two are only tried together.
+    where it is used, as far as its metadata says it and the entry does not accept another. Raises FraError for any
+    other. Under which weight processing it was trained, and whether it fits, admission measures.
     """
     what = f"the dictionary at {entry.hook!r}"
     # Codes of a half-precision model are taken in single precision.
@@ -95,11 +92,9 @@ def load_dictionary(
     except LIBRARY_ERRORS as error:
         raise FraError(f"{what} cannot be loaded: {first_line(error)}.") from error
     metadata = sae.cfg.metadata
-    if metadata.hook_name is None:
+    if metadata.hook_name is None or entry.accept_mismatch:
         metadata.hook_name = entry.hook
     check_hook(entry.hook, metadata.hook_name)
-    if processing is not None:
-        check_agreement(entry.hook, declared_by(metadata.to_dict()), processing)
     if is_output(entry.hook):
         check_kind(sae)
     else:

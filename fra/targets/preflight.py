@@ -59,7 +59,8 @@ def check_hook(declared: str, trained: Any) -> None:
     if trained is not None and trained != declared:
         raise FraError(
             f"the dictionary at {declared!r} was trained at {trained!r}: name that "
-            "hook in the target file, or give the dictionary of this one."
+            "hook in the target file, or give the dictionary of this one (accept_mismatch = true in its table "
+            "overrules its metadata)."
         )
 
 
@@ -67,7 +68,8 @@ def _check_dictionary(target: Target, entry: DictionaryTable, width: int | None)
     config = read_json(target.folder_of(entry) / SAE_CONFIG, f"the dictionary at {entry.hook!r}")
     metadata = config.get("metadata")
     # SAELens before version 6 kept it flat.
-    check_hook(entry.hook, (metadata if isinstance(metadata, dict) else config).get("hook_name"))
+    if not entry.accept_mismatch:
+        check_hook(entry.hook, (metadata if isinstance(metadata, dict) else config).get("hook_name"))
     own = config.get("d_in")
     if not is_head_output(entry.hook) and isinstance(own, int) and width is not None and own != width:
         raise FraError(

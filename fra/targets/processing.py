@@ -51,41 +51,54 @@ def declared_by(metadata: Mapping[str, Any]) -> dict[str, bool] | None:
     return {} if metadata.get("model_class_name") == "AutoModelForCausalLM" else None
 
 
-def check_agreement(hook: str, named: Mapping[str, bool] | None, processing: frozenset[str]) -> None:
-    """Raises FraError where the dictionary at `hook` was trained under other processing than the model's.
+def disagreement(hook: str, named: Mapping[str, bool] | None, processing: frozenset[str]) -> str | None:
+    """What a dictionary's metadata says of processing that the model's is not, as the beginning of a sentence; None
+    where the two agree.
 
     named: what `declared_by` found. Flags that it names must agree; flags that it does not name were off, which
     matters only where they reach the activation at `hook` (folding LayerNorm leaves the residual stream as it is).
     None: it cannot disagree.
     """
     if named is None:
-        return
+        return None
     reaches = next((flags for pattern, flags in _REACHES if pattern.fullmatch(point_of(hook))), frozenset(FLAGS))
     for flag in FLAGS:
         trained, used = named.get(flag, False), flag in processing
         if trained != used and (flag in named or flag in reaches):
-            raise FraError(
+            return (
                 f"the dictionary at {hook!r} was trained with {flag} {'on' if trained else 'off'}, and the model's "
-                f"weight processing ({describe(processing)}) has it {'on' if used else 'off'}: set model.processing in "
-                "the target file to what the dictionary was trained under."
+                f"weight processing ({describe(processing)}) has it {'on' if used else 'off'}"
             )
+    return None
+
+
+def check_agreement(hook: str, named: Mapping[str, bool] | None, processing: frozenset[str]) -> None:
+    """Raises FraError where the metadata of the dictionary at `hook` names other processing than `processing`."""
+    if found := disagreement(hook, named, processing):
+        raise FraError(
+            f"{found}: set model.processing in the target file to what the dictionary was trained under ("
+            "`fra doctor TARGET` tries both)."
+        )
 
 
 def settle(declared: frozenset[str] | None, dictionaries: Mapping[str, Mapping[str, bool] | None]) -> frozenset[str]:
     """The model's processing: as declared by the target, else as the dictionaries say it was when they were trained.
 
-    dictionaries: for each hook, the flags that the dictionary's metadata names (None: it says nothing).
-    Raises FraError where nobody says, and where target and dictionaries, or two dictionaries, contradict each other.
+    dictionaries: for each hook, the flags that the dictionary's metadata names (None: it says nothing). What a target
+    declares holds, whatever they say: metadata may be wrong (SAELens writes its defaults for a model that it was
+    given), and admission measures which fits.
+    Raises FraError where nobody says, and where the target says nothing and two dictionaries contradict each other.
     """
+    if declared is not None:
+        return declared
     told = [named for named in dictionaries.values() if named is not None]
-    if declared is None and not told:
+    if not told:
         raise FraError(
             "neither the target nor a dictionary says how the model's weights were processed: set model.processing in "
             "the target file "
-            '("none", "folded", or a table of TransformerLens\' flags).'
+            '("none", "folded", or a table of TransformerLens\' flags); `fra doctor TARGET` tries both.'
         )
-    found = frozenset(flag for named in told for flag, on in named.items() if on)
-    processing = found if declared is None else declared
+    processing = frozenset(flag for named in told for flag, on in named.items() if on)
     for hook, named in dictionaries.items():
         check_agreement(hook, named, processing)
     return processing

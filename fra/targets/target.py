@@ -159,12 +159,24 @@ class Target:
 
     @cached_property
     def processing(self) -> frozenset[str]:
-        """TransformerLens' processing flags that are on. Raises FraError where nobody says, or where target and
-        dictionaries disagree.
+        """TransformerLens' processing flags that are on: as the target file says, else as the dictionaries do. Raises
+        FraError where nobody says, or where only dictionaries say it and disagree.
         """
         if self._tried is not None:
             return self._tried
         return settle(self.spec.model.flags, {hook: declared_by(metadata) for hook, metadata in self._metadata.items()})
+
+    def named_hook(self, hook: str) -> str | None:
+        """The hook that the metadata of the dictionary at `hook` names; None where it names none. That of a release is
+        taken to name its own.
+        """
+        named = self._metadata.get(hook, {"hook_name": hook}).get("hook_name")
+        return None if named is None else str(named)
+
+    @property
+    def accepted(self) -> frozenset[str]:
+        """Hooks of the dictionaries that the target file accepts whatever their metadata says and however they fit."""
+        return frozenset(entry.hook for entry in self.spec.dictionary if entry.accept_mismatch)
 
     @cached_property
     def prepend_bos(self) -> bool:
@@ -245,15 +257,11 @@ class Target:
         return torch.tensor(ids, dtype=torch.long)
 
     def _load_dictionary(self, entry: DictionaryTable) -> Any:
-        """The dictionary of an entry of the target file, trained where and as it is used. Raises FraError for any
-        other.
-        """
+        """The dictionary of an entry of the target file. Raises FraError for one that was trained elsewhere."""
         from fra.targets.loading import load_dictionary
 
         path = None if entry.path is None else self._path(entry.path)
-        allow_pickle = self.spec.allow_pickle_release
-        processing = None if self._tried is not None else self.processing
-        return load_dictionary(entry, path, self.device, self.dtype, processing, allow_pickle=allow_pickle)
+        return load_dictionary(entry, path, self.device, self.dtype, allow_pickle=self.spec.allow_pickle_release)
 
     @cached_property
     def crosscoders(self) -> Mapping[str, Placed]:

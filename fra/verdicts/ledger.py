@@ -103,6 +103,10 @@ class DictionaryNote(_Table):
     l0: Number | None
     """Features live at a position of the target's own text, on average; null where it was not measured."""
     explained_variance: Number | None
+    loss_recovered: Number | None = None
+    """Of the loss that zeros at the hook cost, the share that the dictionary saves; null where zeros cost nothing or it
+    was not measured.
+    """
 
 
 class TextNote(_Table):
@@ -138,7 +142,9 @@ class Header(_Table):
     text: TextNote | None = None
     """Both absent where nothing was measured on the target."""
     remarks: list[str] = []
-    """What was to be known of the target before anything was measured: too few sources, short or repeated text."""
+    """What was to be known of the target before anything was measured: too few sources, short or repeated text,
+    dictionaries that were accepted although they may not fit.
+    """
     partial: str | None = None
     """Why rows that the claims could give are missing (a selection, an interruption); null where none is."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fra.compare import main
-from fra.ledgers.compare import ABSENT, differences
+from fra.ledgers.compare import ABSENT, differences, inputs
 from fra.tests.verdicts.test_claim import BAD, GOOD, evidence
 from fra.tests.verdicts.test_ledger import make_ledger
 from fra.verdicts import ledger as ledgers
@@ -77,6 +77,21 @@ def test_what_was_not_measured_alike_is_said_first(tmp_path: Path, capsys: pytes
         "not measured alike: text: text, 9 documents of 3 sources (sha256 cccccccccccc) -> "
         "text, 9 documents of 4 sources (sha256 eeeeeeeeeeee)",
     ]
+
+
+def test_how_dictionaries_fit_is_compared_where_both_ledgers_say_it() -> None:
+    def run(**fit: float) -> ledgers.Ledger:
+        shown = {"hook": "blocks.0.hook_resid_pre", "role": "dictionary", "d_sae": 8, "l0": 2.0}
+        said = {"source": "saes/x", "sha256": "a" * 64, "explained_variance": 0.5, **fit}
+        note = ledgers.DictionaryNote.model_validate(shown | said)
+        return (one := two_rows()).model_copy(update={"header": one.header.model_copy(update={"dictionaries": [note]})})
+
+    at = "dictionary at blocks.0.hook_resid_pre"
+    assert inputs(run(loss_recovered=0.9), run(loss_recovered=0.7)) == [f"{at}: loss recovered 0.900 -> 0.700"]
+    assert inputs(run(), run(explained_variance=0.4, loss_recovered=0.7)) == [
+        f"{at}: explained variance 0.500 -> 0.400"
+    ]
+    assert inputs(run(loss_recovered=0.9), run(loss_recovered=0.9049)) == [], "rounding of another device"
 
 
 def test_a_row_of_one_ledger_alone_is_a_difference() -> None:

@@ -188,11 +188,16 @@ def test_dictionary_at_a_hook_that_is_no_attention_input(home: Path) -> None:
     use_dictionary(home, last, last, "feeds no attention layer")
 
 
-def test_dictionary_trained_under_other_processing(home: Path) -> None:
-    edit_config(home / "sae", metadata={"model_from_pretrained_kwargs": {"fold_ln": True}})
-    use_dictionary(home, NORMALIZED, NORMALIZED, "fold_ln on", "model.processing")
-    edit_config(home / "sae", metadata={"model_from_pretrained_kwargs": {}})
-    use_dictionary(home, NORMALIZED, NORMALIZED, "fold_ln off", model_keys='processing = "folded"')
+def test_of_processing_metadata_advises_and_the_target_file_is_believed_where_both_fit(home: Path) -> None:
+    """The axes of what stands behind the norm are the same under each processing."""
+    for kwargs, keys, flag in (({"fold_ln": True}, "none", "on"), ({}, "folded", "off")):
+        edit_config(home / "sae", metadata={"model_from_pretrained_kwargs": kwargs})
+        file = write_target(
+            home, home / "model", {NORMALIZED: home / "sae"}, home / "text", model_keys=f'processing = "{keys}"'
+        )
+        remarks = targets.admit(fra.load_target(file)).remarks
+        (said,) = [one for one in remarks if "by its metadata" in one]
+        assert f"fold_ln {flag}" in said and "no more with another: the target file is believed" in said
     edit_config(home / "sae", metadata={"model_from_pretrained_kwargs": None})
     use_dictionary(home, NORMALIZED, "neither the target nor a dictionary", model_keys="")
 

@@ -170,7 +170,8 @@ def test_cards_and_report_find_each_other(tmp_path) -> None:
     ("args", "says"),
     [
         (["mini", "--hook", "blocks.9.attn.hook_z"], "has no dictionary at"),
-        (["mini", "--hook", "blocks.1.ln1.hook_normalized"], "head outputs"),
+        (["mini", "--hook", HOOK, "--documents", "0"], "documents=0 asks for none"),
+        (["mini", "--hook", HOOK, "--labels", "/no/such/labels.csv"], "cannot be read"),
         (["nobody", "--hook", HOOK], "nobody"),
     ],
 )
@@ -179,7 +180,7 @@ def test_bad_input_is_exit_code_2_and_one_sentence(args, says, tmp_path, capsys)
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert says in said
-    assert not (tmp_path / "pages").exists()
+    assert not list((tmp_path / "pages").glob("*")), "nothing half-written"
 
 
 def test_dead_features_are_left_out() -> None:

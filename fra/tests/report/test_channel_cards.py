@@ -42,6 +42,16 @@ def made(request: pytest.FixtureRequest) -> tuple[Any, QueryKeyCards]:
     return target, query_key_cards(target, HOOK, strongest=6, named=[(1, 2)], labels=LABELS)
 
 
+def written(sae: Any, acts: torch.Tensor, feature: int) -> torch.Tensor:
+    """What one feature puts into the reconstruction of a position, by the dictionary's own decode. The norm's output
+    has no mean, so that a feature's own mean is no part of it.
+    """
+    alone = torch.zeros_like(acts)
+    alone[feature] = acts[feature]
+    vector: torch.Tensor = sae.decode(alone[None])[0] - sae.decode(torch.zeros_like(alone)[None])[0]
+    return vector - vector.mean()
+
+
 def contributions(target: Any, tokens: torch.Tensor, head: int, q: tuple[int, int], k: tuple[int, int]) -> float:
     """F at one pair of positions (feature, position), from the model's own scores alone: what the scores have of both
     features together and not of either, by taking each out of the input.
@@ -61,7 +71,7 @@ def contributions(target: Any, tokens: torch.Tensor, head: int, q: tuple[int, in
         def edit(value: torch.Tensor, hook: Any, without: Any = without) -> torch.Tensor:
             value = value.clone()
             for feature, pos in without:
-                value[0, pos] -= acts[pos, feature] * sae.W_dec[feature]
+                value[0, pos] -= written(sae, acts[pos], feature)
             return value
 
         target.model.run_with_hooks(tokens[None], fwd_hooks=[(HOOK, edit), (scores, keep)])
@@ -73,35 +83,36 @@ def contributions(target: Any, tokens: torch.Tensor, head: int, q: tuple[int, in
 def test_every_number_of_a_channel_is_what_the_models_scores_have_of_it(made: tuple[Any, QueryKeyCards]) -> None:
     target, found = made
     documents = natural_documents(target, found.n_documents)
-    card = min(found.channels.values(), key=lambda card: card.heads[0].count or 10**6)
-    own = card.heads[0]
     sae = target.dictionaries[HOOK]
-    values: dict[tuple[int, int, int], float] = {}
-    for number, tokens in enumerate(documents):
+    live = []
+    for tokens in documents:
         _, cache = target.model.run_with_cache(tokens[None], names_filter=[HOOK])
-        live = sae.encode(cache[HOOK])[0] > 0
-        for t in range(1, len(tokens)):
-            for s in range(1, t + 1):
-                if live[t, card.q_feature] and live[s, card.k_feature] and t != s:
-                    place = (card.q_feature, t), (card.k_feature, s)
-                    values[number, t, s] = contributions(target, tokens, own.head, *place)
-    same = [own for own in found.channels[card.q_feature, card.k_feature].contexts if own.q_pos == own.k_pos]
-    assert len(values) > 5
+        live.append((sae.encode(cache[HOOK])[0] > 0)[1:])
+    # Of a feature pair at one position the scores have either as query: such channels are left out here.
+    apart = {
+        pair: card
+        for pair, card in found.channels.items()
+        if not any(bool((own[:, pair[0]] & own[:, pair[1]]).any()) for own in live) and card.heads[0].count > 11
+    }
+    card = min(apart.values(), key=lambda card: card.heads[0].count)
+    own = card.heads[0]
+    values: dict[tuple[int, int, int], float] = {}
+    for number, (tokens, here) in enumerate(zip(documents, live, strict=True)):
+        for t in (1 + torch.nonzero(here[:, card.q_feature])[:, 0]).tolist():
+            for s in (1 + torch.nonzero(here[:t, card.k_feature])[:, 0]).tolist():
+                place = (card.q_feature, t), (card.k_feature, s)
+                values[number, t, s] = contributions(target, tokens, own.head, *place)
+    assert own.count == len(values)
+    assert own.total == pytest.approx(sum(values.values()), rel=1e-3, abs=1e-4)
+    assert own.mean == pytest.approx(sum(values.values()) / len(values), rel=1e-3, abs=1e-5)
+    assert own.largest == pytest.approx(max(values.values(), key=abs), rel=1e-3, abs=1e-5)
+    best = {n: max(abs(v) for (d, _, _), v in values.items() if d == n) for n in {d for d, _, _ in values}}
+    assert [abs(at.value) for at in card.contexts] == pytest.approx(sorted(best.values(), reverse=True)[:8], rel=1e-3)
     for at in card.contexts:
-        if at not in same:
-            assert at.value == pytest.approx(values[at.document, at.q_pos, at.k_pos], rel=1e-3, abs=1e-5)
-    if card.q_feature != card.k_feature and own.count == len(values):
-        assert own.total == pytest.approx(sum(values.values()), rel=1e-3, abs=1e-4)
-        assert own.mean == pytest.approx(sum(values.values()) / len(values), rel=1e-3, abs=1e-5)
-        assert own.largest == pytest.approx(max(values.values(), key=abs), rel=1e-3, abs=1e-5)
-    strongest = [
-        max((abs(v) for (d, _, _), v in values.items() if d == document), default=0.0) for document in range(12)
-    ]
-    shown = [abs(at.value) for at in card.contexts]
-    if not same:
-        assert shown == pytest.approx(sorted((v for v in strongest if v > 0), reverse=True)[: len(shown)], rel=1e-3)
-    assert [own.head for own in card.heads] != list(range(found.n_heads)) or found.n_heads == 1
-    assert [abs(own.mean) for own in card.heads] == sorted((abs(own.mean) for own in card.heads), reverse=True)
+        assert at.value == pytest.approx(values[at.document, at.q_pos, at.k_pos], rel=1e-3, abs=1e-5)
+        assert list(at.tokens) == [target.tokenizer.decode([token]) for token in documents[at.document].tolist()]
+    for other in found.channels.values():
+        assert [abs(h.mean) for h in other.heads] == sorted((abs(h.mean) for h in other.heads), reverse=True)
 
 
 @torch.no_grad()
@@ -119,7 +130,9 @@ def test_the_coupling_is_a_score_per_unit_of_both_activations(made: tuple[Any, Q
             tokens = documents[at.document]
             _, cache = target.model.run_with_cache(tokens[None], names_filter=[HOOK])
             acts = sae.encode(cache[HOOK])[0]
-            both = float(acts[at.q_pos, card.q_feature] * acts[at.k_pos, card.k_feature])
+            both = 1.0
+            for feature, pos in ((card.q_feature, at.q_pos), (card.k_feature, at.k_pos)):
+                both *= float(written(sae, acts[pos], feature).norm() / (d := sae.W_dec[feature]).sub(d.mean()).norm())
             own = card.heads[0]
             place = (card.q_feature, at.q_pos), (card.k_feature, at.k_pos)
             expected = contributions(target, tokens, own.head, *place) / both
@@ -132,7 +145,7 @@ def test_the_coupling_is_a_score_per_unit_of_both_activations(made: tuple[Any, Q
 def test_partners_are_the_strongest_of_every_feature(made: tuple[Any, QueryKeyCards]) -> None:
     """Against every live channel of the census, by another way through it: all at once, and sums by counts."""
     target, found = made
-    documents = [document for document in natural_documents(target, found.n_documents)]
+    documents = natural_documents(target, found.n_documents)
     feature, card = max(found.features.items(), key=lambda pair: pair[1].density)
     means: dict[int, list[float]] = {}
     for tokens in documents:
@@ -155,7 +168,7 @@ def test_the_pages_hang_together_and_every_word_is_text(made: tuple[Any, QueryKe
     assert len(pages) == n == 1 + found.n_heads + len(found.channels) + len(found.on_page)
     ids = {name: {a["id"] for _, a in page.tags if "id" in a} for name, page in pages.items()}
     for name, page in pages.items():
-        assert "alert(1)" in page.text
+        assert "alert(1)" in page.text or not name.startswith(("index", "L1H", "features"))
         assert not [tag for tag, _ in page.tags if tag in ("img", "link", "iframe")]
         assert [tag for tag, _ in page.tags].count("script") == (name == "index.html")
         raw = (folder / name).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ from fra.report import labels
 
 # As Neuronpedia's "explanation/export" answers, and as its batches of explanations are written (JSON lines, gzipped).
 EXPORT = [
-    {"modelId": "gpt2-small", "layer": "6-att-kk", "index": "12", "description": " words of <b>law</b>\n", "typeName": "x"},
+    {"modelId": "gpt2-small", "layer": "6-att-kk", "index": "12", "description": " words of <b>law</b>\n"},
     {"modelId": "gpt2-small", "layer": "6-att-kk", "index": "12", "description": "a second explanation"},
     {"modelId": "gpt2-small", "layer": "6-att-kk", "index": 3, "description": "semicolons"},
     {"modelId": "gpt2-small", "layer": "6-att-kk", "index": "4", "description": ""},

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from fra.architectures.face import face, facing
-from fra.architectures.known import one_document
+from fra.architectures.known import one_document, place_of
 from fra.core.channels import reduce_channels
 from fra.core.frozen import FrozenLayer, Side, activations_of, freeze
 from fra.core.reductions import Entries, Reduce, refuse_beyond_memory, top_terms
@@ -27,7 +27,6 @@ from fra.dictionaries.codes import Codes, check_dictionary, codes, dictionary_ho
 from fra.dictionaries.crosscoder import Crosscoder
 from fra.dictionaries.texts import loudest, text_of
 from fra.errors import FraError
-from fra.verdicts.claim import parse_head
 from fra.verdicts.shown import as_html
 
 _PICTURED = 256
@@ -56,18 +55,30 @@ def resolve(
     layer. activations: of a crosscoder, those of the slots of other models on these tokens, by slot; what the same
     model has at other hooks is read from it.
 
-    What is returned (a `fra.ResolvedHead`) answers:
+    What is returned (a `fra.ResolvedHead`) answers. Scores and terms are in nats, before softmax and before softcap,
+    which is not additive; q_pos and k_pos run over the tokens:
 
-        m = fra.resolve(model, sae, tokens, head="L1H4")
-        m.scores()                    # [q_pos, k_pos]: the model's own scores, as the sum of all terms
-        m.blocks()                    # the same by kind: features, biases and errors of query and key
-        m.top(10, text=True)          # the ten strongest terms (query, key, feature, feature), with their tokens
-        m.channels(n=10, text=True)   # the ten strongest channels: pairs of features, summed over the document
-        m.channel(1575, 1794)         # [q_pos, k_pos]: what one channel brings to each score
-        m.pair(21, 6)                 # all terms of one score
+    >>> target = fra.load_target("mini")
+    >>> sae = target.dictionary_for(1)[1]
+    >>> m = fra.resolve(target.model, sae, target.tokens("one and two, one and two"), head="L1H4")
+    >>> m.name, m.d_sae
+    ('L1H4', 2048)
+    >>> scores = m.scores()  # [q_pos, k_pos]: the model's own, as the sum of all terms; -inf where masked
+    >>> blocks = m.blocks()  # nine matrices of that shape: features, biases and errors of query and key
+    >>> bool(torch.allclose(sum(blocks.values()).tril(), scores.tril(), atol=1e-4))
+    True
+    >>> terms = m.top(10, text=True)  # the ten strongest terms, a row each: positions, features, tokens
+    >>> list(terms)
+    ['q_pos', 'k_pos', 'q_feature', 'k_feature', 'value', 'q_token', 'k_token']
+    >>> channels = m.channels(n=10)  # the ten strongest channels: pairs of features, summed over the document
+    >>> one = m.channel(channels.q_feature[0], channels.k_feature[0])  # [q_pos, k_pos]: what it brings to each score
+    >>> bool(abs(float(one.sum()) - channels.value[0]) < 1e-3)
+    True
+    >>> q_features, k_features, F = m.pair(4, 1)  # all terms of one score: ids [n], ids [m], values [n, m]
+    >>> F.shape == (len(q_features), len(k_features))
+    True
 
-    Scores are those before softcap; a softcap is not additive. LayerNorm's scale and the gain of a QK-norm are frozen
-    at their values here. Raises FraError (one sentence) for what does not fit: tokens, layer, head, and dictionary
+    LayerNorm's scale and the gain of a QK-norm are frozen at their values here. Raises FraError (one sentence) for what does not fit: tokens, layer, head, and dictionary
     (another kind, hook or width, nothing live).
     """
     crosscoder = sae if isinstance(sae, Crosscoder) else None
@@ -88,18 +99,6 @@ def resolve(
         found = crosscoder.codes(activations_of(crosscoder, model, ids, slot, frozen.x, activations or {}), slot)
     text = text_of(getattr(model, "tokenizer", None))
     return ResolvedHead(frozen, found, head, [text(token) for token in ids.tolist()])
-
-
-def place_of(layer: int | None, head: int | str | None) -> tuple[int, int]:
-    """Layer and head as numbers, from numbers or a name. Raises FraError where they do not say which, or two."""
-    if isinstance(head, str):
-        own, number = parse_head(head)
-        if layer not in (None, own):
-            raise FraError(f"head {head!r} lies in layer {own}, and layer={layer} is asked for: correct one of them.")
-        return own, number
-    if layer is None or head is None:
-        raise FraError('say which head: layer=1, head=4, or head="L1H4".')
-    return layer, head
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,8 @@ def census(
 
     documents: 1-D tensors of token ids, of any lengths up to the model's context; padding contributes nothing. heads:
     of the layer, by number or name ("L1H4", which says the layer, too); all of it where None. stripes: for each
-    document its offset t - s, or a list of them. reduce: the reductions that `Census.channels` will be asked for, summed
-    over attended pairs (t, s) of all documents:
+    document its offset t - s, or a list of them. reduce: the reductions that `Census.channels` will be asked for,
+    summed over attended pairs (t, s) of all documents:
 
     - "sum", "abs", "max", "mean", "count" of F_ij(t,s), as in `ResolvedHead.channels`;
     - "contrast" (needs stripes): sum over stripe pairs of F_ij(t,s*) less the mean of F_ij over the row's keys, by

@@ -78,8 +78,8 @@ def resolve(
     >>> F.shape == (len(q_features), len(k_features))
     True
 
-    LayerNorm's scale and the gain of a QK-norm are frozen at their values here. Raises FraError (one sentence) for what does not fit: tokens, layer, head, and dictionary
-    (another kind, hook or width, nothing live).
+    LayerNorm's scale and the gain of a QK-norm are frozen at their values here. Raises FraError (one sentence) for what
+    does not fit: tokens, layer, head, and dictionary (another kind, hook or width, nothing live).
     """
     crosscoder = sae if isinstance(sae, Crosscoder) else None
     if crosscoder is None:

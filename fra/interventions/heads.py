@@ -32,7 +32,8 @@ def set_output(
 ) -> Intervention:
     """Puts `value` ([d_head], [pos, d_head] or [batch, pos, d_head]) in place of a head's output at hook_z.
 
-    layer and head: by number, or the head alone by name (head="L1H4"). share: how much of the way from the head's own output to `value`; 1 replaces it, 0 changes nothing.
+    layer and head: by number, or the head alone by name (head="L1H4"). share: how much of the way from the head's own
+    output to `value`; 1 replaces it, 0 changes nothing.
     Raises FraError for a layer or head that the model does not have, and in the pass where `value` does not fit.
     """
     at, number = place_of(layer, head)

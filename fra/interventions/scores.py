@@ -50,7 +50,8 @@ def remove(
     """Takes the contributions F_ij(t,s) of these channels out of a head's scores, before softcap, and nothing else.
 
     layer and head: by number, or the head alone by name (head="L1H4"). channels: pairs of feature ids (a tensor, array,
-    list, or a table as `ResolvedHead.channels` gives it); a pair named twice is removed once. dictionary: of this layer's attention input.
+    list, or a table as `ResolvedHead.channels` gives it); a pair named twice is removed once. dictionary: of this
+    layer's attention input.
     where: `rows`, `keys`: only at these query or key positions (a mask [pos] or [batch, pos], or a list of positions);
     `entries`: only where this mask, [q_pos, k_pos] or [batch, q_pos, k_pos], is true; `clean`: take codes and scales
     from a pass over these tokens as the model is without hooks, not from the pass that is changed.

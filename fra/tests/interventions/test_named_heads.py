@@ -144,7 +144,7 @@ def test_what_is_removed_may_be_a_list_an_array_or_a_table() -> None:
     expected = logits(fra.remove(model, table, head="L1H2", dictionary=sae))
     for channels in (pairs, pairs.tolist(), torch.tensor(pairs)):
         assert torch.equal(logits(fra.remove(model, channels, head="L1H2", dictionary=sae)), expected)
-    for wrong, says in (("3 -> 5", "no numbers"), (pairs[0], "of shape"), (pairs / 2, "float64"), ([], "no channels")):
+    for wrong, says in ((pairs[0], "of shape"), (pairs / 2, "float64"), ([], "no channels")):
         with pytest.raises(FraError, match=says) as caught:
             fra.remove(model, wrong, head="L1H2", dictionary=sae)
         one_sentence(caught.value)

@@ -17,8 +17,9 @@ from fra.tests.tiny_targets import one_sentence
 NAME = "owner/songs"
 ROWS = {
     "train": [{"text": f"train text {k}", "lyrics": f"train song {k}"} for k in range(3)],
-    "validation": [{"text": f"held out {k}", "lyrics": f"held song {k}"} for k in range(2)] + [{"text": " ", "lyrics": ""}],
-}  # fmt: skip
+    "validation": [{"text": f"held out {k}", "lyrics": f"held song {k}"} for k in range(2)],
+}
+ROWS["validation"].append({"text": " ", "lyrics": ""})
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def test_a_byte_order_mark_is_no_text(home: Path) -> None:
 
 
 def test_one_large_file_is_many_documents_and_what_they_count_as_is_said(tmp_path: Path) -> None:
-    """A file of a megabyte: enough documents for every claim, in its order; of which source is said before measuring."""
+    """A file of a megabyte: enough documents for every claim, in its order; what they count as is said."""
     (tmp_path / "book.txt").write_text("\n\n".join(prose(k, 100) for k in range(1800)))
     assert (tmp_path / "book.txt").stat().st_size > 10**6
     found = read(tmp_path, "book.txt")

@@ -136,9 +136,11 @@ def channels_to_follow(follow: Tensor | pd.DataFrame, heads: Sequence[int], d_sa
 
 
 def contributions(
-    layer: Layer, part: Part, channels: Int[Tensor, "channels 3"]
+    layer: Layer, part: Part, channels: Int[Tensor, "channels 3"], *, of_one: bool = False
 ) -> Iterator[tuple[Int[Tensor, "n 4"], Float[Tensor, " n"]]]:
-    """All contributions of the channels on some documents: (channel, document, q_pos, k_pos) and value, on the CPU."""
+    """All contributions of the channels on some documents: (channel, document, q_pos, k_pos) and value, on the CPU.
+    of_one: the product of both coefficients alone, as with couplings of one.
+    """
     corpus, home = part.corpus, part.corpus.device
     head, q_feature, k_feature = channels.to(home).T
     asked = torch.zeros(layer.d_sae, dtype=torch.bool, device=home)
@@ -171,7 +173,7 @@ def contributions(
             t, s = part.row_pos[q_row], part.row_pos[k_row]
             at = torch.stack((mine, number[part.row_doc[q_row]], t, s), dim=1)
             live = both != 0
-            yield at[live].cpu(), (both * couplings(mine, t - s))[live].cpu()
+            yield at[live].cpu(), (both if of_one else both * couplings(mine, t - s))[live].cpu()
 
 
 class Couplings:

@@ -133,9 +133,15 @@ def _channels(
         return {}
     heads, n = list(seen.heads), len(pairs)
     every = torch.tensor([[head, *pair] for pair in pairs for head in heads])
-    count, total, largest = _totals(seen, every, progress)
-    mean = total / count.clamp(min=1)
     coupling = _couplings(seen, every)
+    if seen.layer.rotary is None and seen.corpus.gain_q is None:
+        # Heads differ by G alone: the pairs of positions are gone through once for all of them.
+        once = _totals(seen, every[:: len(heads)], progress, of_one=True)
+        count, total, largest = (column.repeat_interleave(len(heads)) for column in once)
+        total, largest = total * coupling[:, 0].double(), largest * coupling[:, 0].double()
+    else:
+        count, total, largest = _totals(seen, every, progress)
+    mean = total / count.clamp(min=1)
     rank = {
         (int(head), int(q), int(k)): place + 1
         for _, own in ranked.groupby("head")
@@ -164,13 +170,13 @@ def _channels(
 
 
 def _totals(
-    seen: Census, channels: Int[Tensor, "channels 3"], progress: Callable[[str], None]
+    seen: Census, channels: Int[Tensor, "channels 3"], progress: Callable[[str], None], of_one: bool = False
 ) -> tuple[Float[Tensor, " channels"], Float[Tensor, " channels"], Float[Tensor, " channels"]]:
-    """Of each channel: pairs of positions, the sum of F, and the largest in size."""
+    """Of each channel: pairs of positions, the sum of F, and the largest in size (of_one: of F over G)."""
     count, total, high, low = (torch.zeros(len(channels), dtype=torch.float64) for _ in range(4))
     for part in seen.corpus.parts(_ROWS_AT_ONCE):
         progress(f"channels: {part.stop} of {len(seen.corpus.number)} documents")
-        for at, value in contributions(seen.layer, part, channels):
+        for at, value in contributions(seen.layer, part, channels, of_one=of_one):
             channel, value = at[:, 0], value.double()
             count += torch.bincount(channel, minlength=len(channels))
             total.index_add_(0, channel, value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsInt, get_args
 
 import pandas as pd
 import torch
@@ -222,14 +222,14 @@ class ResolvedHead:
         """
         return {(a, b): self._masked(self.query.sum(a) @ self.key.sum(b).mT) for a in TERMS for b in TERMS}
 
-    def channel(self, q_feature: int, k_feature: int) -> Float[Tensor, "q_pos k_pos"]:
+    def channel(self, q_feature: SupportsInt, k_feature: SupportsInt) -> Float[Tensor, "q_pos k_pos"]:
         """F_ij: what query feature i and key feature j contribute to each score. Zero where masked, and where one of
         them is not live.
 
         Raises FraError for an id outside the dictionary.
         """
         sides = []
-        for feature, side in ((q_feature, self.query), (k_feature, self.key)):
+        for feature, side in ((int(q_feature), self.query), (int(k_feature), self.key)):
             if not 0 <= feature < self.d_sae:
                 raise FraError(f"feature {feature} is out of range: the dictionary has {self.d_sae} features.")
             sides.append(side.of(torch.tensor([feature]))[0])

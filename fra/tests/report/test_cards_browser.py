@@ -87,7 +87,7 @@ def test_cards_fit_a_telephone_and_every_text_stands_out(browser: Browser, folde
 
 
 def test_query_and_key_are_told_without_colour(browser: Browser, folder: Path) -> None:
-    page = next(file for file in sorted((folder / "one").glob("c*.html")) if '<b class="key">' in file.read_text())
+    page = next(file for file in sorted((folder / "one").glob("c*.html")) if 'class="query"' in file.read_text())
     browser.open(page)
     style = "getComputedStyle(document.querySelector('.t b.{}')).outlineStyle"
     assert [browser(style.format(name)) for name in ("query", "key")] == ["solid", "dashed"]

@@ -211,13 +211,14 @@ def run(
 
     if documents is not None and documents < 1:
         raise FraError(f"documents={documents} asks for none: give a positive number, or leave it out.")
-    files.check_writable(output / "index.html")
     loaded = load_target(target, device=device)
     sae = _dictionary(loaded, hook)
     d_sae, named = len(sae.W_dec), None
     if labels is not None:
         page = neuronpedia(sae)
         named = label_files.read(labels, d_sae, page and page.removeprefix("https://www.neuronpedia.org/"))
+    wanted = () if ledger is None or is_output(hook) else channels_in(ledger, attention_input_layer(hook))
+    files.check_writable(output / "index.html")
     about = {"fingerprint": loaded.fingerprint(), "report": report}
     if is_output(hook):
         by_head = cards(loaded, hook, n_documents=documents, progress=say)
@@ -225,7 +226,6 @@ def run(
         written = write_pages(by_head, output, loaded.name, hook, layer, d_sae, labels=named, **about)
         made = f"{sum(map(len, by_head.values()))} features"
     else:
-        wanted = () if ledger is None else channels_in(ledger, attention_input_layer(hook))
         found = query_key_cards(
             loaded, hook, n_documents=documents, strongest=strongest, named=wanted, labels=named, progress=say
         )

@@ -126,10 +126,12 @@ mutmut: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,mutations]'
 	$(ONE_THREAD) $(BIN)/python -m fra.tests.mutations $(ARGS)
 
-# Feature cards of one dictionary of head outputs, a page a head: make cards HOOK=blocks.2.attn.hook_z
+# Cards of one dictionary: of head outputs a page a head (make cards HOOK=blocks.2.attn.hook_z), of an attention input
+# (HOOK=blocks.1.ln1.hook_normalized) channels and features, those channels included that the ledger names.
 # Rows of build/report.html link to the cards of their features: the report is drawn anew where there is a ledger.
 cards: $(INSTALLED)
-	$(CALM) $(BIN)/python -m fra.cards "$(TARGET)" --hook "$(HOOK)" -o "build/cards/$(HOOK)" --report build/report.html $(ARGS)
+	$(CALM) $(BIN)/python -m fra.cards "$(TARGET)" --hook "$(HOOK)" -o "build/cards/$(HOOK)" --report build/report.html \
+	  $(if $(wildcard build/ledger.json),--ledger build/ledger.json) $(ARGS)
 	@if [ -f build/ledger.json ]; then $(MAKE) --no-print-directory report; else echo 'make claims (or make report) then links these cards from build/report.html'; fi
 
 # L0 against loss recovered of every dictionary of the target's study, in total and by head.

@@ -1,14 +1,16 @@
-"""Feature cards of a head-output dictionary: when each feature fires, which tokens and heads make it fire, what it
-writes. `python -m fra.cards TARGET --hook blocks.1.attn.hook_z -o FOLDER`
+"""Cards of a dictionary's features, and of its channels: `python -m fra.cards TARGET --hook HOOK -o FOLDER`.
 
-One page for each head, with the features whose decoder lies most in that head, and an index; they load nothing and open
-offline. The pages describe; they test nothing. A report beside their folder's parent (`build/report.html` and
-`build/cards/HOOK`) links to them, and they to the report that `--report` names.
+Of head outputs one page for each head, with the features whose decoder lies most in that head: when each fires, which
+tokens and heads make it fire, what it writes. Of attention inputs the pages of `fra.report.channel_pages`: a channel
+("1575 -> 1794") a page, each feature's strongest partners, all features of a head. Either with an index; they load
+nothing and open offline. The pages describe; they test nothing. A report beside their folder's parent
+(`build/report.html` and `build/cards/HOOK`) links to them, and they to the report that `--report` names.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,10 +28,19 @@ from fra import attribution
 from fra.attribution.examples import examples_of
 from fra.attribution.head_outputs import Live
 from fra.attribution.raised_tokens import direct_logits
+from fra.dictionaries.codes import neuronpedia
 from fra.dictionaries.encoder import head_output_layer
+from fra.dictionaries.hooks import attention_input_layer, is_output
 from fra.errors import FraError
+from fra.features.firings import by_feature, histogram
+from fra.features.query_key import STRONGEST, query_key_cards
+from fra.report import channel_pages
+from fra.report import labels as label_files
+from fra.report.card_links import channels_of
 from fra.report.card_pages import Card, CardExample, write_pages
 from fra.stimuli.natural import natural_documents
+from fra.verdicts import files
+from fra.verdicts import ledger as ledgers
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -37,7 +48,7 @@ if TYPE_CHECKING:
 EXAMPLES = 5
 """Examples of a feature, each from a document of its own."""
 LOGITS = 8
-BINS = 16
+_CHANNEL = re.compile(r"(\d+) -> (\d+)")
 _DOCUMENTS_AT_ONCE = 25
 _FEATURES_AT_ONCE = 256
 
@@ -97,10 +108,7 @@ def cards(
 
     Raises FraError for a hook without a dictionary, one that is not of head outputs, and a target without text.
     """
-    if hook not in target.dictionaries:
-        there = ", ".join(target.dictionaries) or "none"
-        raise FraError(f"{target.name!r} has no dictionary at {hook!r}; it has {there}.")
-    sae = target.dictionaries[hook]
+    sae = _dictionary(target, hook)
     head_output_layer(sae)  # refuses any other kind
     n = n_documents or len(target.documents())
     documents = natural_documents(target, n)
@@ -112,7 +120,7 @@ def cards(
     progress(f"{hook}: logits and pages")
     share = decoder_shares(sae, target.n_heads)
     text = {token: str(target.tokenizer.decode([token])) for token in range(int(target.model.cfg.d_vocab))}
-    firing = _by_feature(found.live)
+    firing = by_feature(found.live)
     examples: dict[int, list[CardExample]] = {}
     for doc, pos, feature, of in zip(at.doc.tolist(), at.pos.tolist(), at.feature.tolist(), sources, strict=True):
         docs, positions, values = firing[feature]
@@ -130,14 +138,14 @@ def cards(
         top, bottom = logits.topk(LOGITS), logits.topk(LOGITS, largest=False)
         for row, feature in enumerate(some.tolist()):
             docs, _, values = firing[feature]
-            counts, edges = np.histogram(values, bins=BINS, range=(0.0, float(values.max())))
+            counts, edge = histogram(values)
             card = Card(
                 feature=feature,
                 density=len(values) / found.n_positions,
                 documents=len(np.unique(docs)),
                 largest=float(values.max()),
-                histogram=counts.tolist(),
-                edge=float(edges[1]),
+                histogram=counts,
+                edge=edge,
                 share=share[feature].tolist(),
                 top=words(top.values[row], top.indices[row]),
                 bottom=words(bottom.values[row], bottom.indices[row]),
@@ -151,13 +159,27 @@ def _rank(head: int, card: Card) -> tuple[float, int]:
     return -card.share[head], card.feature
 
 
-def _by_feature(live: Live) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """For each feature that fires: documents, positions and activations, in order of document and position."""
-    feature = live.feature.cpu().numpy()
-    order = np.argsort(feature, kind="stable")
-    ids, starts = np.unique(feature[order], return_index=True)
-    columns = [np.split(getattr(live, f).cpu().numpy()[order], starts[1:]) for f in ("doc", "pos", "value")]
-    return {int(i): own for i, own in zip(ids, zip(*columns, strict=True), strict=True)}
+def channels_in(ledger: Path, layer: int) -> list[tuple[int, int]]:
+    """The channels that a ledger's rows about a layer's heads name, as (query feature, key feature). Raises FraError
+    for what is no ledger.
+    """
+    found: set[tuple[int, int]] = set()
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(key)
+                walk(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                walk(inner)
+        elif isinstance(value, str) and (pair := _CHANNEL.fullmatch(value)):
+            found.add((int(pair[1]), int(pair[2])))
+
+    for row in ledgers.read(ledger).verdicts:
+        if channels_of(row.head, row.detail).startswith(f"L{layer}H"):
+            walk(row.detail)
+    return sorted(found)
 
 
 def run(
@@ -166,13 +188,18 @@ def run(
     output: Path,
     *,
     report: Path | None = None,
+    labels: Path | None = None,
+    ledger: Path | None = None,
+    strongest: int = STRONGEST,
     documents: int | None = None,
     device: str = "cpu",
     quiet: bool = False,
 ) -> None:
     """Write the pages of one dictionary of a target and say where they are; progress on stderr unless `quiet`.
 
-    Raises FraError as `load_target` and `cards` do, and where the folder cannot be written.
+    labels: a file of features' names (`fra.report.labels`). Of an attention-input dictionary the `strongest` channels
+    of each head get a page, and those that the rows of `ledger` name. Raises FraError as `load_target`, `cards` and
+    `query_key_cards` do, for labels and ledgers that are none, and where the folder cannot be written.
     """
     from fra.targets.target import load_target
 
@@ -182,26 +209,61 @@ def run(
         if not quiet:
             print(line, file=sys.stderr, flush=True)
 
+    if documents is not None and documents < 1:
+        raise FraError(f"documents={documents} asks for none: give a positive number, or leave it out.")
     loaded = load_target(target, device=device)
-    by_head = cards(loaded, hook, n_documents=documents, progress=say)
-    layer = head_output_layer(loaded.dictionaries[hook])
-    d_sae = len(loaded.dictionaries[hook].W_dec)
-    about = loaded.name, hook, layer, d_sae
-    written = write_pages(by_head, output, *about, fingerprint=loaded.fingerprint(), report=report)
+    sae = _dictionary(loaded, hook)
+    d_sae, named = len(sae.W_dec), None
+    if labels is not None:
+        page = neuronpedia(sae)
+        named = label_files.read(labels, d_sae, page and page.removeprefix("https://www.neuronpedia.org/"))
+    wanted = () if ledger is None or is_output(hook) else channels_in(ledger, attention_input_layer(hook))
+    files.check_writable(output / "index.html")
+    about = {"fingerprint": loaded.fingerprint(), "report": report}
+    if is_output(hook):
+        by_head = cards(loaded, hook, n_documents=documents, progress=say)
+        layer = head_output_layer(sae)
+        written = write_pages(by_head, output, loaded.name, hook, layer, d_sae, labels=named, **about)
+        made = f"{sum(map(len, by_head.values()))} features"
+    else:
+        found = query_key_cards(
+            loaded, hook, n_documents=documents, strongest=strongest, named=wanted, labels=named, progress=say
+        )
+        say(f"{hook}: pages")
+        written = channel_pages.write_pages(found, output, **about)
+        made = f"{len(found.features)} features, {len(found.channels)} channels"
     say(f"{time.monotonic() - began:.0f} s")
-    print(f"wrote {written} pages, {sum(map(len, by_head.values()))} features: {output / 'index.html'}")
+    print(f"wrote {written} pages, {made}: {output / 'index.html'}")
+
+
+def _dictionary(target: Target, hook: str) -> Any:
+    if hook not in target.dictionaries:
+        there = ", ".join(target.dictionaries) or "none"
+        raise FraError(f"{target.name!r} has no dictionary at {hook!r}; it has {there}.")
+    return target.dictionaries[hook]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the pages: 0, or 2 with one sentence on stderr."""
     parser = argparse.ArgumentParser(
-        prog="python -m fra.cards", description="Feature cards of a head-output dictionary."
+        prog="python -m fra.cards", description="Cards of a dictionary's features, and of its channels."
     )
     parser.add_argument("target", metavar="TARGET", help="a preset or a target file")
     parser.add_argument("--hook", required=True, help="where the dictionary was trained: blocks.1.attn.hook_z")
     parser.add_argument("-o", "--output", metavar="FOLDER", type=Path, required=True)
     parser.add_argument("--report", metavar="FILE.html", type=Path, help="a report for the cards to link back to")
-    parser.add_argument("--documents", type=int, help="how many of the target's texts (default: all)")
+    parser.add_argument(
+        "--labels", metavar="FILE", type=Path, help="names of features: Neuronpedia's export, JSON or CSV"
+    )
+    parser.add_argument(
+        "--ledger", metavar="LEDGER.json", type=Path, help="pages for the channels that its rows name, too"
+    )
+    parser.add_argument(
+        "--strongest", type=int, default=STRONGEST, help=f"channels of a head that get a page (default: {STRONGEST})"
+    )
+    parser.add_argument(
+        "--documents", type=int, help="how many of the target's texts (default: all; 60 at an attention input)"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quiet", action="store_true")
     try:

@@ -136,7 +136,7 @@ def parse_heads(text: str | None, layer: int) -> list[int] | None:
     """Heads by number or name ("L1H3"), with commas between; None for all. Raises FraError for what is no head, and for
     one of another layer.
     """
-    from fra.core.resolve import place_of
+    from fra.architectures.known import place_of
 
     if text is None:
         return None

@@ -21,7 +21,7 @@ from fra._census.result import NEED_INPUTS, NEED_STRIPES, Census
 from fra._census.shards import Shard, check_shard, cut, versions
 from fra.architectures.architecture import Model
 from fra.architectures.face import face
-from fra.architectures.known import Tokens, architecture_of, check_layer_and_head
+from fra.architectures.known import architecture_of, check_layer_and_head, layer_and_heads
 from fra.errors import FraError
 
 __all__ = ["Census", "census"]
@@ -32,9 +32,9 @@ __all__ = ["Census", "census"]
 def census(
     model: Model,
     sae: Any,
-    documents: Sequence[Tokens],
-    layer: int,
-    heads: Sequence[int] | None = None,
+    documents: Any,
+    layer: int | None = None,
+    heads: Sequence[int | str] | str | None = None,
     reduce: CensusReduce | Sequence[CensusReduce] = "sum",
     stripes: Sequence[int | Sequence[int]] | None = None,
     *,
@@ -48,8 +48,9 @@ def census(
     """Observes documents at one attention layer, for reductions over positions of all live channels of all heads.
 
     documents: 1-D tensors of token ids, of any lengths up to the model's context; padding contributes nothing. heads:
-    all of the layer where None. stripes: for each document its offset t - s, or a list of them. reduce: the reductions
-    that `Census.channels` will be asked for, summed over attended pairs (t, s) of all documents:
+    of the layer, by number or name ("L1H4", which says the layer, too); all of it where None. stripes: for each
+    document its offset t - s, or a list of them. reduce: the reductions that `Census.channels` will be asked for,
+    summed over attended pairs (t, s) of all documents:
 
     - "sum", "abs", "max", "mean", "count" of F_ij(t,s), as in `ResolvedHead.channels`;
     - "contrast" (needs stripes): sum over stripe pairs of F_ij(t,s*) less the mean of F_ij over the row's keys, by
@@ -86,8 +87,9 @@ def census(
     dictionary that do not fit, for a model whose rotary angles depend on a text's length where these texts differ in
     them, for what is no shard, and for a checkpoint of something else.
     """
+    own, numbers = layer_and_heads(layer, heads)
     planned = prepare(
-        model, sae, documents, layer, heads, reduce, stripes, follow=follow, n_examples=n_examples, shard=shard
+        model, sae, documents, own, numbers, reduce, stripes, follow=follow, n_examples=n_examples, shard=shard
     )
     if memory_budget < 1 or checkpoint_every < 1:
         raise FraError("memory_budget (bytes) and checkpoint_every (documents) must be positive.")
@@ -184,7 +186,7 @@ class Planned:
 def prepare(
     model: Model,
     sae: Any,
-    documents: Sequence[Tokens],
+    documents: Any,
     layer: int,
     heads: Sequence[int] | None = None,
     reduce: CensusReduce | Sequence[CensusReduce] = "sum",

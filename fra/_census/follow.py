@@ -46,7 +46,7 @@ class Followed:
         """With the documents of a corpus."""
         found = self
         for part in corpus.parts(_ROWS_AT_ONCE):
-            for at, value in _contributions(layer, part, self.channels):
+            for at, value in contributions(layer, part, self.channels):
                 strong = value.abs() >= found._least()[at[:, 0]]
                 found = found._with(at[strong], value[strong])
         return found
@@ -135,10 +135,12 @@ def channels_to_follow(follow: Tensor | pd.DataFrame, heads: Sequence[int], d_sa
     return torch.tensor(list(dict.fromkeys(map(tuple, every))))
 
 
-def _contributions(
-    layer: Layer, part: Part, channels: Int[Tensor, "channels 3"]
+def contributions(
+    layer: Layer, part: Part, channels: Int[Tensor, "channels 3"], *, of_one: bool = False
 ) -> Iterator[tuple[Int[Tensor, "n 4"], Float[Tensor, " n"]]]:
-    """All contributions of the channels on some documents: (channel, document, q_pos, k_pos) and value, on the CPU."""
+    """All contributions of the channels on some documents: (channel, document, q_pos, k_pos) and value, on the CPU.
+    of_one: the product of both coefficients alone, as with couplings of one.
+    """
     corpus, home = part.corpus, part.corpus.device
     head, q_feature, k_feature = channels.to(home).T
     asked = torch.zeros(layer.d_sae, dtype=torch.bool, device=home)
@@ -150,7 +152,7 @@ def _contributions(
     entry = entry[order]
     stretches = [torch.searchsorted(code, (q_feature + more) * n_rows) for more in (0, 1)]
     value, number = corpus.value[part.entries], corpus.number.to(home)[part.first : part.stop]
-    couplings = _Couplings(layer, head, q_feature, k_feature)
+    couplings = Couplings(layer, head, q_feature, k_feature)
     for chosen in _cut((stretches[1] - stretches[0]).cumsum(0)):
         channel, place = _spread(stretches[0][chosen], stretches[1][chosen])
         channel = channel + chosen.start
@@ -171,10 +173,10 @@ def _contributions(
             t, s = part.row_pos[q_row], part.row_pos[k_row]
             at = torch.stack((mine, number[part.row_doc[q_row]], t, s), dim=1)
             live = both != 0
-            yield at[live].cpu(), (both * couplings(mine, t - s))[live].cpu()
+            yield at[live].cpu(), (both if of_one else both * couplings(mine, t - s))[live].cpu()
 
 
-class _Couplings:
+class Couplings:
     """<u_i, v_j> of each channel, with rotation <R_k u_i, R_0 v_j> at offset k = t - s."""
 
     def __init__(self, layer: Layer, head: Tensor, q_feature: Tensor, k_feature: Tensor):

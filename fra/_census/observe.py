@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -98,10 +99,18 @@ class Layer:
 
 def token_documents(documents: Any) -> list[Tensor]:
     """The documents as tensors. Raises FraError for what is no list of token documents."""
-    if isinstance(documents, str) or not len(documents):
+    if isinstance(documents, str):
+        raise FraError("documents is one text: give a list of documents, each as the ids of target.tokens(text).")
+    one = isinstance(documents, (Tensor, np.ndarray)) and documents.ndim < 2
+    if not hasattr(documents, "__len__") or one:
+        what = f"of shape {list(documents.shape)}" if one else f"a {type(documents).__name__}"
+        raise FraError(f"documents is {what}: give a list of documents, each the 1-D token ids of one text.")
+    if not len(documents):
         raise FraError("there are no documents: give a list of 1-D tensors of token ids.")
     found = []
     for number, tokens in enumerate(documents):
+        if isinstance(tokens, (int, np.integer)):
+            raise FraError("documents is a list of single token ids: give a list of documents, [tokens] for one.")
         if hasattr(tokens, "__len__") and len(tokens) == 0:
             raise FraError(f"document {number} is empty: leave it out.")
         try:

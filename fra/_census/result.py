@@ -18,7 +18,7 @@ from fra._census.scan import Scan
 from fra._census.shards import Described, Shard, described, in_order, merge_files
 from fra._census.tables import Tables, Where
 from fra.architectures.face import face, facing
-from fra.core.resolve import place_of
+from fra.architectures.known import layer_and_heads, place_of
 from fra.core.weights import Model
 from fra.errors import FraError
 from fra.verdicts.shown import as_html
@@ -114,7 +114,7 @@ class Census:
         self,
         reduce: CensusReduce | None = None,
         n: int | None = None,
-        heads: Sequence[int] | None = None,
+        heads: Sequence[int | str] | str | None = None,
         *,
         head: int | str | None = None,
         where: Where = "all",
@@ -122,7 +122,7 @@ class Census:
         min_documents: int = 1,
     ) -> pd.DataFrame:
         """The n strongest channels of each head (all live ones where None), exactly: columns head, q_feature,
-        k_feature, value, count; strongest |value| first, ties by ids. heads: of these alone; head: of one, by number or
+        k_feature, value, count; strongest |value| first, ties by ids. heads: of these alone; head: of one; by number or
         name ("L1H4").
 
         reduce: the first that the census was asked for where None. where: pairs on the documents' "stripe"s, "off"
@@ -135,7 +135,7 @@ class Census:
         if head is not None:
             if heads is not None:
                 raise FraError("give head (one) or heads (several), not both.")
-            heads = [place_of(self.layer.weights.layer, head)[1]]
+            heads = [head]
         return self.strongest((name,), n, heads, where=where, min_count=min_count, min_documents=min_documents)[name]
 
     @torch.no_grad()
@@ -143,14 +143,14 @@ class Census:
         self,
         reduces: Sequence[CensusReduce],
         n: int | None,
-        heads: Sequence[int] | None = None,
+        heads: Sequence[int | str] | str | None = None,
         *,
         where: Where = "all",
         min_count: int = 1,
         min_documents: int = 1,
     ) -> Mapping[CensusReduce, pd.DataFrame]:
         """`channels` of several reductions in one pass."""
-        chosen = self.heads if heads is None else tuple(heads)
+        chosen = layer_and_heads(self.layer.weights.layer, heads)[1] or (self.heads if heads is None else ())
         self.check(reduces, n, chosen, where)
         if min_documents > 1 and where != "stripe" and not set(reduces) <= set(NEED_STRIPES):
             raise FraError(
@@ -214,7 +214,7 @@ class Census:
         return pd.DataFrame({key: column.cpu().numpy() for key, column in columns.items()})
 
     @torch.no_grad()
-    def examples(self, head: int, q_feature: int, k_feature: int, n: int = 10) -> pd.DataFrame:
+    def examples(self, head: int | str, q_feature: int, k_feature: int, n: int = 10) -> pd.DataFrame:
         """Where one channel contributes most: columns document, q_pos, k_pos, value, strongest |value| first, ties by
         document and position. No more than n are held at a time.
 
@@ -223,6 +223,7 @@ class Census:
 
         Raises FraError for a head or feature that is not there, and for n below 1.
         """
+        head = place_of(self.layer.weights.layer, head)[1]
         self.check(("sum",), n, (head,), "all")
         for feature in (q_feature, k_feature):
             if not 0 <= feature < self.layer.d_sae:

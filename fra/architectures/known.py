@@ -17,6 +17,7 @@ from fra.architectures.bridge import BridgeArchitecture
 from fra.architectures.hooked import HookedArchitecture
 from fra.checkpoints.lens import HookedTransformer
 from fra.errors import FraError
+from fra.verdicts.claim import parse_head
 
 Matches: TypeAlias = type | Callable[[Any], bool]
 """A class of models, or a function that says whether it is about a model."""
@@ -91,6 +92,36 @@ def check_layer_and_head(model: Any, layer: Any, head: Any = None) -> None:
             raise FraError(f"{what} {index} is out of range: the model has {size} {what}s, 0 to {size - 1}.")
 
 
+def place_of(layer: int | None, head: int | str | None) -> tuple[int, int]:
+    """Layer and head as numbers, from numbers or a name. Raises FraError where they do not say which, or two."""
+    if isinstance(head, str):
+        own, number = parse_head(head)
+        if layer not in (None, own):
+            raise FraError(f"head {head!r} lies in layer {own}, and layer={layer} is asked for: correct one of them.")
+        return own, number
+    if layer is None or head is None:
+        raise FraError('say which head: layer=1, head=4, or head="L1H4".')
+    return layer, head
+
+
+def layer_and_heads(layer: int | None, heads: Sequence[int | str] | str | None) -> tuple[int, tuple[int, ...] | None]:
+    """A layer and some of its heads as numbers, from numbers or names as "L1H4" (one name stands for a list of it);
+    None for all heads. Raises FraError where they do not say which layer, or two.
+    """
+    named = [heads] if isinstance(heads, str) else heads
+    if named is None:
+        if layer is None:
+            raise FraError('say which layer: layer=1, or heads by name: heads=["L1H4"].')
+        return layer, None
+    places = [place_of(layer, head) for head in named]
+    layers = {own for own, _ in places}
+    if len(layers) > 1:
+        raise FraError(f"heads {list(named)} lie in several layers: give those of one.")
+    if not places and layer is None:
+        raise FraError('heads names none: give at least one, as heads=["L1H4"].')
+    return (layers.pop() if layers else layer or 0), tuple(head for _, head in places)
+
+
 Tokens: TypeAlias = Tensor | np.ndarray | Sequence[int]
 """Token ids of one document."""
 
@@ -110,6 +141,8 @@ def one_document(tokens: Any) -> Int[Tensor, " pos"]:
         raise FraError(f"{wanted}, not a {type(tokens).__name__} of something else.") from error
     if given.numel() == 0:
         raise FraError("tokens are empty: give at least one token.")
+    if given.ndim == 2 and len(given) == 1 and not given.is_floating_point() and given.dtype != torch.bool:
+        raise FraError(f"{wanted}, not of shape {list(given.shape)}: give tokens[0].")
     if given.ndim != 1 or given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
         raise FraError(f"{wanted}, not {given.dtype} of shape {list(given.shape)}.")
     return given.long()

@@ -34,7 +34,7 @@ def by_source(
     sae: Any,
     tokens: Int[Tensor, " pos"],
     features: Int[Tensor, " n_features"],
-    head: int | None = None,
+    head: int | str | None = None,
 ) -> Float[Tensor, "q_pos k_pos n_features"]:
     """DFA by source position on one document, of all heads together or of one: summed over k_pos, `by_head` (summed
     over heads, or of that head). Raises FraError as `pre_activation`.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fra.architectures.architecture import Model
 from fra.architectures.face import face, facing
-from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens, working_dtype
+from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens, place_of, working_dtype
 from fra.core.frozen import read_hooks
 from fra.core.output import by_head, check_output, check_written, output_map
 from fra.dictionaries.codes import dictionary_hook
@@ -126,7 +126,7 @@ class HeadOutputs:
         return parts * self.gain[..., None, None]
 
     def by_source(
-        self, features: Int[Tensor, " n_features"], head: int | None = None
+        self, features: Int[Tensor, " n_features"], head: int | str | None = None
     ) -> Float[Tensor, "batch q_pos k_pos n_features"]:
         """DFA by source position: A_h(t,s) v[s,h] . W_enc[h,:,f] times the gain, summed over heads, or of one head.
 
@@ -153,14 +153,16 @@ class HeadOutputs:
         found = torch.cat(parts) if parts else self.z.new_zeros(0, self.n_heads)
         return found * self.gain[at.doc, at.pos, None]
 
-    def sources(self, at: Live, head: Int[Tensor, " n_live"] | int | None = None) -> Float[Tensor, "n_live k_pos"]:
+    def sources(
+        self, at: Live, head: Int[Tensor, " n_live"] | int | str | None = None
+    ) -> Float[Tensor, "n_live k_pos"]:
         """DFA by source of chosen entries, summed over heads, or of one head (the same for all, or one for each).
 
         Nothing larger than the result and [n_heads, k_pos, features live in one document] is made.
         """
         self._fits(len(at) * self.pattern.shape[-1], "entries")
         found = self.z.new_zeros(len(at), self.pattern.shape[-1])
-        if isinstance(head, int):
+        if isinstance(head, (int, str)):
             head = torch.full((len(at),), self._head(head), device=self.z.device)
         for doc, which in self._by_document(at):
             features, column = torch.unique(at.feature[which], return_inverse=True)
@@ -175,7 +177,7 @@ class HeadOutputs:
         return found * self.gain[at.doc, at.pos, None]
 
     def top_sources(
-        self, at: Live, n: int = 1, head: Int[Tensor, " n_live"] | int | None = None
+        self, at: Live, n: int = 1, head: Int[Tensor, " n_live"] | int | str | None = None
     ) -> tuple[Int[Tensor, "n_live n"], Float[Tensor, "n_live n"]]:
         """(key positions, contributions) of the n largest sources of chosen entries, largest first; -inf where a
         position has fewer keys. Streams over entries.
@@ -225,7 +227,9 @@ class HeadOutputs:
         for doc in torch.unique(at.doc).tolist():
             yield doc, torch.nonzero(at.doc == doc)[:, 0]
 
-    def _head(self, head: int) -> int:
+    def _head(self, head: int | str) -> int:
+        if isinstance(head, str):
+            head = place_of(self.encoder.layer, head)[1]
         if not 0 <= head < self.n_heads:
             raise FraError(f"head {head} is out of range: the layer has {self.n_heads} heads, 0 to {self.n_heads - 1}.")
         return head

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fra.architectures.architecture import Architecture
 from fra.architectures.face import face, facing
-from fra.architectures.known import Tokens, architecture_of, one_document
+from fra.architectures.known import Tokens, architecture_of, one_document, place_of
 from fra.core.coded import Arm
 from fra.core.frozen import freeze, read_hooks
 from fra.core.reductions import TERMS
@@ -64,7 +64,9 @@ def source_gains(arm: Arm, features: Int[Tensor, " n"]) -> Float[Tensor, "batch 
 
 @face
 @torch.no_grad()
-def resolve_output(model: Model, sae: Any, tokens: Tokens, layer: int, head: int) -> ResolvedOutput:
+def resolve_output(
+    model: Model, sae: Any, tokens: Tokens, layer: int | None = None, head: int | str | None = None
+) -> ResolvedOutput:
     """Resolves the output of one head on one document into terms of a dictionary's features, exactly and with signs.
 
     Arguments as for `fra.resolve`. The attention pattern and LayerNorm's scale are frozen at their values here. Raises
@@ -72,6 +74,7 @@ def resolve_output(model: Model, sae: Any, tokens: Tokens, layer: int, head: int
     attention).
     """
     check_dictionary(sae)
+    layer, head = place_of(layer, head)
     check_layer_and_head(model, layer, head)
     tokens = one_document(tokens)
     hook_name = dictionary_hook(sae)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsInt, get_args
 
 import pandas as pd
 import torch
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fra.architectures.face import face, facing
-from fra.architectures.known import one_document
+from fra.architectures.known import one_document, place_of
 from fra.core.channels import reduce_channels
 from fra.core.coded import activations_of
 from fra.core.frozen import FrozenLayer, Side, freeze
@@ -27,7 +27,6 @@ from fra.dictionaries.codes import Codes, check_dictionary, codes, dictionary_ho
 from fra.dictionaries.crosscoder import Crosscoder, Placed
 from fra.dictionaries.texts import loudest, text_of
 from fra.errors import FraError
-from fra.verdicts.claim import parse_head
 from fra.verdicts.shown import as_html
 
 _PICTURED = 256
@@ -56,19 +55,31 @@ def resolve(
     model has at other hooks is read from it. A target's crosscoder (`target.crosscoders`) knows its slot and the other
     models.
 
-    What is returned (a `fra.ResolvedHead`) answers:
+    What is returned (a `fra.ResolvedHead`) answers. Scores and terms are in nats, before softmax and before softcap,
+    which is not additive; q_pos and k_pos run over the tokens:
 
-        m = fra.resolve(model, sae, tokens, head="L1H4")
-        m.scores()                    # [q_pos, k_pos]: the model's own scores, as the sum of all terms
-        m.blocks()                    # the same by kind: features, biases and errors of query and key
-        m.top(10, text=True)          # the ten strongest terms (query, key, feature, feature), with their tokens
-        m.channels(n=10, text=True)   # the ten strongest channels: pairs of features, summed over the document
-        m.channel(1575, 1794)         # [q_pos, k_pos]: what one channel brings to each score
-        m.pair(21, 6)                 # all terms of one score
+    >>> target = fra.load_target("mini")
+    >>> sae = target.dictionary_for(1)[1]
+    >>> m = fra.resolve(target.model, sae, target.tokens("one and two, one and two"), head="L1H4")
+    >>> m.name, m.d_sae
+    ('L1H4', 2048)
+    >>> scores = m.scores()  # [q_pos, k_pos]: the model's own, as the sum of all terms; -inf where masked
+    >>> blocks = m.blocks()  # nine matrices of that shape: features, biases and errors of query and key
+    >>> bool(torch.allclose(sum(blocks.values()).tril(), scores.tril(), atol=1e-4))
+    True
+    >>> terms = m.top(10, text=True)  # the ten strongest terms, a row each: positions, features, tokens
+    >>> list(terms)
+    ['q_pos', 'k_pos', 'q_feature', 'k_feature', 'value', 'q_token', 'k_token']
+    >>> channels = m.channels(n=10)  # the ten strongest channels: pairs of features, summed over the document
+    >>> one = m.channel(channels.q_feature[0], channels.k_feature[0])  # [q_pos, k_pos]: what it brings to each score
+    >>> bool(abs(float(one.sum()) - channels.value[0]) < 1e-3)
+    True
+    >>> q_features, k_features, F = m.pair(4, 1)  # all terms of one score: ids [n], ids [m], values [n, m]
+    >>> F.shape == (len(q_features), len(k_features))
+    True
 
-    Scores are those before softcap; a softcap is not additive. LayerNorm's scale and the gain of a QK-norm are frozen
-    at their values here. Raises FraError (one sentence) for what does not fit: tokens, layer, head, and dictionary
-    (another kind, hook or width, nothing live).
+    LayerNorm's scale and the gain of a QK-norm are frozen at their values here. Raises FraError (one sentence) for what
+    does not fit: tokens, layer, head, and dictionary (another kind, hook or width, nothing live).
     """
     others: Mapping[str, Model] = {}
     if isinstance(sae, Placed):
@@ -93,18 +104,6 @@ def resolve(
     text = text_of(getattr(model, "tokenizer", None))
     active_mean = None if crosscoder is None else crosscoder.active_mean
     return ResolvedHead(frozen, found, head, [text(token) for token in ids.tolist()], active_mean)
-
-
-def place_of(layer: int | None, head: int | str | None) -> tuple[int, int]:
-    """Layer and head as numbers, from numbers or a name. Raises FraError where they do not say which, or two."""
-    if isinstance(head, str):
-        own, number = parse_head(head)
-        if layer not in (None, own):
-            raise FraError(f"head {head!r} lies in layer {own}, and layer={layer} is asked for: correct one of them.")
-        return own, number
-    if layer is None or head is None:
-        raise FraError('say which head: layer=1, head=4, or head="L1H4".')
-    return layer, head
 
 
 @facing
@@ -214,14 +213,14 @@ class ResolvedHead:
         """
         return {(a, b): self._masked(self.query.sum(a) @ self.key.sum(b).mT) for a in TERMS for b in TERMS}
 
-    def channel(self, q_feature: int, k_feature: int) -> Float[Tensor, "q_pos k_pos"]:
+    def channel(self, q_feature: SupportsInt, k_feature: SupportsInt) -> Float[Tensor, "q_pos k_pos"]:
         """F_ij: what query feature i and key feature j contribute to each score. Zero where masked, and where one of
         them is not live.
 
         Raises FraError for an id outside the dictionary.
         """
         sides = []
-        for feature, side in ((q_feature, self.query), (k_feature, self.key)):
+        for feature, side in ((int(q_feature), self.query), (int(k_feature), self.key)):
             if not 0 <= feature < self.d_sae:
                 raise FraError(f"feature {feature} is out of range: the dictionary has {self.d_sae} features.")
             sides.append(side.of(torch.tensor([feature]))[0])

@@ -98,10 +98,15 @@ def _first_character(text: str, low: int, high: int) -> int:
 
 @face
 def sensitivity(
-    model: Model, sae: Any, tokens: Int[Tensor, " pos"], segment: Int[Tensor, " pos"], layer: int, head: int
+    model: Model,
+    sae: Any,
+    tokens: Int[Tensor, " pos"],
+    segment: Int[Tensor, " pos"],
+    layer: int | None = None,
+    head: int | str | None = None,
 ) -> Sensitivity:
-    """Phi of one head on one document; tokens and segment as in `Segments`. Raises FraError as `fra.resolve` does, and
-    for segments that are not 0, 1, ... in ascending order, one a token.
+    """Phi of one head (by numbers, or by name: head="L1H4") on one document; tokens and segment as in `Segments`.
+    Raises FraError as `fra.resolve` does, and for segments that are not 0, 1, ... in ascending order, one a token.
     """
     return Sensitivity(resolve(model, sae, tokens, layer, head), segment)
 

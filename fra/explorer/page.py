@@ -19,7 +19,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from fra.core.resolve import place_of
+from fra.architectures.known import place_of
 from fra.errors import FraError
 from fra.explorer import gather, outputs
 from fra.explorer.documents import in_documents

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fra.architectures.architecture import Model
 from fra.architectures.face import face
-from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens
+from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens, place_of
 from fra.core.frozen import read_hooks
 from fra.core.output import by_head
 from fra.dictionaries.hooks import LayerHooks, layer_of
@@ -25,17 +25,19 @@ def set_output(
     model: Model,
     value: Float[Tensor, "*batch_pos d_head"],
     *,
-    layer: int,
-    head: int,
+    layer: int | None = None,
+    head: int | str | None = None,
     rows: Positions = None,
     share: float = 1.0,
 ) -> Intervention:
     """Puts `value` ([d_head], [pos, d_head] or [batch, pos, d_head]) in place of a head's output at hook_z.
 
-    share: how much of the way from the head's own output to `value`; 1 replaces it, 0 changes nothing.
+    layer and head: by number, or the head alone by name (head="L1H4"). share: how much of the way from the head's own
+    output to `value`; 1 replaces it, 0 changes nothing.
     Raises FraError for a layer or head that the model does not have, and in the pass where `value` does not fit.
     """
-    check_layer_and_head(model, layer, head)
+    at, number = place_of(layer, head)
+    check_layer_and_head(model, at, number)
 
     def edit(z: Tensor, hook: Any) -> Tensor:
         def change(own: Tensor) -> Tensor:
@@ -43,13 +45,15 @@ def set_output(
             moved = own + share * (fitting(value, own) - own) if share != 1 else fitting(value, own)
             return torch.where(chosen, moved, own)
 
-        return with_head(z, head, architecture_of(model).n_heads, change)
+        return with_head(z, number, architecture_of(model).n_heads, change)
 
-    return Intervention(model, [], [(LayerHooks(layer).z, edit)])
+    return Intervention(model, [], [(LayerHooks(at).z, edit)])
 
 
 @face
-def zero_ablate(model: Model, *, layer: int, head: int, rows: Positions = None, share: float = 1.0) -> Intervention:
+def zero_ablate(
+    model: Model, *, layer: int | None = None, head: int | str | None = None, rows: Positions = None, share: float = 1.0
+) -> Intervention:
     """Puts zero in place of a head's output; arguments as for `set_output`."""
     value = torch.zeros(architecture_of(model).d_head, device=architecture_of(model).device)
     return set_output(model, value, layer=layer, head=head, rows=rows, share=share)
@@ -60,8 +64,8 @@ def mean_ablate(
     model: Model,
     reference: Int[Tensor, "batch pos"],
     *,
-    layer: int,
-    head: int,
+    layer: int | None = None,
+    head: int | str | None = None,
     reference_rows: Positions = None,
     by_position: bool = False,
     rows: Positions = None,
@@ -88,8 +92,8 @@ def patch_output(
     model: Model,
     source: Int[Tensor, "batch pos"],
     *,
-    layer: int,
-    head: int,
+    layer: int | None = None,
+    head: int | str | None = None,
     rows: Positions = None,
     share: float = 1.0,
 ) -> Intervention:
@@ -102,17 +106,23 @@ def patch_output(
 
 @face
 def patch_pattern(
-    model: Model, source: Int[Tensor, "batch pos"], *, layer: int, head: int, rows: Positions = None
+    model: Model,
+    source: Int[Tensor, "batch pos"],
+    *,
+    layer: int | None = None,
+    head: int | str | None = None,
+    rows: Positions = None,
 ) -> Intervention:
     """Puts the head's attention pattern on `source` (documents of the same shape) in place of its own."""
-    name = LayerHooks(layer).pattern
-    patterns = _clean(model, source, layer, head, name)[:, head]
+    at, number = place_of(layer, head)
+    name = LayerHooks(at).pattern
+    patterns = _clean(model, source, at, number, name)[:, number]
 
     def edit(pattern: Tensor, hook: Any) -> Tensor:
-        own = pattern[:, head]
+        own = pattern[:, number]
         chosen = chosen_positions("rows", rows, len(own), own.shape[1], own.device)[..., None]
         changed = pattern.clone()
-        changed[:, head] = torch.where(chosen, fitting(patterns, own), own)
+        changed[:, number] = torch.where(chosen, fitting(patterns, own), own)
         return changed
 
     return Intervention(model, [], [(name, edit)])
@@ -120,11 +130,12 @@ def patch_pattern(
 
 @face
 def head_outputs(
-    model: Model, tokens: Int[Tensor, "batch pos"], *, layer: int, head: int
+    model: Model, tokens: Int[Tensor, "batch pos"], *, layer: int | None = None, head: int | str | None = None
 ) -> Float[Tensor, "batch pos d_head"]:
     """A head's output at hook_z on these documents, as the model is without hooks."""
-    z = _clean(model, tokens, layer, head, LayerHooks(layer).z)
-    return by_head(z, architecture_of(model).n_heads)[:, :, head]
+    at, number = place_of(layer, head)
+    z = _clean(model, tokens, at, number, LayerHooks(at).z)
+    return by_head(z, architecture_of(model).n_heads)[:, :, number]
 
 
 @face

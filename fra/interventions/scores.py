@@ -11,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from fra.architectures.face import face, set_aside
+from fra.architectures.known import place_of
 from fra.core.coded import Arm, Channels
 from fra.core.frozen import Side, freeze
 from fra.core.output import value_features, value_terms
@@ -41,14 +42,16 @@ def remove(
     model: Model,
     channels: Channels,
     *,
-    layer: int,
-    head: int,
+    layer: int | None = None,
+    head: int | str | None = None,
     dictionary: Any,
     **where: Unpack[Where],
 ) -> Intervention:
     """Takes the contributions F_ij(t,s) of these channels out of a head's scores, before softcap, and nothing else.
 
-    channels: pairs of feature ids; a pair named twice is removed once. dictionary: of this layer's attention input.
+    layer and head: by number, or the head alone by name (head="L1H4"). channels: pairs of feature ids (a tensor, array,
+    list, or a table as `ResolvedHead.channels` gives it); a pair named twice is removed once. dictionary: of this
+    layer's attention input.
     where: `rows`, `keys`: only at these query or key positions (a mask [pos] or [batch, pos], or a list of positions);
     `entries`: only where this mask, [q_pos, k_pos] or [batch, q_pos, k_pos], is true; `clean`: take codes and scales
     from a pass over these tokens as the model is without hooks, not from the pass that is changed.
@@ -65,8 +68,8 @@ def scale(
     channels: Channels,
     factor: float,
     *,
-    layer: int,
-    head: int,
+    layer: int | None = None,
+    head: int | str | None = None,
     dictionary: Any,
     **where: Unpack[Where],
 ) -> Intervention:
@@ -75,7 +78,7 @@ def scale(
     if len(pairs) == 0:
         raise FraError("there are no channels to change: give at least one pair of feature ids.")
     share = channel_share(pairs)
-    return _change_scores(model, share, factor, layer, head, dictionary, where)
+    return _change_scores(model, share, factor, *place_of(layer, head), dictionary, where)
 
 
 @face
@@ -83,8 +86,8 @@ def keep_only(
     model: Model,
     channels: Channels,
     *,
-    layer: int,
-    head: int,
+    layer: int | None = None,
+    head: int | str | None = None,
     dictionary: Any,
     **where: Unpack[Where],
 ) -> Intervention:
@@ -97,7 +100,7 @@ def keep_only(
     def share(arm: Arm, head: int) -> Tensor:
         return block(arm, head) - kept(arm, head)
 
-    return _change_scores(model, share, 0.0, layer, head, dictionary, where)
+    return _change_scores(model, share, 0.0, *place_of(layer, head), dictionary, where)
 
 
 @face
@@ -106,8 +109,8 @@ def scale_blocks(
     blocks: Collection[tuple[str, str]],
     factor: float = 0.0,
     *,
-    layer: int,
-    head: int,
+    layer: int | None = None,
+    head: int | str | None = None,
     dictionary: Any,
     **where: Unpack[Where],
 ) -> Intervention:
@@ -120,7 +123,7 @@ def scale_blocks(
     if unknown or not blocks:
         named = f"{unknown[0]!r} is no block of a score" if unknown else "there are no blocks to change"
         raise FraError(f"{named}: name pairs of {', '.join(TERMS)}.")
-    return _change_scores(model, _blocks(blocks), factor, layer, head, dictionary, where)
+    return _change_scores(model, _blocks(blocks), factor, *place_of(layer, head), dictionary, where)
 
 
 @face
@@ -130,8 +133,8 @@ def scale_features(
     side: Side,
     factor: float = 0.0,
     *,
-    layer: int,
-    head: int,
+    layer: int | None = None,
+    head: int | str | None = None,
     dictionary: Any,
     **where: Unpack[Where],
 ) -> Intervention:
@@ -154,7 +157,7 @@ def scale_features(
             return frozen.scale * projected @ frozen.vectors("key", head).mT
         return frozen.scale * frozen.vectors("query", head) @ projected.mT
 
-    return _change_scores(model, share, factor, layer, head, dictionary, where)
+    return _change_scores(model, share, factor, *place_of(layer, head), dictionary, where)
 
 
 @face
@@ -162,8 +165,8 @@ def remove_output(
     model: Model,
     features: Int[Tensor, " n"] | Sequence[int],
     *,
-    layer: int,
-    head: int,
+    layer: int | None = None,
+    head: int | str | None = None,
     dictionary: Any,
     terms: Collection[str] = (),
     **where: Unpack[Where],
@@ -185,13 +188,26 @@ def scale_output(
     features: Int[Tensor, " n"] | Sequence[int],
     factor: float,
     *,
-    layer: int,
-    head: int,
+    layer: int | None = None,
+    head: int | str | None = None,
     dictionary: Any,
     terms: Collection[str] = (),
     **where: Unpack[Where],
 ) -> Intervention:
     """Multiplies what features contribute to a head's output by `factor`; otherwise as `remove_output`."""
+    return _scale_output(model, features, factor, *place_of(layer, head), dictionary, terms, where)
+
+
+def _scale_output(
+    model: Model,
+    features: Int[Tensor, " n"] | Sequence[int],
+    factor: float,
+    layer: int,
+    head: int,
+    dictionary: Any,
+    terms: Collection[str],
+    where: Where,
+) -> Intervention:
     check_layer_and_head(model, layer, head)
     check_dictionary(dictionary)
     check_where(where)

@@ -1,5 +1,5 @@
-"""Feature cards as pages. Every token is text: escaped, control characters shown as escapes; no script, nothing
-loaded.
+"""Feature cards as pages. Every token is text: escaped, control characters shown as escapes; nothing is loaded, and the
+one script, by which an index jumps to a number, is the only one that the page's policy lets run.
 
 A cell's shade is its share of the largest; what pulls a feature down is underlined and bracketed as well as coloured,
 so that colour is never needed.
@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, Template
 from markupsafe import Markup
 
 from fra.report import card_links
-from fra.report.page import number, templates
+from fra.report.page import number, script, templates
 from fra.report.tokens import AFTER, AROUND, BEFORE, SHADES, shaded
 from fra.verdicts import files
 from fra.verdicts.shown import visible
@@ -84,12 +84,23 @@ class Card:
 def _pages() -> Environment:
     environment = templates()
     environment.filters |= {"number": number, "visible": visible}
+    environment.globals["script"], environment.globals["script_hash"] = script("cards.js")
     return environment
 
 
-def render_head(cards: Sequence[Card], head: int, **about: Any) -> str:
-    """The page of one head."""
-    return _pages().get_template("cards.html.j2").render(cards=cards, head=head, shades=range(1, SHADES + 1), **about)
+def pages_of(name: str) -> Template:
+    """A template of cards, with what all of them use."""
+    return _pages().get_template(name)
+
+
+def render_head(cards: Sequence[Card], head: int, *, labels: Mapping[int, str] | None = None, **about: Any) -> str:
+    """The page of one head; the index where head is -1."""
+    on_page = {
+        f"L{about['layer']}H{head}.html": [card.feature for card in own] for head, own in about["by_head"].items()
+    }
+    return pages_of("cards.html.j2").render(
+        cards=cards, head=head, shades=range(1, SHADES + 1), labels=labels or {}, on_page=on_page, **about
+    )
 
 
 def write_pages(
@@ -102,18 +113,21 @@ def write_pages(
     *,
     fingerprint: str = "",
     report: Path | None = None,
+    labels: Mapping[int, str] | None = None,
 ) -> int:
     """index.html and one page a head; returns how many. Beside them lies which feature stands where, for a report's
     links. Raises FraError where the folder cannot be written.
 
-    fingerprint: of the target; without it no report links the cards. report: the pages link back to it.
+    fingerprint: of the target; without it no report links the cards. report: the pages link back to it. labels: of
+    features, shown beside their numbers.
     """
     back = "" if report is None else card_links.relative(report, folder / "index.html")
     about = {"target": target, "hook": hook, "layer": layer, "d_sae": d_sae, "by_head": by_head, "report": back}
+    about |= {"labels": labels or {}}
     pages = {f"L{layer}H{head}.html": render_head(own, head, **about) for head, own in by_head.items()}
     pages["index.html"] = render_head([], -1, **about)
     for name, text in pages.items():
         files.write_text(text, folder / name)
     on_page = {f"L{layer}H{head}.html": [card.feature for card in own] for head, own in by_head.items()}
-    card_links.write(folder, target, fingerprint, hook, on_page)
+    card_links.write(folder, target, fingerprint, hook, on_page, labels=labels or {})
     return len(pages)

@@ -143,9 +143,9 @@ def _alike(values: Iterable[Any]) -> bool:
     )
 
 
-def _script() -> tuple[Markup, str]:
-    """The page's script, and its hash as a policy names it."""
-    text = resources.files("fra.report").joinpath("report.js").read_text(encoding="utf-8")
+def script(name: str) -> tuple[Markup, str]:
+    """A script of this room, and its hash as a page's policy names it."""
+    text = resources.files("fra.report").joinpath(name).read_text(encoding="utf-8")
     return Markup(text), "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
@@ -182,6 +182,7 @@ def _template() -> Template:
         "page": lambda address: address.removeprefix(_NEURONPEDIA),
     }
     environment.globals |= {
+        "channels_of": card_links.channels_of,
         "interval": interval,
         "without": WITHOUT_NUMBERS,
         "glyphs": GLYPHS,
@@ -194,7 +195,7 @@ def _template() -> Template:
         "glossary": GLOSSARY,
         "forest_width": overviews.FOREST,
     }
-    environment.globals["script"], environment.globals["script_hash"] = _script()
+    environment.globals["script"], environment.globals["script_hash"] = script("report.js")
     return environment.get_template("report.html.j2")
 
 

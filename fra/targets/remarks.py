@@ -59,9 +59,9 @@ def _likeness(one: list[int], other: list[int]) -> float:
     return len({*union} & {*one} & {*other}) / len(union)
 
 
-def remarks(target: str, documents: Sequence[Document], sources: str | None) -> list[str]:
+def remarks(target: str, documents: Sequence[Document], sources: str | None, cut: bool = False) -> list[str]:
     """Sentences about a target's documents that its user should know; none where all is well. `sources`: what the
-    target says of them (`text.sources`).
+    target says of them (`text.sources`). cut: whether they are pieces of one file.
 
     Raises FraError where all documents are the same text.
     """
@@ -77,7 +77,13 @@ def remarks(target: str, documents: Sequence[Document], sources: str | None) -> 
     if len(own) < fewest_sources():
         largest, n = Counter(document.source for document in documents).most_common(1)[0]
         why = ""
-        if sources in (None, "name") and n > 1:
+        if cut and sources in (None, "name") and n > 1:
+            why = (
+                f"; they are the pieces of one file, numbered by their position in it ({documents[0].name!r} first), "
+                "and count as one source: if it holds separate texts, say what stands between them (text.separator), "
+                'or, if its pieces are independent, set text.sources = "document"'
+            )
+        elif sources in (None, "name") and n > 1:
             why = (
                 f"; documents whose names differ only after the last hyphen are one source, as the {n} of {largest!r}: "
                 'if each is independent of the others, set text.sources = "document" (or "folder", or a pattern)'

@@ -331,7 +331,9 @@ class Target:
         """
         from fra.targets.remarks import remarks
 
-        return remarks(self.name, self.documents(), self.spec.text.sources)
+        text = self.spec.text
+        cut = text.separator is None and self._path(text.documents).is_file()
+        return remarks(self.name, self.documents(), text.sources, cut)
 
     def in_double(self) -> Target:
         """The same target in float64, loaded when first used. Raises FraError on a device that has no float64."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import re
 from typing import Any
 
@@ -96,3 +97,15 @@ def test_a_census_of_one_head_by_name_and_what_objects_say(parts: tuple[Any, Any
     assert "<td style='text-align:left'>no</td>" in removal._repr_html_()
     with removal:
         assert "<td style='text-align:left'>yes</td>" in removal._repr_html_()
+
+
+def test_the_example_of_resolve_runs() -> None:
+    """`help(fra.resolve)`: what it shows is what happens."""
+    (example,) = doctest.DocTestFinder(recurse=False).find(
+        fra.resolve, "fra.resolve", globs={"fra": fra, "torch": torch}
+    )
+    assert len(example.examples) > 8
+    said: list[str] = []
+    assert doctest.DocTestRunner().run(example, out=said.append).failed == 0, "".join(said)
+    for word in ("[q_pos, k_pos]", "nats", "Raises FraError", "head=", "slot:"):
+        assert word in (fra.resolve.__doc__ or "")

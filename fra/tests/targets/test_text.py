@@ -113,6 +113,25 @@ def test_a_byte_order_mark_is_no_text(home: Path) -> None:
     assert next(d.text for d in read(home) if d.name == "lone") == "hello"
 
 
+def test_one_large_file_is_many_documents_and_what_they_count_as_is_said(tmp_path: Path) -> None:
+    """A file of a megabyte: enough documents for every claim, in its order; what they count as is said."""
+    (tmp_path / "book.txt").write_text("\n\n".join(prose(k, 100) for k in range(1800)))
+    assert (tmp_path / "book.txt").stat().st_size > 10**6
+    found = read(tmp_path, "book.txt")
+    assert len(found) > 400
+    assert [document.name for document in found] == sorted(document.name for document in found)
+    (said,) = remarks("mine", found, None, cut=True)
+    for words in (
+        f"{len(found)} documents of 1 independent source",
+        "pieces of one file, numbered by their position in it ('book-001' first)",
+        "text.separator",
+        'text.sources = "document"',
+    ):
+        assert words in said
+    one_sentence(FraError(said))
+    assert remarks("mine", read(tmp_path, "book.txt", sources="document"), "document", cut=True) == []
+
+
 # What is said of the text
 
 
@@ -171,6 +190,14 @@ def test_documents_that_are_one_text_are_refused() -> None:
     with pytest.raises(FraError, match="80 documents of 'mine' all begin with the same text") as caught:
         remarks("mine", named({f"t{k}": f"This is document {k} of eighty." for k in range(80)}), None)
     one_sentence(caught.value)
+
+
+def test_ten_documents_are_too_few_and_what_to_do_is_said() -> None:
+    (said,) = remarks("mine", named({f"t{k}": prose(k) for k in range(10)}), None)
+    assert said == (
+        "'mine' has 10 documents of 10 independent sources, and a test that resamples sources can decide nothing with "
+        "fewer than 40: add text."
+    )
 
 
 def test_short_documents_are_said() -> None:

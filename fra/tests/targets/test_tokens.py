@@ -145,3 +145,20 @@ def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
     file = tmp_path / "tiny.toml"
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert fra.load_target(file).name == "tiny"
+
+
+def test_a_tokenizer_without_any_special_token_is_no_fault_of_the_text(tmp_path: Path) -> None:
+    """What is missing is said with what to write; with that line the target is this model's own, ids and all."""
+    target(tmp_path)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        file = tmp_path / "m" / name
+        if file.exists():
+            own = json.loads(file.read_text())
+            file.write_text(json.dumps({k: v for k, v in own.items() if not k.endswith("_token")}))
+    assert AutoTokenizer.from_pretrained(tmp_path / "m").all_special_tokens == []
+    said = refused(tmp_path / "tiny.toml", "tokenizer of 'tiny' has no BOS token", "prepend_bos = false")
+    assert "vocabulary" not in said
+    given = target(tmp_path, 'processing = "none"\nprepend_bos = false')
+    targets.admit(given)
+    ids = AutoTokenizer.from_pretrained(tmp_path / "m")("one and two")["input_ids"]
+    assert given.tokens("one and two").tolist() == ids == given.model.to_tokens("one and two")[0].tolist()

@@ -119,3 +119,10 @@ if (fra.about.scores.every(Boolean)) {
 parse();
 thumbnails();
 draw();
+// The other heads' entries while nobody asks for anything, where they are few enough to be kept.
+const waiting = fra.about.heads.map((_, at) => at).flatMap((at) => ["q", "k"].map((side) => () => fra.head(at).entries(side)));
+const warm = () => {
+  const step = waiting.shift();
+  if (step) step(), (window.requestIdleCallback ?? setTimeout)(warm);
+};
+if (fra.shared.slot.length * fra.width * waiting.length < 2 ** 24) setTimeout(warm, 300);

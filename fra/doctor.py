@@ -261,7 +261,7 @@ def _texts(found: Diagnosis, target: Target, documents: int) -> list[Int[Tensor,
     return sample(target, documents)
 
 
-def _seen(target: Target, hook: str, texts: Sequence[Int[Tensor, " pos"]]) -> list[AtHook]:
+def _seen(target: Target, hook: str, texts: Sequence[Int[Tensor, " _pos"]]) -> list[AtHook]:
     import torch
 
     from fra.targets.admission import see
@@ -271,7 +271,7 @@ def _seen(target: Target, hook: str, texts: Sequence[Int[Tensor, " pos"]]) -> li
 
 
 def _explained(
-    found: Diagnosis, target: Target, texts: Sequence[Int[Tensor, " pos"]], progress: Callable[[str], None]
+    found: Diagnosis, target: Target, texts: Sequence[Int[Tensor, " _pos"]], progress: Callable[[str], None]
 ) -> dict[str, float]:
     """Variance explained by every dictionary that can be read there."""
     from fra.targets.admission import quality_of
@@ -285,7 +285,7 @@ def _explained(
 
 
 def _dictionaries(
-    found: Diagnosis, target: Target, texts: Sequence[Int[Tensor, " pos"]], progress: Callable[[str], None]
+    found: Diagnosis, target: Target, texts: Sequence[Int[Tensor, " _pos"]], progress: Callable[[str], None]
 ) -> None:
     """What each dictionary does, and costs the model."""
     import torch

@@ -18,6 +18,7 @@ const offButton = (i, j) => {
   const off = channels().find((c) => c.i === i && c.j === j);
   return el("button", { type: "button", ariaPressed: String(Boolean(off)), title: "switch this channel off, or on again", onclick: () => switched(i, j, off ? 1 : 0) }, off ? "back" : "off");
 };
+const opened = () => (state.o || "").split(",").filter(Boolean);
 const chosenPair = () => {
   const [i, j] = (state.c || "").split("-").map(Number);
   return fra.slotOf.has(i) && fra.slotOf.has(j) ? [i, j] : null;
@@ -66,8 +67,9 @@ const views = {
       ...both(head, t, s, other),
     ];
     const later = [];
-    const made = [el("p", {}, "All keys of the query ", word(fra.about.tokens[t]), ` (${t}), most attended first. Strongest channel: less its mean over the row.`),
-      tag(["key", "attention", ...(changed ? ["what if"] : []), "score", ...fra.TERMS.map((a) => `${KIND[a]} → features`), "others", "strongest channel", ""], "keys of the row", list.map((k) => {
+    const rows = state.all === "1" ? list : list.filter((k, rank) => rank < 2 * SHOWN || k === s || k === other);
+    const made = [el("p", {}, `${rows.length === list.length ? "All" : `${rows.length} of ${list.length}`} keys of the query `, word(fra.about.tokens[t]), ` (${t}), most attended first. Strongest channel: less its mean over the row.`),
+      tag(["key", "attention", ...(changed ? ["what if"] : []), "score", ...fra.TERMS.map((a) => `${KIND[a]} → features`), "others", "strongest channel", ""], "keys of the row", rows.map((k) => {
         const b = head.blocks(t, k);
         const own = b.map((line) => line[0]);
         const cell = t * fra.n + k;
@@ -78,7 +80,7 @@ const views = {
           strongest.replaceChildren(...(top ? [pairButton(top.i, top.j), " ", signed(top.value)] : ["–"]));
         });
         return [el("div", {}, el("button", { type: "button", onclick: () => go({ k: String(k), v: "cell" }) }, `${k}`), " ", word(fra.about.tokens[k])), number(head.pattern[cell]), ...(changed ? [number(now[cell])] : []), number(head.scores[cell]), ...own.map(number), number(b.flat().reduce((x, y) => x + y, 0) - own.reduce((x, y) => x + y, 0)), strongest, k === other || k === s ? "" : el("button", { type: "button", title: "hold the chosen key against this one", onclick: () => go({ a: String(k) }) }, "against")];
-      })), ...against];
+      })), list.length > 2 * SHOWN ? el("div", { class: "bar" }, check("all", `all ${list.length} keys`)) : null, ...against];
     // The keys that matter at once, the others after the page has been drawn.
     for (const fill of later.splice(0, SHOWN)) fill();
     const rest = () => {
@@ -154,9 +156,12 @@ const views = {
     for (let e = 0; e < z_pos.length; e++) if (z_pos[e] === t) fires.push(e);
     const own = (e) => z_heads[e * fra.about.n_heads + head.number];
     fires.sort((a, b) => Math.abs(own(b)) - Math.abs(own(a)));
-    const level = (title, fill) => {
-      const made = el("details", {}, el("summary", {}, ...title));
-      made.addEventListener("toggle", () => made.open && made.childElementCount === 1 && made.append(...fill()));
+    // What is open stands in the address, by feature, source and feature there.
+    const level = (id, title, fill) => {
+      const made = el("details", { open: opened().includes(id) }, el("summary", {}, ...title));
+      const open = () => made.open && made.childElementCount === 1 && made.append(...fill());
+      open();
+      made.addEventListener("toggle", () => (open(), keep({ o: [...opened().filter((x) => x !== id), ...(made.open ? [id] : [])].join(",") })));
       return made;
     };
     const line = (name, value) => el("p", { class: "quiet" }, name, " ", signed(value));
@@ -166,7 +171,7 @@ const views = {
     };
     const through = (f, source) => {
       const { features, bias, error } = head.through(f, t, source, now);
-      return [...features.slice(0, SHOWN).map(({ entry, feature, value }) => level([signed(value), ` feature ${feature} of the input there`], () => [el("p", {}, featureButton(feature)), ...components(entry)])),
+      return [...features.slice(0, SHOWN).map(({ entry, feature, value }) => level(`${z.features[f]}.${source}.${feature}`, [signed(value), ` feature ${feature} of the input there`], () => [el("p", {}, featureButton(feature)), ...components(entry)])),
         line(`${Math.max(0, features.length - SHOWN)} further features`, features.slice(SHOWN).reduce((sum, x) => sum + x.value, 0)), line("bias", bias), line("error", error)];
     };
     return [
@@ -174,10 +179,10 @@ const views = {
       ...fires.slice(0, 24).map((e) => {
         const f = z_slot[e];
         const changed = channels().length ? head.sources(f, t, now).reduce((a, b) => a + b, 0) : null;
-        return level([signed(own(e)), changed === null ? "" : ` (what if: ${number(changed)})`, ` feature ${z.features[f]}, active ${number(z_value[e])}: raises `, ...z.logits[f].raises.slice(0, 3).flatMap((x) => [word(x), " "])], () => {
+        return level(String(z.features[f]), [signed(own(e)), changed === null ? "" : ` (what if: ${number(changed)})`, ` feature ${z.features[f]}, active ${number(z_value[e])}: raises `, ...z.logits[f].raises.slice(0, 3).flatMap((x) => [word(x), " "])], () => {
           const sources = head.sources(f, t, now);
           const order = [...sources.keys()].sort((a, b) => Math.abs(sources[b]) - Math.abs(sources[a]));
-          return [el("p", {}, featureButton(z.features[f], "out")), strip(fra.about.tokens.slice(0, t + 1), sources, t), ...order.slice(0, 6).map((k) => level([signed(sources[k]), ` from ${k} `, word(fra.about.tokens[k])], () => through(f, k)))];
+          return [el("p", {}, featureButton(z.features[f], "out")), strip(fra.about.tokens.slice(0, t + 1), sources, t), ...order.slice(0, 6).map((k) => level(`${z.features[f]}.${k}`, [signed(sources[k]), ` from ${k} `, word(fra.about.tokens[k])], () => through(f, k)))];
         });
       }),
     ];

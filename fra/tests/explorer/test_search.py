@@ -30,24 +30,29 @@ def browser() -> Iterator[Browser]:
         yield made
 
 
-def every_term(target: Any, leave: set[int], typical: bool) -> Terms:
-    """By channel: what it brings to each cell in which both its features are live, in float64."""
-    tokens = target.tokens(TEXT)
-    m = fra.resolve(target.model, tiny_sae(HOOK, dtype="float64"), tokens, 1, HEAD)
-    x = target.model.run_with_cache(tokens[None], names_filter=[HOOK])[1][HOOK][0]
-    active = tiny_sae(HOOK, dtype="float64").encode(x).detach()
-    mean = active.sum(0) / (active > 0).sum(0)
-    found: Terms = {}
-    for t, s in (m.scores() > -torch.inf).nonzero().tolist():
-        if {t, s} & leave:
-            continue
-        q, k, values = m.pair(t, s)
-        if typical:
-            values = values * (mean[q] / active[t, q])[:, None] * (mean[k] / active[s, k])
-        for i, row in zip(q.tolist(), values.tolist(), strict=True):
-            for j, value in zip(k.tolist(), row, strict=True):
-                found.setdefault((i, j), []).append(value)
-    return found
+class Truth:
+    """All terms of a head's scores, in float64, cell by cell."""
+
+    def __init__(self, target: Any) -> None:
+        tokens = target.tokens(TEXT)
+        m = fra.resolve(target.model, tiny_sae(HOOK, dtype="float64"), tokens, 1, HEAD)
+        x = target.model.run_with_cache(tokens[None], names_filter=[HOOK])[1][HOOK][0]
+        self.active = tiny_sae(HOOK, dtype="float64").encode(x).detach()
+        self.mean = self.active.sum(0) / (self.active > 0).sum(0)
+        self.cells = [(t, s, *m.pair(t, s)) for t, s in (m.scores() > -torch.inf).nonzero().tolist()]
+
+    def terms(self, leave: set[int], typical: bool) -> Terms:
+        """By channel: what it brings to each cell in which both its features are live."""
+        found: Terms = {}
+        for t, s, q, k, values in self.cells:
+            if {t, s} & leave:
+                continue
+            if typical:
+                values = values * (self.mean[q] / self.active[t, q])[:, None] * (self.mean[k] / self.active[s, k])
+            for i, row in zip(q.tolist(), values.tolist(), strict=True):
+                for j, value in zip(k.tolist(), row, strict=True):
+                    found.setdefault((i, j), []).append(value)
+        return found
 
 
 SIZE = {"sum": sum, "mean": lambda v: sum(v) / len(v), "peak": lambda v: max(v, key=abs)}
@@ -60,6 +65,7 @@ def test_search_finds_the_strongest_of_all_channels(kind: str, browser: Browser,
     file = tmp_path / "page.html"
     explore(target, TEXT, layer=1, precision="float32", documents=0, output=file)
     browser.open(file)
+    brute = Truth(target)
     tokens = target.tokens(TEXT).tolist()
     marks = {t for t, token in enumerate(tokens) if not any(c.isalnum() for c in target.tokenizer.decode([token]))}
     bos = {t for t, token in enumerate(tokens) if token == target.tokenizer.bos_token_id}
@@ -75,7 +81,7 @@ def test_search_finds_the_strongest_of_all_channels(kind: str, browser: Browser,
         ("sum", 2, "ot"),
     ):
         left = (marks - bos if "p" in options else set()) | (bos if "b" in options else set())
-        terms = every_term(target, left, "t" in options)
+        terms = brute.terms(left, "t" in options)
         truth = {
             channel: (SIZE[by](values), len(values))
             for channel, values in terms.items()
@@ -105,9 +111,8 @@ def test_the_view_shows_what_the_search_finds(browser: Browser, tmp_path: Path) 
     explore(target, TEXT, layer=1, precision="float32", documents=0, output=file)
     browser.open(file, f"h={HEAD}&v=search&by=mean&least=2&punct=1&bos=1&own=1&typical=1")
     asked = "{by: 'mean', least: 2, punctuation: true, bos: true, own: true, typical: true}"
-    browser(
-        "new Promise((done) => { const look = () => document.querySelector('#panel table') ? done() : setTimeout(look, 20); look(); })"
-    )
+    look = "const look = () => document.querySelector('#panel table') ? done() : setTimeout(look, 20); look();"
+    browser(f"new Promise((done) => {{ {look} }})")
     names = "[...document.querySelectorAll('#panel tbody tr')].map((row) => row.children[2].textContent)"
     found = browser(f"search(fra.head({HEAD}), {asked}, () => true)")
     assert browser(names) == [f"{one['i']} → {one['j']}" for one in found]

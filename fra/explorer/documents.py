@@ -49,7 +49,8 @@ def in_documents(
     target: Target, sae: Any, features: Int[Tensor, " n"], n_documents: int
 ) -> tuple[list[list[dict[str, Any]]], list[float | None]]:
     """Of each feature: its strongest firings (ids of the tokens around each, [place, activation] of those at which it
-    fires, place of the strongest), and its mean activation while live (None where it never fires). Nothing where the target has no documents of its own, or `n_documents` is 0.
+    fires, place of the strongest), and its mean activation while live, None where it never fires. Nothing where the
+    target has no documents of its own, or `n_documents` is 0.
     """
     n = min(n_documents, len(target.documents())) if n_documents else 0
     if not n:

@@ -138,6 +138,8 @@ def of_keys(layer: LayerOnText, head: int, pack: Pack, precision: Precision) -> 
         _mapped(layer, "O", layer.ov.W_V[head], pack, precision)
 
 
-def _mapped(layer: LayerOnText, name: str, W: Float[Tensor, "d_model d_head"], pack: Pack, precision: Precision) -> None:
+def _mapped(
+    layer: LayerOnText, name: str, W: Float[Tensor, "d_model d_head"], pack: Pack, precision: Precision
+) -> None:
     wide = layer.frozen.x.dtype if layer.frozen.x.device.type == "mps" else torch.float64
     pack.rows(name, layer.codes.decoder[layer.live].to(wide) @ W.to(wide), precision)

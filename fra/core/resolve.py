@@ -58,13 +58,18 @@ def resolve(
 
     What is returned (a `fra.ResolvedHead`) answers:
 
-        m = fra.resolve(model, sae, tokens, head="L1H4")
-        m.scores()                    # [q_pos, k_pos]: the model's own scores, as the sum of all terms
-        m.blocks()                    # the same by kind: features, biases and errors of query and key
-        m.top(10, text=True)          # the ten strongest terms (query, key, feature, feature), with their tokens
-        m.channels(n=10, text=True)   # the ten strongest channels: pairs of features, summed over the document
-        m.channel(1575, 1794)         # [q_pos, k_pos]: what one channel brings to each score
-        m.pair(21, 6)                 # all terms of one score
+    >>> target = fra.load_target("mini")
+    >>> _, sae = target.dictionary_for(1)
+    >>> m = fra.resolve(target.model, sae, target.tokens("the cat sat, and the cat sat"), head="L1H4")
+    >>> scores = m.scores()  # [q_pos, k_pos]: the model's own scores, as the sum of all terms
+    >>> sum(m.blocks().values()).allclose(scores.tril(), atol=1e-3)  # by kind: features, biases, errors of either side
+    True
+    >>> len(m.top(10, text=True))  # the strongest terms (query, key, feature, feature), with their tokens
+    10
+    >>> i, j = m.channels(n=10)[["q_feature", "k_feature"]].iloc[0]  # pairs of features, summed over the document
+    >>> m.channel(i, j).shape == scores.shape  # [q_pos, k_pos]: what one channel brings to each score
+    True
+    >>> q_features, k_features, terms = m.pair(5, 2)  # all terms of one score
 
     Scores are those before softcap; a softcap is not additive. LayerNorm's scale and the gain of a QK-norm are frozen
     at their values here. Raises FraError (one sentence) for what does not fit: tokens, layer, head, and dictionary

@@ -89,7 +89,7 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	@mkdir -p build
-	JAXTYPING_DISABLE=1 $(ONE_THREAD) $(BIN)/python -m pytest fra/tests/bench/bench_library.py fra/tests/bench/bench_attribution.py fra/tests/bench/bench_blockdiag.py -o python_files='bench_*.py' \
+	JAXTYPING_DISABLE=1 $(ONE_THREAD) $(BIN)/python -m pytest fra/tests/bench/bench_library.py fra/tests/bench/bench_attribution.py fra/tests/bench/bench_blockdiag.py fra/tests/bench/bench_explorer.py -o python_files='bench_*.py' \
 	  --benchmark-json build/bench.json $(ARGS)
 
 # The census against its baselines, at full size: long, and for a machine that does nothing else.

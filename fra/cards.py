@@ -61,7 +61,7 @@ class Firings:
     n_positions: int
 
 
-def firings(target: Target, sae: Any, documents: Sequence[Int[Tensor, " pos"]]) -> Firings:
+def firings(target: Target, sae: Any, documents: Sequence[Int[Tensor, " _pos"]]) -> Firings:
     """Runs the documents through model and dictionary, some at a time."""
     parts, positions = [], 0
     for start in range(0, len(documents), _DOCUMENTS_AT_ONCE):
@@ -77,7 +77,7 @@ _FIELDS = ("doc", "pos", "feature", "value")
 
 
 def sources_of(
-    target: Target, sae: Any, documents: Sequence[Int[Tensor, " pos"]], at: Live
+    target: Target, sae: Any, documents: Sequence[Int[Tensor, " _pos"]], at: Live
 ) -> list[Float[np.ndarray, " k_pos"]]:
     """DFA by source position (all heads together) of chosen firings; causal keys only."""
     found: list[np.ndarray] = [np.zeros(0)] * len(at)

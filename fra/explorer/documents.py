@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,8 +48,9 @@ def firings(target: Target, sae: Any, documents: Sequence[Int[Tensor, " _pos"]])
 def in_documents(
     target: Target, sae: Any, features: Int[Tensor, " n"], n_documents: int
 ) -> tuple[list[list[dict[str, Any]]], list[float | None]]:
-    """Of each feature: its strongest firings as the page draws them, and its mean activation while live (None where it
-    never fires). Nothing where the target has no documents of its own, or `n_documents` is 0.
+    """Of each feature: its strongest firings (ids of the tokens around each, [place, activation] of those at which it
+    fires, place of the strongest), and its mean activation while live, None where it never fires. Nothing where the
+    target has no documents of its own, or `n_documents` is 0.
     """
     n = min(n_documents, len(target.documents())) if n_documents else 0
     if not n:
@@ -62,13 +63,18 @@ def in_documents(
     ids = features.tolist()
     means = [float(total[i] / count[i]) if i < len(total) and count[i] else None for i in ids]
     chosen = live.where(torch.isin(live.feature, features.to(live.feature.device)))
-    found = _drawn(chosen, documents, text_of(target.tokenizer))
+    found = _drawn(chosen, documents)
     return [found.get(i, []) for i in ids], means
 
 
-def _drawn(
-    live: Live, documents: Sequence[Int[Tensor, " _pos"]], text: Callable[[int], str]
-) -> dict[int, list[dict[str, Any]]]:
+def words(target: Target, *of: list[list[dict[str, Any]]]) -> dict[int, str]:
+    """The texts of all tokens in the examples of `in_documents`, by id: each travels once."""
+    text = text_of(target.tokenizer)
+    ids = {token for examples in of for own in examples for one in own for token in one["tokens"]}
+    return {token: text(token) for token in sorted(ids)}
+
+
+def _drawn(live: Live, documents: Sequence[Int[Tensor, " _pos"]]) -> dict[int, list[dict[str, Any]]]:
     """The strongest firings of each feature: tokens around each, with the activations there."""
     here: dict[tuple[int, int], dict[int, float]] = {}
     for doc, pos, feature, value in zip(
@@ -82,8 +88,8 @@ def _drawn(
         values = here[feature, doc]
         found.setdefault(feature, []).append(
             {
-                "tokens": [text(int(documents[doc][k])) for k in window],
-                "values": [float(f"{values.get(k, 0.0):.3g}") for k in window],
+                "tokens": documents[doc][window.start : window.stop].tolist(),
+                "values": [[at, float(f"{values[k]:.3g}")] for at, k in enumerate(window) if k in values],
                 "at": window.index(pos),
             }
         )

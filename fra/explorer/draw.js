@@ -97,14 +97,14 @@ const tag = (name, title, rows, empty = "none") =>
           el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((cell) => el("td", { class: typeof cell === "string" || cell instanceof HTMLSpanElement && cell.matches(".pull, .push") ? "n" : "" }, cell)))))))
     : el("p", { class: "quiet" }, empty);
 // Bars one after another, each beginning where the last has ended.
-const waterfall = (parts, total) => {
+const waterfall = (parts, total, what) => {
   let [low, high, at] = [0, 0, 0];
   for (const { value } of parts) (at += value), (low = Math.min(low, at)), (high = Math.max(high, at));
   const [left, width, row] = [190, 430, 21];
   const x = (v) => left + ((v - low) / (high - low || 1)) * width;
-  const picture = svg("svg", { viewBox: `0 0 ${left + width + 70} ${row * (parts.length + 1) + 6}`, width: left + width + 70, role: "img", "aria-label": `the score ${number(total)} as a sum of ${parts.length} parts` });
+  const picture = svg("svg", { viewBox: `0 0 ${left + width + 70} ${row * (parts.length + 1) + 6}`, width: left + width + 70, role: "img", "aria-label": `${what} ${number(total)} as a sum of ${parts.length} parts` });
   at = 0;
-  [...parts, { name: "score", value: total, whole: true }].forEach(({ name, value, whole }, line) => {
+  [...parts, { name: what, value: total, whole: true }].forEach(({ name, value, whole }, line) => {
     const start = whole ? 0 : at;
     const y = line * row + 4;
     picture.append(

@@ -14,9 +14,15 @@ const parse = () => {
   if (!fra.about.heads.includes(+state.h)) state.h = DEFAULTS.h;
   if (!Object.hasOwn(views, state.v)) state.v = "cell";
 };
+const address = () => `#${new URLSearchParams(Object.entries(state).filter(([, value]) => value !== ""))}`;
+// A change of the state that what is shown shows already.
+const keep = (changes) => {
+  Object.assign(state, changes);
+  if (address() !== location.hash) history.replaceState(null, "", address());
+};
 const go = (changes) => {
-  const next = Object.entries({ ...state, ...changes }).filter(([, value]) => value !== "");
-  const hash = `#${new URLSearchParams(next)}`;
+  Object.assign(state, "q" in changes ? { o: "" } : {}, changes);
+  const hash = address();
   if (hash === location.hash) return;
   history.pushState(null, "", hash);
   parse();
@@ -102,7 +108,7 @@ fra.about.heads.forEach((number_, at) => {
   const scores = fra.about.scores[at];
   document.getElementById("heads").append(
     el("button", { type: "button", "data-head": String(number_), onclick: () => go({ h: String(number_) }) },
-      el("canvas", { role: "img", ariaLabel: "" }), el("b", {}, `L${fra.about.layer}H${number_}`),
+      el("canvas", { "aria-hidden": "true" }), el("b", {}, `L${fra.about.layer}H${number_}`),
       ...(scores ? Object.entries(scores).map(([name, x]) => el("small", {}, `${name} ${x.toFixed(2)}`)) : [])),
   );
 });
@@ -119,3 +125,10 @@ if (fra.about.scores.every(Boolean)) {
 parse();
 thumbnails();
 draw();
+// The other heads' entries while nobody asks for anything, where they are few enough to be kept.
+const waiting = fra.about.heads.map((_, at) => at).flatMap((at) => ["q", "k"].map((side) => () => fra.head(at).entries(side)));
+const warm = () => {
+  const step = waiting.shift();
+  if (step) step(), (window.requestIdleCallback ?? setTimeout)(warm);
+};
+if (fra.shared.slot.length * fra.width * waiting.length < 2 ** 24) setTimeout(warm, 300);

@@ -116,15 +116,31 @@ def shared(layer: LayerOnText, pack: Pack) -> None:
             pack.numbers(f"{side}_{term}", torch.stack([both[number].sum(term) for both in sides]))
 
 
-def of_head(layer: LayerOnText, head: int, pack: Pack, precision: Precision) -> None:
-    """A head's maps of every live feature: U (the score's scale included), V, and through W_V where outputs are
-    shown.
+def sharers(layer: LayerOnText) -> list[int]:
+    """Of each head on the page: the first head with its key map (and, where outputs are shown, value map). Grouped keys
+    travel once.
     """
-    frozen, live = layer.frozen, layer.live
-    wide = frozen.x.dtype if frozen.x.device.type == "mps" else torch.float64
-    decoder = layer.codes.decoder[live].to(wide)
-    maps: dict[str, Float[Tensor, "d_model d_head"]] = {"U": frozen.scale * frozen.W_q[head], "V": frozen.W_k[head]}
+    maps = [layer.frozen.W_k] if layer.ov is None else [layer.frozen.W_k, layer.ov.W_V]
+    return [
+        next(first for first in layer.heads if all(torch.equal(both[first], both[head]) for both in maps))
+        for head in layer.heads
+    ]
+
+
+def of_head(layer: LayerOnText, head: int, pack: Pack, precision: Precision) -> None:
+    """A head's query map of every live feature, the score's scale included: U."""
+    _mapped(layer, "U", layer.frozen.scale * layer.frozen.W_q[head], pack, precision)
+
+
+def of_keys(layer: LayerOnText, head: int, pack: Pack, precision: Precision) -> None:
+    """Its key map, V; through W_V, O, where outputs are shown."""
+    _mapped(layer, "V", layer.frozen.W_k[head], pack, precision)
     if layer.ov is not None:
-        maps["O"] = layer.ov.W_V[head]
-    for name, W in maps.items():
-        pack.rows(name, decoder @ W.to(wide), precision)
+        _mapped(layer, "O", layer.ov.W_V[head], pack, precision)
+
+
+def _mapped(
+    layer: LayerOnText, name: str, W: Float[Tensor, "d_model d_head"], pack: Pack, precision: Precision
+) -> None:
+    wide = layer.frozen.x.dtype if layer.frozen.x.device.type == "mps" else torch.float64
+    pack.rows(name, layer.codes.decoder[layer.live].to(wide) @ W.to(wide), precision)

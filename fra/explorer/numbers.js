@@ -1,46 +1,9 @@
 "use strict";
-// The mathematics of the page: entries of a head, scores, channels, attention. Nothing here touches the page's elements
-// but the blocks that carry the numbers.
+// The mathematics of the page: entries of a head, scores, channels, attention. Nothing here touches its elements.
 const fra = (() => {
-  const about = JSON.parse(document.getElementById("about").textContent);
+  const { about, block } = packed;
   const n = about.tokens.length;
-  const bytes = (id) => {
-    const text = atob(document.getElementById(id).textContent);
-    const out = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) out[i] = text.charCodeAt(i);
-    return out.buffer;
-  };
-  let halves = null; // every float16 as a number
-  const half = () => {
-    if (halves) return halves;
-    halves = new Float32Array(65536);
-    for (let i = 0; i < 65536; i++) {
-      const exponent = (i >> 10) & 31;
-      const fraction = i & 1023;
-      const size = exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024);
-      halves[i] = i & 32768 ? -size : size;
-    }
-    return halves;
-  };
-  const read = (buffer, index) => {
-    const found = {};
-    for (const [name, { kind, shape, at, scale }] of Object.entries(index)) {
-      const size = shape.reduce((a, b) => a * b, 1);
-      if (kind === "i32") found[name] = new Int32Array(buffer, at, size);
-      else if (kind === "f32") found[name] = new Float32Array(buffer, at, size);
-      else {
-        const raw = new Uint16Array(buffer, at, size);
-        const scales = new Float32Array(buffer, scale, shape[0]);
-        const table = half();
-        const width = shape[1];
-        const out = new Float32Array(size);
-        for (let i = 0; i < size; i++) out[i] = table[raw[i]] * scales[(i / width) | 0];
-        found[name] = out;
-      }
-    }
-    return found;
-  };
-  const shared = read(bytes("shared"), about.index);
+  const shared = block("shared", about.index);
   const { first, slot, value, sigma } = shared;
   const width = about.index.q_bias.shape[2];
   const nEntries = slot.length;
@@ -54,9 +17,17 @@ const fra = (() => {
   for (let i = 0; i < means.length; i++) means[i] = about.means[i] ?? means[i] / counts[i];
   const masked = (t, s) => s > t || t - s >= about.window;
   const dot = (a, i, b, j) => {
-    let sum = 0;
-    for (let k = 0; k < width; k++) sum += a[i + k] * b[j + k];
-    return sum;
+    // Four sums at a time: one alone waits for each addition.
+    let [x, y, z, w] = [0, 0, 0, 0];
+    const four = width - (width % 4);
+    for (let k = 0; k < four; k += 4) {
+      x += a[i + k] * b[j + k];
+      y += a[i + k + 1] * b[j + k + 1];
+      z += a[i + k + 2] * b[j + k + 2];
+      w += a[i + k + 3] * b[j + k + 3];
+    }
+    for (let k = four; k < width; k++) x += a[i + k] * b[j + k];
+    return x + y + z + w;
   };
   const turn = (vector, at, pos, out, to) => {
     // Rotated to its position, as Rotary.rotate.
@@ -72,6 +43,36 @@ const fra = (() => {
   };
   const TERMS = ["feature", "bias", "error"];
   const heads = new Map();
+  // Maps of keys and values: heads that share their keys share these.
+  const shares = new Map();
+  const keysOf = (name) => {
+    if (!shares.has(name)) shares.set(name, block(`keys-${name}`, about.keys_index[name]));
+    return shares.get(name);
+  };
+  class Pairs {
+    constructor(queries, keys, here, values) {
+      Object.assign(this, { queries, keys, here, values });
+    }
+    one(at) {
+      const column = at % this.keys.length;
+      return { i: about.features[this.queries[(at / this.keys.length) | 0]], j: about.features[this.keys[column]], value: this.values[at], here: column < this.here };
+    }
+    // The most positive of them, or (sign -1) the most negative, the strongest first.
+    strongest(most, sign) {
+      const kept = [];
+      let floor = 0;
+      for (let at = 0; at < this.values.length; at++) {
+        const size = sign * this.values[at];
+        if (size <= floor) continue;
+        let place = kept.length;
+        while (place && sign * this.values[kept[place - 1]] < size) place--;
+        kept.splice(place, 0, at);
+        if (kept.length > most) kept.pop();
+        if (kept.length === most) floor = sign * this.values[kept[most - 1]];
+      }
+      return kept.map((at) => this.one(at));
+    }
+  }
   class Head {
     constructor(place) {
       this.place = place;
@@ -80,8 +81,7 @@ const fra = (() => {
       this.at = place * n * width;
     }
     get maps() {
-      this._maps ??= read(bytes(`head-${this.number}`), about.head_index[this.number]);
-      return this._maps;
+      return (this._maps ??= { ...block(`head-${this.number}`, about.head_index[this.number]), ...keysOf(about.keys_of[this.place]) });
     }
     // Every live entry's vector, as it enters the score at its position.
     entries(side) {
@@ -129,38 +129,54 @@ const fra = (() => {
           if (slot[g] === b && !masked(posOf[e], posOf[g])) out[posOf[e] * n + posOf[g]] = dot(q, e * width, k, g * width);
       return out;
     }
-    // Every pair of the cell, strongest pull first. centred: less the pair's mean over the row's keys. typical: as if
-    // both features were as active as on average while live.
-    pairs(t, s, centred, typical) {
+    // What each pair of features brings to a cell. typical: as if both were as active as on average while live.
+    _raw(t, s, typical) {
       const [q, k] = [this.entries("q"), this.entries("k")];
-      const found = [];
+      const keys = slot.subarray(first[s], first[s + 1]);
+      const values = new Float64Array((first[t + 1] - first[t]) * keys.length);
+      for (let e = first[t], at = 0; e < first[t + 1]; e++)
+        for (let g = first[s]; g < first[s + 1]; g++)
+          values[at++] = dot(q, e * width, k, g * width) * (typical ? (means[slot[e]] / value[e]) * (means[slot[g]] / value[g]) : 1);
+      return { keys, values, places: new Map(Array.from(keys, (key, column) => [key, column])) };
+    }
+    // Its mean over the row's keys: the query's vector times the key feature's mean vector.
+    _average(t, typical) {
+      const key = `${t} ${typical}`;
+      if (this._row?.key === key) return this._row;
+      const [q, k] = [this.entries("q"), this.entries("k")];
       const low = Math.max(0, t - about.window + 1);
-      const keys = t - low + 1;
-      const mean = new Float64Array(width);
-      const at = new Map();
-      for (let g = first[s]; g < first[s + 1]; g++) at.set(slot[g], g);
-      // The mean over keys of a pair is the query's vector times the key feature's mean vector.
-      const wanted = new Map(at);
-      if (centred) for (let g = first[low]; g < first[t + 1]; g++) if (!at.has(slot[g])) wanted.set(slot[g], -1);
-      const vectors = new Map();
-      if (centred) {
-        for (const feature of wanted.keys()) vectors.set(feature, new Float64Array(width));
-        for (let g = first[low]; g < first[t + 1]; g++) {
-          const into = vectors.get(slot[g]);
-          const scale = typical ? means[slot[g]] / value[g] / keys : 1 / keys;
-          for (let x = 0; x < width; x++) into[x] += k[g * width + x] * scale;
-        }
+      const places = new Map();
+      for (let g = first[low]; g < first[t + 1]; g++) if (!places.has(slot[g])) places.set(slot[g], places.size);
+      const vectors = new Float64Array(places.size * width);
+      for (let g = first[low]; g < first[t + 1]; g++) {
+        const into = places.get(slot[g]) * width;
+        const scale = (typical ? means[slot[g]] / value[g] : 1) / (t - low + 1);
+        for (let x = 0; x < width; x++) vectors[into + x] += k[g * width + x] * scale;
       }
-      for (let e = first[t]; e < first[t + 1]; e++) {
+      const values = new Float64Array((first[t + 1] - first[t]) * places.size);
+      for (let e = first[t], at = 0; e < first[t + 1]; e++) {
         const up = typical ? means[slot[e]] / value[e] : 1;
-        for (const [feature, g] of wanted) {
-          const across = typical && g >= 0 ? means[feature] / value[g] : 1;
-          const own = g < 0 ? 0 : dot(q, e * width, k, g * width) * across;
-          const less = centred ? dot(q, e * width, vectors.get(feature), 0) : 0;
-          found.push({ i: about.features[slot[e]], j: about.features[feature], value: (own - less) * up, here: g >= 0 });
-        }
+        for (let column = 0; column < places.size; column++) values[at++] = dot(q, e * width, vectors, column * width) * up;
       }
-      return found.sort((a, b) => b.value - a.value);
+      return (this._row = { key, keys: [...places.keys()], values, places });
+    }
+    // Every pair of the cell. less: "nothing", "row" (the pair's mean over the row's keys is taken away), or another key
+    // (what the pair brings there is). only: pairs that are live at the cell, without those that are not.
+    pairs(t, s, less, typical, only = false) {
+      const queries = slot.subarray(first[t], first[t + 1]);
+      const own = this._raw(t, s, typical);
+      if (less === "nothing") return new Pairs(queries, own.keys, own.keys.length, own.values);
+      const other = less === "row" ? this._average(t, typical) : this._raw(t, less, typical);
+      const keys = [...own.keys, ...(only ? [] : Array.from(other.keys).filter((key) => !own.places.has(key)))];
+      const here = own.keys.length;
+      const columns = Int32Array.from(keys, (key) => other.places.get(key) ?? -1);
+      const values = new Float64Array(queries.length * keys.length);
+      for (let e = 0, at = 0; e < queries.length; e++)
+        for (let column = 0; column < keys.length; column++, at++) {
+          if (column < here) values[at] = own.values[e * here + column];
+          if (columns[column] >= 0) values[at] -= other.values[e * other.keys.length + columns[column]];
+        }
+      return new Pairs(queries, keys, here, values);
     }
     cap(score) {
       return about.softcap === null || score === -Infinity ? score : about.softcap * Math.tanh(score / about.softcap);
@@ -201,55 +217,6 @@ const fra = (() => {
         out.push(dot(x, 0, y, 0));
       }
       return out;
-    }
-    // All channels of the text, in stretches: a click never waits. by: sum, mean, peak.
-    async search({ by, least, punctuation, bos, own, typical }, alive) {
-      const [q, k] = [this.entries("q"), this.entries("k")];
-      const live = about.features.length;
-      const [sum, count] = [new Float32Array(live * live), new Uint16Array(live * live)];
-      const left = (t) => (punctuation && about.punctuation[t] && !about.bos[t]) || (bos && about.bos[t]);
-      let since = performance.now();
-      for (let t = 0; t < n; t++) {
-        if (left(t)) continue;
-        const low = Math.max(0, t - about.window + 1);
-        for (let e = first[t]; e < first[t + 1]; e++) {
-          const row = slot[e] * live;
-          const up = typical ? means[slot[e]] / value[e] : 1;
-          for (let s = low; s <= t; s++) {
-            if (left(s)) continue;
-            for (let g = first[s]; g < first[s + 1]; g++) {
-              let term = dot(q, e * width, k, g * width) * up;
-              if (typical) term *= means[slot[g]] / value[g];
-              const c = row + slot[g];
-              count[c]++;
-              if (by !== "peak") sum[c] += term;
-              else if (Math.abs(term) > Math.abs(sum[c])) sum[c] = term;
-            }
-          }
-          if (performance.now() - since > 25) {
-            await new Promise((done) => setTimeout(done));
-            if (!alive()) return null;
-            since = performance.now();
-          }
-        }
-      }
-      const size = (c) => (by === "mean" ? sum[c] / count[c] : sum[c]);
-      const kept = [];
-      let floor = 0;
-      for (let c = 0; c < sum.length; c++) {
-        if (count[c] < least || !count[c]) continue;
-        const strength = Math.abs(size(c));
-        if (strength <= floor || (own && (c / live | 0) === c % live)) continue;
-        kept.push(c);
-        if (kept.length === 400) {
-          kept.sort((a, b) => Math.abs(size(b)) - Math.abs(size(a))).length = 100;
-          floor = Math.abs(size(kept[99]));
-        }
-      }
-      kept.sort((a, b) => Math.abs(size(b)) - Math.abs(size(a)));
-      return kept.slice(0, 100).map((c) => ({
-        i: about.features[(c / live) | 0], j: about.features[c % live], value: size(c), count: count[c],
-      }));
     }
     // DFA of a firing of head outputs by source position, through this head, under an attention.
     sources(f, t, attention) {
@@ -293,5 +260,5 @@ const fra = (() => {
     if (!heads.has(place)) heads.set(place, new Head(place));
     return heads.get(place);
   };
-  return { about, n, shared, head, masked, activity, upstream, slotOf, means, TERMS };
+  return { about, n, shared, width, posOf, dot, head, masked, activity, upstream, slotOf, means, TERMS };
 })();

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from fra.architectures.known import place_of
 from fra.errors import FraError
 from fra.explorer import gather, outputs
-from fra.explorer.documents import in_documents
+from fra.explorer.documents import in_documents, words
 from fra.explorer.pack import Pack, Precision
 from fra.explorer.scores import head_scores
 from fra.explorer.upstream import shared_upstream
@@ -31,7 +31,7 @@ from fra.verdicts.shown import on_page
 if TYPE_CHECKING:
     from fra.targets.target import Target
 
-SCRIPTS = ("numbers.js", "draw.js", "panels.js", "explorer.js")
+SCRIPTS = ("read.js", "numbers.js", "search.js", "draw.js", "panels.js", "explorer.js")
 """One script to the page, in this order."""
 
 
@@ -108,16 +108,26 @@ def render(
         facts["outputs"] = about = outputs.about_outputs(target, seen, z_sae)
         about["examples"], _ = in_documents(target, z_sae, torch.unique(seen.live.feature), n_documents)
         outputs.shared_outputs(measured, seen, pack)
+    shown = [facts["examples"], *([] if facts["outputs"] is None else [facts["outputs"]["examples"]])]
+    facts["words"] = words(target, *shown)
     facts["upstream"] = shared_upstream(measured, pack)
     progress("the page")
-    blocks, index = [], {}
-    for head in chosen:
+    facts["keys_of"] = owners = gather.sharers(measured)
+    blocks: list[tuple[str, Markup]] = []
+    index: dict[int, Any] = {}
+    keys_index: dict[int, Any] = {}
+    for head, owner in zip(chosen, owners, strict=True):
         own = Pack()
         gather.of_head(measured, head, own, precision)
         if seen is not None:
             outputs.outputs_of_head(seen, head, own, precision)
         index[head] = own.index
-        blocks.append((head, Markup(own.text())))
+        blocks.append((f"head-{head}", Markup(own.text())))
+        if head == owner:
+            keys = Pack()
+            gather.of_keys(measured, head, keys, precision)
+            keys_index[head] = keys.index
+            blocks.append((f"keys-{head}", Markup(keys.text())))
     script, script_hash = _source(*SCRIPTS)
     style, style_hash = _source("explorer.css")
     return (
@@ -125,7 +135,7 @@ def render(
         .get_template("explorer.html.j2")
         .render(
             facts=facts,
-            about=_as_json(facts | {"index": pack.index, "head_index": index}),
+            about=_as_json(facts | {"index": pack.index, "head_index": index, "keys_index": keys_index}),
             shared=Markup(pack.text()),
             blocks=blocks,
             script=script,

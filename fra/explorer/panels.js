@@ -3,6 +3,11 @@ const SHOWN = 12;
 const KIND = { feature: "features", bias: "bias", error: "error" };
 const featureButton = (id, side = "in") => el("button", { type: "button", title: "what this feature fires on", onclick: () => go({ v: "feature", f: `${side}${id}` }) }, `${id}`);
 const pairButton = (i, j) => el("button", { type: "button", title: "this channel", onclick: () => go({ v: "pair", c: `${i}-${j}` }) }, `${i} → ${j}`);
+const example = ({ tokens, values, at }) => {
+  const active = new Float64Array(tokens.length);
+  for (const [place_, size] of values) active[place_] = size;
+  return strip(tokens.map((id) => fra.about.words[id]), active, at);
+};
 const check = (name, label) => el("label", {}, el("input", { type: "checkbox", checked: state[name] === "1", onchange: (event) => go({ [name]: event.target.checked ? "1" : "" }) }), ` ${label}`);
 const choice = (name, label, options) => el("label", {}, `${label} `, el("select", { onchange: (event) => go({ [name]: event.target.value }) }, ...options.map(([key, text]) => el("option", { value: key, selected: (state[name] || options[0][0]) === key }, text))));
 const channels = () => (state.w ? state.w.split(",") : []).map((text) => text.match(/^(\d+)-(\d+)x(-?[\d.]+)$/)).filter(Boolean)
@@ -13,42 +18,78 @@ const offButton = (i, j) => {
   const off = channels().find((c) => c.i === i && c.j === j);
   return el("button", { type: "button", ariaPressed: String(Boolean(off)), title: "switch this channel off, or on again", onclick: () => switched(i, j, off ? 1 : 0) }, off ? "back" : "off");
 };
+const opened = () => (state.o || "").split(",").filter(Boolean);
 const chosenPair = () => {
   const [i, j] = (state.c || "").split("-").map(Number);
   return fra.slotOf.has(i) && fra.slotOf.has(j) ? [i, j] : null;
 };
+// Nine numbers by kind of term, as bars one after another.
+const nine = (blocks, what = "score") => {
+  const parts = fra.TERMS.flatMap((a, x) => fra.TERMS.map((b, y) => ({ name: `${KIND[a]} → ${KIND[b]}`, value: blocks[x][y] })));
+  return el("div", { class: "scroll", tabIndex: 0, role: "region", ariaLabel: "waterfall" }, waterfall(parts, parts.reduce((sum, p) => sum + p.value, 0), what));
+};
+// The strongest pairs of features both ways, and how much of all they are.
+const both = (head, t, s, less) => {
+  const pairs = head.pairs(t, s, less, state.typical === "1");
+  const [pull, push] = [1, -1].map((sign) => pairs.strongest(SHOWN, sign));
+  const [shown, all] = [[...pull, ...push].map((p) => p.value), pairs.values];
+  const sum = (list) => list.reduce((total, x) => total + x, 0);
+  const size = (list) => list.reduce((total, x) => total + Math.abs(x), 0);
+  const side = (list) => tag(["value", "query → key feature", ""], "pairs of features", list.map(({ i, j, value, here }) => [signed(value), el("span", {}, pairButton(i, j), here ? "" : " not at this key"), offButton(i, j)]));
+  return [
+    el("p", { class: "quiet" }, `${all.length} pairs add up to ${number(sum(all))}; shown are ${shown.length}, which bring ${number(sum(shown))}: ${number((100 * size(shown)) / (size(all) || 1))} % of all magnitudes.`),
+    el("h3", {}, "Pull"), side(pull), el("h3", {}, "Push"), side(push),
+  ];
+};
 const views = {
   cell: ["Cell", (head, t, s) => {
     const blocks = head.blocks(t, s);
-    const parts = fra.TERMS.flatMap((a, x) => fra.TERMS.map((b, y) => ({ name: `${KIND[a]} → ${KIND[b]}`, value: blocks[x][y] })));
-    const [centred, typical] = [state.raw !== "1", state.typical === "1"];
-    const pairs = head.pairs(t, s, centred, typical);
-    const side = (list) => tag(["value", "query → key feature", ""], "pairs of features", list.map(({ i, j, value, here }) => [signed(value), el("span", {}, pairButton(i, j), here ? "" : " not at this key"), offButton(i, j)]));
-    const pull = pairs.slice(0, SHOWN).filter((p) => p.value > 0);
-    const push = pairs.slice(-SHOWN).reverse().filter((p) => p.value < 0);
-    const total = pairs.reduce((sum, p) => sum + p.value, 0);
-    const shown = [...pull, ...push].reduce((sum, p) => sum + p.value, 0);
-    const size = pairs.reduce((sum, p) => sum + Math.abs(p.value), 0);
-    const shownSize = [...pull, ...push].reduce((sum, p) => sum + Math.abs(p.value), 0);
     return [
       el("p", {}, "score ", el("b", {}, number(head.scores[t * fra.n + s])), ", attention ", el("b", {}, number(head.pattern[t * fra.n + s])), fra.about.softcap === null ? "" : `, capped at ${fra.about.softcap}`),
-      el("h3", {}, "The score as nine sums: query side → key side"), el("div", { class: "scroll", tabIndex: 0, role: "region", ariaLabel: "waterfall" }, waterfall(parts, parts.reduce((sum, p) => sum + p.value, 0))),
+      el("h3", {}, "The score as nine sums: query side → key side"), nine(blocks),
       el("div", { class: "bar" }, check("raw", "raw (else less the row's mean, which softmax ignores)"), check("typical", "at mean activations")),
-      el("p", { class: "quiet" }, `${pairs.length} pairs add up to ${number(total)}; shown are ${pull.length + push.length}, which bring ${number(shown)}: ${number((100 * shownSize) / (size || 1))} % of all magnitudes.`),
-      el("h3", {}, "Pull"), side(pull), el("h3", {}, "Push"), side(push),
+      ...both(head, t, s, state.raw === "1" ? "nothing" : "row"),
     ];
   }],
   row: ["Row", (head, t, s, now) => {
     const list = [];
     for (let k = 0; k <= t; k++) if (!fra.masked(t, k)) list.push(k);
     list.sort((a, b) => head.pattern[t * fra.n + b] - head.pattern[t * fra.n + a]);
-    return [el("p", {}, "All keys of the query ", word(fra.about.tokens[t]), ` (${t}), most attended first.`),
-      tag(["key", "attention", ...(channels().length ? ["what if"] : []), "score", ...fra.TERMS.map((a) => `${KIND[a]} → features`), "others"], "keys of the row", list.map((k) => {
+    const changed = channels().length > 0;
+    const others = list.filter((k) => k !== s);
+    const other = others.includes(+state.a) && state.a !== "" ? +state.a : others[0];
+    const [here, there] = [s, other].map((k) => (k === undefined ? null : head.blocks(t, k)));
+    const against = other === undefined ? [] : [
+      el("h3", {}, "Key against key"),
+      el("div", { class: "bar" }, el("span", {}, `key ${s} `, word(fra.about.tokens[s])), choice("a", "against", others.map((k) => [String(k), `${k} ${visible(fra.about.tokens[k])}`])), check("typical", "at mean activations")),
+      el("p", {}, "score less score ", el("b", {}, number(head.scores[t * fra.n + s] - head.scores[t * fra.n + other])), fra.about.softcap === null ? ": the log of attention over attention." : `, before the cap at ${fra.about.softcap}.`),
+      nine(here.map((line, x) => line.map((value, y) => value - there[x][y])), "difference"),
+      ...both(head, t, s, other),
+    ];
+    const later = [];
+    const rows = state.all === "1" ? list : list.filter((k, rank) => rank < 2 * SHOWN || k === s || k === other);
+    const made = [el("p", {}, `${rows.length === list.length ? "All" : `${rows.length} of ${list.length}`} keys of the query `, word(fra.about.tokens[t]), ` (${t}), most attended first. Strongest channel: less its mean over the row.`),
+      tag(["key", "attention", ...(changed ? ["what if"] : []), "score", ...fra.TERMS.map((a) => `${KIND[a]} → features`), "others", "strongest channel", ""], "keys of the row", rows.map((k) => {
         const b = head.blocks(t, k);
         const own = b.map((line) => line[0]);
         const cell = t * fra.n + k;
-        return [el("div", {}, el("button", { type: "button", onclick: () => go({ k: String(k), v: "cell" }) }, `${k}`), " ", word(fra.about.tokens[k])), number(head.pattern[cell]), ...(channels().length ? [number(now[cell])] : []), number(head.scores[cell]), ...own.map(number), number(b.flat().reduce((x, y) => x + y, 0) - own.reduce((x, y) => x + y, 0))];
-      }))];
+        const strongest = el("div", {}, "…");
+        later.push(() => {
+          const pairs = head.pairs(t, k, "row", state.typical === "1", true);
+          const top = [...pairs.strongest(1, 1), ...pairs.strongest(1, -1)].sort((x, y) => Math.abs(y.value) - Math.abs(x.value))[0];
+          strongest.replaceChildren(...(top ? [pairButton(top.i, top.j), " ", signed(top.value)] : ["–"]));
+        });
+        return [el("div", {}, el("button", { type: "button", onclick: () => go({ k: String(k), v: "cell" }) }, `${k}`), " ", word(fra.about.tokens[k])), number(head.pattern[cell]), ...(changed ? [number(now[cell])] : []), number(head.scores[cell]), ...own.map(number), number(b.flat().reduce((x, y) => x + y, 0) - own.reduce((x, y) => x + y, 0)), strongest, k === other || k === s ? "" : el("button", { type: "button", title: "hold the chosen key against this one", onclick: () => go({ a: String(k) }) }, "against")];
+      })), list.length > 2 * SHOWN ? el("div", { class: "bar" }, check("all", `all ${list.length} keys`)) : null, ...against];
+    // The keys that matter at once, the others after the page has been drawn.
+    for (const fill of later.splice(0, SHOWN)) fill();
+    const rest = () => {
+      const since = performance.now();
+      while (later.length && performance.now() - since < STRETCH) later.shift()();
+      if (later.length && made[0].isConnected) setTimeout(rest);
+    };
+    setTimeout(rest);
+    return made;
   }],
   pair: ["Channel", (head, t, s) => {
     const pair = chosenPair();
@@ -84,7 +125,7 @@ const views = {
     const key = JSON.stringify([head.name, options]);
     const show = (found) => out.replaceChildren(tag(["", "value", "query → key feature", "cells", ""], "channels", found.map(({ i, j, value, count }, rank) => [String(rank + 1), signed(value), el("div", {}, pairButton(i, j)), String(count), offButton(i, j)])));
     searches.last = key; // what is no longer asked for is given up
-    if (!searches.has(key)) searches.set(key, new Promise((done) => setTimeout(done)).then(() => head.search(options, () => searches.last === key)));
+    if (!searches.has(key)) searches.set(key, new Promise((done) => setTimeout(done)).then(() => search(head, options, () => searches.last === key)));
     searches.get(key).then((found) => found ? show(found) : (searches.delete(key), out.isConnected && draw()));
     return [
       el("div", { class: "bar" }, choice("by", "strongest by", [["sum", "sum over the text"], ["mean", "mean while live"], ["peak", "peak anywhere"]]),
@@ -115,9 +156,12 @@ const views = {
     for (let e = 0; e < z_pos.length; e++) if (z_pos[e] === t) fires.push(e);
     const own = (e) => z_heads[e * fra.about.n_heads + head.number];
     fires.sort((a, b) => Math.abs(own(b)) - Math.abs(own(a)));
-    const level = (title, fill) => {
-      const made = el("details", {}, el("summary", {}, ...title));
-      made.addEventListener("toggle", () => made.open && made.childElementCount === 1 && made.append(...fill()));
+    // What is open stands in the address, by feature, source and feature there.
+    const level = (id, title, fill) => {
+      const made = el("details", { open: opened().includes(id) }, el("summary", {}, ...title));
+      const open = () => made.open && made.childElementCount === 1 && made.append(...fill());
+      open();
+      made.addEventListener("toggle", () => (open(), keep({ o: [...opened().filter((x) => x !== id), ...(made.open ? [id] : [])].join(",") })));
       return made;
     };
     const line = (name, value) => el("p", { class: "quiet" }, name, " ", signed(value));
@@ -127,7 +171,7 @@ const views = {
     };
     const through = (f, source) => {
       const { features, bias, error } = head.through(f, t, source, now);
-      return [...features.slice(0, SHOWN).map(({ entry, feature, value }) => level([signed(value), ` feature ${feature} of the input there`], () => [el("p", {}, featureButton(feature)), ...components(entry)])),
+      return [...features.slice(0, SHOWN).map(({ entry, feature, value }) => level(`${z.features[f]}.${source}.${feature}`, [signed(value), ` feature ${feature} of the input there`], () => [el("p", {}, featureButton(feature)), ...components(entry)])),
         line(`${Math.max(0, features.length - SHOWN)} further features`, features.slice(SHOWN).reduce((sum, x) => sum + x.value, 0)), line("bias", bias), line("error", error)];
     };
     return [
@@ -135,10 +179,10 @@ const views = {
       ...fires.slice(0, 24).map((e) => {
         const f = z_slot[e];
         const changed = channels().length ? head.sources(f, t, now).reduce((a, b) => a + b, 0) : null;
-        return level([signed(own(e)), changed === null ? "" : ` (what if: ${number(changed)})`, ` feature ${z.features[f]}, active ${number(z_value[e])}: raises `, ...z.logits[f].raises.slice(0, 3).flatMap((x) => [word(x), " "])], () => {
+        return level(String(z.features[f]), [signed(own(e)), changed === null ? "" : ` (what if: ${number(changed)})`, ` feature ${z.features[f]}, active ${number(z_value[e])}: raises `, ...z.logits[f].raises.slice(0, 3).flatMap((x) => [word(x), " "])], () => {
           const sources = head.sources(f, t, now);
           const order = [...sources.keys()].sort((a, b) => Math.abs(sources[b]) - Math.abs(sources[a]));
-          return [el("p", {}, featureButton(z.features[f], "out")), strip(fra.about.tokens.slice(0, t + 1), sources, t), ...order.slice(0, 6).map((k) => level([signed(sources[k]), ` from ${k} `, word(fra.about.tokens[k])], () => through(f, k)))];
+          return [el("p", {}, featureButton(z.features[f], "out")), strip(fra.about.tokens.slice(0, t + 1), sources, t), ...order.slice(0, 6).map((k) => level(`${z.features[f]}.${k}`, [signed(sources[k]), ` from ${k} `, word(fra.about.tokens[k])], () => through(f, k)))];
         });
       }),
     ];
@@ -156,7 +200,7 @@ const views = {
     if (book.neuronpedia) parts.push(el("p", {}, el("a", { href: `${book.neuronpedia}/${id}`, rel: "noreferrer" }, "on Neuronpedia")));
     parts.push(el("h3", {}, "In this text"), strip(fra.about.tokens, found[1] === "in" ? fra.activity(id) : own, t));
     if (found[1] === "out") parts.push(el("h3", {}, "Logits"), el("p", {}, "raises ", ...z.logits[at].raises.flatMap((x) => [word(x), " "])), el("p", {}, "lowers ", ...z.logits[at].lowers.flatMap((x) => [word(x), " "])));
-    parts.push(el("h3", {}, "In the target's documents"), ...(book.examples[at].length ? book.examples[at].map(({ tokens, values, at: marked }) => strip(tokens, values, marked)) : [el("p", { class: "quiet" }, "It does not fire there, or none were looked through.")]));
+    parts.push(el("h3", {}, "In the target's documents"), ...(book.examples[at].length ? book.examples[at].map(example) : [el("p", { class: "quiet" }, "It does not fire there, or none were looked through.")]));
     return parts;
   }],
 };

@@ -56,6 +56,16 @@ def remove(
     `entries`: only where this mask, [q_pos, k_pos] or [batch, q_pos, k_pos], is true; `clean`: take codes and scales
     from a pass over these tokens as the model is without hooks, not from the pass that is changed.
 
+    >>> target = fra.load_target("mini")
+    >>> _, sae = target.dictionary_for(1)
+    >>> tokens = target.tokens("the cat sat, and the cat sat")
+    >>> channels = fra.resolve(target.model, sae, tokens, head="L1H3").channels(n=10)
+    >>> before = target.model(tokens[None])
+    >>> with fra.remove(target.model, channels, layer=1, head=3, dictionary=sae):
+    ...     after = target.model(tokens[None])
+    >>> bool((after - before).abs().max() > 0), bool((target.model(tokens[None]) == before).all())
+    (True, True)
+
     Raises FraError for channels, layer, head or dictionary that do not fit, no channel at all, and a model whose scores
     `fra.resolve` would refuse; in the pass, for positions that do not fit it and with a key-value cache.
     """

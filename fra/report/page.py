@@ -26,6 +26,7 @@ from fra.plot import drawings
 from fra.report import card_links
 from fra.report import overview as overviews
 from fra.report.card_links import CardLinks
+from fra.report.packed import Packed
 from fra.report.tokens import SHADES, shaded
 from fra.report.views import WIDTH, count, head_views, sections
 from fra.report.words import GLOSSARY, glossed, grouped
@@ -51,6 +52,10 @@ DRAWN = ("maps", "strips", "pictures", "curves")
 _LONGEST_LABEL = 11
 _CANDIDATES = 20
 _NEURONPEDIA = "https://www.neuronpedia.org/"
+
+
+_MANY = 1500
+"""Rows of a page whose details lie in place, to be read and printed without its script; those of more are packed."""
 
 
 def number(x: Any) -> str:
@@ -219,6 +224,7 @@ def render(ledger: Ledger, cards: CardLinks | None = None, baseline: Ledger | No
         },
         digest_of={row.claim: row.digest for row in ledger.verdicts},
         cards=cards or CardLinks(),
+        packed=Packed(len(ledger.verdicts) > _MANY),
     )
 
 

@@ -60,7 +60,11 @@ _WORD = re.compile(rf"\b({'|'.join(GLOSSARY)})(?:s|es|d)?\b")
 
 
 def glossed(text: str) -> Markup:
-    """The text, escaped, with its meaning on hover where a word of the glossary stands in it for the first time."""
+    """The text, escaped, with its meaning on hover where a word of the glossary stands in it for the first time.
+
+    >>> str(glossed("two <b> nats"))[:31]
+    'two &lt;b&gt; <abbr title="unit'
+    """
     shown, parts, end, met = visible(text), [], 0, set[str]()
     for found in _WORD.finditer(shown):
         word = found[1]

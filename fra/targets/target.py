@@ -391,6 +391,13 @@ def load_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | t
 
     A model that comes as a GGUF file is dequantised into the user's cache the first time (`fra.checkpoints.gguf`).
 
+    >>> target = fra.load_target("mini")
+    >>> hook, sae = target.dictionary_for(1)
+    >>> hook
+    'blocks.1.ln1.hook_normalized'
+    >>> target.tokens("the cat").shape[0] == len(target.tokenizer.encode("the cat", add_special_tokens=False)) + 1
+    True
+
     Raises FraError (one sentence) for an unknown target, a malformed file, weights that are missing, truncated,
     pickled or not finite, and weight processing that is unknown or contradictory; its subclass CannotLoad for what
     only the hub has, where the hub is not reached, and for a package or library that is not installed.

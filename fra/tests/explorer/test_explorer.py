@@ -5,6 +5,7 @@ positions, grouped keys, a softcap and a sliding window; tokens stay text; its p
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def test_numbers_are_those_of_resolve(kind: str, precision: Any, browser: Browse
     target, file = target_of(kind), tmp_path / "page.html"
     explore(target, TEXT, layer=1, precision=precision, documents=0, output=file)
     browser.open(file)
+    browser("window.all = (pairs) => [...pairs.values.keys()].map((at) => pairs.one(at))")
     tokens, rng = target.tokens(TEXT), np.random.default_rng(0)
     for head in range(4):
         m = fra.resolve(target.model, tiny_sae(HOOK), tokens, 1, head)
@@ -58,11 +60,29 @@ def test_numbers_are_those_of_resolve(kind: str, precision: Any, browser: Browse
                 for b, value in zip(("feature", "bias", "error"), line, strict=True):
                     assert abs(value - float(blocks[a, b][t, s])) <= bar
             q, k, values = m.pair(t, s)
-            pairs = browser(f"fra.head({head}).pairs({t}, {s}, false, false)")
+            pairs = browser(f"all(fra.head({head}).pairs({t}, {s}, 'nothing', false))")
             assert len(pairs) == values.numel()
             truth = {(i, j): float(values[x, y]) for x, i in enumerate(q.tolist()) for y, j in enumerate(k.tolist())}
             for pair in pairs:
                 assert abs(pair["value"] - truth[pair["i"], pair["j"]]) <= bar
+            keys = [k for k in range(len(tokens)) if scores[t, k] > -np.inf]
+            other = int(keys[rng.integers(len(keys))])
+            for less, against in (("'row'", keys), (str(other), [other])):
+                own: dict[tuple[int, int], float] = dict(truth)
+                for key in against:
+                    rows, columns, there = m.pair(t, key)
+                    for (x, i), (y, j) in product(enumerate(rows.tolist()), enumerate(columns.tolist())):
+                        own[i, j] = own.get((i, j), 0.0) - float(there[x, y]) / len(against)
+                shown_pairs = browser(f"all(fra.head({head}).pairs({t}, {s}, {less}, false))")
+                assert {(pair["i"], pair["j"]) for pair in shown_pairs} == own.keys()
+                largest = max(float(terms[t, key]) for key in [s, *against])
+                for pair in shown_pairs:
+                    assert abs(pair["value"] - own[pair["i"], pair["j"]]) <= TOLERANCE[precision] * largest
+                    assert pair["here"] == (pair["j"] in k.tolist())
+                for sign in (1, -1):
+                    best = sorted((pair["value"] for pair in shown_pairs), key=lambda x, sign=sign: -sign * x)[:5]
+                    pull = browser(f"fra.head({head}).pairs({t}, {s}, {less}, false).strongest(5, {sign})")
+                    assert [pair["value"] for pair in pull] == [x for x in best if sign * x > 0]
             assert abs(browser(f"fra.head({head}).pattern[{at}]") - float(pattern[t, s])) <= 1e-5
             i, j = int(q[0]), int(k[0])
             channel = m.channel(i, j)

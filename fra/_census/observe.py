@@ -136,7 +136,7 @@ class Observer:
         """Raises FraError for a model, dictionary, layer or `longest` document that cannot be resolved."""
         check_dictionary(sae)
         check_layer_and_head(model, layer)
-        self._model, self._sae, self._keep_inputs = model, sae, keep_inputs
+        self.model, self.sae, self.keep_inputs = model, sae, keep_inputs
         hook = dictionary_hook(sae)
         # The model's own scores are reproduced, and the dictionary's sum, on the longest document before the rest.
         sample = freeze(model, longest[None, :_CHECKED_TOKENS], layer, hook)
@@ -152,7 +152,7 @@ class Observer:
     def _rotation(self, tokens: Tensor) -> Rotary | None:
         """The rotation of one document run alone."""
         tokens = tokens[None].to(self.layer.decoder.device)
-        got = read_hooks(self._model, tokens, self._raw.layer, self._names)
+        got = read_hooks(self.model, tokens, self._raw.layer, self._names)
         return self._own.rotary(self._raw.layer, got, tokens.shape[1], self.layer.dtype)
 
     def check_rotation(self, shortest: Int[Tensor, " pos"]) -> None:
@@ -173,7 +173,7 @@ class Observer:
         batch = padded([tokens.to(home).long() for tokens in documents])
         turned = {} if self.layer.rotary is None else self._own.rotary_hooks(self._raw.layer)
         asked = {k: v for k, v in self._names.items() if k in turned or k not in ANGLES}
-        got = _seen(self._model, batch, self._raw.layer, asked)
+        got = _seen(self.model, batch, self._raw.layer, asked)
         if turned and not same_angles(
             self._own.rotary(self._raw.layer, got, n_pos, self.layer.dtype), self.layer.rotary
         ):
@@ -181,7 +181,7 @@ class Observer:
         real = (torch.arange(n_pos) < length[:, None]).to(home)
         x = got["x"].to(like)[real]
         sigma = got["sigma"].to(like)[..., 0][real] if "sigma" in got else x.new_ones(len(x))
-        row, feature, value = live_entries(self._sae, x)
+        row, feature, value = live_entries(self.sae, x)
         inputs = x / sigma[:, None]
         gain_q, gain_k = self._gains(inputs)
         return Corpus(
@@ -194,7 +194,7 @@ class Observer:
             value=value / sigma[row],
             gain_q=gain_q,
             gain_k=gain_k,
-            inputs=inputs if self._keep_inputs else None,
+            inputs=inputs if self.keep_inputs else None,
         )
 
     def _gains(self, inputs: Float[Tensor, "rows d_model"]) -> tuple[Tensor | None, Tensor | None]:
@@ -219,15 +219,15 @@ class Observer:
             value=inputs[:, 0],
             gain_q=gain_q,
             gain_k=gain_k,
-            inputs=inputs if self._keep_inputs else None,
+            inputs=inputs if self.keep_inputs else None,
         )
 
     def fingerprint(self) -> str:
         """sha256 of what, beside documents, decides the entries and couplings: weights, dictionary, precision."""
         w = self.layer.weights
-        state = [(name, tensor) for name, tensor in sorted(self._sae.state_dict().items())]
+        state = [(name, tensor) for name, tensor in sorted(self.sae.state_dict().items())]
         return _digest(
-            [f"{w.layer} {w.hook_name} {w.scale} {w.softcap} {w.window} {self.layer.dtype} {self._keep_inputs}"],
+            [f"{w.layer} {w.hook_name} {w.scale} {w.softcap} {w.window} {self.layer.dtype} {self.keep_inputs}"],
             [w.W_q, w.W_k, w.b_q, w.b_k, *(tensor for _, tensor in state)],
         )
 

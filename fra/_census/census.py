@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields
 from itertools import chain
@@ -254,7 +254,7 @@ def weights_of(model: Model) -> str:
 
 def on_workers(
     planned: Planned, batches: Sequence[Sequence[int]], workers: Workers, say: Callable[[str], None]
-) -> Iterator[Corpus]:
+) -> Generator[Corpus, None, None]:
     """What `planned` observes of each batch, in order, as processes of Ray find it. Raises FraError for a model that
     cannot be sent there, and as `fra.workers` does.
     """
@@ -270,7 +270,7 @@ def on_workers(
         for part in chain.from_iterable(in_order(found, elsewhere, tasks, say=say)):
             # Copies are aligned as other tensors are, and the shared memory that they came in is free again.
             tensors = {name: torch.from_numpy(np.array(array)) for name, array in part.items()}
-            yield Corpus(**{field.name: tensors.get(field.name) for field in fields(Corpus)}).to(device)
+            yield Corpus(**{field.name: tensors.get(field.name) for field in fields(Corpus)}).to(device)  # type: ignore[arg-type]
 
 
 def _elsewhere(planned: Planned) -> _Elsewhere:
@@ -281,8 +281,8 @@ def _elsewhere(planned: Planned) -> _Elsewhere:
     file, dtype = file_of(model) or (None, "")
     if file is None and not isinstance(model, HookedTransformer):
         raise FraError(
-            f"a {type(model).__name__} that was not loaded by fra.load_target cannot be sent to workers: load it from a "
-            "target file, give a HookedTransformer, or take shards (shard=)."
+            f"a {type(model).__name__} that was not loaded by fra.load_target cannot be sent to workers: load it from "
+            "a target file, give a HookedTransformer, or take shards (shard=)."
         )
     return _Elsewhere(
         model=None if file is not None else model,

@@ -51,8 +51,9 @@ def crew(workers: Workers, *, gpu: bool) -> Iterator[Crew]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Warns of what will be; the variable is read when Ray is imported, and no worker here is without a GPU by mistake.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
+    import ray as library
 
+    ray: Any = library
     ours = not ray.is_initialized()
     if ours:
         _begin(ray, 1 if workers == "auto" or gpu else workers)

@@ -26,10 +26,11 @@ class Lost(NamedTuple):
 
 
 class Worker:
-    """What runs in a process of Ray's: made ready at its first task, so that what is wrong then is that task's error."""
+    """What runs in a process of Ray's: made ready at its first task, so that what is wrong is that task's error."""
 
     def __init__(self, make: Any):
-        self._make, self._work = make, None
+        self._make = make
+        self._work: Any = None
 
     def ready(self) -> None:
         """Answers."""
@@ -149,7 +150,8 @@ def as_done(
     try:
         for _ in range(min(crew.n, len(tasks))):
             pool.hire()
-        left, answering = set(range(len(tasks))), []
+        left = set(range(len(tasks)))
+        answering: list[_Hired] = []
         while left:
             last = len(tasks) if window is None else min(left) + window
             answering = [hired for hired in answering if pool.has(hired)]
@@ -182,7 +184,7 @@ def in_order(
     for number, result in as_done(crew, make, tasks, tries=tries, depth=2, window=8 * crew.n, say=say):
         if isinstance(result, Lost):
             raise FraError(
-                f"{result.times} workers were lost with the same work (killed, or out of memory): ask for fewer workers, "
+                f"{result.times} workers were lost with the same work (killed, or out of memory): ask for fewer, "
                 "or give each machine more memory."
             )
         held[number] = result

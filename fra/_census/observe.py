@@ -151,7 +151,7 @@ class Observer:
 
     def _rotation(self, tokens: Tensor) -> Rotary | None:
         """The rotation of one document run alone."""
-        tokens = tokens[None].to(self.layer.decoder.device)
+        tokens = tokens[None]
         got = read_hooks(self.model, tokens, self._raw.layer, self._names)
         return self._own.rotary(self._raw.layer, got, tokens.shape[1], self.layer.dtype)
 
@@ -170,7 +170,7 @@ class Observer:
         length = torch.tensor([len(tokens) for tokens in documents])
         home, like = self.layer.decoder.device, self.layer.decoder
         n_pos = int(length.max())
-        batch = padded([tokens.to(home).long() for tokens in documents])
+        batch = padded([tokens.long() for tokens in documents])
         turned = {} if self.layer.rotary is None else self._own.rotary_hooks(self._raw.layer)
         asked = {k: v for k, v in self._names.items() if k in turned or k not in ANGLES}
         got = _seen(self.model, batch, self._raw.layer, asked)
@@ -267,7 +267,7 @@ def _seen(model: Model, tokens: Tensor, layer: int, names: dict[str, str]) -> di
 
     own = architecture_of(model)
     with model.hooks(fwd_hooks=[(own.point(name), keep(key)) for key, name in names.items()]), suppress(_AllSeen):
-        model(tokens, **own.until(layer))
+        model(tokens.to(own.device), **own.until(layer))
     return got
 
 

@@ -132,7 +132,7 @@ def read_present(model: Model, tokens: Tensor, layer: int, names: Mapping[str, s
     """Of the named hooks, in TransformerLens' words, those that fire in one pass up to `layer`."""
     own = architecture_of(model)
     points = {key: own.point(name) for key, name in names.items() if own.has(name)}
-    _, cache = model.run_with_cache(tokens, names_filter=list(points.values()), **own.until(layer))
+    _, cache = model.run_with_cache(tokens.to(own.device), names_filter=list(points.values()), **own.until(layer))
     return {key: cache[point] for key, point in points.items() if point in cache}
 
 
@@ -242,7 +242,7 @@ def freeze(
     weights = qk_weights(model, layer, hook_name, dtype)
     own, hooks = architecture_of(model), LayerHooks(layer)
     names = own.input_hooks(layer, hook_name) | {"scores": hooks.attn_scores, "pattern": hooks.pattern}
-    got = read_hooks(model, tokens.to(weights.W_q.device), layer, names)
+    got = read_hooks(model, tokens, layer, names)
     scores, pattern = (got[key].to(weights.W_q.dtype) for key in ("scores", "pattern"))
     frozen = seen_layer(model, weights, got, scores, pattern)
     try:

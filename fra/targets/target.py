@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fra.dictionaries.hooks import LayerHooks, is_output, output_layer_of
+from fra.dictionaries.hooks import LayerHooks, is_output, layer_of, output_layer_of
 from fra.errors import CannotLoad, FraError
 from fra.targets.documents import Document, read_documents
 from fra.targets.file import DictionaryTable, TargetSpec, find_target, read_target
@@ -183,6 +183,8 @@ class Target:
 
         model = load_target_model(self.spec, self.model_folder, self.device, self.dtype, self.processing)
         model.cfg.default_prepend_bos = self.prepend_bos  # so that the model's own to_tokens does as `tokens` does
+        if self.spec.model.device_map is not None:
+            self.device = str(next(model.parameters()).device)  # where documents go in
         if self.file is not None:
             _LOADED[model] = self
         return model
@@ -245,7 +247,15 @@ class Target:
         path = None if entry.path is None else self._path(entry.path)
         allow_pickle = self.spec.allow_pickle_release
         processing = None if self._tried is not None else self.processing
-        return load_dictionary(entry, path, self.device, self.dtype, processing, allow_pickle=allow_pickle)
+        device = self._device_of(entry.hook)
+        return load_dictionary(entry, path, device, self.dtype, processing, allow_pickle=allow_pickle)
+
+    def _device_of(self, hook: str) -> str:
+        """Where a dictionary goes: to its layer, which of a model on several devices is known when it is loaded."""
+        layer = layer_of(hook)
+        if self.spec.model.device_map is None or layer is None:
+            return self.device
+        return str(next(self.model.blocks[layer].parameters()).device)
 
     def study(self, arm: str, run: int = 0) -> list[Any]:
         """The dictionaries of one arm of the target's study in one training run, as the target file orders them; none

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from fra._census.corpus import Corpus
 from fra.architectures.architecture import ANGLES, Model, Rotary, Side
 from fra.architectures.known import architecture_of, check_layer_and_head, one_document
+from fra.architectures.passes import seen
 from fra.core.frozen import assemble, folded, freeze, qk_gain, read_hooks
 from fra.core.weights import QKWeights, qk_weights
 from fra.dictionaries.codes import ROWS_AT_ONCE, check_dictionary, codes, dictionary_hook, encoded_rows
@@ -173,7 +173,7 @@ class Observer:
         batch = padded([tokens.long() for tokens in documents])
         turned = {} if self.layer.rotary is None else self._own.rotary_hooks(self._raw.layer)
         asked = {k: v for k, v in self._names.items() if k in turned or k not in ANGLES}
-        got = _seen(self.model, batch, self._raw.layer, asked)
+        got = seen(self.model, batch, self._raw.layer, asked)
         if turned and not same_angles(
             self._own.rotary(self._raw.layer, got, n_pos, self.layer.dtype), self.layer.rotary
         ):
@@ -247,28 +247,6 @@ def same_angles(one: Rotary | None, other: Rotary | None) -> bool:
         torch.allclose(a[:n_pos].double(), b[:n_pos].double(), rtol=0, atol=1e-6)
         for a, b in ((one.cos, other.cos), (one.sin, other.sin))
     )
-
-
-class _AllSeen(Exception):
-    """Ends a forward pass after which nothing is wanted."""
-
-
-def _seen(model: Model, tokens: Tensor, layer: int, names: dict[str, str]) -> dict[str, Tensor]:
-    """The named hooks of one forward pass, which ends where the last of them has fired. They are known to fire."""
-    got: dict[str, Tensor] = {}
-
-    def keep(key: str) -> Any:
-        def hook(tensor: Tensor, hook: Any) -> None:
-            got[key] = tensor.detach()
-            if len(got) == len(names):
-                raise _AllSeen
-
-        return hook
-
-    own = architecture_of(model)
-    with model.hooks(fwd_hooks=[(own.point(name), keep(key)) for key, name in names.items()]), suppress(_AllSeen):
-        model(tokens.to(own.device), **own.until(layer))
-    return got
 
 
 def _digest(words: Sequence[str], tensors: Sequence[Tensor]) -> str:

@@ -104,6 +104,15 @@ class FrozenLayer:
             cast["rotary"] = replace(self.rotary, cos=self.rotary.cos.to(dtype), sin=self.rotary.sin.to(dtype))
         return replace(self, **cast)
 
+    def on_cpu(self) -> FrozenLayer:
+        """The same on the CPU, in float64: what an accelerator has computed is held against that."""
+        moved: dict[str, Any] = {
+            field.name: value.cpu() for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        if self.rotary is not None:
+            moved["rotary"] = replace(self.rotary, cos=self.rotary.cos.cpu(), sin=self.rotary.sin.cpu())
+        return replace(self, **moved).to(torch.float64)
+
     def cap(self, scores: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Scores after the layer's softcap, where it has one: what hook_attn_scores shows. A softcap makes masked
         scores finite: `attention` masks them again.
@@ -238,20 +247,27 @@ def freeze(
     Raises FraError for a layer, hook or tokens that do not fit the model, and where the model's own scores and pattern
     are not what its weights make (`check_scores`), first where something around the model is why (`circumstance`).
     """
-    check_tokens(model, tokens)
-    weights = qk_weights(model, layer, hook_name, dtype)
-    own, hooks = architecture_of(model), LayerHooks(layer)
-    names = own.input_hooks(layer, hook_name) | {"scores": hooks.attn_scores, "pattern": hooks.pattern}
-    got = read_hooks(model, tokens, layer, names)
-    scores, pattern = (got[key].to(weights.W_q.dtype) for key in ("scores", "pattern"))
-    frozen = seen_layer(model, weights, got, scores, pattern)
+    frozen, got = unchecked(model, tokens, layer, hook_name, dtype)
     try:
-        check_scores(frozen, own)
+        check_scores(frozen, architecture_of(model))
     except FraError as error:
         if why := circumstance(model, layer, (got["x"], got["scores"].masked_fill(~frozen.mask, 0.0))):
             raise FraError(why) from error
         raise
     return frozen
+
+
+def unchecked(
+    model: Model, tokens: Int[Tensor, "batch pos"], layer: int, hook_name: str, dtype: torch.dtype | None = None
+) -> tuple[FrozenLayer, dict[str, Tensor]]:
+    """`freeze` before its scores are checked, and the hooks that it has read."""
+    check_tokens(model, tokens)
+    weights = qk_weights(model, layer, hook_name, dtype)
+    hooks = LayerHooks(layer)
+    names = architecture_of(model).input_hooks(layer, hook_name)
+    got = read_hooks(model, tokens, layer, names | {"scores": hooks.attn_scores, "pattern": hooks.pattern})
+    scores, pattern = (got[key].to(weights.W_q.dtype) for key in ("scores", "pattern"))
+    return seen_layer(model, weights, got, scores, pattern), got
 
 
 def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:

@@ -5,6 +5,7 @@ own text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from fra.core.frozen import check_tokens, freeze
+from fra.architectures.known import architecture_of
+from fra.core.frozen import check_scores, check_tokens, freeze, read_hooks, unchecked
 from fra.dictionaries.codes import codes
-from fra.dictionaries.hooks import attention_input_layer, is_head_output, is_output
+from fra.dictionaries.hooks import attention_input_layer, is_head_output, is_output, output_layer_of
 from fra.errors import FraError
 from fra.targets.preflight import check_size
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 _DOCUMENTS = 8
 _TOKENS = 128
+_SPOT_TOKENS = 64
+_SPOT_APART = 1e-3
+"""Of a reconstruction, by its length: single precision on two devices is 1e-5 apart."""
 _DENSEST = 0.5
 """A dictionary with a larger share of its features live at a position is not sparse; an untrained ReLU has half."""
 
@@ -80,7 +85,8 @@ def admit(target: Target) -> AdmissionReport:
     Raises FraError, in one sentence, where [size] is not the model's, a hook does not exist, a dictionary has another
     width, the tokenizer makes ids that the model has not, a dictionary's L0 is zero or half of its features, it
     explains no more than the mean does (attention inputs; released dictionaries of attention's outputs do that in some
-    layers and are useful), or softmax of the scores hook is not the pattern hook. What `load_target` and
+    layers and are useful), softmax of the scores hook is not the pattern hook, or an accelerator computes other numbers
+    than the CPU (`spot_check`). What `load_target` and
     `target.dictionaries` refuse is refused here too.
     """
     cfg = target.model.cfg
@@ -89,11 +95,44 @@ def admit(target: Target) -> AdmissionReport:
     for document in target.documents():
         target.tokens(document.text)  # an id beyond the embedding is refused here, and not after an hour
     texts = sample(target)
+    spot_check(target, texts[0])
     qualities = tuple(
         _check(quality_of(target, hook, [see(target, hook, tokens) for tokens in texts]))
         for hook in target.dictionaries
     )
     return AdmissionReport(target.name, target.n_layers, target.n_heads, qualities, tuple(target.remarks()))
+
+
+@torch.no_grad()
+def spot_check(target: Target, tokens: Int[Tensor, " pos"]) -> None:
+    """Holds what an accelerator computes against the CPU, at every dictionary of an attention input on one document:
+    the model's attention scores against those that the CPU makes of the same inputs and weights in float64, and the
+    dictionary's reconstruction against the CPU's. Some accelerators are wrong without a word. Nothing on a CPU. Raises
+    FraError.
+    """
+    for hook in target.dictionaries:
+        if is_output(hook) or (layer := attention_input_layer(hook)) >= target.n_layers:
+            continue
+        frozen, _ = unchecked(target.model, tokens[None, :_SPOT_TOKENS], layer, hook)
+        if (device := frozen.x.device).type == "cpu":
+            return
+        wrong = FraError(
+            f"{device} computes other numbers than the CPU at layer {layer} of {target.name!r} (torch "
+            f"{torch.__version__}): measure with --device cpu; where that admits the target, another version of torch "
+            "or of the driver may be right."
+        )
+        try:
+            check_scores(frozen.on_cpu(), architecture_of(target.model))
+        except FraError as error:
+            raise wrong from error
+        there = target.dictionaries[hook]
+        here = deepcopy(there).to("cpu")
+        x = frozen.x[0].to(there.W_dec.dtype)
+        found, truth = there.decode(there.encode(x)).cpu(), here.decode(here.encode(x.cpu()))
+        # The middle of the positions: where two features are all but tied, either may be live.
+        apart = ((found - truth).norm(dim=-1) / truth.norm(dim=-1).clamp(min=1e-30)).median()
+        if not float(apart) <= _SPOT_APART:
+            raise wrong
 
 
 @dataclass(frozen=True)
@@ -144,8 +183,9 @@ def _output(target: Target, hook: str, sae: Any, tokens: Int[Tensor, " pos"]) ->
     model = target.model
     if hook not in model.hook_dict:
         raise FraError(f"the model of {target.name!r} has no hook {hook!r}: use a dictionary at a hook that it has.")
-    _, cache = model.run_with_cache(tokens[None].to(target.device), names_filter=[hook])
-    x = cache[hook][0].flatten(1).to(sae.W_dec.dtype)
+    layer = output_layer_of(hook)
+    assert layer is not None
+    x = read_hooks(model, tokens[None], layer, {"x": hook})["x"][0].flatten(1).to(sae.W_dec)
     if sae.cfg.d_in != x.shape[1]:
         what = f"head outputs there have {x.shape[1]} ({target.n_heads} heads)"
         if not is_head_output(hook):

@@ -59,8 +59,8 @@ def check_devices(device_map: Mapping[str, str | int]) -> None:
             raise ValueError(f"device_map names the device {device!r}: say cpu, cuda:N or N, the number of a GPU")
     if not devices or ("cpu" in devices and len(devices) > 1):
         raise ValueError(
-            "device_map must name devices, GPUs alone or the CPU alone: beside a GPU, accelerate keeps on the CPU what it "
-            "loads only while it is used, and its weights cannot be read"
+            "device_map must name devices, GPUs alone or the CPU alone: beside a GPU, accelerate keeps on the CPU what "
+            "it loads only while it is used, and its weights cannot be read"
         )
 
 
@@ -79,8 +79,8 @@ class ModelTable(_Table):
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
     """Precision in memory; float32 where it is not given."""
     device_map: Literal["auto", "balanced", "sequential"] | dict[str, str | int] | None = None
-    """For a model that does not fit one device: how accelerate is to lay it over the GPUs, or modules of the Hugging Face
-    model and their devices ("" for what is not named). None: all of it on one device.
+    """For a model that does not fit one device: how accelerate is to lay it over the GPUs, or modules of the Hugging
+    Face model and their devices ("" for what is not named). None: all of it on one device.
     """
     processing: Annotated[ProcessingTable, BeforeValidator(_by_name)] | None = None
     """Weight processing; where it is not given, what the dictionaries' metadata says."""

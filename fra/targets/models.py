@@ -61,9 +61,12 @@ def load_model(
 
     processing: the flags of TransformerLens' weight processing that are on (fra.targets.processing.FLAGS); none by
     default. device_map: how a model that does not fit one device is laid over several, in place of `device`, as
-    transformers takes it; TransformerBridge alone can. Raises FraError for a directory without configuration or weights, weights that are pickled, truncated,
-    incomplete, of other shapes or not finite, an unknown processing, and a model whose log-probabilities are not those
-    that its checkpoint gives in transformers, be it by TransformerLens or by the processing.
+    transformers takes it; TransformerBridge alone can.
+
+    Raises FraError for a directory without configuration or weights, weights that are pickled, truncated, incomplete,
+    of other shapes or not finite, an unknown processing, a layout that cannot be followed, and a model whose
+    log-probabilities are not those that its checkpoint gives in transformers, be it by TransformerLens or by the
+    processing.
     """
     unknown = sorted(set(processing) - set(FLAGS))
     if unknown:

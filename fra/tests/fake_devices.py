@@ -16,6 +16,7 @@ CPU = "cpu"
 _MOVES = {Tensor.to, Tensor.cpu, Tensor.type_as}
 _COPIES = {Tensor.copy_}
 _ASKS = {Tensor.device.__get__: lambda tag: torch.device(tag), Tensor.is_cuda.__get__: lambda tag: tag != CPU}
+_PRODUCTS = {torch.matmul, torch.bmm, torch.einsum, torch.nn.functional.linear, Tensor.matmul, Tensor.__matmul__}
 _INDEXES = {Tensor.__getitem__, Tensor.__setitem__, Tensor.index_put_, Tensor.index_put}
 
 
@@ -33,9 +34,10 @@ def put(tensor: Tensor, device: Any) -> Tensor:
 class FakeDevices(TorchFunctionMode):
     """Within it cuda:0 and cuda:1 are devices."""
 
-    def __init__(self) -> None:
+    def __init__(self, spoil: float = 0.0, width: int | None = None) -> None:
+        """spoil: by what share every product of matrices on a GPU is too large; width: of those with that dimension."""
         super().__init__()
-        self.moves = 0
+        self.moves, self.spoil, self.width = 0, spoil, width
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -51,6 +53,9 @@ class FakeDevices(TorchFunctionMode):
             kwargs["device"] = None if not tensors or function is torch.tensor else CPU
         tag = str(torch.device(named)) if named is not None else self._meet(function, args, tensors)
         found = function(*args, **kwargs)
+        wide = self.width is None or any(self.width in tensor.shape for tensor in tensors)
+        if self.spoil and tag != CPU and function in _PRODUCTS and wide:
+            found = found * (1 + self.spoil)
         return tree_map_only(Tensor, lambda out: out if _inplace(out, tensors) else put(out, tag), found)
 
     def _move(self, function: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
@@ -94,8 +99,8 @@ def _inplace(out: Tensor, given: list[Tensor]) -> bool:
 
 
 def lay_over(model: Any, second_from: int) -> Any:
-    """Puts a TransformerBridge on two devices, from a layer on the second, as accelerate does: what goes into a block, and
-    what goes out of the last, is moved.
+    """Puts a TransformerBridge on two devices, from a layer on the second, as accelerate does: what goes into a block,
+    and what goes out of the last, is moved.
     """
 
     def arriving(device: str) -> Callable[..., Any]:

@@ -1,10 +1,10 @@
 """A model on two devices: weights, hooks, documents and dictionaries meet on the device of their layer, and numbers are
-those of one device. There are no GPUs in it (`fake_devices`), but accelerate's own way of laying a model out, on the CPU.
+those of one device. The GPUs are none (`fake_devices`); a target's model is laid out by accelerate, on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 import fra
 from fra.errors import FraError
 from fra.induction.status import patterns
-from fra.targets import models
+from fra.targets import admission, models
+from fra.targets.admission import spot_check
 from fra.tests.fake_devices import FakeDevices, lay_over, put, tag_of
 from fra.tests.models import load_model, model_folder, random_tokens, tiny_sae
 from fra.tests.suites import ROOT
@@ -53,10 +54,10 @@ FIRST = {"cuda:1": "cuda:0", "cpu": "cpu"}
 """Where the first layer is."""
 
 
-def on(sae: Any, device: str) -> Any:
-    for tensor in (*sae.parameters(), *sae.buffers()):
+def on(module: Any, device: str) -> Any:
+    for tensor in (*module.parameters(), *module.buffers()):
         put(tensor, device)
-    return sae
+    return module
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen3"])
@@ -64,7 +65,7 @@ def test_numbers_are_those_of_one_device(kind: str) -> None:
     alone = everything(load_model(model_folder(kind)), "cpu")
     with FakeDevices() as devices:
         model = lay_over(load_model(model_folder(kind)), 1)
-        assert tag_of(model.W_Q[1]) == "cuda:1"
+        assert {tag_of(next(block.parameters())) for block in model.blocks} == {"cuda:0", "cuda:1"}
         both = everything(model, "cuda:1")
         assert devices.moves > 10
     for layer in (0, 1):
@@ -79,7 +80,12 @@ def test_numbers_are_those_of_one_device(kind: str) -> None:
 def test_the_fake_devices_do_not_mix(two: FakeDevices) -> None:
     one, other = put(torch.ones(3), "cuda:0"), torch.ones(3, device="cuda:1")
     assert (one.device, other.device) == (torch.device("cuda:0"), torch.device("cuda:1"))
-    for mixed in (lambda: one + other, lambda: one @ other, lambda: torch.cat((one, other)), lambda: one + torch.ones(3)):
+    for mixed in (
+        lambda: one + other,
+        lambda: one @ other,
+        lambda: torch.cat((one, other)),
+        lambda: one + torch.ones(3),
+    ):
         with pytest.raises(RuntimeError, match="same device"):
             mixed()
     assert (one + other.to(one)).device == one.device
@@ -135,3 +141,53 @@ def test_what_cannot_be_laid_out_is_one_sentence(device_map: str, message: str, 
     with pytest.raises(FraError, match=message) as caught:
         _ = fra.load_target(target_with(tmp_path, device_map)).model
     one_sentence(caught.value)
+
+
+@pytest.mark.parametrize(("spoil", "width"), [(0.0, None), (0.02, None), (-0.02, 2048)])
+def test_an_accelerator_that_computes_other_numbers_is_not_admitted(spoil: float, width: int | None) -> None:
+    target = fra.load_target("mini")
+    tokens = target.tokens(target.documents()[0].text)
+    _ = [target.model, *target.dictionaries.values()]
+    spot_check(target, tokens)  # a CPU is not asked
+    with FakeDevices(spoil, width) as devices:
+        for one in (target.model, *target.dictionaries.values()):
+            on(one, "cuda:0")
+        if not spoil:
+            spot_check(target, tokens)
+            assert devices.moves
+            return
+        # What is wrong everywhere agrees with itself: the model's scores are those of its weights. Width 2048: the
+        # dictionary's products alone.
+        with pytest.raises(FraError, match="cuda:0 computes other numbers than the CPU at layer 0") as caught:
+            spot_check(target, tokens)
+    one_sentence(caught.value)
+
+
+def test_the_model_is_run_to_the_layer_that_is_asked_for() -> None:
+    target = fra.load_target("mini")
+    model, tokens = target.model, target.tokens(target.documents()[0].text, 32)
+    ran: list[int] = []
+    for number, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    model.unembed.register_forward_hook(lambda *_: ran.append(99))
+    model(tokens[None])
+    assert ran == [0, 1, 2, 99]
+    z = "blocks.1.attn.hook_z"
+    uses: list[tuple[int, Callable[[int, Any], Any]]] = [
+        (0, lambda layer, sae: fra.resolve(model, sae, tokens, head=f"L{layer}H1")),
+        (0, lambda layer, sae: fra.resolve_output(model, sae, tokens, layer, 1)),
+        (0, lambda layer, sae: fra.census(model, sae, [tokens, tokens[:9]], layer)),
+        (0, lambda layer, sae: fra.interventions.head_outputs(model, tokens[None], layer=layer, head=1)),
+        (0, lambda layer, sae: admission.see(target, f"blocks.{layer}.ln1.hook_normalized", tokens)),
+        (1, lambda layer, sae: fra.attribution.observe(model, target.dictionaries[z], tokens[None])),
+        (1, lambda layer, sae: admission.see(target, z, tokens)),
+    ]
+    for layer in (0, 1):
+        _, sae = target.dictionary_for(layer)
+        for least, use in uses:
+            ran.clear()
+            use(layer, sae)
+            assert set(ran) <= set(range(max(least, layer) + 1)), "nothing behind the layer, and no logits"
+    ran.clear()
+    patterns(model, tokens[None])
+    assert 99 not in ran, "patterns of all layers need no logits"

@@ -48,7 +48,7 @@ must not leave a run that writes on. Linux alone can.
 
 
 @dataclass(frozen=True)
-class Job:
+class TargetJob:
     """One target's run."""
 
     name: str
@@ -132,7 +132,7 @@ def run(
     return max(codes)
 
 
-def _jobs(targets: Sequence[str], output: Path, select: str | None, device: str, claims: Path) -> list[Job]:
+def _jobs(targets: Sequence[str], output: Path, select: str | None, device: str, claims: Path) -> list[TargetJob]:
     from fra.targets.file import find_target, read_target
 
     if not claims.is_dir():
@@ -140,10 +140,10 @@ def _jobs(targets: Sequence[str], output: Path, select: str | None, device: str,
             f"there is no claims folder {claims}: run this in a checkout with claims, or name it (--claims)."
         )
     check_writable(output / ".inputs")
-    folder, jobs = output.resolve(), dict[str, Job]()
+    folder, jobs = output.resolve(), dict[str, TargetJob]()
     for target in targets:
         spec, _ = read_target(target)
-        job = Job(spec.name, find_target(target), claims.resolve(), folder, device, select)
+        job = TargetJob(spec.name, find_target(target), claims.resolve(), folder, device, select)
         if (other := jobs.setdefault(spec.name, job)) is not job:
             raise FraError(
                 f"two targets are called {spec.name!r} ({other.target} and {job.target}): rename one of them."
@@ -161,18 +161,18 @@ def _on_gpu(device: str) -> bool:
     return device.startswith("cuda")
 
 
-def _one_by_one(jobs: Sequence[Job], say: Say) -> Iterator[tuple[int, Ran]]:
+def _one_by_one(jobs: Sequence[TargetJob], say: Say) -> Iterator[tuple[int, Ran]]:
     for number, job in enumerate(jobs):
         say(f"{job.name}: {job.log} tells how far it is")
         yield number, measure(job)
 
 
-def _worker() -> Callable[[Job], Ran]:
+def _worker() -> Callable[[TargetJob], Ran]:
     """What a worker does with each target."""
     return measure
 
 
-def told(job: Job, ran: Ran | None) -> str:
+def told(job: TargetJob, ran: Ran | None) -> str:
     """How a target's run ended, in a line."""
     if ran is None or ran.code < 0:
         how = "its worker" if ran is None else f"its process (signal {-ran.code})"
@@ -196,7 +196,7 @@ def _last_word(log: Path) -> str:
     return (wrong or lines or [f"{log} is empty"])[-1][:300]
 
 
-def measure(job: Job) -> Ran:
+def measure(job: TargetJob) -> Ran:
     """One target's run, in a process of its own, unless its ledger is there with the same inputs."""
     begun = time.monotonic()
     now = inputs(job)
@@ -219,7 +219,7 @@ def measure(job: Job) -> Ran:
     return Ran(code, time.monotonic() - begun)
 
 
-def inputs(job: Job) -> dict[str, Any] | None:
+def inputs(job: TargetJob) -> dict[str, Any] | None:
     """What a target's ledger depends on beside the versions of libraries, which it names itself; None where that cannot
     be told, because weights are out of reach or wrong.
     """
@@ -258,7 +258,7 @@ def _sha256(path: Path) -> str | None:
     return None
 
 
-def _stamp(job: Job) -> dict[str, Any]:
+def _stamp(job: TargetJob) -> dict[str, Any]:
     with suppress(OSError, ValueError):
         found = json.loads(job.stamp.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
@@ -277,7 +277,7 @@ def _versions_stand(ledger: Path) -> bool:
         return False
 
 
-def _pytest(job: Job, *, resume: bool, again: bool) -> int:
+def _pytest(job: TargetJob, *, resume: bool, again: bool) -> int:
     """pytest's exit status for one target; negative where a signal ended it."""
     command = [sys.executable, "-c", _CHILD, sys.executable, "-m", "pytest", str(job.claims)]
     command += ["--target", str(job.target), "--device", job.device, "--ledger", str(job.ledger)]

@@ -207,7 +207,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class _Elsewhere:
+class Elsewhere:
     """An observer as a worker makes it anew; what it does there is held against this one's weights first."""
 
     model: Model | None
@@ -258,7 +258,7 @@ def on_workers(
     """What `planned` observes of each batch, in order, as processes of Ray find it. Raises FraError for a model that
     cannot be sent there, and as `fra.workers` does.
     """
-    elsewhere, device = _elsewhere(planned), planned.observer.layer.decoder.device
+    there, device = elsewhere(planned), planned.observer.layer.decoder.device
     with crew(workers, gpu=device.type == "cuda") as found:
         at_once = max(1, min(PASSES, len(batches) // (4 * found.n)))
         told = [
@@ -267,13 +267,14 @@ def on_workers(
         ]
         tasks = [told[low : low + at_once] for low in range(0, len(told), at_once)]
         say(f"{found.n} workers")
-        for part in chain.from_iterable(in_order(found, elsewhere, tasks, say=say)):
+        for part in chain.from_iterable(in_order(found, there, tasks, say=say)):
             # Copies are aligned as other tensors are, and the shared memory that they came in is free again.
             tensors = {name: torch.from_numpy(np.array(array)) for name, array in part.items()}
             yield Corpus(**{field.name: tensors.get(field.name) for field in fields(Corpus)}).to(device)  # type: ignore[arg-type]
 
 
-def _elsewhere(planned: Planned) -> _Elsewhere:
+def elsewhere(planned: Planned) -> Elsewhere:
+    """What makes a plan's observer in another process. Raises FraError for a model that cannot be sent there."""
     observer = planned.observer
     model, device = observer.model, observer.layer.decoder.device
     if device.type not in ("cpu", "cuda"):
@@ -284,7 +285,7 @@ def _elsewhere(planned: Planned) -> _Elsewhere:
             f"a {type(model).__name__} that was not loaded by fra.load_target cannot be sent to workers: load it from "
             "a target file, give a HookedTransformer, or take shards (shard=)."
         )
-    return _Elsewhere(
+    return Elsewhere(
         model=None if file is not None else model,
         file=file,
         dtype=dtype,

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 
 import fra
-from fra._census.census import PASSES, _elsewhere, prepare
+from fra._census.census import PASSES, elsewhere, prepare
 from fra._census.corpus import read
 from fra._census.result import Census
 from fra.workers.cluster import crew
@@ -47,9 +47,9 @@ class Cost(NamedTuple):
         return (self.caller + self.beside + self.ray) / self.work
 
 
-def timed(elsewhere: Callable[[], Callable[[Any], Any]]) -> Callable[[Any], tuple[float, float, Any]]:
+def timed(make: Callable[[], Callable[[Any], Any]]) -> Callable[[Any], tuple[float, float, Any]]:
     """In a worker: the CPU time of a task's work, and of the process so far, with the result."""
-    work = elsewhere()
+    work = make()
 
     def do(task: Any) -> tuple[float, float, Any]:
         begun = time.process_time()
@@ -77,7 +77,7 @@ def coordination(workers: int) -> Cost:
     tasks = [told[low : low + PASSES] for low in range(0, len(told), PASSES)]
     first = [told[:1]] * workers  # loads the model; not measured
     with crew(workers, gpu=False) as found:
-        results = as_done(found, partial(timed, _elsewhere(planned)), [*first, *tasks], tries=1, depth=2)
+        results = as_done(found, partial(timed, elsewhere(planned)), [*first, *tasks], tries=1, depth=2)
         before: list[float] = []
         for _ in first:
             _, result = next(results)

@@ -115,12 +115,12 @@ def test_what_a_worker_makes_is_held_against_what_the_caller_has(monkeypatch: py
     cloudpickle = pytest.importorskip("ray.cloudpickle", reason="Ray is not installed: pip install 'fra[ray]'")
     documents = [random_tokens(12, seed) for seed in range(3)]
     planned = prepare(tiny("gpt_neo"), tiny_sae(HOOK), documents, 1)  # a HookedTransformer, which goes as it is
-    elsewhere = cloudpickle.loads(cloudpickle.dumps(census_module._elsewhere(planned)))
-    (found,) = elsewhere()([(documents, [0, 1, 2], [[], [], []])])
+    there = cloudpickle.loads(cloudpickle.dumps(census_module.elsewhere(planned)))
+    (found,) = there()([(documents, [0, 1, 2], [[], [], []])])
     corpus = planned.observe([0, 1, 2])
     assert all((found[name] == tensor.numpy()).all() for name, tensor in corpus.tensors().items())
     with pytest.raises(FraError, match="a worker's model or dictionary is another"):
-        dataclasses.replace(elsewhere, expected=("0", elsewhere.expected[1]))()
+        dataclasses.replace(there, expected=("0", there.expected[1]))()
     with pytest.raises(FraError, match="TransformerBridge that was not loaded by") as caught:
         fra.census(tiny("llama"), tiny_sae(HOOK), documents, 1, workers=1)
     one_sentence(caught.value)
@@ -130,7 +130,7 @@ def test_what_a_worker_makes_is_held_against_what_the_caller_has(monkeypatch: py
         next(target.model.parameters()).mul_(2)  # of a layer below: the census's own weights are what they were
     planned = prepare(target.model, sae, [target.tokens("the cat sat")], 1)
     with pytest.raises(FraError, match="a worker's model or dictionary is another"):
-        census_module._elsewhere(planned)()
+        census_module.elsewhere(planned)()
 
 
 def test_bad_numbers_of_workers_get_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

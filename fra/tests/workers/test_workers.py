@@ -97,7 +97,7 @@ def test_a_census_on_workers_is_the_serial_one_to_the_bit_though_one_is_killed(
         seen.append(done)
 
     shared = gather(planned, tmp_path / "shared", 8, progress=progress, workers=2, say=said.append)
-    assert said == ["2 workers", "a worker was lost: what it had is done again"]
+    assert [line for line in said if "lost" in line] == ["a worker was lost: what it had is done again"]
     assert seen == sorted(seen) and seen[-1] == 40 and len(seen) == len(planned.batches)
     own, its = shared.corpus.tensors(), alone.corpus.tensors()
     assert own.keys() == its.keys() and "inputs" in own
@@ -107,8 +107,9 @@ def test_a_census_on_workers_is_the_serial_one_to_the_bit_though_one_is_killed(
     assert shared.followed(0).equals(alone.followed(0))
     parts = [sorted(path.name for path in (tmp_path / name).glob("part-*")) for name in ("alone", "shared")]
     assert parts[0] == parts[1] and len(parts[0]) > 2
+    said.clear()
     again = gather(planned, tmp_path / "shared", 8, workers=2, say=said.append)
-    assert torch.equal(again.corpus.value, alone.corpus.value) and len(said) == 2, "nothing was left to do"
+    assert torch.equal(again.corpus.value, alone.corpus.value) and not said, "nothing was left to do"
 
 
 def test_what_a_worker_makes_is_held_against_what_the_caller_has(monkeypatch: pytest.MonkeyPatch) -> None:

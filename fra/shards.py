@@ -19,6 +19,7 @@ from fra._census.result import about_of
 from fra._census.shards import check_shard, described, merge_files, other_than, read_header
 from fra.errors import FraError
 from fra.verdicts.files import check_writable
+from fra.workers.cluster import parse_workers
 
 Say = Callable[[str], None]
 EVERY = 256
@@ -36,6 +37,7 @@ def run(
     documents: Path | None = None,
     longest: int | None = None,
     shard: str | None = None,
+    workers: str | None = None,
     device: str = "cpu",
     dtype: str | None = None,
     say: Say = lambda _: None,
@@ -44,7 +46,8 @@ def run(
 
     heads: numbers or names with commas between. stripes: offsets likewise, for every document as far as it is long
     enough, or a JSON file with a list of offsets for each document. documents: a folder of .txt files or one such file
-    in place of the target's text; longest: tokens of each at most. shard: "K/N". What was seen before an interruption
+    in place of the target's text; longest: tokens of each at most. shard: "K/N". workers: processes of Ray that see the
+    documents, "auto" or a number; the file is that of this process on one thread. What was seen before an interruption
     is kept beside `output` and gone on with; a shard that is there already is not taken again.
 
     Raises FraError as `load_target` and `fra.census` do, for options that are none, and where `output` is a shard of
@@ -54,7 +57,10 @@ def run(
 
     which = None if shard is None else parse_shard(shard)
     asked = parse_reduces(reduces)
+    crew = parse_workers(workers)
     check_writable(output)
+    if crew is not None:
+        torch.set_num_threads(1)  # as each worker has: the last bits of what this process computes depend on it, too
     loaded = load_target(target, device=device, dtype=dtype)
     _, sae = loaded.dictionary_for(layer)
     tokens = [loaded.tokens(text, longest) for text in _texts(loaded, documents)]
@@ -75,7 +81,7 @@ def run(
             return
         going = output.with_name(f".{output.name}.going")
         say(f"{where}{n} of {len(tokens)} documents of {sum(map(len, tokens))} tokens, {len(planned.batches)} passes")
-        found = gather(planned, going, EVERY, progress=_progress(say, where, n))
+        found = gather(planned, going, EVERY, progress=_progress(say, where, n), workers=crew, say=say)
     found.save(output)
     shutil.rmtree(going, ignore_errors=True)
     say(f"{where}wrote {output}: {found.n_documents} documents, {found.n_entries} live entries")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -22,9 +25,17 @@ from fra._census.shards import Shard, check_shard, cut, versions
 from fra.architectures.architecture import Model
 from fra.architectures.face import face
 from fra.architectures.known import architecture_of, check_layer_and_head, layer_and_heads
+from fra.checkpoints.lens import HookedTransformer
+from fra.checkpoints.weights import hash_tensors
 from fra.errors import FraError
+from fra.targets.target import file_of, load_target
+from fra.workers.cluster import Workers, check_workers, crew
+from fra.workers.pool import in_order
 
 __all__ = ["Census", "census"]
+
+PASSES = 8
+"""Of a worker's task, at most: what is asked and answered then costs little beside what is done."""
 
 
 @face
@@ -44,6 +55,7 @@ def census(
     follow: Tensor | pd.DataFrame | None = None,
     n_examples: int = 10,
     shard: tuple[int, int] | None = None,
+    workers: Workers | None = None,
 ) -> Census:
     """Observes documents at one attention layer, for reductions over positions of all live channels of all heads.
 
@@ -82,18 +94,24 @@ def census(
     a DataFrame with columns q_feature, k_feature and perhaps head, as `Census.channels` gives it; 40 bytes a
     contribution kept, whatever is seen. shard: (k, n) sees the k-th of n shards alone: some of the passes that one run
     makes, perhaps none; `documents` are all documents for every shard. `Census.merge` of all n, or `Census.merge_files`
-    of what they saved, equals one run to the bit, on as many threads and the same kind of device. Computed in the
+    of what they saved, equals one run to the bit, on as many threads and the same kind of device. workers:
+    so many processes of Ray observe ("auto": one a core, or a GPU where the model is on one), each with the model and
+    one thread: the census is that of this process on one thread, to the bit, and a worker that is lost costs what it
+    had at hand. A TransformerBridge must be one of `load_target`, which every worker loads again. Computed in the
     model's precision, half precisions in float32. Raises FraError for documents, stripes, heads, channels, or a
     dictionary that do not fit, for a model whose rotary angles depend on a text's length where these texts differ in
     them, for what is no shard, and for a checkpoint of something else.
     """
+    if workers is not None:
+        check_workers(workers)
     own, numbers = layer_and_heads(layer, heads)
     planned = prepare(
         model, sae, documents, own, numbers, reduce, stripes, follow=follow, n_examples=n_examples, shard=shard
     )
     if memory_budget < 1 or checkpoint_every < 1:
         raise FraError("memory_budget (bytes) and checkpoint_every (documents) must be positive.")
-    return gather(planned, None if checkpoint is None else Path(checkpoint), checkpoint_every, memory_budget)
+    folder = None if checkpoint is None else Path(checkpoint)
+    return gather(planned, folder, checkpoint_every, memory_budget, workers=workers)
 
 
 def gather(
@@ -102,9 +120,11 @@ def gather(
     checkpoint_every: int = 256,
     memory_budget: int = 1 << 30,
     progress: Callable[[int], None] = lambda _: None,
+    workers: Workers | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Census:
-    """Sees all batches, one after another. progress: told after each how many documents are seen. Raises FraError as
-    `census` does.
+    """Sees all batches, one after another, or on workers. progress: told after each how many documents are seen; say:
+    what befalls workers. Raises FraError as `census` does.
     """
     fresh = followed = planned.followed
     parts: list[Corpus] = []
@@ -118,13 +138,18 @@ def gather(
                 followed = followed if followed is None or held is None else followed.merge(held)
         done, unsaved = sum(len(part.number) for part in parts), len(parts)
         waiting_followed = fresh
-        seen = 0
+        seen, left, ends = 0, [], []
         for whole in planned.batches:
             batch = whole[max(0, done - seen) :]
             seen += len(whole)
-            if not batch:
-                continue
-            parts.append(planned.observe(batch))
+            if batch:
+                left.append(batch)
+                ends.append(seen)
+        observed: Iterator[Corpus] = map(planned.observe, left)
+        if workers is not None and left:
+            observed = stack.enter_context(closing(on_workers(planned, left, workers, say)))
+        for seen, part in zip(ends, observed, strict=True):
+            parts.append(part)
             waiting = sum(len(part.number) for part in parts[unsaved:])
             if waiting_followed is not None:
                 waiting_followed = waiting_followed.see(planned.observer.layer, parts[-1])
@@ -181,6 +206,98 @@ class Planned:
             raise FraError("no feature of the dictionary is live on any position (L0 is zero): wrong weights or hook.")
         about_it = self.heads, self.reduces, memory_budget, self.observer.fingerprint
         return Census(self.observer.layer, corpus, *about_it, followed, self.shard)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """An observer as a worker makes it anew; what it does there is held against this one's weights first."""
+
+    model: Model | None
+    """None for one that is loaded from a target file."""
+    file: Path | None
+    dtype: str
+    device: str
+    sae: Any
+    layer: int
+    longest: Tensor
+    keep_inputs: bool
+    expected: tuple[str, str]
+    """sha256 of the model's weights, and the observer's fingerprint."""
+
+    def __call__(self) -> Callable[[list[tuple[Any, ...]]], list[dict[str, Any]]]:
+        """What observes batches there, on one thread."""
+        torch.set_num_threads(1)
+        model = self.model
+        if self.file is not None:
+            model = load_target(self.file, device=self.device, dtype=self.dtype).model
+        assert model is not None
+        observer = Observer(model.to(self.device), self.sae.to(self.device), self.layer, self.longest, self.keep_inputs)
+        if (weights_of(model), observer.fingerprint()) != self.expected:
+            raise FraError(
+                "a worker's model or dictionary is another than this process has: give the model as its files have it, "
+                "and the same versions on every machine."
+            )
+
+        def observe(batches: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+            return [
+                {name: tensor.cpu().numpy() for name, tensor in observer.observe(*batch).tensors().items()}
+                for batch in batches
+            ]
+
+        return observe
+
+
+def weights_of(model: Model) -> str:
+    """sha256 of all of a model's weights."""
+    digest = hashlib.sha256()
+    hash_tensors(digest, model.state_dict())
+    return digest.hexdigest()
+
+
+def on_workers(
+    planned: Planned, batches: Sequence[Sequence[int]], workers: Workers, say: Callable[[str], None]
+) -> Generator[Corpus, None, None]:
+    """What `planned` observes of each batch, in order, as processes of Ray find it. Raises FraError for a model that
+    cannot be sent there, and as `fra.workers` does.
+    """
+    there, device = elsewhere(planned), planned.observer.layer.decoder.device
+    with crew(workers, gpu=device.type == "cuda") as found:
+        at_once = max(1, min(PASSES, len(batches) // (4 * found.n)))
+        told = [
+            ([planned.documents[i] for i in batch], list(batch), [list(planned.offsets[i]) for i in batch])
+            for batch in batches
+        ]
+        tasks = [told[low : low + at_once] for low in range(0, len(told), at_once)]
+        say(f"{found.n} workers")
+        for part in chain.from_iterable(in_order(found, there, tasks, say=say)):
+            # Copies are aligned as other tensors are, and the shared memory that they came in is free again.
+            tensors = {name: torch.from_numpy(np.array(array)) for name, array in part.items()}
+            yield Corpus(**{field.name: tensors.get(field.name) for field in fields(Corpus)}).to(device)  # type: ignore[arg-type]
+
+
+def elsewhere(planned: Planned) -> Elsewhere:
+    """What makes a plan's observer in another process. Raises FraError for a model that cannot be sent there."""
+    observer = planned.observer
+    model, device = observer.model, observer.layer.decoder.device
+    if device.type not in ("cpu", "cuda"):
+        raise FraError(f"workers measure on CPUs or CUDA devices, and this model is on {device}: leave workers out.")
+    file, dtype = file_of(model) or (None, "")
+    if file is None and not isinstance(model, HookedTransformer):
+        raise FraError(
+            f"a {type(model).__name__} that was not loaded by fra.load_target cannot be sent to workers: load it from "
+            "a target file, give a HookedTransformer, or take shards (shard=)."
+        )
+    return Elsewhere(
+        model=None if file is not None else model,
+        file=file,
+        dtype=dtype,
+        device=device.type,
+        sae=observer.sae,
+        layer=observer.layer.weights.layer,
+        longest=max(planned.documents, key=len),
+        keep_inputs=observer.keep_inputs,
+        expected=(weights_of(model), observer.fingerprint()),
+    )
 
 
 def prepare(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from fra._census.corpus import Corpus
 from fra.architectures.architecture import ANGLES, Model, Rotary, Side
 from fra.architectures.known import architecture_of, check_layer_and_head, one_document
+from fra.architectures.passes import seen
 from fra.core.frozen import assemble, folded, freeze, qk_gain, read_hooks
 from fra.core.weights import QKWeights, qk_weights
 from fra.dictionaries.codes import ROWS_AT_ONCE, check_dictionary, codes, dictionary_hook, encoded_rows
@@ -145,7 +145,7 @@ class Observer:
         """Raises FraError for a model, dictionary, layer or `longest` document that cannot be resolved."""
         check_dictionary(sae)
         check_layer_and_head(model, layer)
-        self._model, self._sae, self._keep_inputs = model, sae, keep_inputs
+        self.model, self.sae, self.keep_inputs = model, sae, keep_inputs
         hook = dictionary_hook(sae)
         # The model's own scores are reproduced, and the dictionary's sum, on the longest document before the rest.
         sample = freeze(model, longest[None, :_CHECKED_TOKENS], layer, hook)
@@ -160,8 +160,8 @@ class Observer:
 
     def _rotation(self, tokens: Tensor) -> Rotary | None:
         """The rotation of one document run alone."""
-        tokens = tokens[None].to(self.layer.decoder.device)
-        got = read_hooks(self._model, tokens, self._raw.layer, self._names)
+        tokens = tokens[None]
+        got = read_hooks(self.model, tokens, self._raw.layer, self._names)
         return self._own.rotary(self._raw.layer, got, tokens.shape[1], self.layer.dtype)
 
     def check_rotation(self, shortest: Int[Tensor, " pos"]) -> None:
@@ -179,10 +179,10 @@ class Observer:
         length = torch.tensor([len(tokens) for tokens in documents])
         home, like = self.layer.decoder.device, self.layer.decoder
         n_pos = int(length.max())
-        batch = padded([tokens.to(home).long() for tokens in documents])
+        batch = padded([tokens.long() for tokens in documents])
         turned = {} if self.layer.rotary is None else self._own.rotary_hooks(self._raw.layer)
         asked = {k: v for k, v in self._names.items() if k in turned or k not in ANGLES}
-        got = _seen(self._model, batch, self._raw.layer, asked)
+        got = seen(self.model, batch, self._raw.layer, asked)
         if turned and not same_angles(
             self._own.rotary(self._raw.layer, got, n_pos, self.layer.dtype), self.layer.rotary
         ):
@@ -190,7 +190,7 @@ class Observer:
         real = (torch.arange(n_pos) < length[:, None]).to(home)
         x = got["x"].to(like)[real]
         sigma = got["sigma"].to(like)[..., 0][real] if "sigma" in got else x.new_ones(len(x))
-        row, feature, value = live_entries(self._sae, x)
+        row, feature, value = live_entries(self.sae, x)
         inputs = x / sigma[:, None]
         gain_q, gain_k = self._gains(inputs)
         return Corpus(
@@ -203,7 +203,7 @@ class Observer:
             value=value / sigma[row],
             gain_q=gain_q,
             gain_k=gain_k,
-            inputs=inputs if self._keep_inputs else None,
+            inputs=inputs if self.keep_inputs else None,
         )
 
     def _gains(self, inputs: Float[Tensor, "rows d_model"]) -> tuple[Tensor | None, Tensor | None]:
@@ -228,15 +228,15 @@ class Observer:
             value=inputs[:, 0],
             gain_q=gain_q,
             gain_k=gain_k,
-            inputs=inputs if self._keep_inputs else None,
+            inputs=inputs if self.keep_inputs else None,
         )
 
     def fingerprint(self) -> str:
         """sha256 of what, beside documents, decides the entries and couplings: weights, dictionary, precision."""
         w = self.layer.weights
-        state = [(name, tensor) for name, tensor in sorted(self._sae.state_dict().items())]
+        state = [(name, tensor) for name, tensor in sorted(self.sae.state_dict().items())]
         return _digest(
-            [f"{w.layer} {w.hook_name} {w.scale} {w.softcap} {w.window} {self.layer.dtype} {self._keep_inputs}"],
+            [f"{w.layer} {w.hook_name} {w.scale} {w.softcap} {w.window} {self.layer.dtype} {self.keep_inputs}"],
             [w.W_q, w.W_k, w.b_q, w.b_k, *(tensor for _, tensor in state)],
         )
 
@@ -256,28 +256,6 @@ def same_angles(one: Rotary | None, other: Rotary | None) -> bool:
         torch.allclose(a[:n_pos].double(), b[:n_pos].double(), rtol=0, atol=1e-6)
         for a, b in ((one.cos, other.cos), (one.sin, other.sin))
     )
-
-
-class _AllSeen(Exception):
-    """Ends a forward pass after which nothing is wanted."""
-
-
-def _seen(model: Model, tokens: Tensor, layer: int, names: dict[str, str]) -> dict[str, Tensor]:
-    """The named hooks of one forward pass, which ends where the last of them has fired. They are known to fire."""
-    got: dict[str, Tensor] = {}
-
-    def keep(key: str) -> Any:
-        def hook(tensor: Tensor, hook: Any) -> None:
-            got[key] = tensor.detach()
-            if len(got) == len(names):
-                raise _AllSeen
-
-        return hook
-
-    own = architecture_of(model)
-    with model.hooks(fwd_hooks=[(own.point(name), keep(key)) for key, name in names.items()]), suppress(_AllSeen):
-        model(tokens, **own.until(layer))
-    return got
 
 
 def _digest(words: Sequence[str], tensors: Sequence[Tensor]) -> str:

@@ -110,11 +110,11 @@ class BridgeArchitecture(TransformerLensArchitecture):
         dimensions turn together, it spreads the first half over the pairs. CodeGen shows none and keeps a table, sines
         before cosines (CodeGenAttentionBridge).
         """
-        table = getattr(self.attention(layer).original_component, "embed_positions", None)
+        attn = self.attention(layer).original_component
+        table = getattr(attn, "embed_positions", None)
         if isinstance(table, Tensor):
-            sin, cos = (
-                half.repeat_interleave(2, dim=1) for half in table[:n_pos].to(self.device, dtype).chunk(2, dim=1)
-            )
+            home = next(attn.parameters()).device  # a model may lie on several
+            sin, cos = (half.repeat_interleave(2, dim=1) for half in table[:n_pos].to(home, dtype).chunk(2, dim=1))
             return Rotary(cos, sin, adjacent=True)
         if "cos" not in seen:
             return None

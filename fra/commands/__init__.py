@@ -1,1 +1,3 @@
-"""The command `fra`: a module a subcommand, each light to import. What they run stands in the doors."""
+"""The command `fra`: a module a subcommand (those about ledgers share one), each light to import. What they run stands
+in the doors.
+"""

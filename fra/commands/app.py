@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Annotated
@@ -15,19 +16,19 @@ from fra.errors import FraError
 COMMANDS = {
     "explore": "fra.commands.explore",
     "cards": "fra.commands.cards",
-    "report": "fra.commands.report",
+    "report": "fra.commands.ledgers:report",
     "census": "fra.commands.census",
     "run": "fra.commands.run",
-    "compare": "fra.commands.compare",
-    "push": "fra.commands.push",
+    "compare": "fra.commands.ledgers:compare",
+    "push": "fra.commands.ledgers:push",
     "frontiers": "fra.commands.frontiers",
     "structured": "fra.commands.structured",
     "doctor": "fra.commands.doctor",
     "new-claim": "fra.commands.new_claim",
 }
-"""Subcommand and module, in the order of the help. Each module has a function `command`, whose signature makes options
-and whose docstring the help, and imports nothing heavy before that is called; one that is not there, or whose NEEDS
-(another module) is not, is left out.
+"""Subcommand and module, in the order of the help. Each module has a function `command` (or that after the colon),
+whose signature makes options and whose docstring the help, and imports nothing heavy before that is called; one that is
+not there, or whose NEEDS (another module) is not, is left out.
 """
 REFUSED = 4
 """Exit status for bad input, as that of `pytest claims/`."""
@@ -43,12 +44,20 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root)
-    for name, module in COMMANDS.items():
-        if _is_there(module):
-            own = import_module(module)
-            if _is_there(getattr(own, "NEEDS", module)):
-                app.command(name)(own.command)
+    for name in COMMANDS:
+        if (command := command_of(name)) is not None:
+            app.command(name)(command)
     return app
+
+
+def command_of(name: str) -> Callable[..., None] | None:
+    """The function of a subcommand; None where it, or what it needs, is not there."""
+    module, _, function = COMMANDS[name].partition(":")
+    if not _is_there(module):
+        return None
+    own = import_module(module)
+    found: Callable[..., None] = getattr(own, function or "command")
+    return found if _is_there(getattr(own, "NEEDS", module)) else None
 
 
 def _is_there(module: str) -> bool:

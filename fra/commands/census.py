@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fra.commands.options import Device, Output, Quiet
+from fra.commands.options import Device, Output, Quiet, Workers
 
 
 def command(
@@ -29,6 +29,7 @@ def command(
         int | None, typer.Option("--longest", min=1, help="Tokens of a document, at most [the model's context].")
     ] = None,
     shard: Annotated[str | None, typer.Option("--shard", metavar="K/N", help="Only the K-th of N shards.")] = None,
+    workers: Workers = None,
     device: Device = "cpu",
     dtype: Annotated[str | None, typer.Option("--dtype", help="Precision to measure in [the target's own].")] = None,
     quiet: Quiet = False,
@@ -36,7 +37,8 @@ def command(
     """All live channels of a layer's heads over many documents, kept in one file for `Census.load`.
 
     With `--shard K/N` some of the documents, so that N processes on any machines take the whole between them;
-    `fra census merge PART... -o FILE` makes one census of their files, the same to the bit as that of one process. The
+    `fra census merge PART... -o FILE` makes one census of their files, the same to the bit as that of one process. With
+    `--workers` processes of Ray see the documents, on this machine or a cluster, and the file is the same again. The
     same command goes on where it was interrupted.
     """
     from fra import shards
@@ -64,6 +66,7 @@ def command(
         documents=documents,
         longest=longest,
         shard=shard,
+        workers=workers,
         device=device,
         dtype=dtype,
         say=say,

@@ -6,8 +6,7 @@ the weights, scales, rotations and masks that make it so are put together, and h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 from fra.architectures.architecture import ANGLES, UNHEARD, Architecture, Model, Rotary, Side
 from fra.architectures.circumstances import attached, circumstance
 from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens
+from fra.architectures.passes import seen
 from fra.core.weights import QKWeights, qk_weights
 from fra.dictionaries.hooks import LayerHooks, attention_input_layer
 from fra.errors import FraError
@@ -105,6 +105,15 @@ class FrozenLayer:
             cast["rotary"] = replace(self.rotary, cos=self.rotary.cos.to(dtype), sin=self.rotary.sin.to(dtype))
         return replace(self, **cast)
 
+    def on_cpu(self) -> FrozenLayer:
+        """The same on the CPU, in float64: what an accelerator has computed is held against that."""
+        moved: dict[str, Any] = {
+            field.name: value.cpu() for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        if self.rotary is not None:
+            moved["rotary"] = replace(self.rotary, cos=self.rotary.cos.cpu(), sin=self.rotary.sin.cpu())
+        return replace(self, **moved).to(torch.float64)
+
     def cap(self, scores: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Scores after the layer's softcap, where it has one: what hook_attn_scores shows. A softcap makes masked
         scores finite: `attention` masks them again.
@@ -129,30 +138,12 @@ class FrozenLayer:
         return scores.masked_fill(~self.mask, -torch.inf)
 
 
-class _AllSeen(Exception):
-    """Every hook that a pass was run for has fired."""
-
-
 def read_present(model: Model, tokens: Tensor, layer: int, names: Mapping[str, str]) -> dict[str, Tensor]:
     """Of the named hooks, in TransformerLens' words, those that fire in one pass up to `layer`; the pass ends when all
     have fired: behind attention scores follow an MLP, and in the last layer the unembedding.
     """
     own = architecture_of(model)
-    points = {key: own.point(name) for key, name in names.items() if own.has(name)}
-    seen: dict[str, Tensor] = {}
-
-    def reader(point: str) -> Callable[..., None]:
-        def read(value: Tensor, hook: Any) -> None:
-            seen[point] = value.detach()
-            if len(seen) == len(awaited):
-                raise _AllSeen
-
-        return read
-
-    awaited = set(points.values())
-    with suppress(_AllSeen):
-        model.run_with_hooks(tokens, fwd_hooks=[(point, reader(point)) for point in awaited], **own.until(layer))
-    return {key: seen[point] for key, point in points.items() if point in seen}
+    return seen(model, tokens, layer, {key: name for key, name in names.items() if own.has(name)})
 
 
 def read_hooks(model: Model, tokens: Tensor, layer: int, names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -259,19 +250,9 @@ def freeze(
     Raises FraError for a layer, hook or tokens that do not fit the model, and where the model's own scores and pattern
     are not what its weights make (`check_scores`), first where something around the model is why (`circumstance`).
     """
-    check_tokens(model, tokens)
-    weights = qk_weights(model, layer, hook_name, dtype)
-    own, hooks = architecture_of(model), LayerHooks(layer)
-    late = own.fires_afterwards(layer)
-    shown = {"q": hooks.q, "k": hooks.k} if late else {"scores": hooks.attn_scores}
-    names = own.input_hooks(layer, hook_name) | shown | {"pattern": hooks.pattern}
-    got = read_hooks(model, tokens.to(weights.W_q.device), layer, names)
-    pattern = got["pattern"].to(weights.W_q.dtype)
-    frozen = seen_layer(model, weights, got, got.get("scores", pattern).to(pattern), pattern)
-    if late:
-        frozen = replace(frozen, model_scores=made_scores(frozen, got["q"], got["k"]))
+    frozen, got = unchecked(model, tokens, layer, hook_name, dtype)
     try:
-        check_scores(frozen, own)
+        check_scores(frozen, architecture_of(model))
     except FraError as error:
         if why := circumstance(
             model, layer, (got["x"], got.get("scores", frozen.model_scores).masked_fill(~frozen.mask, 0.0))
@@ -279,6 +260,23 @@ def freeze(
             raise FraError(why) from error
         raise
     return frozen
+
+
+def unchecked(
+    model: Model, tokens: Int[Tensor, "batch pos"], layer: int, hook_name: str, dtype: torch.dtype | None = None
+) -> tuple[FrozenLayer, dict[str, Tensor]]:
+    """`freeze` before its scores are checked, and the hooks that it has read."""
+    check_tokens(model, tokens)
+    weights = qk_weights(model, layer, hook_name, dtype)
+    own, hooks = architecture_of(model), LayerHooks(layer)
+    late = own.fires_afterwards(layer)
+    shown = {"q": hooks.q, "k": hooks.k} if late else {"scores": hooks.attn_scores}
+    got = read_hooks(model, tokens, layer, own.input_hooks(layer, hook_name) | shown | {"pattern": hooks.pattern})
+    pattern = got["pattern"].to(weights.W_q.dtype)
+    frozen = seen_layer(model, weights, got, got.get("scores", pattern).to(pattern), pattern)
+    if late:
+        frozen = replace(frozen, model_scores=made_scores(frozen, got["q"], got["k"]))
+    return frozen, got
 
 
 def made_scores(

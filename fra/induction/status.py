@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fra.core.frozen import read_hooks
+from fra.architectures.passes import seen
 from fra.core.weights import Model
 from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
@@ -43,8 +43,8 @@ def patterns(model: Model, tokens: Tensor) -> Float[Tensor, "n_layers batch n_he
     parts = []
     for start in range(0, len(tokens), _DOCUMENTS_AT_ONCE):
         some = tokens[start : start + _DOCUMENTS_AT_ONCE]
-        seen = read_hooks(model, some.to(device), model.cfg.n_layers - 1, {name: name for name in names})
-        parts.append(torch.stack([seen[name].float() for name in names]))
+        got = seen(model, some, len(names) - 1, dict(zip(names, names, strict=True)))
+        parts.append(torch.stack([got[name].float().to(device) for name in names]))  # layers may be on several
     return torch.cat(parts, dim=1)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,10 @@ from fra.architectures.known import architecture_of
 from fra.architectures.losses import losses
 from fra.checkpoints.weights import hash_files, hash_tensors
 from fra.core.coded import measure_arm
-from fra.core.frozen import check_tokens, freeze
+from fra.core.frozen import check_scores, check_tokens, freeze, read_hooks, unchecked
 from fra.dictionaries.codes import codes
 from fra.dictionaries.fits import explained_variance, reconstructed
-from fra.dictionaries.hooks import attention_input_layer, is_head_output, is_output
+from fra.dictionaries.hooks import attention_input_layer, is_head_output, is_output, output_layer_of
 from fra.errors import FraError
 from fra.targets.preflight import check_size
 
@@ -38,6 +39,9 @@ _FEW = 4
 _MOVES = 1e-4
 """Of the loss, in nats a token: what zeros at a hook must cost for the model to be read there."""
 _FIRST_TOKENS = 8
+_SPOT_TOKENS = 64
+_SPOT_APART = 1e-3
+"""Of a reconstruction, by its length: single precision on two devices is 1e-5 apart."""
 _DENSEST = 0.5
 """A dictionary with a larger share of its features live at a position is not sparse; an untrained ReLU has half."""
 
@@ -107,10 +111,10 @@ def admit(target: Target) -> AdmissionReport:
     Raises FraError, in one sentence, where [size] is not the model's, a hook does not exist, a dictionary has another
     width, the tokenizer makes ids that the model has not, a dictionary's L0 is zero or half of its features, it
     explains no more than the mean does (attention inputs; released dictionaries of attention's outputs do that in some
-    layers and are useful: these must recover some of the loss), it fits clearly better elsewhere, or softmax of the
-    scores hook is not the pattern hook. What `load_target` and `target.dictionaries` refuse is refused here too. A
-    dictionary whose table in the target file says `accept_mismatch = true` is remarked upon where it would be refused
-    for its fit.
+    layers and are useful: these must recover some of the loss), it fits clearly better elsewhere, softmax of the
+    scores hook is not the pattern hook, or an accelerator computes other numbers than the CPU (`spot_check`). What
+    `load_target` and `target.dictionaries` refuse is refused here too. A dictionary whose table in the target file
+    says `accept_mismatch = true` is remarked upon where it would be refused for its fit.
     """
     from fra.targets.trial import judged
 
@@ -120,6 +124,7 @@ def admit(target: Target) -> AdmissionReport:
     for document in target.documents():
         target.tokens(document.text)  # an id beyond the embedding is refused here, and not after an hour
     texts = sample(target)
+    spot_check(target, texts[0])
     few = texts[:_FEW]
     clean = _losses(target, few)
     qualities = []
@@ -141,6 +146,38 @@ def _through(target: Target, placed: Placed, texts: Sequence[Tensor]) -> list[At
     layer = attention_input_layer(placed.hook)
     arms = [measure_arm(target.model, placed, tokens[None], layer, placed.hook) for tokens in texts]
     return [AtHook(arm.frozen.x[0], arm.codes.error[0], arm.codes.row, arm.codes.feature) for arm in arms]
+
+
+@torch.no_grad()
+def spot_check(target: Target, tokens: Int[Tensor, " pos"]) -> None:
+    """Holds what an accelerator computes against the CPU, at every dictionary of an attention input on one document:
+    the model's attention scores against those that the CPU makes of the same inputs and weights in float64, and the
+    dictionary's reconstruction against the CPU's. Some accelerators are wrong without a word. Nothing on a CPU. Raises
+    FraError.
+    """
+    for hook in target.dictionaries:
+        if is_output(hook) or (layer := attention_input_layer(hook)) >= target.n_layers:
+            continue
+        frozen, _ = unchecked(target.model, tokens[None, :_SPOT_TOKENS], layer, hook)
+        if (device := frozen.x.device).type == "cpu":
+            return
+        wrong = FraError(
+            f"{device} computes other numbers than the CPU at layer {layer} of {target.name!r} (torch "
+            f"{torch.__version__}): measure with --device cpu; where that admits the target, another version of torch "
+            "or of the driver may be right."
+        )
+        try:
+            check_scores(frozen.on_cpu(), architecture_of(target.model))
+        except FraError as error:
+            raise wrong from error
+        there = target.dictionaries[hook]
+        here = deepcopy(there).to("cpu")
+        x = frozen.x[0].to(there.W_dec.dtype)
+        found, truth = there.decode(there.encode(x)).cpu(), here.decode(here.encode(x.cpu()))
+        # The middle of the positions: where two features are all but tied, either may be live.
+        apart = ((found - truth).norm(dim=-1) / truth.norm(dim=-1).clamp(min=1e-30)).median()
+        if not float(apart) <= _SPOT_APART:
+            raise wrong
 
 
 @dataclass(frozen=True)
@@ -237,8 +274,9 @@ def _output(target: Target, hook: str, sae: Any, tokens: Int[Tensor, " pos"]) ->
     model = target.model
     if hook not in model.hook_dict:
         raise FraError(f"the model of {target.name!r} has no hook {hook!r}: use a dictionary at a hook that it has.")
-    _, cache = model.run_with_cache(tokens[None].to(target.device), names_filter=[hook])
-    x = cache[hook][0].flatten(1).to(sae.W_dec.dtype)
+    layer = output_layer_of(hook)
+    assert layer is not None
+    x = read_hooks(model, tokens[None], layer, {"x": hook})["x"][0].flatten(1).to(sae.W_dec)
     if sae.cfg.d_in != x.shape[1]:
         what = f"head outputs there have {x.shape[1]} ({target.n_heads} heads)"
         if not is_head_output(hook):

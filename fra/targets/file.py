@@ -7,6 +7,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -50,6 +51,19 @@ def _by_name(value: Any) -> Any:
     raise ValueError('say "none", "folded", or a table of flags')
 
 
+def check_devices(device_map: Mapping[str, str | int]) -> None:
+    """Raises ValueError for devices that no hook could be read on: weights that are loaded only while they are used."""
+    devices = {f"cuda:{device}" if isinstance(device, int) else device for device in device_map.values()}
+    for device in sorted(devices):
+        if not re.fullmatch(r"cpu|cuda:\d+", device):
+            raise ValueError(f"device_map names the device {device!r}: say cpu, cuda:N or N, the number of a GPU")
+    if not devices or ("cpu" in devices and len(devices) > 1):
+        raise ValueError(
+            "device_map must name devices, GPUs alone or the CPU alone: beside a GPU, accelerate keeps on the CPU what "
+            "it loads only while it is used, and its weights cannot be read"
+        )
+
+
 class ModelTable(_Table):
     """`[model]`: a Hugging Face directory, a name on the hub, or a GGUF file."""
 
@@ -64,6 +78,10 @@ class ModelTable(_Table):
     revision: Text | None = None
     dtype: Literal["float32", "float64", "bfloat16", "float16"] | None = None
     """Precision in memory; float32 where it is not given."""
+    device_map: Literal["auto", "balanced", "sequential"] | dict[str, str | int] | None = None
+    """For a model that does not fit one device: how accelerate is to lay it over the GPUs, or modules of the Hugging
+    Face model and their devices ("" for what is not named). None: all of it on one device.
+    """
     processing: Annotated[ProcessingTable, BeforeValidator(_by_name)] | None = None
     """Weight processing; where it is not given, what the dictionaries' metadata says."""
     prepend_bos: bool | None = None
@@ -77,6 +95,8 @@ class ModelTable(_Table):
             raise ValueError("revision goes with name alone")
         if self.package is not None and self.gguf is None:
             raise ValueError("package goes with gguf, which names a file of it")
+        if isinstance(self.device_map, dict):
+            check_devices(self.device_map)
         return self
 
     @property

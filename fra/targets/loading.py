@@ -49,10 +49,10 @@ def load_target_model(
         return hub.fetch_transformer_lens_model(  # type: ignore[no-any-return]
             name,
             allow_pickle=spec.allow_pickle_release,
-            load=lambda: load_model(name, device, dtype, processing, spec.model.revision),
+            load=lambda: load_model(name, device, dtype, processing, spec.model.revision, spec.model.device_map),
         )
     try:
-        return load_model(folder, device, dtype, processing)
+        return load_model(folder, device, dtype, processing, device_map=spec.model.device_map)
     except FraError:
         raise
     except LIBRARY_ERRORS as error:

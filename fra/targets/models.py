@@ -32,6 +32,11 @@ from fra.dictionaries.hooks import LayerHooks
 from fra.errors import FraError
 from fra.targets.processing import FLAGS
 
+DeviceMap = str | dict[str, str | int]
+_ONE_DEVICE = (
+    "{} is loaded as a HookedTransformer, which is on one device: leave device_map out of its target file, and say the "
+    "device where it is measured."
+)
 _TRIED = 16
 """Tokens on which a loaded model is held against the checkpoint's own model in transformers."""
 _APART = 1e-2
@@ -47,6 +52,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     processing: Collection[str] = (),
     revision: str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Model:
     """A model from a local directory, or by its name one that TransformerLens keeps in its own format.
 
@@ -59,9 +65,13 @@ def load_model(
     is how models without LayerNorm are kept. Local weights are safetensors only.
 
     processing: the flags of TransformerLens' weight processing that are on (fra.targets.processing.FLAGS); none by
-    default. Raises FraError for a directory without configuration or weights, weights that are pickled, truncated,
-    incomplete, of other shapes or not finite, an unknown processing, and a model whose log-probabilities are not those
-    that its checkpoint gives in transformers, be it by TransformerLens or by the processing.
+    default. device_map: how a model that does not fit one device is laid over several, in place of `device`, as
+    transformers takes it; TransformerBridge alone can.
+
+    Raises FraError for a directory without configuration or weights, weights that are pickled, truncated, incomplete,
+    of other shapes or not finite, an unknown processing, a layout that cannot be followed, and a model whose
+    log-probabilities are not those that its checkpoint gives in transformers, be it by TransformerLens or by the
+    processing.
     """
     unknown = sorted(set(processing) - set(FLAGS))
     if unknown:
@@ -69,6 +79,8 @@ def load_model(
     flags = {flag: flag in processing for flag in FLAGS}
     folder = Path(path)
     if not folder.is_dir():
+        if device_map is not None:
+            raise FraError(_ONE_DEVICE.format(f"the model {str(path)!r}"))
         with quiet(), set_aside():
             model: Model = _load_named(str(path), device, dtype, flags, revision)
     else:
@@ -76,7 +88,9 @@ def load_model(
         try:
             with quiet(), set_aside():
                 if "model_type" in config:
-                    model = _load_hugging_face(folder, device, dtype, flags)
+                    model = _load_hugging_face(folder, device, dtype, flags, device_map)
+                elif device_map is not None:
+                    raise FraError(_ONE_DEVICE.format(f"the model in {folder}"))
                 else:
                     model = _load_transformer_lens(folder, config, device, dtype, flags)
         except FraError:
@@ -131,7 +145,13 @@ def _load_named(
     return HookedTransformer.from_pretrained(official, device=str(device), dtype=dtype, **options)
 
 
-def _load_hugging_face(folder: Path, device: str | torch.device, dtype: torch.dtype, flags: dict[str, bool]) -> Model:
+def _load_hugging_face(
+    folder: Path,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    flags: dict[str, bool],
+    device_map: DeviceMap | None,
+) -> Model:
     def weights() -> Any:
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -141,20 +161,30 @@ def _load_hugging_face(folder: Path, device: str | torch.device, dtype: torch.dt
                 attn_implementation="eager",
                 local_files_only=True,
                 output_loading_info=True,
+                **({} if device_map is None else {"device_map": device_map}),
             )
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if device_map is not None:
+                raise FraError(
+                    f"the model in {folder} cannot be laid out as device_map says ({first_line(error)}): name modules "
+                    "that it has, and devices that are here."
+                ) from error
             raise FraError(f"the weights in {folder} do not fit its config.json ({first_line(error)}).") from error
         hf, info = loaded
         # transformers would fill them with random numbers, and go on.
         if info["missing_keys"]:
             raise FraError(f"the weights in {folder} lack {sorted(info['missing_keys'])[0]!r}: the file is incomplete.")
-        return hf.to(device)
+        return hf if device_map is not None else hf.to(device)
 
     hf = weights()
-    tokens = _trial_tokens(hf.config, device)
+    home = hf.get_input_embeddings().weight.device
+    tokens = _trial_tokens(hf.config, home)
     truth = _log_probs(hf, tokens)  # before the Bridge takes the model apart
-    bridge = TransformerBridge.boot_transformers(str(folder), device=device, dtype=dtype, hf_model=hf)
+    placed = None if device_map is not None else device  # else it says where accelerate has put everything
+    bridge = TransformerBridge.boot_transformers(str(folder), device=placed, dtype=dtype, hf_model=hf)
     if not shows_scores(bridge) and has_hooked():
+        if device_map is not None:
+            raise FraError(_ONE_DEVICE.format(f"the model in {folder}"))
         try:
             hooked = load_hooked(folder, weights(), device, dtype, flags)
             _check_function(hooked, tokens, truth, folder, flags, unprocessed=False)
@@ -185,7 +215,7 @@ def _log_probs(model: Any, tokens: Int[Tensor, "1 pos"]) -> Float[Tensor, "pos d
     """Of a model of transformers or of TransformerLens."""
     model.eval()
     out = model(tokens)
-    logits: Tensor = getattr(out, "logits", out)[0]
+    logits: Tensor = getattr(out, "logits", out)[0].cpu()  # of several devices, the last one's
     return (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fra.dictionaries.hooks import LayerHooks, is_output, output_layer_of
+from fra.dictionaries.hooks import LayerHooks, is_output, layer_of, output_layer_of
 from fra.errors import CannotLoad, FraError
 from fra.targets.documents import Document, read_documents
-from fra.targets.file import DictionaryTable, TargetSpec, read_target
+from fra.targets.file import DictionaryTable, TargetSpec, find_target, read_target
 from fra.targets.processing import declared_by, describe, settle
 from fra.verdicts.shown import as_html
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from fra.dictionaries.crosscoder import Placed
 
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
+_LOADED: weakref.WeakKeyDictionary[Any, Target] = weakref.WeakKeyDictionary()
+"""The targets of models that were loaded from a target file: another process loads them so, too."""
 
 
 class Dictionaries(Mapping[str, Any]):
@@ -61,6 +64,8 @@ class Target:
         """Relative paths of the spec start here."""
         self.device = device
         self.dtype = dtype
+        self.file: Path | None = None
+        """The target file; None where there is none."""
         self.model_folder: Path | None = None
         """The Hugging Face directory, given, fetched or made of a GGUF file; None for a model in TransformerLens' own
         format.
@@ -205,6 +210,10 @@ class Target:
 
         model = load_target_model(self.spec, self.model_folder, self.device, self.dtype, self.processing)
         model.cfg.default_prepend_bos = self.prepend_bos  # so that the model's own to_tokens does as `tokens` does
+        if self.spec.model.device_map is not None:
+            self.device = str(next(model.parameters()).device)  # where documents go in
+        if self.file is not None:
+            _LOADED[model] = self
         return model
 
     @cached_property
@@ -261,7 +270,15 @@ class Target:
         from fra.targets.loading import load_dictionary
 
         path = None if entry.path is None else self._path(entry.path)
-        return load_dictionary(entry, path, self.device, self.dtype, allow_pickle=self.spec.allow_pickle_release)
+        device, allowed = self._device_of(entry.hook), self.spec.allow_pickle_release
+        return load_dictionary(entry, path, device, self.dtype, allow_pickle=allowed)
+
+    def _device_of(self, hook: str) -> str:
+        """Where a dictionary goes: to its layer, which of a model on several devices is known when it is loaded."""
+        layer = layer_of(hook)
+        if self.spec.model.device_map is None or layer is None:
+            return self.device
+        return str(next(self.model.blocks[layer].parameters()).device)
 
     @cached_property
     def crosscoders(self) -> Mapping[str, Placed]:
@@ -340,7 +357,7 @@ class Target:
         if self.device.startswith("mps"):
             raise FraError("this device has no float64: use the CPU.")
         double = Target(self.spec, self.folder, self.device, "float64")
-        double.model_folder = self.model_folder
+        double.file, double.model_folder = self.file, self.model_folder
         return double
 
     def under(self, processing: frozenset[str]) -> Target:
@@ -416,6 +433,7 @@ def open_target(name_or_path: str | Path, *, device: str = "cpu", dtype: str | t
     if spec.local:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     target = Target(spec, folder, device, precision)
+    target.file = find_target(name_or_path)
     from fra.checkpoints.hub import fetch_model, is_transformer_lens_format
     from fra.checkpoints.weights import check_crosscoder_directory, check_dictionary_directory, check_model
 
@@ -448,6 +466,12 @@ def _dequantised(target: Target) -> Path:
     return hugging_face_directory(
         target._path(given) if model.package is None else installed_file(model.package, given)
     )
+
+
+def file_of(model: Any) -> tuple[Path, str] | None:
+    """The target file that a model was loaded from, and its precision; None for a model that was made otherwise."""
+    target = _LOADED.get(model)
+    return None if target is None or target.file is None else (target.file, target.dtype)
 
 
 def has_dictionary(target: Target, layer: int) -> bool:

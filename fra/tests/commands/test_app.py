@@ -26,7 +26,10 @@ NEEDS = {"explore": "fra.explorer.command"}
 THERE = [
     name
     for name, module in app.COMMANDS.items()
-    if all((ROOT / f"{needed.replace('.', '/')}.py").exists() for needed in (module, NEEDS.get(name, module)))
+    if all(
+        (ROOT / f"{needed.partition(':')[0].replace('.', '/')}.py").exists()
+        for needed in (module, NEEDS.get(name, module))
+    )
 ]
 
 
@@ -49,7 +52,7 @@ def test_the_help_is_light_and_names_every_subcommand_that_is_there() -> None:
 
 @pytest.mark.parametrize("name", THERE)
 def test_every_subcommand_has_help_for_each_of_its_options(name: str) -> None:
-    command = import_module(app.COMMANDS[name]).command
+    command = app.command_of(name)
     assert inspect.getdoc(command)
     shown = CliRunner().invoke(app.build(), [name, "--help"], terminal_width=200)
     assert shown.exit_code == 0, shown.output
@@ -119,7 +122,7 @@ def test_both_ways_to_run_it_have_the_same_options_and_defaults(
         patch.setattr(argparse.ArgumentParser, "parse_args", parse)
         assert own.main([]) == 2
     old = {action.dest: action.default for action in parsers[0]._actions if action.dest != "help"}
-    parameters = inspect.signature(import_module(app.COMMANDS[name]).command).parameters.values()
+    parameters = inspect.signature(app.command_of(name)).parameters.values()
     new = {p.name: None if p.default is inspect.Parameter.empty else p.default for p in parameters}
     assert new == old
     assert {p.name for p in inspect.signature(own.run).parameters.values()} == set(new)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from threading import Lock, RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -128,11 +130,24 @@ class FrozenLayer:
         return scores.masked_fill(~self.mask, -torch.inf)
 
 
+_PASSES: WeakKeyDictionary[Model, RLock] = WeakKeyDictionary()
+_MADE = Lock()
+
+
+def _passes_of(model: Model) -> RLock:
+    """One pass of a model at a time: hooks are the model's, so that a pass in another thread would show itself in the
+    cache of this one.
+    """
+    with _MADE:
+        return _PASSES.setdefault(model, RLock())
+
+
 def read_present(model: Model, tokens: Tensor, layer: int, names: Mapping[str, str]) -> dict[str, Tensor]:
     """Of the named hooks, in TransformerLens' words, those that fire in one pass up to `layer`."""
     own = architecture_of(model)
     points = {key: own.point(name) for key, name in names.items() if own.has(name)}
-    _, cache = model.run_with_cache(tokens, names_filter=list(points.values()), **own.until(layer))
+    with _passes_of(model):
+        _, cache = model.run_with_cache(tokens, names_filter=list(points.values()), **own.until(layer))
     return {key: cache[point] for key, point in points.items() if point in cache}
 
 
@@ -289,6 +304,12 @@ def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:
     where, mask, scores, pattern = f"layer {frozen.layer}", frozen.mask, frozen.model_scores, frozen.pattern
     tolerance, name = architecture.tolerance, type(architecture).__name__
     attended = pattern != 0
+    others = FraError(
+        f"the model attends to other keys in {where} than a causal or sliding-window mask leaves: attention in both "
+        "directions, padding and custom masks are not resolved."
+    )
+    if bool((attended & ~mask).any()):
+        raise others
     if bool((scores.isnan() & attended).any()):
         raise FraError(f"the attention scores of {where} hold NaN: check the model's weights.")
     softmax = scores.masked_fill(~attended, -torch.inf).softmax(-1).masked_fill(~attended, 0.0)
@@ -299,12 +320,6 @@ def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:
             "something else at one of these hooks, or attends to what is no key (attention sinks), so its scores "
             "cannot be resolved."
         )
-    others = FraError(
-        f"the model masks other keys in {where} than a causal or "
-        "sliding-window mask would: padding and custom masks are not resolved."
-    )
-    if bool((attended & ~mask).any()):
-        raise others
     for head in range(frozen.n_heads):
         own = frozen.scores(head)
         hidden = mask & ~attended[:, head]

@@ -69,12 +69,12 @@ def load_model(
     flags = {flag: flag in processing for flag in FLAGS}
     folder = Path(path)
     if not folder.is_dir():
-        with quiet(), set_aside():
+        with quiet(), set_aside(), torch.random.fork_rng(devices=[]):
             model: Model = _load_named(str(path), device, dtype, flags, revision)
     else:
         config = check_model(folder, f"the model in {folder}")
         try:
-            with quiet(), set_aside():
+            with quiet(), set_aside(), torch.random.fork_rng(devices=[]):
                 if "model_type" in config:
                     model = _load_hugging_face(folder, device, dtype, flags)
                 else:

@@ -30,6 +30,7 @@ from fra.dictionaries.encoder import head_output_layer
 from fra.errors import FraError
 from fra.report.card_pages import Card, CardExample, write_pages
 from fra.stimuli.natural import natural_documents
+from fra.verdicts.shown import print_anything
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -194,6 +195,7 @@ def run(
 
 def main(argv: list[str] | None = None) -> int:
     """Write the pages: 0, or 2 with one sentence on stderr."""
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m fra.cards", description="Feature cards of a head-output dictionary."
     )

@@ -21,7 +21,7 @@ from fra.architectures.circumstances import attached, circumstance
 from fra.architectures.known import architecture_of, check_layer_and_head, check_tokens
 from fra.core.weights import QKWeights, qk_weights
 from fra.dictionaries.hooks import LayerHooks, attention_input_layer
-from fra.errors import FraError
+from fra.errors import CannotLoad, FraError
 
 __all__ = [
     "FrozenLayer",
@@ -157,7 +157,7 @@ def read_hooks(model: Model, tokens: Tensor, layer: int, names: Mapping[str, str
     """
     own = architecture_of(model)
     if LayerHooks(layer).attn_scores in names.values() and own.fires_afterwards(layer):
-        raise FraError(f"a {type(model).__name__} shows no scores of layer {layer}: {UNHEARD}.")
+        raise CannotLoad(f"a {type(model).__name__} shows no scores of layer {layer}: {UNHEARD}.")
     missing = [name for name in names.values() if not own.has(name)]
     if missing:
         if why := attached(model):

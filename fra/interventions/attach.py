@@ -18,7 +18,7 @@ from fra.architectures.known import architecture_of
 from fra.core.frozen import FrozenLayer, freeze, seen_layer
 from fra.core.weights import QKWeights
 from fra.dictionaries.hooks import LayerHooks, layer_of
-from fra.errors import FraError
+from fra.errors import CannotLoad, FraError
 from fra.verdicts.shown import as_html
 
 Hook: TypeAlias = tuple[str, Callable[..., Any]]
@@ -48,7 +48,7 @@ class Intervention:
             layer = layer_of(name)
             attention = () if layer is None else (LayerHooks(layer).attn_scores, LayerHooks(layer).pattern)
             if layer is not None and name in attention and own.fires_afterwards(layer):
-                raise FraError(
+                raise CannotLoad(
                     f"layer {layer} of a {type(model).__name__} cannot be changed by way of {name!r}: {UNHEARD}."
                 )
         readers, edits = ([(own.point(name), function) for name, function in hooks] for hooks in (readers, edits))

@@ -10,11 +10,14 @@ from threading import Barrier
 import pandas as pd
 import pytest
 import torch
-from transformers import BertConfig
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoModelForCausalLM, BertConfig
 
 import fra
-from fra.errors import FraError
-from fra.tests.models import build_model, load_model, random_tokens, tiny, tiny_sae
+from fra.core.frozen import freeze
+from fra.errors import CannotLoad, FraError
+from fra.measures.identities import s01_sentences
+from fra.tests.models import build_model, load_model, model_folder, random_tokens, tiny, tiny_sae
 from fra.tests.tiny_targets import one_sentence
 
 NORMED = "blocks.1.ln1.hook_normalized"
@@ -64,3 +67,13 @@ def test_a_dictionary_that_keeps_more_than_it_has_is_refused_by_name() -> None:
     with pytest.raises(FraError, match=r"keeps k = 1000 of 96 features") as caught:
         fra.resolve(tiny("llama"), sae, random_tokens(), 1, 2)
     one_sentence(caught.value)
+
+
+def test_what_cannot_be_changed_cannot_run_and_is_no_refutation() -> None:
+    """The pattern of a Bridge's plain attention does not heed an edit of scores: S01 would refute every head."""
+    hf = AutoModelForCausalLM.from_pretrained(model_folder("gpt_neo"), attn_implementation="eager")
+    bridge = TransformerBridge.boot_transformers(str(model_folder("gpt_neo")), device="cpu", hf_model=hf).eval()
+    tokens = random_tokens()
+    frozen = freeze(bridge, tokens[None], 1, "blocks.1.hook_resid_pre")
+    with pytest.raises(CannotLoad, match="scores of layer 1 cannot be changed: its points of attention fire"):
+        s01_sentences._patterns(bridge, tokens, frozen, torch.zeros(4, 20, 20))

@@ -41,6 +41,7 @@ from fra.report.card_pages import Card, CardExample, write_pages
 from fra.stimuli.natural import natural_documents
 from fra.verdicts import files
 from fra.verdicts import ledger as ledgers
+from fra.verdicts.shown import print_anything
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -245,6 +246,7 @@ def _dictionary(target: Target, hook: str) -> Any:
 
 def main(argv: list[str] | None = None) -> int:
     """Write the pages: 0, or 2 with one sentence on stderr."""
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m fra.cards", description="Cards of a dictionary's features, and of its channels."
     )

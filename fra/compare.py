@@ -21,6 +21,7 @@ from fra.ledgers.matrix import Matrix, matrix, named
 from fra.verdicts import ledger as ledgers
 from fra.verdicts.files import check_writable, write_text
 from fra.verdicts.ledger import Ledger
+from fra.verdicts.shown import print_anything
 
 SHOWN = 20
 HUB = "hub:"
@@ -172,6 +173,7 @@ def _write(
 
 def main(argv: list[str] | None = None) -> int:
     """Print the differences: 0; 1 where there are some and --expect-equal is given; 2 with one sentence on stderr."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m fra.compare", description="How ledgers differ.")
     parser.add_argument("given", metavar="LEDGER.json", nargs="+", help="or hub:OWNER/NAME, a data set's")
     parser.add_argument("--tolerance", type=float, default=0.0, help="relative, of numbers (default: to the last bit)")

@@ -19,6 +19,7 @@ from fra.errors import FraError
 from fra.measures.block_diagonal.designs import Study
 from fra.measures.block_diagonal.frontier import NO_STUDY, Frontier, study
 from fra.verdicts.files import check_writable, write_text
+from fra.verdicts.shown import print_anything
 
 COLUMNS = (
     "arm",
@@ -79,6 +80,7 @@ def run(
 
 def main(argv: list[str] | None = None) -> int:
     """Write the table: 0, or 2 with one sentence on stderr."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m fra.frontiers", description="Frontiers of a target's study.")
     parser.add_argument("target", metavar="TARGET", help="a preset or a target file")
     parser.add_argument("-o", "--output", metavar="FILE.csv", type=Path, required=True)

@@ -32,6 +32,7 @@ from fra.statistics.stats import seed_of
 from fra.stimuli.padding import padded
 from fra.targets.target import has_dictionary, load_target
 from fra.verdicts.files import check_writable, write_text
+from fra.verdicts.shown import print_anything
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -165,6 +166,7 @@ def run(target: str = "mini", *, n: int = 24, output: Path | None = None) -> Non
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the report; exit 2 on bad input."""
+    print_anything()
     parser = argparse.ArgumentParser(prog="python -m fra.structured", description=__doc__.split("\n", 1)[0])
     parser.add_argument("target", nargs="?", default="mini")
     parser.add_argument("-n", type=int, default=24, help="sentences of each kind")

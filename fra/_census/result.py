@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -67,6 +67,10 @@ class Census:
             f"{self.n_positions} positions, {self.n_entries} live entries of {self.layer.d_sae} features; "
             f"{', '.join(self.reduces)})"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the model, which stands behind the fingerprint: a census goes to other processes."""
+        return vars(self) | {"_fingerprint": partial(str, str(self._fingerprint()))}
 
     def _repr_html_(self) -> str:
         facts = {

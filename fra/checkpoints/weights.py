@@ -139,12 +139,20 @@ def check_model(folder: Path, what: str) -> dict[str, Any]:
     config = read_json(folder / "config.json", what)
     for file in files:
         check_file(file, what)
+    for pattern in ("*.json", "*.txt"):
+        for file in sorted(folder.glob(pattern)):
+            with file.open("rb") as opened:
+                if opened.read(3) == b"\xef\xbb\xbf":
+                    # transformers stops at it, or takes it for part of a vocabulary's first word
+                    raise FraError(f"{what}: {file.name} begins with a byte order mark: save it as UTF-8 without one.")
     return config
 
 
 def first_line(error: BaseException) -> str:
     """The first line of a library's message, shortened and without its full stop, to stand within a sentence."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
+    if lines[0].rstrip().endswith(":") and len(lines) > 1:  # torch says which tensors in the next
+        lines[0] = f"{lines[0].rstrip()} {lines[1].strip()}"
     return lines[0].strip()[:200].rstrip(".")
 
 

@@ -12,6 +12,7 @@ import typer
 
 import fra
 from fra.errors import FraError
+from fra.verdicts.shown import print_anything
 
 COMMANDS = {
     "explore": "fra.commands.explore",
@@ -87,6 +88,7 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run `fra`: 0, or what the subcommand says; 2 for a wrong option, 4 with one sentence for bad input."""
+    print_anything()
     try:
         build()(args=arguments, prog_name="fra")
     except FraError as error:

@@ -70,9 +70,9 @@ class OrderedEntries:
         """Directions times what bounds their coefficients: products of both sides' bound channels."""
         if self.direction is not None and size is not None:
             self.bounding = (self.direction * size[order, None]).float()
-        self._bounds = torch.searchsorted(slot, torch.arange(len(order) + 1, device=order.device))
+        self.bounds = torch.searchsorted(slot, torch.arange(len(order) + 1, device=order.device))
         self.n_entries = torch.bincount(slot, minlength=len(order))
-        self.first: list[int] = self._bounds.tolist()
+        self.first: list[int] = self.bounds.tolist()
         """Index of the first entry of each feature, and the end."""
 
     @cached_property
@@ -85,9 +85,14 @@ class OrderedEntries:
         """The same in single precision."""
         return self.vector.float()
 
+    @cached_property
+    def place(self) -> Int[Tensor, " n"]:
+        """Positions in numbers as small as they allow: half of a mask's time is the comparison."""
+        return self.pos.short() if not len(self.pos) or int(self.pos.max()) < 1 << 15 else self.pos.int()
+
     def of(self, features: Int[Tensor, " m"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
         """All entries of each of these features (places), one feature after another, and whose they are (0 to m)."""
-        first, number = self._bounds[features], self._bounds[features + 1] - self._bounds[features]
+        first, number = self.bounds[features], self.bounds[features + 1] - self.bounds[features]
         whose = torch.repeat_interleave(number)
         return torch.arange(len(whose), device=whose.device) + (first - number.cumsum(0) + number)[whose], whose
 
@@ -189,21 +194,32 @@ class ChannelTables:
         product of lengths, their sum by one more a term.
         """
         q, k = self.q.entries(rows), self.k.entries(columns)
-        bounds = torch.tensor(self.k.first[columns.start : columns.stop + 1]) - k.start
-        order, found = torch.arange(k.stop - k.start), self.q.rough.new_zeros(rows.stop - rows.start, len(bounds) - 1)
-        keys, k_pos, together = self.k.rough[k], self.k.pos[k], max(1, _SCREENED // max(1, k.stop - k.start))
+        n_keys, n_columns = k.stop - k.start, columns.stop - columns.start
+        bounds, order = self.k.bounds[columns.start : columns.stop + 1] - k.start, torch.arange(n_keys)
+        found = self.q.rough.new_zeros(rows.stop - rows.start, n_columns)
+        keys, k_pos = self.k.rough[k], self.k.place[k, None]
+        together = max(1, min(_SCREENED, self._work[0].numel()) // max(1, n_keys))
         for low in range(q.start, q.stop, together):
             some = slice(low, min(low + together, q.stop))
-            terms, q_pos = keys @ self.q.rough[some].mT, self.q.pos[some]
+            # fresh pages cost as much as the product
+            terms, hidden = (part[: n_keys * (some.stop - low)].view(n_keys, -1) for part in self._work)
+            torch.mm(keys, self.q.rough[some].mT, out=terms)
             if self.causal:
-                terms.masked_fill_(k_pos[:, None] > q_pos, 0.0)
+                torch.gt(k_pos, self.q.place[some], out=hidden)
             else:
-                terms.masked_fill_(~self.mask[q_pos][:, k_pos].mT, 0.0)
+                torch.logical_not(self.mask[self.q.pos[some]][:, self.k.pos[k]].mT, out=hidden)
+            terms.masked_fill_(hidden, 0.0)
             by_key = segments(terms.abs_() if self.reduce == "abs" else terms, order, bounds)
             found.index_add_(0, self.q.slot[some] - rows.start, by_key.mT.contiguous())
         longest = float(self.q.falls[rows.start] * self.k.falls[columns.start])
         most = int(self.q.n_entries[rows].max() + self.k.n_entries[columns].max())
         return found.abs_(), (keys.shape[1] + 1 + most) * torch.finfo(found.dtype).eps * longest
+
+    @cached_property
+    def _work(self) -> tuple[Float[Tensor, " terms"], Bool[Tensor, " terms"]]:
+        """Room for the terms of a tile, and for which of them are masked."""
+        room = max(len(self.k.pos), min(_SCREENED, len(self.k.pos) * len(self.q.pos)))
+        return self.q.rough.new_empty(room), torch.empty(room, dtype=torch.bool)
 
     def rotated_one_by_one(self, q_at: Int[Tensor, " m"], k_at: Int[Tensor, " m"]) -> tuple[Tensor, Tensor]:
         """Values and counts of single channels, from every pair of their entries."""

@@ -20,7 +20,7 @@ from fra.architectures.known import architecture_of, check_layer_and_head, check
 from fra.architectures.passes import seen
 from fra.core.weights import QKWeights, qk_weights
 from fra.dictionaries.hooks import LayerHooks, attention_input_layer
-from fra.errors import FraError
+from fra.errors import CannotLoad, FraError
 
 __all__ = [
     "FrozenLayer",
@@ -152,7 +152,7 @@ def read_hooks(model: Model, tokens: Tensor, layer: int, names: Mapping[str, str
     """
     own = architecture_of(model)
     if LayerHooks(layer).attn_scores in names.values() and own.fires_afterwards(layer):
-        raise FraError(f"a {type(model).__name__} shows no scores of layer {layer}: {UNHEARD}.")
+        raise CannotLoad(f"a {type(model).__name__} shows no scores of layer {layer}: {UNHEARD}.")
     missing = [name for name in names.values() if not own.has(name)]
     if missing:
         if why := attached(model):
@@ -306,6 +306,12 @@ def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:
     where, mask, scores, pattern = f"layer {frozen.layer}", frozen.mask, frozen.model_scores, frozen.pattern
     tolerance, name = architecture.tolerance, type(architecture).__name__
     attended = pattern != 0
+    others = FraError(
+        f"the model attends to other keys in {where} than a causal or sliding-window mask leaves: attention in both "
+        "directions, padding and custom masks are not resolved."
+    )
+    if bool((attended & ~mask).any()):
+        raise others
     if bool((scores.isnan() & attended).any()):
         raise FraError(f"the attention scores of {where} hold NaN: check the model's weights.")
     softmax = scores.masked_fill(~attended, -torch.inf).softmax(-1).masked_fill(~attended, 0.0)
@@ -316,12 +322,6 @@ def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:
             "something else at one of these hooks, or attends to what is no key (attention sinks), so its scores "
             "cannot be resolved."
         )
-    others = FraError(
-        f"the model masks other keys in {where} than a causal or "
-        "sliding-window mask would: padding and custom masks are not resolved."
-    )
-    if bool((attended & ~mask).any()):
-        raise others
     for head in range(frozen.n_heads):
         q, k = frozen.vectors("query", head), frozen.vectors("key", head)
         own = (frozen.scale * q @ k.mT).masked_fill(~mask, -torch.inf)

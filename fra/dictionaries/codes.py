@@ -120,6 +120,11 @@ def check_dictionary(sae: Any, *, hook_name: str | None = None) -> None:
     another hook.
     """
     check_kind(sae)
+    k, d_sae = getattr(sae.cfg, "k", None), int(sae.cfg.d_sae)
+    if sae.cfg.architecture() == "topk" and k is not None and not 0 < k <= d_sae:
+        raise FraError(
+            f"the dictionary keeps k = {k} of {d_sae} features: give it a k from 1 to {d_sae} in its config."
+        )
     trained_at = dictionary_hook(sae)
     if sae.cfg.reshape_activations == "hook_z":
         raise FraError(

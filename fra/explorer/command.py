@@ -12,6 +12,7 @@ from fra.architectures.face import face
 from fra.errors import FraError
 from fra.explorer.pack import Precision
 from fra.verdicts import files
+from fra.verdicts.shown import print_anything
 
 if TYPE_CHECKING:
     from fra.targets.target import Target
@@ -90,6 +91,7 @@ def run(
 
 def main(argv: list[str] | None = None) -> int:
     """Write the page: 0, or 2 with one sentence on stderr."""
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m fra.explorer", description="One page that explores feature-resolved attention on a text."
     )

@@ -18,7 +18,7 @@ from fra.architectures.known import architecture_of
 from fra.core.frozen import FrozenLayer, freeze, seen_layer
 from fra.core.weights import QKWeights
 from fra.dictionaries.hooks import LayerHooks, layer_of
-from fra.errors import FraError
+from fra.errors import CannotLoad, FraError
 from fra.verdicts.shown import as_html
 
 Hook: TypeAlias = tuple[str, Callable[..., Any]]
@@ -44,11 +44,13 @@ class Intervention:
         missing = [name for name, _ in (*readers, *edits) if not own.has(name)]
         if missing:
             raise FraError(f"the model has no hook {missing[0]!r}: it cannot be changed there.")
-        for name, _ in edits:
+        for name, _ in (*readers, *edits):
             layer = layer_of(name)
             attention = () if layer is None else (LayerHooks(layer).attn_scores, LayerHooks(layer).pattern)
             if layer is not None and name in attention and own.fires_afterwards(layer):
-                raise FraError(f"layer {layer} of a {type(model).__name__} cannot be changed at {name!r}: {UNHEARD}.")
+                raise CannotLoad(
+                    f"layer {layer} of a {type(model).__name__} cannot be changed by way of {name!r}: {UNHEARD}."
+                )
         readers, edits = ([(own.point(name), function) for name, function in hooks] for hooks in (readers, edits))
         self.hooks: list[Hook] = [*readers, *edits]
         self._attachments = [(points[name], function, True) for name, function in readers]

@@ -33,7 +33,7 @@ from fra.report.words import GLOSSARY, glossed, grouped
 from fra.verdicts import files
 from fra.verdicts import ledger as ledgers
 from fra.verdicts.ledger import Ledger, Row
-from fra.verdicts.shown import on_page, visible
+from fra.verdicts.shown import on_page, print_anything, visible
 
 GLYPHS = {
     "SUPPORTED": "✓",
@@ -251,6 +251,7 @@ def run(ledger: Path, output: Path, *, cards: Path | None = None, baseline: Path
 
 def main(argv: list[str] | None = None) -> int:
     """Rebuild the page from a ledger: 0, or 2 with one sentence on stderr."""
+    print_anything()
     parser = argparse.ArgumentParser(
         prog="python -m fra.report", description="Rebuild the HTML report of a ledger; nothing is measured."
     )

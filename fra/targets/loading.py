@@ -80,7 +80,8 @@ def load_dictionary(
             sae = hub.fetch_dictionary(release, sae_id, device=device, dtype=dtype, allow_pickle=allow_pickle)
         else:
             check_dictionary_directory(folder, what)
-            with warnings.catch_warnings():
+            # SAELens draws random weights before it reads the file's: the caller's seed is not used up.
+            with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
                 warnings.simplefilter("ignore")  # of processing, which `settle` decides
                 sae = SAE.load_from_disk(folder, device=device, dtype=dtype)
     except FraError:

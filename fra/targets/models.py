@@ -81,12 +81,12 @@ def load_model(
     if not folder.is_dir():
         if device_map is not None:
             raise FraError(_ONE_DEVICE.format(f"the model {str(path)!r}"))
-        with quiet(), set_aside():
+        with quiet(), set_aside(), torch.random.fork_rng(devices=[]):
             model: Model = _load_named(str(path), device, dtype, flags, revision)
     else:
         config = check_model(folder, f"the model in {folder}")
         try:
-            with quiet(), set_aside():
+            with quiet(), set_aside(), torch.random.fork_rng(devices=[]):
                 if "model_type" in config:
                     model = _load_hugging_face(folder, device, dtype, flags, device_map)
                 elif device_map is not None:

@@ -49,6 +49,13 @@ def encode(tokenizer: Any, text: str, limit: int | None = None) -> list[int]:
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise FraError(
+            f"the text holds half of a surrogate pair (character {error.start}), which is no text: replace it, as "
+            "text.encode('utf-8', 'replace').decode() does."
+        ) from error
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False, split_special_tokens=True)["input_ids"]
     return ids
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from html import escape
 
@@ -37,3 +38,13 @@ def on_page(value: object) -> object:
 
 def _escaped(found: re.Match[str]) -> str:
     return ascii(found[0])[1:-1]
+
+
+def print_anything() -> None:
+    """Lets this process print on a terminal or into a file that has not all characters (LANG=C): those that are missing
+    as escapes, where Python would stop with a UnicodeEncodeError.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")

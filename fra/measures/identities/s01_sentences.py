@@ -10,13 +10,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fra.architectures.architecture import UNHEARD
+from fra.architectures.known import architecture_of
 from fra.core.frozen import FrozenLayer, freeze
 from fra.core.resolve import ResolvedHead
 from fra.core.sentences import Sensitivity
 from fra.core.weights import Model
 from fra.dictionaries.codes import codes, dictionary_hook
 from fra.dictionaries.hooks import LayerHooks
-from fra.errors import FraError
+from fra.errors import CannotLoad, FraError
 from fra.measures.identities.designs import Sentences
 from fra.statistics.stats import seed_of
 from fra.verdicts.claim import Claim, Evidence
@@ -121,7 +123,11 @@ def _joined(one: Sensitivity, phi: Float[Tensor, "n n m"]) -> Float[Tensor, "hal
 def _patterns(
     model: Model, tokens: Tensor, frozen: FrozenLayer, change: Float[Tensor, "n_heads pos pos"]
 ) -> Float[Tensor, "n_heads pos pos"]:
-    """The model's own pattern with `change` added to its scores before softcap."""
+    """The model's own pattern with `change` added to its scores before softcap. Raises CannotLoad where an edit of
+    scores is not heard.
+    """
+    if architecture_of(model).fires_afterwards(frozen.layer):
+        raise CannotLoad(f"scores of layer {frozen.layer} cannot be changed: {UNHEARD}.")
     before = torch.stack([frozen.scores(head)[0] for head in range(frozen.n_heads)])
     kept: list[Tensor] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from typer.testing import CliRunner
 import fra
 from fra.commands import app
 from fra.errors import FraError
+from fra.tests.verdicts.test_ledger import make_ledger
+from fra.verdicts import ledger as ledgers
 
 ROOT = Path(__file__).resolve().parents[3]
 WRAPPED = {"cards": "fra.cards", "report": "fra.report.page", "compare": "fra.compare", "frontiers": "fra.frontiers",
@@ -126,3 +129,17 @@ def test_both_ways_to_run_it_have_the_same_options_and_defaults(
     new = {p.name: None if p.default is inspect.Parameter.empty else p.default for p in parameters}
     assert new == old
     assert {p.name for p in inspect.signature(own.run).parameters.values()} == set(new)
+
+
+@pytest.mark.parametrize("module", ["fra", "fra.report"])
+def test_a_terminal_without_the_characters_gets_escapes(module: str, tmp_path: Path) -> None:
+    ledgers.write(make_ledger(), tmp_path / "l.json")
+    command = [sys.executable, "-m", module, *(["report"] if module == "fra" else []), str(tmp_path / "l.json")]
+    plain = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    out = tmp_path / "verdicts \u2713.html"
+    done = subprocess.run(
+        [*command, "-o", str(out)], cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, **plain}
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"wrote .*verdicts .*\\", done.stdout)
+    assert out.exists()

@@ -116,6 +116,36 @@ def test_channels_one_by_one_are_those_of_the_tables(reduce: Reduce, causal: boo
     assert values.numpy() == pytest.approx(value[left].numpy(), rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("reduce", ["sum", "abs"])
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "window"])
+def test_sums_of_rotated_vectors_in_single_precision_miss_nothing(
+    reduce: Reduce, causal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are off by less than they say, in blocks too, and what they leave is computed as the tables are."""
+    monkeypatch.setattr(module, "_SCREENED", 1 << 14)
+    h = head("llama")
+    mask = h.frozen.mask if causal else h.frozen.mask & ~torch.ones_like(h.frozen.mask).tril(-7)
+    tables = module.ChannelTables(h.query.entries, h.key.entries, mask, reduce)
+    assert tables.screened
+    rows, columns = slice(3, len(tables.q.live) // 2), slice(2, len(tables.k.live))
+    count = tables.count(rows, columns)
+    value = tables.value(rows, columns, count)
+    size, off = tables.rough(rows, columns)
+    apart = float((size.double() - value.abs()).abs().max())
+    assert 0 < apart < off < 1e-3 * float(value.abs().max())
+    threshold = float(value.abs().flatten().topk(60).values[-1])
+    few = tables.roughly_strong(rows, columns, threshold)
+    assert few is not None
+    q_at, k_at = few
+    assert 60 <= len(q_at) < 80
+    left = torch.zeros_like(value, dtype=torch.bool)
+    left[q_at - rows.start, k_at - columns.start] = True
+    assert not (value.abs() >= threshold)[~left].any()
+    values, counts = tables.one_by_one(q_at, k_at)
+    assert torch.equal(counts, count[left].to(counts))
+    assert values.numpy() == pytest.approx(value[left].numpy(), rel=1e-9, abs=1e-12)
+
+
 def test_a_refusal_comes_when_the_limit_is_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = 0
     count = module.ChannelTables.count

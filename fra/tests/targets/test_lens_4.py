@@ -49,7 +49,7 @@ def test_scores_make_the_models_own_pattern(kind: str, layer: int, folded: bool)
 @pytest.mark.parametrize("kind", AFTERWARDS)
 def test_scores_that_cannot_be_changed_are_not(kind: str) -> None:
     sae = tiny_sae("blocks.1.hook_resid_pre")
-    with pytest.raises(fra.errors.FraError, match="cannot be changed at"):
+    with pytest.raises(fra.errors.FraError, match="cannot be changed by way of"):
         fra.remove(tiny(kind), [[0, 0]], layer=1, head=2, dictionary=sae)
 
 

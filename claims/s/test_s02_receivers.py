@@ -7,10 +7,11 @@ distribution; of evenly spread scores it is negative). The twentieth of all head
 half of the sources are the chosen ones; they are measured on the other half.
 
 H0: mean kurtosis of the chosen heads <= 0; or, less the same where sentence lengths stand in another order (20 other
-    cuts a document), <= 0: what is received is received by places, whatever is a sentence there; or, less that of the
-    model's median head, <= 0.5: all heads do it alike.
-Bars: 0 is the kurtosis of a distribution without favourites. Worth seeing: half of what one favourite among eight
-sentences makes (3), a sixth of it beyond other cuts.
+    cuts a document), <= 0.25: what is received is received by places, whatever is a sentence there; or, less that of
+    the model's median head, <= 0.5: all heads do it alike.
+Bars: 0 is the kurtosis of a distribution without favourites. A head that looks at one place has the most that there can
+be under every cut, and differs between cuts by rounding: hence a bar above 0. Worth seeing: half of what one favourite
+among eight sentences makes (3), a sixth of it beyond other cuts.
 """
 
 import pytest
@@ -24,7 +25,7 @@ CLAIM = Claim(
     h0="mean kurtosis of the vertical scores of heads chosen on other sources <= 0",
     condition="kurtosis",
     bar=0.0,
-    bars={"over other cuts": 0.0, "over the median head": 0.5},
+    bars={"over other cuts": 0.25, "over the median head": 0.5},
     worth={"kurtosis": 1.5, "over other cuts": 0.5},
     statistic="receivers/1",
     stimuli=("natural",),

@@ -96,7 +96,7 @@ def test_importance_is_the_fall_of_the_answer() -> None:
     assert list(found["segment"]) == list(range(1, 8))
 
     def log_prob(logits: torch.Tensor) -> float:
-        steps = logits[len(TOKENS) - 1 : -1].log_softmax(-1)
+        steps = logits[len(TOKENS) - 1 : -1].detach().log_softmax(-1)
         return float(sum(steps[k, int(answer[k])] for k in range(2)))
 
     last = sentences.Segments(whole, torch.cat([SEGMENT, torch.tensor([8, 8])]), (*CUT.kinds, "sentence"), ("",) * 9)
@@ -131,7 +131,7 @@ def test_continuations_are_drawn_as_the_model_says() -> None:
     model = models.tiny("gpt2", torch.float64)
     prompt = TOKENS[:5]
     drawn = sentences.resample(model, prompt, 4000, 1, seed=3)[:, 0]
-    expected = model(prompt[None])[0, -1].softmax(-1)
+    expected = model(prompt[None])[0, -1].detach().softmax(-1)
     counts = torch.bincount(drawn, minlength=len(expected))
     often = expected > 0.01
     observed = [*counts[often].tolist(), int(counts[~often].sum())]

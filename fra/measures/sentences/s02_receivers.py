@@ -4,7 +4,7 @@ on other sources.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -153,12 +153,9 @@ def receivers_evidence(claim: Claim, target: Target, measured: Measured | None, 
 
 
 def _detail(target: Target, measured: Measured) -> dict[str, Any]:
-    def mean(values: Sequence[float] | np.ndarray) -> float:
-        return float(np.mean(values))
-
     return {
         "chosen heads": [target.heads[k] for k in measured.chosen.tolist()],
-        "kurtosis of the median head": mean(measured.median),
-        "kurtosis of the chosen heads, sentences cut otherwise": mean(measured.cut_otherwise),
-        "sentences of a document": mean(measured.sentences),
+        "kurtosis of the median head": float(measured.median.mean()),
+        "kurtosis of the chosen heads, sentences cut otherwise": float(measured.cut_otherwise.mean()),
+        "sentences of a document": float(np.mean(measured.sentences)),
     }

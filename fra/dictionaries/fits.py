@@ -77,7 +77,7 @@ def somewhat_better(own: float, other: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Fit:
+class FitAt:
     """A dictionary at one hook of the model in one weight processing."""
 
     hook: str

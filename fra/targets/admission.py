@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _DOCUMENTS = 8
 _TOKENS = 128
-_FEW = 4
+_FEW = 3
 """Documents on which losses are taken and other places are tried."""
 _MOVES = 1e-4
 """Of the loss, in nats a token: what zeros at a hook must cost for the model to be read there."""

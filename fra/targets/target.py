@@ -175,7 +175,8 @@ class Target:
         """The hook that the metadata of the dictionary at `hook` names; None where it names none. That of a release is
         taken to name its own.
         """
-        named = self._metadata.get(hook, {"hook_name": hook}).get("hook_name")
+        told = self._metadata.get(hook, {"hook_name": hook})
+        named = told.get("hook_name") or told.get("hook_point")  # as SAELens before version 6 called it
         return None if named is None else str(named)
 
     @property

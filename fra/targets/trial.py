@@ -17,7 +17,7 @@ from fra.core.frozen import read_present
 from fra.core.weights import ov_weights
 from fra.dictionaries.fits import (
     POOR,
-    Fit,
+    FitAt,
     clearly_better,
     explained_variance,
     places,
@@ -95,7 +95,7 @@ def judged(target: Target, texts: Texts, qualities: Sequence[Quality]) -> list[s
     read = activations(target, sorted({p for some in everywhere.values() for p in some} | {*unlike}), texts)
     fits = {
         q.hook: [
-            Fit(hook, word, value)
+            FitAt(hook, word, value)
             for hook, value in explained_at(
                 target, target.dictionaries[q.hook], {p: read[p] for p in everywhere.get(q.hook, [q.hook]) if p in read}
             ).items()
@@ -113,7 +113,7 @@ def judged(target: Target, texts: Texts, qualities: Sequence[Quality]) -> list[s
     ]
     for quality in qualities:
         hook = quality.hook
-        verdict = _Verdict(quality, fits[hook], word, unlike[hook], target.named_hook(hook) == hook)
+        verdict = _Judged(quality, fits[hook], word, unlike[hook], target.named_hook(hook) == hook)
         if (wrong := verdict.wrong()) is None:
             remarks += verdict.remarks()
         elif hook in target.accepted:
@@ -131,7 +131,7 @@ def _worth_trying(
     target: Target,
     qualities: Sequence[Quality],
     unlike: Mapping[str, str | None],
-    fits: Mapping[str, Sequence[Fit]],
+    fits: Mapping[str, Sequence[FitAt]],
     read: Mapping[str, Tensor],
 ) -> list[frozenset[str]]:
     """Other processings for which a second model is worth its time: where metadata says another or, of a processed
@@ -178,7 +178,7 @@ def _try(
     way: frozenset[str],
     texts: Texts,
     everywhere: Mapping[str, Sequence[str]],
-    fits: dict[str, list[Fit]],
+    fits: dict[str, list[FitAt]],
 ) -> None:
     """Add what every dictionary explains under another processing, at its hook and where else it was tried."""
     try:
@@ -189,20 +189,20 @@ def _try(
     for hook, found in fits.items():
         at = {p: read[p] for p in everywhere.get(hook, [hook]) if p in read}
         found += [
-            Fit(p, describe(way), value) for p, value in explained_at(target, target.dictionaries[hook], at).items()
+            FitAt(p, describe(way), value) for p, value in explained_at(target, target.dictionaries[hook], at).items()
         ]
 
 
-def _at(fits: Sequence[Fit], hook: str, processing: str | None = None) -> float:
+def _at(fits: Sequence[FitAt], hook: str, processing: str | None = None) -> float:
     return next((f.explained for f in fits if f.hook == hook and processing in (None, f.processing)), float("-inf"))
 
 
 @dataclass(frozen=True)
-class _Verdict:
+class _Judged:
     """One dictionary: what was measured of it, and what the model and its metadata are said to be."""
 
     quality: Quality
-    fits: Sequence[Fit]
+    fits: Sequence[FitAt]
     processing: str
     unlike: str | None
     """What metadata says against that processing."""
@@ -214,16 +214,16 @@ class _Verdict:
         return _at(self.fits, self.quality.hook, self.processing)
 
     @property
-    def best(self) -> Fit:
+    def best(self) -> FitAt:
         return self._best(self.fits)
 
     @property
-    def turned(self) -> Fit:
+    def turned(self) -> FitAt:
         """The best at the same hook, under any processing."""
         return self._best([fit for fit in self.fits if fit.hook == self.quality.hook])
 
-    def _best(self, fits: Sequence[Fit]) -> Fit:
-        own = Fit(self.quality.hook, self.processing, self.here)
+    def _best(self, fits: Sequence[FitAt]) -> FitAt:
+        own = FitAt(self.quality.hook, self.processing, self.here)
         return max(fits, key=lambda fit: fit.explained + _ALIKE * (fit.processing == self.processing), default=own)
 
     @property

@@ -202,6 +202,19 @@ def test_of_processing_metadata_advises_and_the_target_file_is_believed_where_bo
     use_dictionary(home, NORMALIZED, "neither the target nor a dictionary", model_keys="")
 
 
+def test_the_hook_that_metadata_names_in_either_layout_or_leaves_unsaid(home: Path) -> None:
+    def named() -> str | None:
+        return fra.load_target(home / "tiny.toml").named_hook(NORMALIZED)
+
+    assert named() == NORMALIZED
+    edit_config(home / "sae", metadata={"hook_name": None})
+    assert named() is None
+    config = json.loads((home / "sae/cfg.json").read_text())
+    del config["metadata"]
+    (home / "sae/cfg.json").write_text(json.dumps({**config, "hook_point": NORMALIZED}))
+    assert named() == NORMALIZED
+
+
 def test_head_output_dictionary_for_qk_is_refused_even_where_the_width_fits(home: Path) -> None:
     signed_axes(home / "sae", HEAD_OUTPUT, reshape_activations="hook_z")
     assert json.loads((home / "sae/cfg.json").read_text())["d_in"] == D_MODEL, "the width fits"

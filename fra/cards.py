@@ -220,7 +220,7 @@ def run(
         named = label_files.read(labels, d_sae, page and page.removeprefix("https://www.neuronpedia.org/"))
     wanted = () if ledger is None or is_output(hook) else channels_in(ledger, attention_input_layer(hook))
     files.check_writable(output / "index.html")
-    about = {"fingerprint": loaded.fingerprint(), "report": report}
+    about: dict[str, Any] = {"fingerprint": loaded.fingerprint(), "report": report}
     if is_output(hook):
         by_head = cards(loaded, hook, n_documents=documents, progress=say)
         layer = head_output_layer(sae)

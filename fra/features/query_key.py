@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fra._census.census import census
 from fra._census.follow import Couplings, Followed, contributions
+from fra._census.job import CensusReduce
 from fra._census.result import Census
 from fra.attribution.examples import examples_of
 from fra.dictionaries.hooks import attention_input_layer
@@ -40,6 +41,8 @@ MIN_COUNT = 20
 PARTNERS = 5
 OFFSETS = (0, 1, 2, 4, 8, 16, 32, 64)
 _HELD = 160
+_BY: tuple[CensusReduce, ...] = ("mean", "abs")
+"""What the channels of a head are chosen by."""
 _ROWS_AT_ONCE = 2048
 
 
@@ -76,7 +79,7 @@ def query_key_cards(
         raise FraError(f"no feature of {hook!r} fires behind the first position of these documents: give longer ones.")
     seen = Census(whole.layer, corpus, whole.heads, whole.reduces, whole.memory_budget, lambda: "")
     progress(f"{hook}: the strongest channels of {len(seen.heads)} heads")
-    best = seen.strongest(("mean", "abs"), RANKED, min_count=MIN_COUNT)
+    best = seen.strongest(_BY, RANKED, min_count=MIN_COUNT)
     of_head = {head: _chosen(best, head, strongest) for head in seen.heads}
     pairs = sorted({pair for own in of_head.values() for pair in own} | set(named))
     text = text_of(target.tokenizer)
@@ -98,21 +101,26 @@ def query_key_cards(
         gains=corpus.gain_q is not None,
         features=_features(seen, best["mean"], words),
         channels=channels,
-        of_head={
-            head: sorted(own, key=lambda pair, head=head: (-means[pair, head], pair)) for head, own in of_head.items()
-        },
+        of_head={head: _by_mean(own, head, means) for head, own in of_head.items()},
         labels=labels or {},
     )
 
 
-def _chosen(best: Mapping[str, pd.DataFrame], head: int, strongest: int) -> list[tuple[int, int]]:
+def _chosen(best: Mapping[CensusReduce, pd.DataFrame], head: int, strongest: int) -> list[tuple[int, int]]:
     """Half the channels by the mean of F, half by the sum of |F|, each once."""
     found: dict[tuple[int, int], None] = {}
-    for name in ("mean", "abs"):
+    for name in _BY:
         own = best[name]
         rows = own[own["head"] == head].head(strongest // 2)
         found |= dict.fromkeys(zip(rows["q_feature"].tolist(), rows["k_feature"].tolist(), strict=True))
     return list(found)
+
+
+def _by_mean(
+    pairs: Sequence[tuple[int, int]], head: int, means: Mapping[tuple[tuple[int, int], int], float]
+) -> list[tuple[int, int]]:
+    """Channels by the size of their mean in one head, the largest first."""
+    return sorted(pairs, key=lambda pair: (-means[pair, head], pair))
 
 
 def _offsets(seen: Census) -> tuple[int, ...]:

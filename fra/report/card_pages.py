@@ -122,7 +122,14 @@ def write_pages(
     features, shown beside their numbers.
     """
     back = "" if report is None else card_links.relative(report, folder / "index.html")
-    about = {"target": target, "hook": hook, "layer": layer, "d_sae": d_sae, "by_head": by_head, "report": back}
+    about: dict[str, Any] = {
+        "target": target,
+        "hook": hook,
+        "layer": layer,
+        "d_sae": d_sae,
+        "by_head": by_head,
+        "report": back,
+    }
     about |= {"labels": labels or {}}
     pages = {f"L{layer}H{head}.html": render_head(own, head, **about) for head, own in by_head.items()}
     pages["index.html"] = render_head([], -1, **about)

@@ -173,9 +173,6 @@ def test_cards_and_report_find_each_other(tmp_path) -> None:
         (["mini", "--hook", HOOK, "--documents", "0"], "documents=0 asks for none"),
         (["mini", "--hook", HOOK, "--labels", "/no/such/labels.csv"], "cannot be read"),
         (["mini", "--hook", "blocks.1.ln1.hook_normalized", "--ledger", "/no/such/ledger"], "/no/such/ledger"),
-            ["mini", "--hook", "blocks.1.ln1.hook_normalized", "--ledger", "/no/such/ledger.json"],
-            "/no/such/ledger.json",
-        ),
         (["nobody", "--hook", HOOK], "nobody"),
     ],
 )

@@ -54,6 +54,8 @@ _CANDIDATES = 20
 _NEURONPEDIA = "https://www.neuronpedia.org/"
 
 
+_FOLDS = 8
+"""Heads that cannot run for one reason and stand in its line; more fold away."""
 _MANY = 1500
 """Rows of a page whose details lie in place, to be read and printed without its script; those of more are packed."""
 
@@ -188,6 +190,7 @@ def _template() -> Template:
     environment.globals |= {
         "interval": interval,
         "without": WITHOUT_NUMBERS,
+        "folds": _FOLDS,
         "glyphs": GLYPHS,
         "width": WIDTH,
         "drawn": DRAWN,

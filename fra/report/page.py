@@ -56,7 +56,7 @@ _NEURONPEDIA = "https://www.neuronpedia.org/"
 
 _FOLDS = 8
 """Heads that cannot run for one reason and stand in its line; more fold away."""
-_MANY = 1500
+MANY = 1500
 """Rows of a page whose details lie in place, to be read and printed without its script; those of more are packed."""
 
 
@@ -225,7 +225,7 @@ def render(ledger: Ledger, cards: CardLinks | None = None, baseline: Ledger | No
         },
         digest_of={row.claim: row.digest for row in ledger.verdicts},
         cards=cards or CardLinks(),
-        packed=Packed(len(ledger.verdicts) > _MANY),
+        packed=Packed(len(ledger.verdicts) > MANY),
     )
 
 

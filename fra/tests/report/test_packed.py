@@ -14,7 +14,7 @@ import pytest
 from fra.report import page as pages
 from fra.report.page import render
 from fra.tests.report.browser import Browser, installed
-from fra.tests.report.test_browser import _click, choose, large
+from fra.tests.report.test_browser import choose, click_at, large
 from fra.tests.report.test_report import HOSTILE
 from fra.verdicts.ledger import Ledger
 
@@ -38,11 +38,11 @@ def many() -> Ledger:
 def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The ledger's page as it is, and as it were in one piece."""
     folder, ledger = tmp_path_factory.mktemp("packed"), many()
-    assert len(ledger.verdicts) > pages._MANY
+    assert len(ledger.verdicts) > pages.MANY
     found = {"packed": folder / "packed.html", "whole": folder / "whole.html"}
     found["packed"].write_text(render(ledger), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pages, "_MANY", len(ledger.verdicts))
+        patch.setattr(pages, "MANY", len(ledger.verdicts))
         found["whole"].write_text(render(ledger), encoding="utf-8")
     return found
 
@@ -131,7 +131,7 @@ def test_the_wall_leads_to_packed_rows(browser: Browser, both: dict[str, Path]) 
     heads = dict(at.rsplit("@", 1) for at in data["heads"].split())
     line = data["claims"].split().index("U00") + 0.5
     x, y = float(heads["L0H7"]) + 1, float(data["top"]) + line * float(data["row"])
-    _click(browser, left + x * scale, top + y * scale)
+    click_at(browser, left + x * scale, top + y * scale)
     assert browser("location.hash") == "#U00:L0H7"
     browser(LATER % "document.getElementById('U00:L0H7')?.textContent")
     assert browser("document.getElementById('U00:L0H7').closest('details').open")

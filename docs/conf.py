@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import reference  # noqa: E402
+from docutils.nodes import SkipNode  # noqa: E402
+from latex2mathml.converter import convert  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
 
 import fra  # noqa: E402
@@ -17,7 +21,10 @@ import fra  # noqa: E402
 project = "fra"
 author = "The fra authors"
 release = version = fra.__version__
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax"]
+extensions = ["myst_nb", "sphinx.ext.autodoc"]
+html_static_path = ["static"]
+html_css_files = ["fra.css"]
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"fra {release}"
 myst_enable_extensions = ["dollarmath", "colon_fence"]
@@ -44,6 +51,17 @@ def outside(app: Sphinx, page: str, source: list[str]) -> None:
     )
 
 
+def _formula(display: str) -> Callable[[Any, Any], None]:
+    def visit(writer: Any, node: Any) -> None:
+        made = convert(node.astext(), display=display)
+        writer.body.append(f'<div class="formula">{made}</div>' if display == "block" else made)
+        raise SkipNode
+
+    return visit
+
+
 def setup(app: Sphinx) -> None:
+    # Formulas are part of the page: the site reads offline, and runs no script for them.
+    app.add_html_math_renderer("mathml", (_formula("inline"), None), (_formula("block"), None))
     reference.write(HERE / "generated")
     app.connect("source-read", outside)

@@ -24,7 +24,13 @@ const visible = (text) =>
     return c === "\n" ? "\\n" : c === "\t" ? "\\t" : `\\u${code.toString(16).padStart(4, "0")}`;
   });
 const word = (text) => el("span", { class: "w" }, visible(text));
-const number = (x) => (Number.isFinite(x) ? (Object.is(x, -0) ? 0 : x).toPrecision(3).replace(/\.?0+(?=$|e)/, "").replace(/^-/, "−") : "–");
+// Three figures; zeros at the end go, those of an exponent stay.
+const number = (x) => {
+  if (!Number.isFinite(x)) return "–";
+  const [figures, exponent] = (Object.is(x, -0) ? 0 : x).toPrecision(3).split("e");
+  const short_ = figures.includes(".") ? figures.replace(/\.?0+$/, "") : figures;
+  return (exponent === undefined ? short_ : `${short_}e${exponent}`).replace(/^-/, "−");
+};
 const signed = (x) => el("span", { class: x < 0 ? "push" : "pull" }, (x > 0 ? "+" : "") + number(x));
 const short = (text, most = 11) => {
   const shown = visible(text);

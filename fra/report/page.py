@@ -54,7 +54,9 @@ _CANDIDATES = 20
 _NEURONPEDIA = "https://www.neuronpedia.org/"
 
 
-_MANY = 1500
+_FOLDS = 8
+"""Heads that cannot run for one reason and stand in its line; more fold away."""
+MANY = 1500
 """Rows of a page whose details lie in place, to be read and printed without its script; those of more are packed."""
 
 
@@ -190,6 +192,7 @@ def _template() -> Template:
         "channels_of": card_links.channels_of,
         "interval": interval,
         "without": WITHOUT_NUMBERS,
+        "folds": _FOLDS,
         "glyphs": GLYPHS,
         "width": WIDTH,
         "drawn": DRAWN,
@@ -224,7 +227,7 @@ def render(ledger: Ledger, cards: CardLinks | None = None, baseline: Ledger | No
         },
         digest_of={row.claim: row.digest for row in ledger.verdicts},
         cards=cards or CardLinks(),
-        packed=Packed(len(ledger.verdicts) > _MANY),
+        packed=Packed(len(ledger.verdicts) > MANY),
     )
 
 

@@ -167,3 +167,13 @@ def test_what_if_shows_the_attention_without_a_channel(browser: Browser, page: P
         assert float(map_[9].abs().max()) > 0
         for row in rows:
             assert float(row[2]) == pytest.approx(float(now[9, int(row[0].split()[0])]), rel=6e-3)
+
+
+@browsing
+def test_numbers_keep_their_size(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    numbers = [0.0, -0.0, 1.0, 100.0, -120.7, 0.5, 0.1004, 1e10, 2e20, -2.68e-30, 1e-10, 999.6, 1234567.0, 7e100]
+    shown = browser(f"{numbers}.map(number)")
+    for x, text in zip(numbers, shown, strict=True):
+        assert float(text.replace("−", "-")) == float(f"{x:.3g}"), (x, text)
+    assert browser("[NaN, Infinity].map(number)") == ["–", "–"]

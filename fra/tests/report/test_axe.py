@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 
+import axe_core_python
 import pytest
 
 import fra
@@ -36,7 +37,7 @@ def browser() -> Iterator[Browser]:
 def serious(browser: Browser) -> list[str]:
     """What axe calls serious or critical: rule and elements."""
     if not browser("'axe' in window"):
-        browser(resources.files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8"))
+        browser(resources.files(axe_core_python).joinpath("axe.min.js").read_text(encoding="utf-8"))
     options = json.dumps({"runOnly": RULES, "resultTypes": ["violations"]})
     found = browser(f"axe.run(document, {options})")
     assert len(found["passes"]) > 10, "the rules ran"
@@ -103,5 +104,5 @@ def test_what_is_wrong_is_found(browser: Browser, tmp_path: Path) -> None:
     file.write_text("<!doctype html><html lang='en'><title>x</title><main><h1>x</h1><button></button></main>")
     browser.open(file)
     found = "axe.run(document, {runOnly: ['button-name']}).then((found) => found.violations.map((one) => one.impact))"
-    browser(resources.files("axe_core_python").joinpath("axe.min.js").read_text(encoding="utf-8"))
+    browser(resources.files(axe_core_python).joinpath("axe.min.js").read_text(encoding="utf-8"))
     assert browser(found) == ["critical"]

@@ -244,7 +244,7 @@ def test_every_text_stands_out_from_its_ground(browser: Browser, tmp_path: Path,
     assert least >= 4.5, where
 
 
-def _click(browser: Browser, x: float, y: float) -> None:
+def click_at(browser: Browser, x: float, y: float) -> None:
     for kind in ("mousePressed", "mouseReleased"):
         browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
@@ -256,12 +256,12 @@ def test_a_click_on_the_wall_opens_the_row_below_it(browser: Browser, page: Path
     heads = dict(at.rsplit("@", 1) for at in browser("document.getElementById('wall').dataset.heads").split())
     top, row = (float(browser(f"document.getElementById('wall').dataset.{name}")) for name in ("top", "row"))
     scale = box[2] / float(browser("document.getElementById('wall').viewBox.baseVal.width"))
-    _click(browser, box[0] + (float(heads["L1H4"]) + 2) * scale, box[1] + (top + 0.5 * row) * scale)
+    click_at(browser, box[0] + (float(heads["L1H4"]) + 2) * scale, box[1] + (top + 0.5 * row) * scale)
     assert browser("location.hash") == "#T01:L1H4"
     assert browser("document.getElementById('T01:L1H4').closest('details').open")
     browser("document.getElementById('wall').scrollIntoView({block: 'center'})")
     y = browser("document.getElementById('wall').getBoundingClientRect().top")
-    _click(browser, box[0] + (float(heads["L11H3"]) + 2) * scale, y + (top + 1.5 * row) * scale)
+    click_at(browser, box[0] + (float(heads["L11H3"]) + 2) * scale, y + (top + 1.5 * row) * scale)
     assert browser("location.hash") == "#T01:L1H4", "T02 has no row there"
 
 

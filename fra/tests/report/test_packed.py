@@ -14,7 +14,7 @@ import pytest
 from fra.report import page as pages
 from fra.report.page import render
 from fra.tests.report.browser import Browser, installed
-from fra.tests.report.test_browser import choose, large
+from fra.tests.report.test_browser import choose, click_at, large
 from fra.tests.report.test_report import HOSTILE
 from fra.verdicts.ledger import Ledger
 
@@ -38,11 +38,11 @@ def many() -> Ledger:
 def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The ledger's page as it is, and as it were in one piece."""
     folder, ledger = tmp_path_factory.mktemp("packed"), many()
-    assert len(ledger.verdicts) > pages._MANY
+    assert len(ledger.verdicts) > pages.MANY
     found = {"packed": folder / "packed.html", "whole": folder / "whole.html"}
     found["packed"].write_text(render(ledger), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pages, "_MANY", len(ledger.verdicts))
+        patch.setattr(pages, "MANY", len(ledger.verdicts))
         found["whole"].write_text(render(ledger), encoding="utf-8")
     return found
 
@@ -81,7 +81,7 @@ def test_details_are_laid_out_when_they_are_opened(browser: Browser, both: dict[
     truth = browser(TEXT)
     assert "rhubarb <script>" in truth
     browser.open(both["packed"], "U07:L3H1")
-    browser(LATER % f"{ROW}.textContent")
+    browser(LATER % f"{ROW}?.textContent")
     assert browser(TEXT) == truth
     assert browser(f"{ROW}.closest('details').open && {ROW}.checkVisibility()")
     other = "document.getElementById('U02:L0H7')"
@@ -90,7 +90,7 @@ def test_details_are_laid_out_when_they_are_opened(browser: Browser, both: dict[
     browser(LATER % other)
     assert browser(f"{other}.textContent") == ""
     browser(f"{other}.closest('details').open = true")
-    browser(LATER % f"{other}.textContent")
+    browser(LATER % f"{other}?.textContent")
     browser("location.hash = 'L1H4'")
     browser(LATER % "document.querySelectorAll('#L1H4 tbody tr').length")
     assert browser("document.querySelectorAll('#L1H4 tbody tr').length") == 72
@@ -116,3 +116,22 @@ def test_print_lays_everything_out(browser: Browser, both: dict[str, Path]) -> N
     assert browser("document.querySelectorAll('[data-packed]').length") == 0
     assert browser(f"{ROW}.checkVisibility() && {ROW}.textContent.includes('rhubarb')")
     browser.prefer()
+
+
+@browsing
+def test_the_wall_leads_to_packed_rows(browser: Browser, both: dict[str, Path]) -> None:
+    browser.open(both["packed"])
+    browser(LATER % "window.fraUnpacked() === document.querySelectorAll('script[data-packed-in]').length")
+    browser("document.getElementById('wall').scrollIntoView({block: 'center'})")
+    left, top, scale = browser(
+        "((w) => [w.getBoundingClientRect().left, w.getBoundingClientRect().top,"
+        " w.getBoundingClientRect().width / w.viewBox.baseVal.width])(document.getElementById('wall'))"
+    )
+    data = browser("({...document.getElementById('wall').dataset})")
+    heads = dict(at.rsplit("@", 1) for at in data["heads"].split())
+    line = data["claims"].split().index("U00") + 0.5
+    x, y = float(heads["L0H7"]) + 1, float(data["top"]) + line * float(data["row"])
+    click_at(browser, left + x * scale, top + y * scale)
+    assert browser("location.hash") == "#U00:L0H7"
+    browser(LATER % "document.getElementById('U00:L0H7')?.textContent")
+    assert browser("document.getElementById('U00:L0H7').closest('details').open")

@@ -468,3 +468,15 @@ def test_cards_beside_the_page_are_linked(tmp_path, capsys):
 
 def test_an_empty_ledger_has_a_page():
     assert "holds no verdicts" in Page(render(make_ledger())).text
+
+
+def test_many_heads_that_cannot_run_fold_away():
+    few, many = (
+        render(make_ledger(*[evidence(cannot="no dictionary there", head=f"L0H{h}", n=0) for h in range(n)]))
+        for n in (8, 9)
+    )
+    assert len(Page(few).all("p", **{"class": "unit", "data-v": "CANNOT_RUN"})) == 1
+    assert not Page(many).all("p", **{"class": "unit"})
+    assert len(Page(many).all("details", **{"class": "unit", "data-v": "CANNOT_RUN"})) == 1
+    assert "9 heads: no dictionary there" in Page(many).text
+    assert {f"T01:L0H{h}" for h in range(9)} <= {a["id"] for a in Page(many).all("span") if "id" in a}

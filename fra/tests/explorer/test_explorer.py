@@ -112,11 +112,8 @@ def test_bad_input_is_one_sentence(options: dict[str, Any], said: str) -> None:
         explore(target_of("gpt2"), TEXT, **options)
 
 
-def test_no_name_steers_the_page(tmp_path: Path) -> None:
-    """Neither the target's name nor a token holds a character that a page obeys; the numbers' blocks have none."""
-    steering = "\x00\x07\u061c\u202a\u202e\u2066\u2069"
-    target, file = fra.load(tiny("gpt2"), tiny_sae(HOOK), [TEXT], name=f"mine{steering}"), tmp_path / "page.html"
-    explore(target, TEXT + steering, layer=1, heads=[0], documents=0, output=file)
-    page = file.read_text(encoding="utf-8")
-    assert not set(steering) & set(page)
-    assert "mine\\x00\\x07\\u061c\\u202a\\u202e\\u2066\\u2069" in page
+def test_no_text_steers_the_page(tmp_path: Path) -> None:
+    """No token holds a character that a page obeys."""
+    steering, file = "\x00\x07\u061c\u202a\u202e\u2066\u2069", tmp_path / "page.html"
+    explore(target_of("gpt2"), TEXT + steering, layer=1, heads=[0], documents=0, output=file)
+    assert not set(steering) & set(file.read_text(encoding="utf-8"))

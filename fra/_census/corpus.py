@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -204,13 +205,19 @@ def write(corpus: Corpus, path: Path, about: dict[str, object], more: Mapping[st
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Another name in the same folder, which becomes `path` where the block ends well and is gone where it does not.
-    Several processes, on several machines, may write one file: the last one's is there, whole. Raises FraError where it
-    cannot be written.
+    Several processes, on several machines, may write one file: the last one's is there, whole. A link is followed and
+    stays one, and a file that is there keeps its mode. Raises FraError where it cannot be written, and for a device or
+    a pipe, in whose place a file would be put.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise FraError(f"the census cannot be written to {path}, which is no regular file: name one.")
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield unfinished
+        if path.exists():
+            unfinished.chmod(stat.S_IMODE(path.stat().st_mode))
         os.replace(unfinished, path)
     except (OSError, SafetensorError) as error:
         raise FraError(

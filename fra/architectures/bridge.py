@@ -86,7 +86,7 @@ class BridgeArchitecture(TransformerLensArchitecture):
         return isinstance(attn, AttentionBridge) and type(attn).forward is AttentionBridge.forward
 
     def _window(self, hf: Any, layer: int) -> int | None:
-        config = getattr(hf, "config", None)
+        config: Any = getattr(hf, "config", None)
         if isinstance(hf, GPTNeoSelfAttention):
             return int(config.window_size) if config.attention_layers[layer] == "local" else None
         kinds = getattr(config, "layer_types", None)

@@ -88,6 +88,7 @@ def load_native(
     sizes: dict[str, Any] = {key: value for key, value in config.items() if key in _NATIVE and value is not None}
     sizes["normalization_type"] = config.get("normalization_type", "LN")
     cfg = TransformerBridgeConfig(**sizes, architecture="TransformerLensNative")
-    model: TransformerBridge = TransformerBridge.boot_native(cfg, tokenizer=tokenizer, device=device, dtype=dtype)
+    model: Any = TransformerBridge.boot_native(cfg, tokenizer=tokenizer, device=device, dtype=dtype)
     model.load_state_dict(convert_tl_checkpoint(dict(state), cfg), strict=True)
-    return model
+    bridge: TransformerBridge = model
+    return bridge

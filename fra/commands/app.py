@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -90,9 +92,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Run `fra`: 0, or what the subcommand says; 2 for a wrong option, 4 with one sentence for bad input."""
     print_anything()
     try:
-        build()(args=arguments, prog_name="fra")
+        try:
+            build()(args=arguments, prog_name="fra")
+        finally:
+            sys.stdout.flush()
     except FraError as error:
         print(f"fra: {error}", file=sys.stderr)
+        return REFUSED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EPIPE):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the end of the process would try once more, and complain
+        if error.errno != errno.EPIPE:  # whoever read has seen enough
+            print(f"fra: what is printed cannot be written: {error.strerror}.", file=sys.stderr)
         return REFUSED
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)

@@ -31,7 +31,7 @@ _ROUNDING = 1e-6
 STEP_ELEMENTS, _STEPS = 1 << 16, 64
 """Channels bounded at once, at least, and the steps of a whole table at most: small ones follow the staircase closely.
 """
-_SCREENED = 1 << 20
+SCREENED = 1 << 20
 """Terms in single precision at once: few enough to stay in a cache."""
 _SPARSE = 8
 """Of so many channels one at most must be left for them to be computed one by one: a table costs less a channel."""
@@ -198,7 +198,7 @@ class ChannelTables:
         bounds, order = self.k.bounds[columns.start : columns.stop + 1] - k.start, torch.arange(n_keys)
         found = self.q.rough.new_zeros(rows.stop - rows.start, n_columns)
         keys, k_pos = self.k.rough[k], self.k.place[k, None]
-        together = max(1, min(_SCREENED, self._work[0].numel()) // max(1, n_keys))
+        together = max(1, min(SCREENED, self._work[0].numel()) // max(1, n_keys))
         for low in range(q.start, q.stop, together):
             some = slice(low, min(low + together, q.stop))
             # fresh pages cost as much as the product
@@ -218,7 +218,7 @@ class ChannelTables:
     @cached_property
     def _work(self) -> tuple[Float[Tensor, " terms"], Bool[Tensor, " terms"]]:
         """Room for the terms of a tile, and for which of them are masked."""
-        room = max(len(self.k.pos), min(_SCREENED, len(self.k.pos) * len(self.q.pos)))
+        room = max(len(self.k.pos), min(SCREENED, len(self.k.pos) * len(self.q.pos)))
         return self.q.rough.new_empty(room), torch.empty(room, dtype=torch.bool)
 
     def rotated_one_by_one(self, q_at: Int[Tensor, " m"], k_at: Int[Tensor, " m"]) -> tuple[Tensor, Tensor]:

@@ -136,11 +136,12 @@ def _load_named(
     if not official.startswith(TRANSFORMER_LENS_AUTHORS):
         raise FraError(f"there is no directory {name}: give one with config.json and model.safetensors.")
     if not has_hooked():
-        if revision is not None:  # type: ignore[unreachable]
+        if revision is not None:
             raise FraError(
                 f"TransformerLens 4 takes no revision of {name!r}: leave it out, or install transformer-lens<4."
             )
-        return _processed(TransformerBridge.boot_tl_legacy(official, device=device, dtype=dtype), flags)
+        four: Any = TransformerBridge  # in its own format only since version 4
+        return _processed(four.boot_tl_legacy(official, device=device, dtype=dtype), flags)
     options: dict[str, Any] = flags if revision is None else {**flags, "revision": revision}
     return HookedTransformer.from_pretrained(official, device=str(device), dtype=dtype, **options)
 
@@ -281,7 +282,7 @@ def _load_transformer_lens(
     state = {name: tensor.to(dtype) for name, tensor in load_file(folder / "model.safetensors").items()}
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if not has_hooked():
-        native = load_native(config, state, tokenizer, device, dtype)  # type: ignore[unreachable]
+        native = load_native(config, state, tokenizer, device, dtype)
         tokens = torch.arange(min(_TRIED, native.cfg.n_ctx, native.cfg.d_vocab), device=device)[None]
         truth = _log_probs(native, tokens)
         if any(flags.values()):

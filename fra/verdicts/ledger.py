@@ -426,8 +426,8 @@ def loads(raw: bytes | str, name: str = "the ledger") -> Ledger:
             )
             raise FraError(said) from error
         what = re.sub(r"\s+", " ", first["msg"].removeprefix("Value error, "))
-        if by := _newer(data):
-            said = f"{name} is newer than this fra, {version('fra')}: it was written by {by} ({key[:200]}: {what})"
+        if later := _newer(data):
+            said = f"{name} is newer than this fra, {version('fra')}: it was written by {later} ({key[:200]}: {what})"
             raise FraError(f"{said}; read it with that") from error
         raise FraError(f"{name} is not a ledger: {key[:200] or 'as a whole'}: {what}") from error
     except RecursionError as error:

@@ -62,7 +62,7 @@ def identities(
     ]
     along = torch.stack([torch.einsum("n,nts->ts", r, F) for r, F in zip(mixture, maps, strict=True)])
     step = design.step / along.abs().amax((-2, -1), keepdim=True)
-    at = {k: _patterns(model, tokens, frozen, k * step * along) for k in (-2, -1, 1, 2)}
+    at = {k: moved_patterns(model, tokens, frozen, k * step * along) for k in (-2, -1, 1, 2)}
     slopes = (8 * (at[1] - at[-1]) - (at[2] - at[-2])) / (12 * step)
     rows = []
     for head, one in enumerate(seen):
@@ -120,7 +120,7 @@ def _joined(one: Sensitivity, phi: Float[Tensor, "n n m"]) -> Float[Tensor, "hal
     return torch.einsum("xa,abm,by->xym", rows, phi, to)
 
 
-def _patterns(
+def moved_patterns(
     model: Model, tokens: Tensor, frozen: FrozenLayer, change: Float[Tensor, "n_heads pos pos"]
 ) -> Float[Tensor, "n_heads pos pos"]:
     """The model's own pattern with `change` added to its scores before softcap. Raises CannotLoad where an edit of

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -343,3 +345,20 @@ def test_angles_are_compared_in_every_batch(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_it_is_public() -> None:
     assert fra.census is whole_census.census
+
+
+def test_a_census_takes_no_devices_place_and_follows_links(tmp_path: Path) -> None:
+    """A pipe stays a pipe, a link a link, and what only its owner might read stays so."""
+    made = take(documents=[random_tokens(12)])
+    pipe, link, real = tmp_path / "pipe", tmp_path / "link", tmp_path / "real"
+    os.mkfifo(pipe)
+    with pytest.raises(FraError, match="is no regular file: name one"):
+        made.save(pipe)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    real.write_text("old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    made.save(link)
+    assert link.is_symlink()
+    assert stat.S_IMODE(real.stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "real"]

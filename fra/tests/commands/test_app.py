@@ -143,3 +143,13 @@ def test_a_terminal_without_the_characters_gets_escapes(module: str, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert re.search(r"wrote .*verdicts .*\\", done.stdout)
     assert out.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
+def test_output_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    ledgers.write(make_ledger(), tmp_path / "l.json")
+    command = [sys.executable, "-m", "fra", "report", str(tmp_path / "l.json"), "-o", str(tmp_path / "r.html")]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == app.REFUSED
+    assert done.stderr == "fra: what is printed cannot be written: No space left on device.\n"

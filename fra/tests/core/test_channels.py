@@ -122,7 +122,7 @@ def test_sums_of_rotated_vectors_in_single_precision_miss_nothing(
     reduce: Reduce, causal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are off by less than they say, in blocks too, and what they leave is computed as the tables are."""
-    monkeypatch.setattr(module, "_SCREENED", 1 << 14)
+    monkeypatch.setattr(module, "SCREENED", 1 << 14)
     h = head("llama")
     mask = h.frozen.mask if causal else h.frozen.mask & ~torch.ones_like(h.frozen.mask).tril(-7)
     tables = module.ChannelTables(h.query.entries, h.key.entries, mask, reduce)

@@ -76,4 +76,4 @@ def test_what_cannot_be_changed_cannot_run_and_is_no_refutation() -> None:
     tokens = random_tokens()
     frozen = freeze(bridge, tokens[None], 1, "blocks.1.hook_resid_pre")
     with pytest.raises(CannotLoad, match="scores of layer 1 cannot be changed: its points of attention fire"):
-        s01_sentences._patterns(bridge, tokens, frozen, torch.zeros(4, 20, 20))
+        s01_sentences.moved_patterns(bridge, tokens, frozen, torch.zeros(4, 20, 20))

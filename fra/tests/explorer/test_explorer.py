@@ -130,3 +130,10 @@ def test_the_address_keeps_the_view_and_keys_move(browser: Browser, tmp_path: Pa
 def test_bad_input_is_one_sentence(options: dict[str, Any], said: str) -> None:
     with pytest.raises(FraError, match=said):
         explore(target_of("gpt2"), TEXT, **options)
+
+
+def test_no_text_steers_the_page(tmp_path: Path) -> None:
+    """No token holds a character that a page obeys."""
+    steering, file = "\x00\x07\u061c\u202a\u202e\u2066\u2069", tmp_path / "page.html"
+    explore(target_of("gpt2"), TEXT + steering, layer=1, heads=[0], documents=0, output=file)
+    assert not set(steering) & set(file.read_text(encoding="utf-8"))

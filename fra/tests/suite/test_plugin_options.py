@@ -308,3 +308,12 @@ def test_an_option_that_another_plugin_has_taken_is_reached_by_its_second_name(s
     suite.refused(*other, "--fra-device", "theirs", says="--device theirs: give auto, cpu")
     suite.run("-k", "H0", "--fra-ledger", "a.json", "--device", "cpu", ret=0)  # both names where both are free
     assert (suite.path / "a.json").exists()
+
+
+def test_the_ini_files_target_is_found_from_a_subfolder(suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    suite.claims(family=FAMILY_FILE)
+    (suite.path / "claims" / "known.toml").write_text("")
+    monkeypatch.chdir(suite.path / "claims")
+    result = suite.pytester.runpytest_inprocess("test_family.py", "--ledger", "l.json")
+    assert result.ret == 0, result.stderr.str()
+    assert [row["target"] for row in suite.rows("claims/l.json")] == ["tiny"]

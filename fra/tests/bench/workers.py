@@ -71,7 +71,7 @@ def coordination(workers: int) -> Cost:
     """Of a census of mini's text on so many workers."""
     target = fra.load_target("mini")
     _, sae = target.dictionary_for(1)
-    documents = [target.tokens(document.text) for document in target.documents()] * 2
+    documents = [target.tokens(document.text) for document in target.documents()]
     planned = prepare(target.model, sae, documents, 1)
     told = [([documents[i] for i in batch], list(batch), [[] for _ in batch]) for batch in planned.batches]
     tasks = [told[low : low + PASSES] for low in range(0, len(told), PASSES)]

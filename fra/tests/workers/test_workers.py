@@ -104,7 +104,7 @@ def test_a_census_on_workers_is_the_serial_one_to_the_bit_though_one_is_killed(
     for name, tensor in its.items():
         assert own[name].dtype == tensor.dtype and torch.equal(own[name], tensor), name
     assert shared.channels("mass", n=20).equals(alone.channels("mass", n=20))
-    assert shared.followed(0).equals(alone.followed(0))
+    assert shared.followed().equals(alone.followed())
     parts = [sorted(path.name for path in (tmp_path / name).glob("part-*")) for name in ("alone", "shared")]
     assert parts[0] == parts[1] and len(parts[0]) > 2
     said.clear()

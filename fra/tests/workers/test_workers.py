@@ -24,6 +24,7 @@ import fra
 from fra._census import census as census_module
 from fra._census import observe
 from fra._census.census import gather, prepare
+from fra.commands import app
 from fra.errors import FraError
 from fra.tests.models import random_tokens, tiny, tiny_sae
 from fra.tests.suites import CLAIM_FILE, ROOT, Suite, suite  # noqa: F401  (a fixture)
@@ -181,8 +182,6 @@ def test_claims_on_several_targets_with_lost_workers_and_what_is_not_run_again(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from fra.commands import app
-
     monkeypatch.chdir(suite.path)
     suite.claims(heads=CLAIM_FILE.replace("raise ZeroDivisionError", "return"))
     conftest = suite.path / "conftest.py"
@@ -240,8 +239,6 @@ def test_what_cannot_be_run_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from fra.commands import app
-
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'fra[ray]'")
     monkeypatch.chdir(suite.path)
     mini_as(suite, "one")

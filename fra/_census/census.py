@@ -209,7 +209,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class Sent:
     """An observer as a worker makes it anew; what it does there is held against this one's weights first."""
 
     model: Model | None
@@ -275,7 +275,7 @@ def on_workers(
             yield Corpus(**{field.name: tensors.get(field.name) for field in fields(Corpus)}).to(device)  # type: ignore[arg-type]
 
 
-def elsewhere(planned: Planned) -> Elsewhere:
+def elsewhere(planned: Planned) -> Sent:
     """What makes a plan's observer in another process. Raises FraError for a model that cannot be sent there."""
     observer = planned.observer
     model, device = observer.model, observer.layer.decoder.device
@@ -287,7 +287,7 @@ def elsewhere(planned: Planned) -> Elsewhere:
             f"a {type(model).__name__} that was not loaded by fra.load_target cannot be sent to workers: load it from "
             "a target file, give a HookedTransformer, or take shards (shard=)."
         )
-    return Elsewhere(
+    return Sent(
         model=None if file is not None else model,
         file=file,
         dtype=dtype,

@@ -29,7 +29,7 @@ from fra.errors import FraError
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NEEDED = [Requirement(text) for text in PROJECT["dependencies"]]
-OPTIONAL = [Requirement(text) for extra in ("gguf", "plot") for text in PROJECT["optional-dependencies"][extra]]
+OPTIONAL = [Requirement(text) for extra in ("gguf", "plot", "ray") for text in PROJECT["optional-dependencies"][extra]]
 DEV = [Requirement(text) for extra in ("dev", "mutations") for text in PROJECT["optional-dependencies"][extra]]
 PIN = re.compile(r"(?P<name>[a-z0-9]+(?:-[a-z0-9]+)*)==(?P<version>[0-9][0-9a-z.]*)")
 HEAVY = ("torch", "pytest", "transformer_lens", "sae_lens")

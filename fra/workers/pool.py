@@ -109,6 +109,7 @@ class _Pool:
             self.waiting.extendleft(reversed(hired.tasks))
             self._say("a worker was lost: what it had is done again" if failed is None else "a worker was lost")
         else:
+            self._say("a worker was lost")
             self._unready += 1
             if self._unready >= _TRIED * self._crew.n:
                 raise FraError(

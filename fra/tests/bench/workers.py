@@ -1,7 +1,7 @@
 """What it costs to spread a census: `python -m fra.tests.bench.workers [-o FILE.md]` (needs Ray).
 
 By CPU time, which does not depend on what else a machine does: the work is what workers spend on observing; all that
-the caller, the workers beside that, and Ray's own processes (less what they take when nothing is asked of them) spend
+the caller, the workers beside that, and Ray's own processes spend (less what the caller and Ray take while waiting)
 from the first task that is measured to the last is coordination.
 """
 
@@ -71,7 +71,7 @@ def coordination(workers: int) -> Cost:
     """Of a census of mini's text on so many workers."""
     target = fra.load_target("mini")
     _, sae = target.dictionary_for(1)
-    documents = [target.tokens(document.text) for document in target.documents()] * 2
+    documents = [target.tokens(document.text) for document in target.documents()]
     planned = prepare(target.model, sae, documents, 1)
     told = [([documents[i] for i in batch], list(batch), [[] for _ in batch]) for batch in planned.batches]
     tasks = [told[low : low + PASSES] for low in range(0, len(told), PASSES)]
@@ -83,16 +83,17 @@ def coordination(workers: int) -> Cost:
             _, result = next(results)
             assert not isinstance(result, Lost)
             before.append(result[1])
-        idle = of_ray()
+        idle, still = of_ray(), time.process_time()
         time.sleep(IDLE_S)
-        idle = (of_ray() - idle) / IDLE_S
+        idle, still = (of_ray() - idle) / IDLE_S, (time.process_time() - still) / IDLE_S
         caller, ray, wall = time.process_time(), of_ray(), time.monotonic()
         work, last = 0.0, dict[int, float]()
         for number, result in results:
             assert not isinstance(result, Lost)
             work += result[0]
             last[number] = result[1]
-        caller, ray = time.process_time() - caller, of_ray() - ray - idle * (time.monotonic() - wall)
+        wall = time.monotonic() - wall
+        caller, ray = time.process_time() - caller - still * wall, of_ray() - ray - idle * wall
     # A worker's clock at its last task, less that at its first: the clocks of both ends, whichever worker is which.
     ends = sorted(last.values())[-workers:]
     return Cost(workers, len(tasks), work, caller, max(0.0, sum(ends) - sum(before) - work), max(0.0, ray))

@@ -44,7 +44,7 @@ def seen(model: Model, tokens: Tensor, layer: int, names: Mapping[str, str]) -> 
         return hook
 
     own = architecture_of(model)
-    hooks = [(own.point(name), keep(key)) for key, name in names.items()]
+    hooks: list[Any] = [(own.point(name), keep(key)) for key, name in names.items()]
     with _passes_of(model), model.hooks(fwd_hooks=hooks), suppress(_AllSeen):
         model(tokens.to(own.device), **own.until(layer))
     return got

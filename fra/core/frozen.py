@@ -307,13 +307,14 @@ def check_scores(frozen: FrozenLayer, architecture: Architecture) -> None:
     tolerance, name = architecture.tolerance, type(architecture).__name__
     attended = pattern != 0
     others = FraError(
-        f"the model attends to other keys in {where} than a causal or sliding-window mask leaves: attention in both "
+        f"the model masks other keys in {where} than a causal or sliding-window mask would: attention in both "
         "directions, padding and custom masks are not resolved."
     )
-    if bool((attended & ~mask).any()):
-        raise others
+    # First: softmax spreads a NaN over its whole row, masked keys too.
     if bool((scores.isnan() & attended).any()):
         raise FraError(f"the attention scores of {where} hold NaN: check the model's weights.")
+    if bool((attended & ~mask).any()):
+        raise others
     softmax = scores.masked_fill(~attended, -torch.inf).softmax(-1).masked_fill(~attended, 0.0)
     apart = float((softmax - pattern).abs().max())
     if not apart <= tolerance:

@@ -363,7 +363,7 @@ _WORDS = {
 _LISTS = ("dictionary", "seed", "study")
 
 
-def _sentence(error: ValidationError) -> str:
+def sentence(error: ValidationError) -> str:
     """The first complaint of pydantic as dotted key and reason, and how many more there are."""
     complaints = error.errors(include_url=False, include_context=False, include_input=False)
     first = min(complaints, key=lambda one: one["type"] != "extra_forbidden")  # a typo is why another key is missing
@@ -404,4 +404,4 @@ def read_target(name_or_path: str | Path) -> tuple[TargetSpec, Path]:
     try:
         return TargetSpec.model_validate(_parse(file)), file.parent
     except ValidationError as error:
-        raise FraError(f"the target file {file} does not fit: {_sentence(error)}.") from error
+        raise FraError(f"the target file {file} does not fit: {sentence(error)}.") from error

@@ -8,10 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from fra.dictionaries.hooks import is_head_output, is_output
 from fra.errors import FraError
 from fra.targets.documents import Document
-from fra.targets.file import ModelTable, SizeTable, TargetSpec, TextTable
+from fra.targets.file import ModelTable, SizeTable, TargetSpec, TextTable, sentence
 from fra.targets.target import Target
 
 if TYPE_CHECKING:
@@ -115,12 +117,15 @@ def load(
         if dictionaries.setdefault(hook, one) is not one:
             raise FraError(f"two dictionaries at {hook}: give one for each hook.")
     documents = _documents(texts)
-    spec = TargetSpec(
-        name=name,
-        model=ModelTable(name=str(getattr(model.cfg, "model_name", "") or "given"), prepend_bos=prepend_bos),
-        text=TextTable(documents="given", sources="document"),
-        size=SizeTable(n_layers=int(model.cfg.n_layers), n_heads=int(model.cfg.n_heads)),
-    )
+    try:
+        spec = TargetSpec(
+            name=name,
+            model=ModelTable(name=str(getattr(model.cfg, "model_name", "") or "given"), prepend_bos=prepend_bos),
+            text=TextTable(documents="given", sources="document"),
+            size=SizeTable(n_layers=int(model.cfg.n_layers), n_heads=int(model.cfg.n_heads)),
+        )
+    except ValidationError as error:
+        raise FraError(f"fra.load was given what makes no target: {sentence(error)}.") from error
     return GivenTarget(spec, model, dictionaries, documents)
 
 
@@ -137,6 +142,8 @@ def _documents(texts: Sequence[str] | Mapping[str, str]) -> list[Document]:
     if not named:
         raise FraError("texts names no document: give at least one text.")
     for name, text in named.items():
+        if not isinstance(text, str):
+            raise FraError(f"the document {name!r} is no text but of type {type(text).__name__}: give texts.")
         if not text.strip():
             raise FraError(f"the document {name!r} is empty: write text into it or leave it out.")
     return [Document(name, name, text) for name, text in named.items()]

@@ -30,6 +30,13 @@ def test_heads_shows_only_these(suite):
     assert [(r["claim"], r["head"]) for r in suite.rows()] == [("T01", "L0H0"), ("T01", "L0H7"), ("T03", None)]
 
 
+def test_another_rootdir_leads_to_the_same_claims(suite):
+    suite.claims(heads=CLAIM_FILE)
+    (suite.path / "elsewhere").mkdir()
+    suite.run("--rootdir", "elsewhere", "-k", "H4 or H7", "--ledger", "ledger.json", ret=0)
+    assert [(r["head"], r["verdict"]) for r in suite.rows()] == [("L0H4", "INCONCLUSIVE"), ("L0H7", "NOT_APPLICABLE")]
+
+
 def test_registration(suite):
     suite.claims(heads=CLAIM_FILE, family=FAMILY_FILE)
     result = suite.run("--register", "--ledger", "ledger.json", ret=0)

@@ -9,6 +9,7 @@ import torch
 
 import fra
 from fra.errors import FraError
+from fra.tests.tiny_targets import one_sentence
 
 TEXTS = {"a": "the cat sat on the mat", "b": "one bird and another bird"}
 
@@ -65,3 +66,15 @@ def test_what_does_not_fit_is_said_in_a_sentence(mini: Any) -> None:
         with pytest.raises(FraError, match=words) as caught:
             fra.load(model, dictionary, texts)
         assert "\n" not in str(caught.value)
+
+
+def test_arguments_that_make_no_target_are_said_in_a_sentence(mini: Any) -> None:
+    _, sae = mini.dictionary_for(1)
+    for arguments, words in (
+        ({"name": "a\x00b"}, r"name: must be letters, digits, dots"),
+        ({"name": "a\nb\u202e"}, r"name: must be letters, digits, dots"),
+        ({"name": ""}, r"name: must be letters, digits, dots"),
+    ):
+        with pytest.raises(FraError, match=words) as caught:
+            fra.load(mini.model, sae, ["text"], **arguments)
+        one_sentence(caught.value)

@@ -1,6 +1,7 @@
 """Options, registrations and known refutations of `pytest claims/`: what each does; what is wrong is exit code 4."""
 
 import importlib
+import json
 import subprocess
 import sys
 import textwrap
@@ -33,7 +34,12 @@ def test_heads_shows_only_these(suite):
 def test_another_rootdir_leads_to_the_same_claims(suite):
     suite.claims(heads=CLAIM_FILE)
     (suite.path / "elsewhere").mkdir()
+    as_somebody = ["git", "-C", "elsewhere", "-c", "user.name=somebody", "-c", "user.email=somebody@example.org"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "another project"]):
+        subprocess.run([*as_somebody, *command], cwd=suite.path, check=True)
     suite.run("--rootdir", "elsewhere", "-k", "H4 or H7", "--ledger", "ledger.json", ret=0)
+    header = json.loads((suite.path / "ledger.json").read_text())["header"]
+    assert header["commit"] is None, "not that of another project"
     assert [(r["head"], r["verdict"]) for r in suite.rows()] == [("L0H4", "INCONCLUSIVE"), ("L0H7", "NOT_APPLICABLE")]
 
 

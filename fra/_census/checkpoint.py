@@ -36,9 +36,9 @@ class Checkpoint:
             raise FraError(
                 f"another census is at work in the checkpoint {self.folder}: wait for it, or give another folder."
             ) from error
-        except (OSError, NotImplementedError) as error:
+        except (OSError, NotImplementedError, ValueError) as error:  # ValueError: a name with a null character
             raise FraError(
-                f"the checkpoint {self.folder} cannot be used as a folder "
+                f"the checkpoint {str(self.folder)!r} cannot be used as a folder "
                 f"({getattr(error, 'strerror', None) or error}): give one that can be written to."
             ) from error
         return self

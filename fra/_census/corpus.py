@@ -209,8 +209,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     stays one, and a file that is there keeps its mode. Raises FraError where it cannot be written, and for a device or
     a pipe, in whose place a file would be put.
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
+    try:
+        path = Path(os.path.realpath(path))
+        other = path.exists() and not path.is_file()
+    except (OSError, ValueError) as error:  # too long a name, and one with a null character
+        raise _unwritable(path, error) from error
+    if other:
         raise FraError(f"the census cannot be written to {path}, which is no regular file: name one.")
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
@@ -220,13 +224,17 @@ def whole_file(path: Path) -> Iterator[Path]:
             unfinished.chmod(stat.S_IMODE(path.stat().st_mode))
         os.replace(unfinished, path)
     except (OSError, SafetensorError) as error:
-        raise FraError(
-            f"the census cannot be written to {path} ({getattr(error, 'strerror', None) or error}): give a place with "
-            "room that can be written to."
-        ) from error
+        raise _unwritable(path, error) from error
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: Exception) -> FraError:
+    return FraError(
+        f"the census cannot be written to {str(path)!r} ({getattr(error, 'strerror', None) or error}): give a place "
+        "with room that can be written to."
+    )
 
 
 _TRIED = 20

@@ -119,11 +119,11 @@ def test_it_is_let_go_of_after_an_error(folder: Path) -> None:
 
 def test_bad_places_get_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+    for place in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "a\0b"):
         with pytest.raises(FraError, match="cannot be used as a folder") as caught:
             take(place)
         one_sentence(caught.value)
-    for place in (tmp_path, tmp_path / "file" / "below", tmp_path / ("n" * 300)):
+    for place in (tmp_path, tmp_path / "file" / "below", tmp_path / ("n" * 300), tmp_path / "a\0b"):
         with pytest.raises(FraError, match="cannot be written to") as caught:
             take(None).save(place)
         one_sentence(caught.value)

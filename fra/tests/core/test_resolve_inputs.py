@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import fra
+from fra.architectures.known import one_document
 from fra.core import resolve as resolving
 from fra.errors import FraError
 from fra.tests.models import random_tokens, tiny, tiny_sae
@@ -109,3 +110,8 @@ def test_the_example_of_resolve_runs() -> None:
     assert doctest.DocTestRunner().run(example, out=said.append).failed == 0, "".join(said)
     for word in ("[q_pos, k_pos]", "nats", "Raises FraError", "head=", "slot:"):
         assert word in (fra.resolve.__doc__ or "")
+
+
+def test_several_documents_are_refused_with_what_to_give() -> None:
+    with pytest.raises(FraError, match=r"torch\.int64 of shape \[2, 3\]: give one document's integer ids"):
+        one_document(torch.ones(2, 3, dtype=torch.long))

@@ -49,12 +49,12 @@ def evidence(target, progress):
     from fra.targets.target import has_dictionary, in_double
 
     double, design = in_double(target), CLAIM.designed(Sentences)
-    every = target.documents()
+    every, longest = target.documents(), min(design.longest, int(target.model.cfg.n_ctx))
     cut = []
     for text in (every[k].text for k in spread([document.source for document in every], CLAIM.n)):
         second = [*sentence_starts(text), 0][1]
         made = segments(target.tokenizer, text[second:], prompt=text[:second], bos=target.bos)
-        cut.append((made.tokens[: design.longest], made.segment[: design.longest]))
+        cut.append((made.tokens[:longest], made.segment[:longest]))
     found = {}
     for layer in filter(lambda layer: has_dictionary(target, layer), range(target.n_layers)):
         progress(f"S01: layer {layer}")

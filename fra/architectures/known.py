@@ -144,9 +144,7 @@ def one_document(tokens: Any) -> Int[Tensor, " pos"]:
     if given.ndim == 2 and len(given) == 1 and not given.is_floating_point() and given.dtype != torch.bool:
         raise FraError(f"{wanted}, not of shape {list(given.shape)}: give tokens[0].")
     if given.ndim != 1 or given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
-        raise FraError(
-            f"{wanted}, not {given.dtype} of shape {list(given.shape)}: give one document's integer ids (of a batch, a row)."
-        )
+        raise FraError(f"{wanted}, not {given.dtype} of shape {list(given.shape)}: give one document's integer ids.")
     return given.long()
 
 

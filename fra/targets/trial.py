@@ -87,7 +87,7 @@ def judged(target: Target, texts: Texts, qualities: Sequence[Quality]) -> list[s
     texts: a few documents. qualities: of every dictionary at its hook. Raises FraError for one that clearly fits better
     elsewhere, or nowhere, unless the target file accepts it.
     """
-    own = target.processing
+    own = _own(target)
     word = describe(own)
     unlike = {q.hook: disagreement(q.hook, declared_by(_metadata(target, q.hook)), own) for q in qualities}
     sought = [q for q in qualities if not q.explained_variance >= POOR or target.named_hook(q.hook) is None]
@@ -123,6 +123,16 @@ def judged(target: Target, texts: Texts, qualities: Sequence[Quality]) -> list[s
     return remarks
 
 
+def _own(target: Target) -> frozenset[str]:
+    """The target's processing; none of a model in memory of which nobody says how it was processed: it is as it is."""
+    try:
+        return target.processing
+    except FraError:
+        if target.spec.text.documents != "given":
+            raise
+        return frozenset()
+
+
 def _metadata(target: Target, hook: str) -> dict[str, Any]:
     return dict(target.dictionaries[hook].cfg.metadata.to_dict())
 
@@ -137,7 +147,7 @@ def _worth_trying(
     """Other processings for which a second model is worth its time: where metadata says another or, of a processed
     model, none, where a dictionary explains more of what folding makes of an activation, and where it fits nowhere.
     """
-    own = target.processing
+    own = _own(target)
     ways: list[frozenset[str]] = []
     for quality in qualities:
         named = declared_by(_metadata(target, quality.hook))

@@ -135,5 +135,5 @@ def test_bad_input_is_one_sentence(options: dict[str, Any], said: str) -> None:
 def test_no_text_steers_the_page(tmp_path: Path) -> None:
     """No token holds a character that a page obeys."""
     steering, file = "\x00\x07\u061c\u202a\u202e\u2066\u2069", tmp_path / "page.html"
-    explore(target_of("gpt2"), TEXT + steering, layer=1, heads=[0], documents=0, output=file)
+    explore(target_of("gpt2"), TEXT + steering, heads=["L1H0"], documents=0, output=file)
     assert not set(steering) & set(file.read_text(encoding="utf-8"))

@@ -166,13 +166,13 @@ def test_real_claims_twice_and_the_code_that_they_run(tmp_path):
     script = f"""
         import json, sys
         import pytest
-        ask = ["claims", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "(q01 or q19) and L1H4"]
+        ask = ["claims", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-k", "d02 or d03"]
         pytest.main(["claims", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "--collect-only"])
         before = {{*sys.modules}}  # what other claims' files import
         assert pytest.main([*ask, "--ledger", {str(tmp_path / "first.json")!r}]) == 0
         print("MODULES", json.dumps(sorted(n for n in {{*sys.modules}} - before if n.split(".")[0] == "fra")))
     """
-    again = [sys.executable, "-m", "pytest", "claims", "-q", "-k", "(q01 or q19) and L1H4"]
+    again = [sys.executable, "-m", "pytest", "claims", "-q", "-k", "d02 or d03"]
     environment = {name: value for name, value in os.environ.items() if name != "FRA_NO_CACHE"}
     environment["FRA_CACHE"] = str(tmp_path)
 
@@ -193,7 +193,7 @@ def test_real_claims_twice_and_the_code_that_they_run(tmp_path):
     (line,) = [line for line in said.splitlines() if line.startswith("MODULES")]
     names = json.loads(line.removeprefix("MODULES"))
     claims = ROOT / "claims"
-    files = [claims / "q/test_q01_scores.py", claims / "q/test_q19_no_look_ahead.py"]
+    files = [claims / "d/test_d02_dfa_by_head.py", claims / "d/test_d03_dfa_by_source.py"]
     found = {file for one in files for file in running_code(one, claims) or {}}
     # What only writes ledger and page runs on rows that are there already.
     writes = ("fra.report", "fra.ledgers", "fra.plot", "fra.verdicts.pooled", "fra.verdicts.standing", "fra.doctor")
@@ -201,6 +201,6 @@ def test_real_claims_twice_and_the_code_that_they_run(tmp_path):
         base = ROOT.joinpath(*name.split("."))
         file = next(one for one in (base / "__init__.py", base.with_suffix(".py")) if one.is_file())
         assert str(file) in found or name.startswith(writes), name
-    assert {"fra.core.resolve", "fra.measures.identities.q19_leaks"} <= {*names}
+    assert "fra.measures.identities.d02_d03_d17_exactness" in names
     assert not any(name.startswith(f"{ROOT}/fra/commands") for name in found), "the command line changes no number"
     assert {"torch", "transformer_lens", "numpy"} <= found

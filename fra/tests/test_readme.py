@@ -134,6 +134,7 @@ def test_the_claims_of_the_readme_run_on_the_target_of_the_readme(project: Path,
     assert done.ret == int(any(row["verdict"] == "REFUTED" for row in rows))
 
 
+@pytest.mark.long
 def test_the_claim_of_the_readme_on_a_target_with_one_layers_dictionary(
     project: Path, pytester: pytest.Pytester
 ) -> None:

@@ -47,6 +47,7 @@ def assert_same_file(one: Path, other: Path) -> None:
 
 
 @COMMAND
+@pytest.mark.long
 def test_the_loop_and_the_job_array_end_as_one_process_does(texts: Path, tmp_path: Path) -> None:
     options = {"heads": "L1H3,5", "reduces": "sum,contrast", "stripes": "3,200", "longest": 150}
     take(tmp_path / "one", texts, **options)

@@ -85,6 +85,7 @@ def test_a_second_run_measures_nothing_and_ends_the_same(cached):
     assert measured(cached) == ["test_family", "test_heads"]
 
 
+@pytest.mark.long
 def test_on_workers(cached):
     args = ["-p", "xdist.plugin", "-n", "2", "--dist", "loadfile"]
     run(cached, *args, ledger="first.json")
@@ -161,6 +162,7 @@ def test_code_that_is_no_installed_library_is_not_kept(cached):
         assert measured(cached) == ["test_family"]
 
 
+@pytest.mark.long
 def test_real_claims_twice_and_the_code_that_they_run(tmp_path):
     """What Python really imported for some claims is the judge of `running_code`."""
     script = f"""
